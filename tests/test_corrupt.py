@@ -1,0 +1,212 @@
+"""Corruptions against brute force and their own definition, over random rationales, students and settings."""
+
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotdistill import corrupt
+from cotdistill.data import DataError, Example
+from cotdistill.format import Arm
+from cotdistill.students import TINY, load_student
+
+settings.register_profile("quick", max_examples=60, deadline=None)
+settings.load_profile("quick")
+student = cache(load_student)
+FILLER = -1
+RATIONALES = ["", "Ice", "Ice melts. Water is wet!", "Dr. Ann says: use no. 1. Then stop. (Really?) Yes.",
+              "Crème brûlée 🍮🔥 is hot. 日本語 の 文。 Ok", "  two  spaces\ttab\nline . ", "👩‍👩‍👧", "e.g. this, i.e. that"]
+ids_lists = st.lists(st.integers(0, 50), max_size=30)
+
+
+def arm(corruption, **settings):
+    return Arm("pre_cot", corruption, **settings)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@st.composite
+def grouped(draw):
+    """ids with ascending groups, and a score per token."""
+    ids = draw(ids_lists)
+    steps = draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+    groups = np.cumsum([0, *steps[1:]]).tolist() if ids else []
+    scores = draw(st.lists(st.sampled_from([-1.5, 0.0, 0.25, 2.0]), min_size=len(ids), max_size=len(ids)))
+    return ids, groups, scores
+
+
+def as_units(ids, groups):
+    return [tuple(i for i, g in zip(ids, groups) if g == unit) for unit in dict.fromkeys(groups)]
+
+
+def is_subsequence(short, long):
+    rest = iter(long)
+    return all(item in rest for item in short)
+
+
+@given(grouped(), st.integers(0, 9))
+def test_a_shuffle_moves_whole_units_and_keeps_every_token(data, seed):
+    ids, groups, _ = data
+    before = list(ids)
+    out = corrupt.corrupt(ids, arm("shuffled", unit="word"), rng(seed), filler_id=FILLER, groups=groups)
+    assert Counter(out) == Counter(ids) and ids == before
+    # The order of the units is the generator's permutation, each unit unbroken.
+    units = as_units(ids, groups)
+    expected = [i for unit in rng(seed).permutation(len(units)) for i in units[unit]] if ids else []
+    assert out == expected
+    assert out == corrupt.corrupt(ids, arm("shuffled", unit="word"), rng(seed), filler_id=FILLER, groups=groups)
+
+
+@given(grouped(), st.floats(0, 1), st.sampled_from(["random", "most", "least"]), st.sampled_from(["filler", "delete"]),
+       st.sampled_from(["random", "occlusion"]))
+def test_a_mask_hides_exactly_k_units(data, amount, order, fill, selector):
+    ids, groups, scores = data
+    setting = arm("masked", unit="word", amount=amount, order=order, fill=fill, selector=selector)
+    out = corrupt.corrupt(ids, setting, rng(), filler_id=FILLER, scores=scores, groups=groups)
+    n = len(set(groups))
+    k = round(amount * n)
+    if fill == "delete":
+        assert is_subsequence(out, ids)
+        kept = corrupt.corrupt(ids, arm("masked", unit="word", amount=amount, order=order, selector=selector), rng(),
+                               filler_id=FILLER, scores=scores, groups=groups)
+        assert out == [i for i in kept if i != FILLER]
+        return
+    assert len(out) == len(ids)
+    assert all(a in (b, FILLER) for a, b in zip(out, ids))
+    hidden = {g for g, i in zip(groups, out) if i == FILLER}
+    assert len(hidden) == k and all(i == FILLER for g, i in zip(groups, out) if g in hidden)
+    if order != "random" and selector != "random":
+        sign = -1 if order == "most" else 1
+        totals = [sum(s for s, g in zip(scores, groups) if g == unit) for unit in range(n)]
+        assert hidden == set(sorted(range(n), key=lambda unit: (sign * totals[unit], unit))[:k])
+
+
+@given(grouped(), st.one_of(st.integers(1, 40).map(float), st.floats(0, 0.999)), st.sampled_from(["random", "human"]))
+def test_keeping_keeps_the_best_k_in_their_order(data, amount, selector):
+    ids, groups, scores = data
+    out = corrupt.corrupt(ids, arm("kept", unit="word", amount=amount, selector=selector), rng(), filler_id=FILLER,
+                          scores=scores, groups=groups)
+    n = len(set(groups))
+    k = min(n, int(amount)) if amount >= 1 else max(round(amount * n), int(amount > 0 and n > 0))
+    assert is_subsequence(out, ids)
+    units = as_units(ids, groups)
+    if selector == "human":
+        totals = [sum(s for s, g in zip(scores, groups) if g == unit) for unit in range(n)]
+        best = sorted(sorted(range(n), key=lambda unit: (-totals[unit], unit))[:k])
+        assert out == [i for unit in best for i in units[unit]]
+    else:
+        assert len(out) <= len(ids) and (k < n or out == ids) and (k > 0 or out == [])
+
+
+@given(ids_lists, st.floats(0, 1), st.floats(0, 1))
+def test_random_masks_and_keeps_are_nested(ids, a, b):
+    low, high = sorted((a, b))
+    places = list(range(len(ids)))
+    for kind in ("masked", "kept"):
+        small, large = (set(corrupt.corrupt(places, arm(kind, amount=x, fill="delete"), rng(), filler_id=FILLER))
+                        for x in (low if low < 1 or kind == "masked" else 0.5, high if high < 1 or kind == "masked" else 0.5))
+        assert small >= large if kind == "masked" else small <= large
+
+
+def test_filler_matches_the_length_and_the_rest_is_untouched():
+    assert corrupt.corrupt([5, 6, 7], arm("filler"), None, filler_id=9) == [9, 9, 9]
+    assert corrupt.corrupt([5, 6, 7], arm(""), None, filler_id=9) == [5, 6, 7]
+    assert corrupt.corrupt([5, 6, 7], arm("swapped"), None, filler_id=9) == [5, 6, 7]
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("text", RATIONALES)
+def test_groups_follow_the_text(name, text):
+    piece = f" {text}"
+    ids = student(name).encode(piece)
+    words, sentences = corrupt.word_groups(student(name), piece), corrupt.sentence_groups(student(name), piece)
+    assert len(words) == len(sentences) == len(ids) == len(corrupt.offsets(student(name), piece))
+    for groups in (words, sentences):
+        assert groups == sorted(groups) and sorted(set(groups)) == list(range(len(set(groups))))
+    assert len(set(words)) == max(len(text.split()), 1)
+    # A sentence is made of whole words, and each group decodes to its word.
+    assert len(set(zip(words, sentences))) == len(set(words))
+    for word, unit in zip(text.split(), as_units(ids, words)):
+        if "<0x" not in word:
+            assert student(name).decode(list(unit)).strip() == word
+
+
+@pytest.mark.parametrize("text, n", [("Ice melts. Water is wet!", 2), ("One. two? three", 3), ("", 0), ("no stop", 1),
+                                     ("See e.g. ice. Then 1. and B. go", 2), ('He said "go." Then left.', 2),
+                                     ("Pi is 3.14 today.", 1), ("Is it (really?) so?", 2)])
+def test_sentences(text, n):
+    spans = corrupt.sentence_spans(text)
+    assert len(spans) == n
+    assert " ".join(text[a:b] for a, b in spans) == " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("unit", ["token", "word", "sentence"])
+@pytest.mark.parametrize("text", RATIONALES)
+def test_every_setting_on_every_student(name, unit, text):
+    piece = f" {text}" if text else ""
+    model = student(name)
+    ids = model.encode(piece)
+    scores = rng(1).normal(size=len(ids))
+    mix = corrupt.corrupt_text(model, piece, ids, arm("shuffled", unit=unit), rng())
+    assert Counter(mix) == Counter(ids)
+    n = len(set(corrupt.unit_groups(model, piece, unit) or range(len(ids)))) if ids else 0
+    for order in ("random", "most", "least"):
+        for fill in ("filler", "delete"):
+            for amount in (0.0, 0.5, 1.0):
+                setting = arm("masked", unit=unit, amount=amount, order=order, fill=fill, selector="occlusion")
+                out = corrupt.corrupt_text(model, piece, ids, setting, rng(), scores)
+                changed = len(ids) - len(out) if fill == "delete" else sum(a != b for a, b in zip(out, ids))
+                assert (changed > 0) == (round(amount * n) > 0) or fill == "filler"
+                if amount == 1:
+                    assert out == ([] if fill == "delete" else [model.filler_id] * len(ids))
+                if amount == 0:
+                    assert out == ids
+    assert corrupt.corrupt_text(model, piece, ids, arm("kept", unit=unit, amount=1000), rng(), scores) == ids
+    dots = corrupt.corrupt_text(model, piece, ids, arm("filler"), None)
+    assert len(dots) == len(ids) and set(model.decode(dots)) <= {".", " "}
+
+
+def test_a_corruption_reaches_neither_question_nor_label():
+    from cotdistill.train import RATIONALE, encode
+    example = Example("q", "What melts?", ("ice", "iron bar"), 1)
+    for placement in ("pre_cot", "post_cot"):
+        intact = encode(student("tiny-llama"), example, "Ice melts. Iron does not.", Arm(placement))
+        rest = [(i, k) for i, k in zip(intact.ids, intact.kinds) if k != RATIONALE]
+        for kind, amount in (("shuffled", 0), ("masked", 0.5), ("kept", 3), ("filler", 0)):
+            bad = encode(student("tiny-llama"), example, "Ice melts. Iron does not.", Arm(placement, kind, amount=amount),
+                         rng=rng())
+            assert bad.ids != intact.ids
+            assert [(i, k) for i, k in zip(bad.ids, bad.kinds) if k != RATIONALE] == rest
+
+
+@given(st.dictionaries(st.text("abcdefgh", min_size=1, max_size=4), st.integers(0, 60), min_size=2, max_size=60),
+       st.integers(0, 5))
+def test_swaps_are_derangements_among_the_like(lengths, seed):
+    partners = corrupt.swap_partners(lengths, rng(seed))
+    assert list(partners) == list(lengths) and sorted(partners.values()) == sorted(lengths)
+    assert all(a != b for a, b in partners.items())
+    backwards = dict(reversed(lengths.items()))
+    assert corrupt.swap_partners(backwards, rng(seed)) == partners
+    # No more than a bucket's worth of questions lies between a question and its donor in length.
+    for a, b in partners.items():
+        low, high = sorted((lengths[a], lengths[b]))
+        assert sum(low < n < high for n in lengths.values()) <= 14
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: corrupt.swap_partners({"a": 1}, rng()), "1 question"),
+    (lambda: corrupt.corrupt([1, 2], arm("kept", amount=1, selector="human"), rng(), filler_id=0), "no scores"),
+    (lambda: corrupt.corrupt([1, 2], arm("kept", amount=1, selector="human"), rng(), filler_id=0, scores=[1]), "1 scores"),
+    (lambda: corrupt.corrupt([1], arm("kept", amount=1, selector="human"), rng(), filler_id=0, scores=[np.nan]), "nan"),
+    (lambda: corrupt.corrupt([1, 2], arm("shuffled"), rng(), filler_id=0, groups=[0]), "1 groups"),
+    (lambda: corrupt.corrupt([1, 2], arm("shuffled"), None, filler_id=0), "generator"),
+])
+def test_bad_input_has_one_clear_error(call, words):
+    with pytest.raises(DataError, match=words):
+        call()

@@ -1,0 +1,225 @@
+"""microworld: counts, balance, no shortcut, gold spans, determinism, the rationale-only dial, strict logic."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix, hstack
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from cotdistill import microworld
+from cotdistill.data import DataError, question_key
+from cotdistill.microworld import generate
+
+BIG = dict(n_train=2000, n_validation=200, n_test=1000)
+
+
+@pytest.fixture(scope="module", params=["everyday", "relations"])
+def world(request):
+    return request.param, generate(request.param, **BIG)
+
+
+@pytest.fixture(scope="module")
+def everyday():
+    return generate("everyday", n_train=400, n_validation=100, n_test=300, seed=3)
+
+
+def words(text):
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
+def overlap(example):
+    """Three overlap counts of each option with its question: words, five-letter stems, characters of 4-grams."""
+    grams = lambda t: {t[i:i + 4] for i in range(len(t) - 3)}
+    cut = lambda ws: {w[:5] for w in ws}
+    q = example.question.lower()
+    return np.array([[len(words(q) & words(c)), len(cut(words(q)) & cut(words(c))), len(grams(q) & grams(c.lower()))]
+                     for c in example.choices], float)
+
+
+def ngram_accuracy(train, test):
+    """An independent shortcut: logistic regression on word 1- and 2-grams of "question option" and of the option alone,
+    overlap counts and the option's length and place; the option with the highest score is the answer."""
+    text = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
+    alone = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
+    pairs = lambda es: [(f"{e.question} {c}", c) for e in es for c in e.choices]
+    extra = lambda es: csr_matrix(np.vstack([np.hstack([overlap(e), [[len(c), i] for i, c in enumerate(e.choices)]])
+                                             for e in es]))
+    both, options = zip(*pairs(train))
+    x = hstack([text.fit_transform(both), alone.fit_transform(options), extra(train)]).tocsr()
+    y = np.concatenate([np.arange(len(e.choices)) == e.answer for e in train])
+    model = LogisticRegression(C=1.0, max_iter=300).fit(x, y)
+    both, options = zip(*pairs(test))
+    scores = model.decision_function(hstack([text.transform(both), alone.transform(options), extra(test)]).tocsr())
+    ends = np.cumsum([len(e.choices) for e in test])[:-1]
+    return np.mean([int(np.argmax(s)) == e.answer for s, e in zip(np.split(scores, ends), test)])
+
+
+def chance(examples):
+    return np.mean([1 / len(e.choices) for e in examples])
+
+
+def test_no_ngram_shortcut(world):
+    part, data = world
+    accuracy = ngram_accuracy(data["train"], data["test"])
+    print(part, "n-gram", accuracy)
+    assert abs(accuracy - chance(data["test"])) < 0.05
+
+
+def test_no_overlap_shortcut(world):
+    """Most overlap first, and least overlap first; ties are shared."""
+    _, data = world
+    for sign in (1, -1):
+        for column in range(3):
+            hits = []
+            for e in data["test"]:
+                s = sign * overlap(e)[:, column]
+                best = np.flatnonzero(s == s.max())
+                hits.append((e.answer in best) / len(best))
+            assert abs(np.mean(hits) - chance(data["test"])) < 0.05
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_option_is_right_one_time_in_n(world, split):
+    """P(right | option text) is 1/n, for every option that is offered often enough to tell."""
+    _, data = world
+    offered, right, even = Counter(), Counter(), Counter()
+    for e in data[split]:
+        for i, c in enumerate(e.choices):
+            offered[c] += 1
+            right[c] += i == e.answer
+            even[c] += 1 / len(e.choices)
+    off = sum(abs(right[c] - even[c]) for c in offered)
+    assert off / len(data[split]) < 0.05   # per question; a random draw of the same size gives far more
+
+
+def test_sizes_places_and_duplicates(world):
+    part, data = world
+    every = data["train"] + data["validation"] + data["test"]
+    assert [len(data[s]) for s in microworld.SPLITS] == [2000, 200, 1000]
+    assert len({e.id for e in every}) == len(every) == len({question_key(e) for e in every})
+    for split in microworld.SPLITS:
+        places = Counter(e.answer for e in data[split])
+        assert max(places.values()) - min(places.values()) <= 1
+        for e in data[split]:
+            assert len({c.lower() for c in e.choices}) == len(e.choices) == (4 if part == "everyday" else 2)
+    assert np.mean([len(e.question.split()) for e in every]) <= 12
+    assert max(len(e.question.split()) for e in every) <= 18
+    lengths = [len(data["rationales"][e.id].text.split()) for e in every]
+    assert 8 <= np.mean(lengths) <= 22
+
+
+def test_gold_rationales(world):
+    """Every question has one; its spans are words of it, in order, and one of them is the answer."""
+    _, data = world
+    for e in data["train"] + data["validation"] + data["test"]:
+        r = data["rationales"][e.id]
+        assert r.id == e.id and r.answer == e.answer and r.key_spans
+        assert all(0 <= a < b <= len(r.text) for a, b in r.key_spans)
+        assert all(b <= c for (_, b), (c, _) in zip(r.key_spans, r.key_spans[1:]))
+        assert e.label.lower() in {r.text[a:b].lower() for a, b in r.key_spans}
+        for a, b in r.key_spans:
+            assert not (r.text[a - 1:a] + r.text[a]).isalpha() or a == 0
+            assert not r.text[b:b + 1].isalnum()
+
+
+def test_test_templates_are_unseen():
+    rows = microworld.knowledge()["relations"].values()
+    train = {t for row in rows for key in ("train", "inverse_train") for t in row.get(key, [])}
+    test = {t for row in rows for key in ("test", "inverse_test") for t in row.get(key, [])}
+    train |= {t for forms in (microworld.COMPARE, microworld.DIRECTION) for t in forms["train"]}
+    test |= {t for forms in (microworld.COMPARE, microworld.DIRECTION) for t in forms["test"]}
+    assert not train & test
+    for template in train | test:   # no option can be told by the word before it
+        assert not template.rstrip("?.").endswith("}") or "{w2}" in template or "{e}" in template
+
+
+def test_deterministic_and_seeded(everyday):
+    again = generate("everyday", n_train=400, n_validation=100, n_test=300, seed=3)
+    assert again == everyday
+    other = generate("everyday", n_train=400, n_validation=100, n_test=300, seed=4)
+    assert {question_key(e) for e in other["test"]} != {question_key(e) for e in everyday["test"]}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+def test_rationale_only_dial(share):
+    """Brute force over the texts: a rationale-only fact stands in some training rationale, and no training question that
+    names its concept has its value as the answer (nor the other way round)."""
+    data = generate("everyday", n_train=400, n_validation=50, n_test=200, seed=1, rationale_only=share, label_seen=0.3)
+    meta, facts = data["meta"], microworld.facts_of(microworld.knowledge())
+    where = Counter(meta[e.id]["fact_in"] for e in data["test"])
+    assert abs(where["rationale"] / 200 - share) < 0.06
+    texts = [data["rationales"][e.id].text.lower() for e in data["train"]]
+    for e in data["test"]:
+        m = meta[e.id]
+        concept, relation = m["fact"]
+        name, value = re.sub("^an? ", "", concept), facts[m["fact"]][0]
+        both = [t for t in texts if re.search(rf"\b{name}\b", t) and re.search(rf"\b{re.escape(value)}\b", t)]
+        if m["fact_in"] in ("rationale", "label"):
+            assert both, (e, m)
+        if m["fact_in"] == "none":
+            assert not any(microworld.state(microworld.knowledge(), relation, concept, value).lower() in t for t in both) \
+                or "via" in microworld.knowledge()["relations"][relation]
+        if m["fact_in"] != "label":
+            for t in data["train"]:
+                asked = meta[t.id]["relation"] == relation and meta[t.id]["fact"][0] == concept
+                assert not asked, (e, t)
+    for e in data["test"]:
+        if meta[e.id]["unseen_concept"]:
+            name = re.sub("^an? ", "", meta[e.id]["fact"][0])
+            assert not any(re.search(rf"\b{name}\b", t.question.lower()) and meta[t.id]["fact"][0] == meta[e.id]["fact"][0]
+                           for t in data["train"])
+
+
+def test_wrong_options_are_wrong(everyday):
+    """No wrong option is another true value of the concept asked, by the knowledge base itself."""
+    facts = microworld.facts_of(microworld.knowledge())
+    for split in microworld.SPLITS:
+        for e in everyday[split]:
+            fact = everyday["meta"][e.id]["fact"]
+            assert sum(c in facts[fact] or c == re.sub("^an? ", "", fact[0]) for c in e.choices) == 1
+
+
+def test_options_come_in_every_number():
+    data = generate("everyday", n_train=300, n_validation=20, n_test=100, n_options="mix")
+    assert {len(e.choices) for e in data["train"]} == {2, 3, 4, 5}
+    assert len(generate("everyday", n_train=12, n_validation=3, n_test=5)["test"]) == 5   # a smoke study's sizes
+
+
+def test_relations_follow_the_signs():
+    """Solve every question from its words by walking the signed chain, and compare with the answer given."""
+    data, solved = generate("relations", n_train=300, n_validation=50, n_test=300), 0
+    themes = microworld.knowledge()["quantities"]
+    for e in data["train"] + data["test"]:
+        theme, start, stop = data["meta"][e.id]["fact"]
+        nodes = themes[theme][start:stop + 1]
+        text = e.question.lower()
+        has = lambda phrase: re.search(rf"\b{re.escape(phrase)}\b", text) is not None
+        sign = 1 if has(nodes[0][1]) else -1
+        assert has(nodes[0][1]) != has(nodes[0][2]), e.question
+        for node in nodes[:-1]:
+            sign *= 1 if node[3] == "+" else -1
+        right = nodes[-1][1] if sign > 0 else nodes[-1][2]
+        if set(e.choices) == set(nodes[-1][1:3]):
+            assert e.label == right
+        else:
+            first = min(e.choices, key=lambda name: text.index(name.lower()))
+            second = max(e.choices, key=lambda name: text.index(name.lower()))
+            if not text.startswith("unlike"):
+                owner = first
+            else:   # "Unlike B, A has the ..."
+                owner = second
+            assert e.label == (owner if has(right) else first if owner == second else second)
+        solved += 1
+    assert solved == 600
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(part="sports"), "expected everyday or relations"), (dict(n_options=7), "expected 2, 3, 4, 5 or mix"),
+    (dict(rationale_only=1.2), "from 0 to 1"), (dict(rationale_only=0.7, label_seen=0.7), "at most 1"),
+    (dict(relations=["smell"]), "expected some of"), (dict(n_train=10**5), "at most"), (dict(part="relations", n_train=10**5), "at most")])
+def test_bad_settings_say_so(settings, words):
+    with pytest.raises(DataError, match=words):
+        generate(**{"n_validation": 5, "n_test": 5, **settings})
