@@ -7,7 +7,8 @@ only the rationale's embeddings move; question and label stay fixed. The prompt'
 therefore constant: they are computed once and shared by all steps, which is exact (tests compare with captum
 on whole, uncached sequences).
 
-Scores are in nats unless said otherwise, one per rationale token; positive means "speaks for the label". """
+Scores are in nats unless said otherwise, one per rationale token; positive means "speaks for the label".
+"""
 
 import copy
 import json
@@ -32,8 +33,8 @@ from cotdistill.format import Arm, format_target, prompt_text
 from cotdistill.students import Student
 from cotdistill.train import example_rng
 
-METHODS = ("integrated_gradients", "input_x_gradient", "saliency", "occlusion", "occlusion_word", "attention", "rollout",
-           "embedding_similarity", "random", "human")
+METHODS = ("integrated_gradients", "input_x_gradient", "saliency", "occlusion", "occlusion_word", "attention",
+           "rollout", "embedding_similarity", "random", "human")
 BASELINES = ("filler", "mean", "zero")
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of tokens, as in ERASER
 
@@ -104,13 +105,14 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
     label = torch.tensor(parts.label, device=device)
     with torch.no_grad():
         tail = embed(torch.tensor([parts.frame + parts.label[:-1]], device=device))
-        cache = model(input_ids=torch.tensor([parts.prefix], device=device), use_cache=True, logits_to_keep=1).past_key_values
+        prompt = torch.tensor([parts.prefix], device=device)
+        cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
 
     def score(embeds: torch.Tensor) -> torch.Tensor:
         past = copy.deepcopy(cache)
         past.batch_repeat_interleave(len(embeds))
-        logits = model(inputs_embeds=torch.cat([embeds, tail.expand(len(embeds), -1, -1)], 1), past_key_values=past,
-                       use_cache=True, logits_to_keep=len(label)).logits
+        rows = torch.cat([embeds, tail.expand(len(embeds), -1, -1)], 1)
+        logits = model(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=len(label)).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.log_softmax(-1)[:, torch.arange(len(label)), label].sum(1)
 
@@ -157,19 +159,24 @@ def removal_logps(student: Student, example: Example, rationale: str, keep: np.n
 # -------------------------------------------------------------------------------------------- the methods
 
 def attribute(student: Student, example: Example, rationale: str, method: str, *, label_format: str = "text",
-              n_steps: int = 32, baseline: str = "filler", batch_size: int = 16, rng: np.random.Generator | None = None,
+              n_steps: int = 32, baseline: str = "filler", batch_size: int = 16,
+              rng: np.random.Generator | None = None,
               selections: dict[str, Sequence[int]] | None = None) -> Attribution:
     """Score every token of one rationale for the right answer's log probability.
 
     integrated_gradients   path integral from the baseline, Gauss-Legendre with n_steps points, summed over the
-                           embedding (Sundararajan et al. 2017, arXiv 1703.01365); scores sum to logp_full - logp_baseline
+                           embedding; the scores sum to logp_full - logp_baseline (Sundararajan et al. 2017,
+                           arXiv 1703.01365)
     input_x_gradient       embedding times gradient, summed (Shrikumar et al. 2016, arXiv 1605.01713)
-    saliency               length of the gradient: nats per unit of embedding, no sign (Li et al. 2016, arXiv 1506.01066)
-    occlusion              fall of log p when the token alone is at the baseline (Zeiler and Fergus 2014, arXiv 1311.2901)
+    saliency               length of the gradient, in nats per unit of embedding, no sign (Li et al. 2016,
+                           arXiv 1506.01066)
+    occlusion              fall of log p when the token alone is at the baseline (Zeiler and Fergus 2014,
+                           arXiv 1311.2901)
     occlusion_word         the same for each whole word, shared equally among its tokens
-    attention              last layer, mean over heads and over the positions that predict the label (a weight, no sign)
-    rollout                attention through all layers with the residual stream (Abnar and Zuidema 2020, arXiv 2005.00928)
-    embedding_similarity   cosine of the token's embedding with the label's mean one: the word2vec idea, no context
+    attention              last layer, mean over heads and over the positions that predict the label (no sign)
+    rollout                attention through all layers with the residual stream (Abnar and Zuidema 2020,
+                           arXiv 2005.00928)
+    embedding_similarity   cosine of the token's embedding with the label's mean one: the word2vec idea
     random                 uniform numbers from rng
     human                  1 for the token positions in selections[id], else 0
 
@@ -184,7 +191,7 @@ def attribute(student: Student, example: Example, rationale: str, method: str, *
         raise DataError(f"attribution baseline '{baseline}'; expected one of {', '.join(BASELINES)}")
     if method == "random":
         if rng is None:
-            raise DataError("attribution method 'random': no random generator; expected one, seeded by question and seed")
+            raise DataError("attribution method 'random': no random generator; expected one, seeded by question")
         return replace(result, scores=rng.random(n))
     if method == "human":
         return replace(result, scores=_human(example.id, n, selections))
@@ -205,22 +212,23 @@ def attribute(student: Student, example: Example, rationale: str, method: str, *
         if method.startswith("occlusion"):
             members = np.array(parts.words if method == "occlusion_word" else range(n))
             rows = torch.tensor(members[None] == np.unique(members)[:, None], device=full.device)
-            logps = _in_batches(score, torch.cat([full, base, torch.where(rows[:, :, None], base, full)]), batch_size).numpy()
+            variants = torch.cat([full, base, torch.where(rows[:, :, None], base, full)])
+            logps = _in_batches(score, variants, batch_size).numpy()
             share = (logps[0] - logps[2:]) / np.bincount(members)
             return replace(result, scores=share[members], logp_full=logps[0], logp_baseline=logps[1])
         ends = _in_batches(score, torch.cat([full, base]), batch_size).numpy()
         paths = IntegratedGradients(score).attribute(full, base, n_steps=n_steps, internal_batch_size=batch_size)
         scores = paths.sum(-1)[0].double().cpu().numpy()
-        return replace(result, scores=scores, delta=float(scores.sum() - (ends[0] - ends[1])), logp_full=float(ends[0]),
-                       logp_baseline=float(ends[1]))
+        return replace(result, scores=scores, delta=float(scores.sum() - (ends[0] - ends[1])),
+                       logp_full=float(ends[0]), logp_baseline=float(ends[1]))
 
 
 def _human(id: str, n: int, selections: dict | None) -> np.ndarray:
     if id not in (selections or {}):
-        raise DataError(f"question '{id}': no human selection; expected a line {{\"id\": \"{id}\", \"tokens\": [...]}}")
+        raise DataError(f"question '{id}': no human selection; expected a line with its id and \"tokens\": [...]")
     bad = [t for t in selections[id] if not 0 <= t < n]
     if bad:
-        raise DataError(f"question '{id}': selected token {bad[0]}; its rationale has tokens 0 to {n - 1} with this student")
+        raise DataError(f"question '{id}': selected token {bad[0]}; expected 0 to {n - 1}, this student's tokens of it")
     scores = np.zeros(n)
     scores[list(selections[id])] = 1
     return scores
@@ -251,12 +259,14 @@ def _attention(student: Student, parts: Parts, method: str) -> np.ndarray:
 @torch.no_grad()
 def _similarity(student: Student, parts: Parts) -> np.ndarray:
     weight = student.model.get_input_embeddings().weight
-    visible = [i for i in parts.label if student.decode([i]).strip()] or parts.label  # not the line break that ends a label
-    return torch.cosine_similarity(weight[parts.rationale].double(), weight[visible].double().mean(0, keepdim=True)).cpu().numpy()
+    visible = [i for i in parts.label if student.decode([i]).strip()] or parts.label  # not the closing line break
+    target = weight[visible].double().mean(0, keepdim=True)
+    return torch.cosine_similarity(weight[parts.rationale].double(), target).cpu().numpy()
 
 
-def attribute_all(student: Student, examples: list[Example], rationales: dict[str, Rationale], method: str, *, seed: int = 0,
-                  progress: Callable[[int], None] = lambda done: None, **settings) -> list[Attribution]:
+def attribute_all(student: Student, examples: list[Example], rationales: dict[str, Rationale], method: str, *,
+                  seed: int = 0, progress: Callable[[int], None] = lambda done: None,
+                  **settings) -> list[Attribution]:
     """`attribute` for many questions, in their order. `random` depends on the question's id and `seed`, not
     on its place.
 
@@ -264,8 +274,8 @@ def attribute_all(student: Student, examples: list[Example], rationales: dict[st
     found = []
     with frozen(student.model):
         for example in examples:
-            found.append(attribute(student, example, rationales[example.id].text, method, rng=example_rng(example.id, seed, 4),
-                                   **settings))
+            rng = example_rng(example.id, seed, 4)
+            found.append(attribute(student, example, rationales[example.id].text, method, rng=rng, **settings))
             progress(len(found))
     return found
 
@@ -276,7 +286,7 @@ def aggregate_to_words(scores: Sequence[float], words: Sequence[int], how: str =
     """One score per word. how: "sum" (right for additive scores), "mean" or "max" of its tokens."""
     scores, words = np.asarray(scores, dtype=float), np.asarray(words, dtype=int)
     combine = {"sum": np.sum, "mean": np.mean, "max": np.max}[how]
-    return np.array([combine(scores[words == word]) for word in range(words.max() + 1)]) if len(words) else np.zeros(0)
+    return np.array([combine(scores[words == word]) for word in range(max(words, default=-1) + 1)], dtype=float)
 
 
 def top_k(scores: Sequence[float], k: float) -> list[int]:
@@ -294,10 +304,11 @@ def write_scores(path: str | Path, attributions: list[Attribution], made_from: d
     Returns its fingerprint, which is part of a training run's key. The file appears whole or not at all."""
     path, print_of = Path(path), fingerprint(made_from)
     path.parent.mkdir(parents=True, exist_ok=True)
-    numbers = ("delta", "logp_full", "logp_baseline")
     rows = [{"fingerprint": print_of, "made_from": made_from, "n": len(attributions)}]
-    rows += [{"id": a.id, "method": a.method, "scores": a.scores.tolist(), "ids": list(a.ids), "words": list(a.words),
-              **{name: None if np.isnan(value := getattr(a, name)) else float(value) for name in numbers}} for a in attributions]
+    for a in attributions:
+        row = {"id": a.id, "method": a.method, "scores": a.scores.tolist(), "ids": a.ids, "words": a.words}
+        numbers = {"delta": a.delta, "logp_full": a.logp_full, "logp_baseline": a.logp_baseline}
+        rows.append(row | {name: None if np.isnan(value) else float(value) for name, value in numbers.items()})
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
     os.replace(part, path)
@@ -309,9 +320,9 @@ def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
     not one, is cut short, or whose head does not belong to its fingerprint."""
     (line, head), *rows = read_jsonl(path) or [(1, {})]
     if set(head) != {"fingerprint", "made_from", "n"} or fingerprint(head["made_from"]) != head["fingerprint"]:
-        raise DataError(f"{path}:{line}: not the head of a score file; expected fingerprint, made_from and n that agree")
+        raise DataError(f"{path}:{line}: not the head of a score file; expected a fingerprint that fits made_from")
     if len(rows) != head["n"]:
-        raise DataError(f"{path}: {len(rows)} questions; its head says {head['n']}: delete the file and attribute again")
+        raise DataError(f"{path}: {len(rows)} questions; expected {head['n']}: delete it and attribute again")
     found = []
     for line, row in rows:
         try:
@@ -320,7 +331,8 @@ def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
         except (TypeError, ValueError) as error:
             raise DataError(f"{path}:{line}: {error}; expected the fields of an Attribution") from None
         if not len(a.ids) == len(a.scores) == len(a.words):
-            raise DataError(f"{path}:{line} (id {a.id}): {len(a.scores)} scores for {len(a.ids)} tokens; expected as many")
+            raise DataError(f"{path}:{line} (id {a.id}): {len(a.scores)} scores for {len(a.ids)} tokens; "
+                            "expected as many")
         found.append(a)
     return found, head["fingerprint"]
 
@@ -347,9 +359,10 @@ def read_selections(path: str | Path) -> dict[str, list[int]]:
     found = {}
     for line, row in read_jsonl(path):
         id, tokens = row.get("id"), row.get("tokens")
-        if not isinstance(id, str) or not isinstance(tokens, list) or not all(type(t) is int and t >= 0 for t in tokens):
-            raise DataError(f"{path}:{line}: found {json.dumps(row)[:80]}; expected \"id\" (a text) and \"tokens\" (a list of "
-                            "positions from 0)")
+        fits = isinstance(id, str) and isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)
+        if not fits:
+            raise DataError(f"{path}:{line}: found {json.dumps(row)[:80]}; expected \"id\" (a text) and \"tokens\" "
+                            "(a list of positions from 0)")
         found[id] = tokens
     return found
 
@@ -386,8 +399,8 @@ def faithfulness(student: Student, example: Example, rationale: str, scores: dic
             rows.append({"id": example.id, "method": method, "fraction": fraction, "tokens": k})
             keep += [~chosen, chosen]
     if not rows or not len(keep[0]):
-        return pd.DataFrame(columns=["id", "method", "fraction", "tokens", "deletion", "insertion", "comprehensiveness",
-                                     "sufficiency"])
+        return pd.DataFrame(columns=["id", "method", "fraction", "tokens", "deletion", "insertion",
+                                     "comprehensiveness", "sufficiency"])
     keep.append(np.ones(len(keep[0]), dtype=bool))
     logps = removal_logps(student, example, rationale, np.array(keep), label_format=label_format, baseline=baseline,
                           batch_size=batch_size)
@@ -410,7 +423,8 @@ def randomise(student: Student, layers: int | None, seed: int) -> Student:
         for parameter in (p for module in chosen for p in module.parameters()):
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.copy_(parameter.mean() + noise * (parameter.std() if parameter.numel() > 1 else 0))
-    return replace(student, model=model, name=f"{student.name} (randomised)", fingerprint="", note=f"{layers} blocks re-drawn")
+    note = f"{'everything' if layers is None else f'the top {layers} blocks'} re-drawn with seed {seed}"
+    return replace(student, model=model, name=f"{student.name} (randomised)", fingerprint="", note=note)
 
 
 def randomisation_check(student: Student, examples: list[Example], rationales: dict[str, Rationale], method: str, *,
@@ -423,8 +437,8 @@ def randomisation_check(student: Student, examples: list[Example], rationales: d
     own, rows = attribute_all(student, examples, rationales, method, seed=seed, **settings), []
     for n in layers:
         other = attribute_all(randomise(student, n, seed), examples, rationales, method, seed=seed, **settings)
-        rows += [{"id": a.id, "method": method, "layers": "all" if n is None else n, "rho": _correlation(sps.spearmanr, a.scores, b.scores)}
-                 for a, b in zip(own, other)]
+        rows += [{"id": a.id, "method": method, "layers": "all" if n is None else n,
+                  "rho": _correlation(sps.spearmanr, a.scores, b.scores)} for a, b in zip(own, other)]
     return pd.DataFrame(rows)
 
 
@@ -447,7 +461,8 @@ def mean_intervals(table: pd.DataFrame, by: list[str], measures: list[str], rng:
             if len(values):
                 draws = values[rng.integers(len(values), size=(n_boot, len(values)))].mean(1)
                 value, (low, high) = values.mean(), np.percentile(draws, [2.5, 97.5])
-            rows.append({**dict(zip(by, key)), "measure": measure, "value": value, "low": low, "high": high, "n": len(values)})
+            rows.append({**dict(zip(by, key)), "measure": measure, "value": value, "low": low, "high": high,
+                         "n": len(values)})
     return pd.DataFrame(rows)
 
 
@@ -467,7 +482,8 @@ def agreement(by_method: dict[str, list[Attribution]], k: float, rng: np.random.
                 continue
             y = others[x.id]
             if x.ids != y.ids:
-                raise DataError(f"question '{x.id}': {a} and {b} scored different tokens; expected one rationale and one student")
+                raise DataError(f"question '{x.id}': {a} and {b} scored different tokens; expected one "
+                                "rationale and one student's tokens")
             s, t = (z.scores if level == "token" else aggregate_to_words(z.scores, z.words) for z in (x, y))
             if not len(s):
                 continue
@@ -495,7 +511,8 @@ def key_tokens(student: Student, rationale: Rationale) -> np.ndarray:
     spans."""
     text = f" {rationale.text}" if rationale.text else ""
     visible = [(b - len(text[a:b].lstrip()), b) for a, b in corrupt.offsets(student, text)]
-    return np.array([any(a < end + 1 and start + 1 < b for start, end in rationale.key_spans) for a, b in visible], dtype=bool)
+    spans = [(start + 1, end + 1) for start, end in rationale.key_spans]
+    return np.array([any(a < end and start < b for start, end in spans) for a, b in visible], dtype=bool)
 
 
 def key_token_precision_recall(student: Student, rationale: Rationale, scores: Sequence[float], k: float = 0) -> dict:
@@ -508,7 +525,7 @@ def key_token_precision_recall(student: Student, rationale: Rationale, scores: S
         raise DataError(f"rationale '{rationale.id}': no key_spans; expected a microworld rationale")
     key = key_tokens(student, rationale)
     if len(scores) != len(key):
-        raise DataError(f"rationale '{rationale.id}': {len(scores)} scores for {len(key)} tokens; expected this student's scores")
+        raise DataError(f"rationale '{rationale.id}': {len(scores)} scores for {len(key)} tokens; expected as many")
     chosen = top_k(scores, k or max(1, key.sum()))
     hits = int(key[chosen].sum())
     return {"id": rationale.id, "tokens": len(key), "key_tokens": int(key.sum()), "k": len(chosen),
@@ -567,8 +584,8 @@ def selected_words(example: Example, rationale: str, attribution: Attribution, k
     and in_label."""
     words, chosen = rationale.split(), {attribution.words[t] for t in top_k(attribution.scores, k)}
     if len(set(attribution.words)) != len(words):
-        raise DataError(f"question '{example.id}': {len(words)} words, scores for {len(set(attribution.words))}; expected the "
-                        "rationale that was attributed")
+        raise DataError(f"question '{example.id}': {len(words)} words, scores for {len(set(attribution.words))}; "
+                        "expected the rationale that was attributed")
     places = {"in_question": example.question, "in_options": " ".join(example.choices), "in_label": example.label}
     seen = {name: {_plain(word) for word in text.split()} for name, text in places.items()}
     return pd.DataFrame([{"id": example.id, "method": attribution.method, "word": word, "selected": index in chosen,
@@ -593,5 +610,6 @@ def selection_table(words: pd.DataFrame) -> pd.DataFrame:
         for name, (among, test) in tests.items():
             chosen, everywhere = test[among["selected"]].mean(), test.mean()
             rows.append({"method": method, "property": name, "selected": chosen, "all": everywhere,
-                         "ratio": chosen / everywhere if everywhere else float("nan"), "n": int(among["selected"].sum())})
+                         "ratio": chosen / everywhere if everywhere else float("nan"),
+                         "n": int(among["selected"].sum())})
     return pd.DataFrame(rows)

@@ -5,7 +5,8 @@ tokenised by itself), so a corruption cannot reach the question or the label. To
 (tokens, words or sentences); what happens, happens to whole units. A word carries the space before it, so
 moved groups stay valid tokens: a shuffle keeps the multiset of ids exactly, though its text, tokenised again,
 may merge differently. Randomness comes only from the generator that is passed in. A permutation is drawn
-whole, whatever the amount: with one generator state, what is hidden at 25 % is also hidden at 50 %. """
+whole, whatever the amount: with one generator state, what is hidden at 25 % is also hidden at 50 %.
+"""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from cotdistill.data import DataError
 from cotdistill.format import Arm
 from cotdistill.students import Student
 
-# A full stop after these does not end a sentence; neither does one after a bare number or a single letter ("1.", "B.").
+# A full stop after these does not end a sentence; neither does one after a number or letter that opens it ("1.", "B.").
 ABBREVIATIONS = set("e.g. i.e. etc. vs. cf. mr. mrs. ms. dr. st. no. fig. approx.".split())
 
 
@@ -36,12 +37,13 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Character spans of the sentences: a word that ends with . ! or ? (quotes and brackets may follow)
-    closes one, unless it is an abbreviation, a bare number or a single letter."""
+    closes one, unless it is an abbreviation, or a number or single letter that opens the sentence."""
     spans, start = [], None
     for a, b in word_spans(text):
         start = a if start is None else start
         word = text[a:b].lower().lstrip("\"'([")
-        if re.search(r"[.!?]+[\"')\]]*$", word) and word not in ABBREVIATIONS and not re.fullmatch(r"(\d+|[a-z])\.", word):
+        opens = a == start and re.fullmatch(r"(\d+|[a-z])\.", word)
+        if re.search(r"[.!?]+[\"')\]]*$", word) and word not in ABBREVIATIONS and not opens:
             spans.append((start, b))
             start = None
     if start is not None:
@@ -88,11 +90,11 @@ def rank_units(units: list[list[int]], scores: Sequence[float], n_tokens: int) -
     finite."""
     scores = np.asarray(scores, dtype=float)
     if scores.shape != (n_tokens,):
-        raise DataError(f"{scores.size} scores for a rationale of {n_tokens} tokens; expected one score per token, made by "
-                        "this student's tokenizer")
+        raise DataError(f"{scores.size} scores for a rationale of {n_tokens} tokens; expected one score per token, "
+                        "made by this student's tokenizer")
     if not np.isfinite(scores).all():
-        raise DataError(f"score {scores[~np.isfinite(scores)][0]} at token {np.flatnonzero(~np.isfinite(scores))[0]}; "
-                        "expected finite scores")
+        bad = np.flatnonzero(~np.isfinite(scores))[0]
+        raise DataError(f"score {scores[bad]} at token {bad}; expected finite scores")
     return np.argsort(-np.array([scores[unit].sum() for unit in units]), kind="stable")
 
 
@@ -129,7 +131,7 @@ def corrupt(ids: list[int], arm: Arm, rng: np.random.Generator | None, *, filler
 
     ranked = arm.corruption == "kept" or arm.order != "random"
     if ranked and arm.selector != "random" and scores is None:
-        raise DataError(f"arm {arm.label}: no scores for its selector '{arm.selector}'; expected one per rationale token")
+        raise DataError(f"arm {arm.label}: no scores for selector '{arm.selector}'; expected one per rationale token")
     if not ranked or arm.selector == "random":
         order = rng.permutation(len(units))
     else:

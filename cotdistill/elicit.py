@@ -195,7 +195,7 @@ def prompt_ids(student, prompt: Prompt) -> tuple[list[int], list[int]]:
 _ANSWER_LINE = re.compile(r"(?im)^[ \t*#]*(?:the |final |correct |best )*answer[ \t*]*[:=][ \t*]*(?P<said>.*)$")
 _STATED = re.compile(r"(?i)\b(?:answer|(?:correct|right|best) (?:option|choice|one))\s+(?:is|must be|should be|has to be|would be)"
                      r"\s*:?\s*(?P<said>(?!not\b)[^\n.!?;]*)")
-_TURN = re.compile(r"(?i)\b(?:actually|no|wait|rather|correction)\b\s*[,:]?\s*(?:(?:it|that)(?:'s| is| should be| must be)\s+)?"
+_TURN = re.compile(r"(?i)(?:\b(?:actually|no|wait|rather|correction)\b\s*[,:.]?\s*)+(?:(?:it|that)(?:'s| is| should be| must be)\s+)?"
                    r"(?P<said>[^\n.!?;]+)")
 _CLOSING = re.compile(r"(?i)(?:^|(?<=[.!?;,]))\s*(?:(?:and |so|thus|therefore|hence|that is why)\b,?\s*)?\bthe (?:correct |right |best |final )?"
                       r"(?:answer|option|choice) (?:is|must be)\b[^.!?]*[.!?]?\s*$")
@@ -563,7 +563,7 @@ def _end_ids(student) -> set[int]:
 def elicit_transformers(examples: list[Example], student, out_path: str | Path, *, demonstrations: list[Demonstration],
                         mode: str = "blind", chat: bool | None = None, instruction: str | None = None, n: int = 1,
                         temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = 128, seed: int = 0,
-                        batch_size: int = 8, share_prefix: bool = True, device: str = "auto") -> list[dict]:
+                        batch_size: int = 16, share_prefix: bool = True, device: str = "auto") -> list[dict]:
     """Ask a local model for `n` rationales per question; returns their records, by question and sample.
 
     student        a Student, or what load_student takes (a bundled name, a directory, a hub id)
@@ -618,7 +618,7 @@ def elicit_transformers(examples: list[Example], student, out_path: str | Path, 
 
 
 def time_shared_prefix(examples: list[Example], student, demonstrations: list[Demonstration], *, mode: str = "blind",
-                       chat: bool | None = None, batch_size: int = 8, max_new_tokens: int = 64, repeats: int = 2) -> dict:
+                       chat: bool | None = None, batch_size: int = 16, max_new_tokens: int = 64, repeats: int = 2) -> dict:
     """Seconds per rationale, greedy, with the prefix computed once and with whole prompts, turn about in one run (the
     computing of the prefix included). `ratio` is whole / shared; `same` counts equal token sequences."""
     chat = bool(student.tokenizer.chat_template) if chat is None else chat
@@ -958,3 +958,43 @@ def filter_rationales(rationales: dict[str, Rationale], examples: list[Example],
                      "changed": sum(after[id] != kept[id] for id in after), "after": len(after)})
         kept = after
     return kept, pd.DataFrame(rows).set_index("filter")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what notebook 01 calls
+
+
+def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Path, *, recorded: str = "", model: str = "",
+                 base_url: str = "", demonstrations: list[Demonstration], batch_size: int = 16, concurrency: int = 8,
+                 **decoding) -> tuple[dict[str, Rationale], list[dict]]:
+    """One rationale per question from any teacher: (rationales by id, records; no records where nothing was asked).
+
+    gold: what the data bring along (`data.rationales`). recorded: a JSONL file. transformers: a local `model`, asked.
+    openai: `model` at the server `base_url`, asked. `decoding` goes to `elicit_transformers` or `elicit_openai`.
+    Raises DataError for an unknown teacher and for one that lacks its file, model or address."""
+    needs = {"gold": data.rationales, "recorded": recorded, "transformers": model, "openai": model and base_url}
+    names = {"gold": "rationales in the data (microworld, or a `rationale` field)", "recorded": "`rationales`, a JSONL file",
+             "transformers": "`teacher_model`", "openai": "`teacher_model` and `base_url`"}
+    if teacher not in needs:
+        raise DataError(f"teacher '{teacher}'; expected one of {', '.join(needs)}")
+    if not needs[teacher]:
+        raise DataError(f"teacher '{teacher}' has nothing to go by; expected {names[teacher]}")
+    if teacher == "gold":
+        return dict(data.rationales), []
+    if teacher == "recorded":
+        return load_rationales(recorded, [*data.train, *data.validation]), []
+    name, _, revision = model.partition("@")
+    if teacher == "transformers":
+        records = elicit_transformers(examples, model, out_path, demonstrations=demonstrations, batch_size=batch_size, **decoding)
+    else:
+        records = elicit_openai(examples, out_path, model=name, revision=revision, base_url=base_url,
+                                demonstrations=demonstrations, concurrency=concurrency, **decoding)
+    return choose(records, examples), records
+
+
+def read_card(card) -> str:
+    """A quality card in two sentences."""
+    agrees = "no answer was recorded" if card["abstains"] == 1 else f"{100 * card['agrees']:.1f} % conclude the gold answer"
+    return (f"{card['covered']:.0f} of {card['questions']:.0f} questions are covered; {agrees} (chance {100 * card['chance']:.1f} %), "
+            f"{100 * card['abstains']:.1f} % conclude nothing that can be read. {100 * card['leaks']:.1f} % name the label, "
+            f"{100 * card['loops']:.1f} % repeat themselves, {100 * card['duplicates']:.1f} % are duplicates; {card['words_mean']:.0f} words on average.")

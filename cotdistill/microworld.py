@@ -1,18 +1,20 @@
 """The embedded dataset: questions about an everyday world of our own making, for a machine with no network.
 
-`everyday` asks one- and two-step commonsense about the concepts in microworld.yaml; `relations` asks strict logic about
-chains of signed qualitative relations. Gold rationales state every link, and the character spans of their key tokens
-are known, so an attribution can be checked against the truth. A dial (`rationale_only`) sets how many of the facts that
-test questions ask about are stated in training rationales only: what a label cannot teach, a rationale can.
+`everyday` asks one- and two-step commonsense about the concepts in microworld.yaml; `relations` asks strict
+logic about chains of signed qualitative relations. Gold rationales state every link, and the character spans
+of their key tokens are known, so an attribution can be checked against the truth. A dial (`rationale_only`)
+sets how many of the facts that test questions ask about are stated in training rationales only: what a label
+cannot teach, a rationale can.
 
-Nothing can be answered without the facts: in each split every value is the right answer 1/n as often as it is offered,
-options never share a word with the question, and test templates are not among the training templates.
-"""
+Nothing can be answered without the facts: in each split every value is the right answer 1/n as often as it is
+offered, options never share a word with the question, and test templates are not among the training
+templates. """
 
 import heapq
 import re
 from collections import Counter, defaultdict
 from functools import cache, lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,10 @@ from cotdistill.data import DataError, Example, Rationale
 
 KNOWLEDGE = Path(__file__).with_name("microworld.yaml")
 SPLITS = ("train", "validation", "test")
-STOP = set("a an and as at by for from in is it of on or such that the this to with what which who whose where why how "
-           "does do be its their your".split())
-NAMES = {"train": ("Ana Ben Carl Dora Emma Finn Gina Hugo".split()), "test": ("Ivy Jack Kate Leo Mia Noah".split())}
+STOP = set("a an and as at by for from in is it of on or such that the this to with what which who whose where why "
+           "how does do be its their your".split())
+NAMES = {"train": ["Ana", "Ben", "Carl", "Dora", "Emma", "Finn", "Gina", "Hugo"],
+         "test": ["Ivy", "Jack", "Kate", "Leo", "Mia", "Noah"]}
 COMPARE = {"train": ["The {c} of {A} is {w} than that of {B}. Whose {e} is {w2}?",   # relations, two people
                      "{A} has the {w} {c}, not {B}. Who has the {w2} {e}?",
                      "Unlike {B}, {A} has the {w} {c}. Who gets the {w2} {e}?"],
@@ -32,41 +35,50 @@ COMPARE = {"train": ["The {c} of {A} is {w} than that of {B}. Whose {e} is {w2}?
                     "It is {A}, not {B}, with the {w} {c}. Who sees the {w2} {e}?"]}
 DIRECTION = {"train": ["The {c} gets {w}. What does the {e} get?", "If the {c} is {w}, how will the {e} be?",
                        "What is the {e} like once the {c} is {w}?", "Make the {c} {w}. What about the {e}?"],
-             "test": ["Suppose the {c} becomes {w}. How does the {e} change?", "How is the {e} when the {c} turns {w}?",
+             "test": ["Suppose the {c} becomes {w}. How does the {e} change?",
+                      "How is the {e} when the {c} turns {w}?",
                       "Today the {c} is {w} than before. And the {e}?"]}
 
 
 @cache
 def knowledge(path: Path = KNOWLEDGE) -> dict:
-    """The knowledge base as read from microworld.yaml (its head says what stands where). Values become lists: the one
-    asked first, then the others that are also true. Raises DataError for a relation or a link that is not declared."""
-    world = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    """The knowledge base as read from microworld.yaml (its head says what stands where). Values become lists:
+    the one asked first, then the others that are also true. Raises DataError for a relation or a link that is
+    not declared."""
+    world = yaml.load(Path(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for section in ("concepts", "links"):
         for name, row in world[section].items():
-            unknown = set(row) - set(world["relations"]) if section == "concepts" else {name} - set(world["relations"])
+            unknown = (set(row) if section == "concepts" else {name}) - set(world["relations"])
             if unknown:
-                raise DataError(f"{path}: {name} has relation {sorted(unknown)}; expected {sorted(world['relations'])}")
-            world[section][name] = {key: [value] if isinstance(value, str) else value for key, value in row.items() if value}
+                raise DataError(f"{path}: {name} has relation {sorted(unknown)}; "
+                                f"expected some of {sorted(world['relations'])}")
+            lists = {key: [value] if isinstance(value, str) else value for key, value in row.items()}
+            world[section][name] = {key: values for key, values in lists.items() if values}
     return world
 
 
 def facts_of(world: dict) -> dict[tuple[str, str], list[str]]:
-    """(concept, relation) -> values, stated ones and those that follow by one link (concept -> material -> origin).
+    """(concept, relation) -> values, stated ones and those that follow by one link (concept -> material ->
+    origin).
 
-    A linked value follows from the first value of the concept; what follows from its other values is also true."""
-    facts = {(concept, relation): values for concept, row in world["concepts"].items() for relation, values in row.items()}
+    A linked value follows from the first value of the concept; what follows from its other values is also
+    true."""
+    facts = {(concept, relation): values for concept, row in world["concepts"].items()
+             for relation, values in row.items()}
     for relation, links in world["links"].items():
         via = world["relations"][relation]["via"]
         for concept, row in world["concepts"].items():
             values = row.get(via, [])
             if values and values[0] in links:
-                facts[concept, relation] = list(dict.fromkeys(v for value in values for v in links.get(value, [])))
+                follow = [v for value in values for v in links.get(value, [])]
+                facts[concept, relation] = list(dict.fromkeys(follow))
     return facts
 
 
 @lru_cache(maxsize=20000)
 def stems(text: str) -> set[str]:
-    """Content words cut to five letters, so that "reading" and "read" meet: what an overlap heuristic could see."""
+    """Content words cut to five letters, so that "reading" and "read" meet: what an overlap heuristic could
+    see."""
     return {word[:5].rstrip("s") for word in re.findall(r"[a-z]+", text.lower())} - STOP
 
 
@@ -94,17 +106,18 @@ def _some(noun: str) -> str:
 
 
 def state(world: dict, relation: str, concept: str, value: str, middle: str = "") -> str:
-    """One fact as one sentence: "A knife is made of steel."; of a linked relation its second link, about `middle`:
-    "People get wool from sheep."."""
+    """One fact as one sentence: "A knife is made of steel."; of a linked relation its second link, about
+    `middle`: "People get wool from sheep."."""
     v = _some(value) if relation == "part" else value
     return _upper(world["relations"][relation]["state"].format(S=concept, v=v, V=middle))
 
 
 def _spans(text: str, words: list[str], start: int = 0) -> tuple[tuple[int, int], ...]:
-    """Character spans of the words, each found from `start` on at a word border, sorted and without overlaps."""
+    """Character spans of the words, each found from `start` on at a word border, sorted and without
+    overlaps."""
     spans = set()
     for word in words:
-        spans |= {(m.start(), m.end()) for m in re.finditer(rf"\b{re.escape(word)}\b", text, re.I) if m.start() >= start}
+        spans |= {m.span() for m in re.finditer(rf"\b{re.escape(word)}\b", text, re.I) if m.start() >= start}
     kept = []
     for a, b in sorted(spans, key=lambda s: (s[0], -s[1])):
         if not kept or a >= kept[-1][1]:
@@ -112,13 +125,14 @@ def _spans(text: str, words: list[str], start: int = 0) -> tuple[tuple[int, int]
     return tuple(kept)
 
 
-# ---------------------------------------------------------------------------------------------------- everyday
+# ---------------------------------------- everyday
 
 def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
     """Every question that the templates of one side ("train", "test") can ask about the facts `keys`.
 
-    Each is a dict: question, answer, true (values never offered as wrong), pool (whose values are the options),
-    relation, fact (its key), steps, said (what the rationale states, (fact, sentence) pairs), keys (its key words)."""
+    Each is a dict: question, answer, true (values never offered as wrong), pool (whose values are the
+    options), relation, fact (its key), steps, said (what the rationale states, (fact, sentence) pairs), keys
+    (its key words)."""
     found, clues = [], {"use": "the thing used for {v}", "does": "the one known for {v}"}
     for concept, relation in keys:
         value, row = facts[concept, relation][0], world["relations"][relation]
@@ -132,9 +146,9 @@ def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
                                ((concept, relation), state(world, relation, concept, value, middle))])
         found += [base | dict(question=template.format(S=concept)) for template in row[side]]
         for template in row.get(f"inverse_{side}", []):   # from the value to the concept
-            found.append(base | dict(question=template.format(v=value), pool=f"which {relation}", answer=_plain(concept),
-                                     true=[_plain(concept)]))
-        for clue, words in clues.items():   # two steps, from what a thing is used for: cutting bread, a knife, steel
+            found.append(base | dict(question=template.format(v=value), pool=f"which {relation}",
+                                     answer=_plain(concept), true=[_plain(concept)]))
+        for clue, words in clues.items():   # two steps from a use: cutting bread, a knife, steel
             if clue != relation and "via" not in row and (concept, clue) in facts:
                 thing = facts[concept, clue][0]
                 said = [((concept, clue), state(world, clue, concept, thing)), *base["said"]]
@@ -155,8 +169,9 @@ def _near(world: dict) -> dict[str, set[str]]:
 def _balance(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[set], dict]:
     """Pick k different allowed values for each question so that value v is picked quota[v] times.
 
-    A random greedy start, then augmenting paths (Berge 1957), so the picks are as many as the constraints permit.
-    Returns the picks of each question (fewer than k where it cannot be) and what is left of the quota."""
+    A random greedy start, then augmenting paths (Berge 1957), so the picks are as many as the constraints
+    permit. Returns the picks of each question (fewer than k where it cannot be) and what is left of the
+    quota."""
     left, picks, sets = Counter(quota), [set() for _ in allowed], [set(values) for values in allowed]
     for i in sorted(range(len(allowed)), key=lambda i: (len(allowed[i]), rng.random())):
         for v in sorted(allowed[i], key=lambda v: -left[v] * rng.random()):
@@ -168,7 +183,7 @@ def _balance(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[set], 
         for v in values:
             holders[v].add(i)
     for i in [i for i, values in enumerate(picks) for _ in range(k - len(values))]:
-        came, queue, end = {}, [], None   # value -> (question that would take it, value which that one gives up)
+        came, queue, end = {}, [], None   # value -> (question that takes it, value it gives up)
         for v in sorted(sets[i] - picks[i]):
             came[v] = (i, None)
             queue.append(v)
@@ -193,16 +208,19 @@ def _balance(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[set], 
     return picks, left
 
 
-def _allowed(item: dict, values, near: dict) -> list[str]:
-    bad = set(item["true"]).union({item["answer"]}, *(near[v] for v in [*item["true"], item["answer"]]))
-    return [v for v in values if v not in bad and not overlaps(item["question"], v)]
+def _allowed(q: dict, values, near: dict):
+    """The values that may stand as a wrong option: false, not close to a true one, no word shared with the
+    question."""
+    bad = set(q["true"]).union({q["answer"]}, *(near[v] for v in [*q["true"], q["answer"]]))
+    return (v for v in values if v not in bad and not overlaps(q["question"], v))
 
 
 def _fill(items: list[dict], size: int, near: dict, rng) -> tuple[list[set], set[int]]:
-    """The wrong options of questions that share a pool, from the right answers of the others: a value is offered wrongly
-    size - 1 times per time it is right. Second, the questions that stand in the way of that."""
+    """The wrong options of questions that share a pool, from the right answers of the others: a value is
+    offered wrongly size - 1 times per time it is right. Second, the questions that stand in the way of
+    that."""
     quota = {v: count * (size - 1) for v, count in Counter(item["answer"] for item in items).items()}
-    picks, left = _balance([_allowed(item, quota, near) for item in items], quota, size - 1, rng)
+    picks, left = _balance([list(_allowed(item, quota, near)) for item in items], quota, size - 1, rng)
     bad = set()
     for i, values in enumerate(picks):
         if len(values) < size - 1:
@@ -211,35 +229,51 @@ def _fill(items: list[dict], size: int, near: dict, rng) -> tuple[list[set], set
     return picks, bad
 
 
-def _choose(questions: list[dict], size: int, share_two: float, taken: set, rng, uses: Counter) -> list[dict]:
-    """`size` questions, a share of them with two steps, each text once, the least asked facts first (`uses` counts)."""
-    queues = {1: [], 2: []}
-    for q in questions:
-        queues[q["steps"]].append(q)
+def _choose(questions: list[dict], size: int, two_step: float, taken: set, uses: Counter, rng) -> list[dict]:
+    """Up to `size` questions, a share of them with two steps, no text twice (`taken`), least asked facts
+    first (`uses`)."""
     picked = []
-    for steps, wanted in ((2, round(share_two * size)), (1, size)):
+    for steps, wanted in ((2, round(two_step * size)), (1, size), (2, size)):
         by_fact = defaultdict(list)
-        for i in rng.permutation(len(queues[steps])):
-            if queues[steps][i]["question"] not in taken:
-                by_fact[queues[steps][i]["fact"]].append(queues[steps][i])
+        for i in rng.permutation(len(questions)):
+            if questions[i]["steps"] == steps and questions[i]["question"] not in taken:
+                by_fact[questions[i]["fact"]].append(questions[i])
         heap = [(uses[fact], rng.random(), fact) for fact in sorted(by_fact)]
         heapq.heapify(heap)
-        while heap and len(picked) < (wanted if steps == 2 else size):
+        while heap and len(picked) < wanted:
             count, _, fact = heapq.heappop(heap)
             q = by_fact[fact].pop()
-            if q["question"] in taken:
-                continue
-            picked.append(q)
-            taken.add(q["question"])
-            uses[fact] += 1
+            if q["question"] not in taken:
+                picked.append(q)
+                taken.add(q["question"])
+                uses[fact] += 1
+                count += 1
             if by_fact[fact]:
-                heapq.heappush(heap, (count + 1, rng.random(), fact))
+                heapq.heappush(heap, (count, rng.random(), fact))
     return picked
 
 
-def _with_options(pick, size: int, n_options, near, spare: dict, rng) -> list[tuple[dict, list[str]]]:
-    """`size` questions with their wrong options. `pick(count)` supplies questions; the ones that would break the balance
-    are exchanged for others, and what is still short in the end takes any value of its relation (tiny splits)."""
+def _source(parts: list[tuple], two_step: float, taken: set, rng):
+    """A function count -> questions that draws from several lists. parts: (share, questions), shares of all
+    that it has ever given; what one list lacks, the others give."""
+    uses, given = Counter(), [0] * len(parts)
+
+    def pick(count: int) -> list[dict]:
+        total, found = sum(given) + count, []
+        wanted = [max(0, round(total * share) - had) for (share, _), had in zip(parts, given)]
+        for i, want in [*enumerate(wanted), *((i, count) for i in range(len(parts)))]:
+            new = _choose(parts[i][1], min(want, count - len(found)), two_step, taken, uses, rng)
+            given[i] += len(new)
+            found += new
+        return found
+
+    return pick
+
+
+def _with_options(pick, size: int, n_options, near: dict, spare: dict, rng) -> list[dict]:
+    """`size` questions with their wrong options, under the key "wrong". `pick(count)` supplies questions;
+    those that would break the balance are exchanged for others, twelve times at most, and an option that is
+    still missing in the end is any value of the relation (it happens in splits of a few questions)."""
     groups, done = defaultdict(list), {}
 
     def add(items):
@@ -247,151 +281,131 @@ def _with_options(pick, size: int, n_options, near, spare: dict, rng) -> list[tu
             n = int(rng.integers(2, 6)) if n_options == "mix" else n_options
             groups[item["pool"], n].append(item)
             done.pop((item["pool"], n), None)
+        for key in sorted(groups.keys() - done.keys()):
+            done[key] = _fill(groups[key], key[1], near, rng)
 
     add(pick(size))
     for _ in range(12):
-        for key in groups.keys() - done.keys():
-            done[key] = None
-        for key in sorted(key for key, value in done.items() if value is None):
-            done[key] = _fill(groups[key], key[1], near, rng)
-        n_bad = sum(len(bad) for _, bad in done.values())
-        fresh = pick(n_bad) if n_bad else []
-        if not fresh:
-            break
-        spared = len(fresh)
+        fresh = pick(sum(len(bad) for _, bad in done.values()))
+        room = len(fresh)
         for key in sorted(groups):
-            bad = sorted(done[key][1])[:spared]
-            spared -= len(bad)
+            bad = sorted(done[key][1])[:room]
+            room -= len(bad)
             if bad:
                 groups[key] = [item for i, item in enumerate(groups[key]) if i not in bad]
-                done.pop(key)
+                del done[key]
         add(fresh)
-    filled = []
+        if not fresh:
+            break
+    rows = []
     for pool, n in sorted(groups):
-        picks, _ = done.get((pool, n)) or _fill(groups[pool, n], n, near, rng)
-        for item, values in zip(groups[pool, n], picks):
+        for item, values in zip(groups[pool, n], done[pool, n][0]):
             others = [v for v in _allowed(item, spare[pool], near) if v not in values]
             more = [others[i] for i in rng.permutation(len(others))[:n - 1 - len(values)]]
-            filled.append((item, sorted(values) + more))
-    return filled
+            rows.append(item | dict(wrong=sorted(values) + more))
+    return rows
 
 
-def _everyday(sizes, rng, rationale_only, label_seen, unseen_concepts, two_step, n_options, relations, mentions):
-    """See `generate`. Returns split -> [(question dict, wrong options, support (fact, sentence) or None)]."""
+def _roles(asked: list, rng, rationale_only: float, label_seen: float, unseen_concepts: float) -> dict[str, list]:
+    """What each fact is for: "label" may be asked in training; the others never are: "validation" is asked
+    there only, "rationale" in test, while training rationales state it, "none" in test, and training never
+    states it.
+
+    45 % of the facts are held out, first all those of the unseen concepts; a fifth of them goes to
+    validation."""
+    concepts = sorted({concept for concept, _ in asked})
+    unseen = {concepts[i] for i in rng.permutation(len(concepts))[:round(unseen_concepts * len(concepts))]}
+    facts = [asked[i] for i in rng.permutation(len(asked))]
+    facts = [fact for fact in facts if fact[0] in unseen] + [fact for fact in facts if fact[0] not in unseen]
+    n_held = max(round(0.45 * len(facts)), sum(fact[0] in unseen for fact in facts))
+    held = [facts[i] for i in rng.permutation(n_held)]
+    a = round(0.2 * n_held)
+    b = a + round((n_held - a) * rationale_only / max(1 - label_seen, 1e-9))
+    return {"label": facts[n_held:], "validation": held[:a], "rationale": held[a:b], "none": held[b:]}
+
+
+def _everyday(sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float, two_step: float,
+              n_options, relations, mentions: int) -> dict[str, list[dict]]:
+    """See `generate`. Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) or
+    None)."""
     world = knowledge()
     facts, near = facts_of(world), _near(world)
     asked = [key for key in facts if relations is None or key[1] in relations]
-    spare = defaultdict(list)
+    roles = _roles(asked, rng, rationale_only, label_seen, unseen_concepts)
+    spare = defaultdict(set)
     for concept, relation in asked:
-        spare[relation] += [facts[concept, relation][0]]
-        spare[f"which {relation}"] += [_plain(concept)]
-    spare = {pool: sorted(set(values)) for pool, values in spare.items()}
-    concepts = sorted({concept for concept, _ in asked})
-    most = 5 if n_options == "mix" else n_options
-    ask = lambda keys, side: [q for q in _questions(world, facts, keys, side)
-                              if len(_allowed(q, spare[q["pool"]], near)) >= most - 1]
-    unseen = {concepts[i] for i in rng.permutation(len(concepts))[:round(unseen_concepts * len(concepts))]}
-    # What each fact is for: asked in training ("label"), or held out: for validation, for test and stated in training
-    # rationales ("rationale"), for test and never stated ("none").
-    known = [key for key in asked if key[0] not in unseen]
-    known = [known[i] for i in rng.permutation(len(known))]
-    n_held = max(0, round(len(asked) * 0.45) - (len(asked) - len(known)))
-    held = [key for key in asked if key[0] in unseen] + known[:n_held]
-    held = [held[i] for i in rng.permutation(len(held))]
-    n_val = round(len(held) * 0.2)
-    rest = max(1e-9, 1 - label_seen)
-    n_rat = round((len(held) - n_val) * min(1, rationale_only / rest))
-    val, stated, none = held[:n_val], held[n_val:n_val + n_rat], held[n_val + n_rat:]
-    label, silent = known[n_held:], set(val) | set(none)
-    taken, out = set(), {}
+        spare[relation].add(facts[concept, relation][0])
+        spare[f"which {relation}"].add(_plain(concept))
+    spare = {pool: sorted(values) for pool, values in spare.items()}
+    most, taken, rows = 5 if n_options == "mix" else n_options, set(), {}
 
-    def picker(parts):
-        """Draw questions in fixed shares: parts are (share, questions); what one cannot give, the next ones do."""
-        uses, used = Counter(), [0] * len(parts)
+    def ask(keys, side):
+        return [q for q in _questions(world, facts, keys, side)
+                if len(list(islice(_allowed(q, spare[q["pool"]], near), most - 1))) == most - 1]
 
-        def pick(count):
-            total, found = sum(used) + count, []
-            for i, (share, questions) in enumerate(parts):
-                want = max(0, min(count - len(found), round(total * share) - used[i]))
-                if i == len(parts) - 1:
-                    want = count - len(found)
-                new = _choose(questions, want, two_step, taken, rng, uses)
-                used[i] += len(new)
-                found += new
-            for i, (_, questions) in enumerate(parts):
-                new = _choose(questions, count - len(found), two_step, taken, rng, uses)
-                used[i] += len(new)
-                found += new
-            return found
-        return pick
+    def fill(split, *parts):
+        pick = _source(parts, two_step, taken, rng)
+        rows[split] = _with_options(pick, sizes[split], n_options, near, spare, rng)
 
-    fair = [q for q in ask(label, "train") if not {fact for fact, _ in q["said"]} & silent]
-    lab_val = picker([(label_seen, fair), (1, ask(val, "train"))])
-    out["validation"] = _with_options(lab_val, sizes["validation"], n_options, near, spare, rng)
-    out["train"] = _with_options(picker([(1, fair)]), sizes["train"], n_options, near, spare, rng)
-    supports = _supports(world, facts, out["train"], stated, label, mentions, rng)
-    done, told = {item["fact"] for item, _ in out["train"]}, {support[0] for support in supports if support}
-    parts = [(rationale_only, ask([key for key in stated if key in told], "test")),
-             (label_seen, ask([key for key in label if key in done], "test")),
-             (1, ask(none, "test"))]
-    out["test"] = _with_options(picker(parts), sizes["test"], n_options, near, spare, rng)
-    result = {split: [(item, wrong, None) for item, wrong in rows] for split, rows in out.items()}
-    result["train"] = [(item, wrong, support) for (item, wrong), support in zip(out["train"], supports)]
+    silent = set(roles["validation"]) | set(roles["none"])   # not even as the first of two steps
+    fair = [q for q in ask(roles["label"], "train") if not any(fact in silent for fact, _ in q["said"])]
+    fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
+    fill("train", (1, fair))
+    _add_supports(world, facts, rows["train"], roles["rationale"], roles["label"], mentions, rng)
+    labelled = {q["fact"] for q in rows["train"]}
+    told = {q["support"][0] for q in rows["train"] if q["support"]}
+    fill("test", (rationale_only, ask([key for key in roles["rationale"] if key in told], "test")),
+         (label_seen, ask([key for key in roles["label"] if key in labelled], "test")),
+         (1 - rationale_only - label_seen, ask(roles["none"], "test")))
     for split in ("validation", "test"):
-        extra = _supports(world, facts, out[split], [], list(facts), 0, rng)
-        result[split] = [(item, wrong, support) for (item, wrong), support in zip(out[split], extra)]
-    return result
+        _add_supports(world, facts, rows[split], [], list(facts), 0, rng)
+    return rows
 
 
-def _supports(world, facts, rows, stated, allowed, mentions, rng):
-    """One more fact for each one-step rationale, said before the fact asked. First the facts of `stated`, so that each
-    stands in up to `mentions` rationales: about the same concept, or about a wrong option ("A pencil is made of wood. A
-    knife is made of steel."). Then any fact of `allowed` about the same concept. A two-step rationale has its own."""
-    open_, supports = set(range(len(rows))), [None] * len(rows)
-    by_concept, by_wrong = defaultdict(list), defaultdict(list)
-    for i, (item, wrong) in enumerate(rows):
-        by_concept[item["fact"][0]].append(i)
-        for value in wrong:
-            by_wrong[item["pool"], value].append(i)
+def _add_supports(world, facts, rows, stated, allowed, mentions, rng) -> None:
+    """One more fact for each rationale, said before the fact asked: its "support".
 
-    def sentence(key):
+    First the facts of `stated`, each in up to `mentions` rationales: of the same concept, or of a wrong
+    option ("A pencil is made of wood. A knife is made of steel."). Then, in one-step rationales that are
+    still free, any fact of `allowed` about the same concept. A two-step rationale, longer already, is taken
+    only where there is no other."""
+    linked = {key: "via" in world["relations"][key[1]] for key in facts}
+    concept_rows, wrong_rows, free = defaultdict(list), defaultdict(list), set(range(len(rows)))
+    for i, q in enumerate(rows):
+        q["support"] = None
+        concept_rows[q["fact"][0]].append(i)
+        for value in q["wrong"]:
+            wrong_rows[q["pool"], value].append(i)
+
+    def give(i, key):
         concept, relation = key
-        via = world["relations"][relation].get("via")
-        if via is None:
-            return state(world, relation, concept, facts[key][0])
-        middle = facts[concept, via][0]
-        first = state(world, via, concept, middle)
-        return f"{first} {state(world, relation, concept, facts[key][0], middle)}"
+        via, middle, first = world["relations"][relation].get("via"), "", ""
+        if via:
+            middle = facts[concept, via][0]
+            first = state(world, via, concept, middle) + " "
+        rows[i]["support"] = key, first + state(world, relation, concept, facts[key][0], middle)
+        free.discard(i)
 
     for _ in range(mentions):
-        for i in rng.permutation(len(stated)):
-            key = stated[i]
-            places = [j for j in by_concept[key[0]] if j in open_ and rows[j][0]["fact"] != key]
-            places += [j for j in by_wrong[key[1], facts[key][0]] if j in open_]
-            places += [j for j in by_wrong[f"which {key[1]}", _plain(key[0])] if j in open_]
-            places = [j for j in places if key not in dict(rows[j][0]["said"])]
-            one = [j for j in places if rows[j][0]["steps"] == 1]
-            if not one and "via" not in world["relations"][key[1]]:   # a long rationale only where there is no short one
-                one = places
-            if one:
-                j = one[rng.integers(len(one))]
-                supports[j] = (key, sentence(key))
-                open_.discard(j)
-    own = defaultdict(list)
+        for key in (stated[i] for i in rng.permutation(len(stated))):
+            places = [*concept_rows[key[0]], *wrong_rows[key[1], facts[key][0]],
+                      *wrong_rows[f"which {key[1]}", _plain(key[0])]]
+            places = [i for i in places if i in free and key not in dict(rows[i]["said"])]
+            short = [i for i in places if rows[i]["steps"] == 1]
+            places = short or ([] if linked[key] else places)
+            if places:
+                give(places[rng.integers(len(places))], key)
+    by_concept = defaultdict(list)
     for key in allowed:
-        if "via" not in world["relations"][key[1]]:
-            own[key[0]].append(key)
-    for j in sorted(open_):
-        item = rows[j][0]
-        if item["steps"] == 1:
-            keys = [key for key in own[item["fact"][0]] if key not in dict(item["said"])]
-            if keys:
-                key = keys[rng.integers(len(keys))]
-                supports[j] = (key, sentence(key))
-    return supports
+        if not linked[key]:
+            by_concept[key[0]].append(key)
+    for i in sorted(free):
+        keys = [key for key in by_concept[rows[i]["fact"][0]] if key not in dict(rows[i]["said"])]
+        if keys and rows[i]["steps"] == 1:
+            give(i, keys[rng.integers(len(keys))])
 
 
-# --------------------------------------------------------------------------------------------------- relations
+# ---------------------------------------- relations
 
 def _paths(world) -> list[dict]:
     """Every chain of one to three links: its quantities [(noun, more, less)] and the signs of its links."""
@@ -407,8 +421,8 @@ def _paths(world) -> list[dict]:
 
 
 def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
-    """Both forms on each chain. direction: options are the two words of the last quantity. comparison: two people, of
-    whom the first named has more (or less) of the first quantity; either may be asked for."""
+    """Both forms on each chain. direction: options are the two words of the last quantity. comparison: two
+    people, of whom the first named has more (or less) of the first quantity; either may be asked for."""
     found, names = [], NAMES[side]
     for path in paths:
         (c, more, less), (e, more2, less2) = path["nodes"][0], path["nodes"][-1]
@@ -417,13 +431,16 @@ def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
         for sign in (1, -1):
             signs = np.cumprod([sign, *path["signs"]])
             said = [(node[0], node[1] if s > 0 else node[2]) for node, s in zip(path["nodes"], signs)]
-            links = [(fact, f"{_upper(w)} {a}, {w2} {b}.") for fact, (a, w), (b, w2) in zip(path["links"], said, said[1:])]
-            base = dict(steps=len(links), fact=path["fact"], relation=f"{c} to {e}", keys=[w for _, w in said])
+            links = [(fact, f"{_upper(w)} {a}, {w2} {b}.")
+                     for fact, (a, w), (b, w2) in zip(path["links"], said, said[1:])]
+            base = dict(steps=len(links), fact=path["fact"], links=path["links"], relation=f"{c} to {e}",
+                        keys=[w for _, w in said])
             word, right = said[0][1], said[-1][1]
             wrong = less2 if right == more2 else more2
             for template in DIRECTION[side]:
-                found.append(base | dict(question=template.format(c=c, e=e, w=word), answer=right, wrong=wrong,
-                                         form="direction", said=links, cells=(right, wrong)))
+                found.append(base | dict(
+                    question=template.format(c=c, e=e, w=word), answer=right, wrong=wrong,
+                    form="direction", said=links, cells=(right, wrong)))
             for template in COMPARE[side]:
                 for ask in (right, wrong) * 3:   # three pairs of people each
                     a, b = (names[x] for x in rng.permutation(len(names))[:2])
@@ -436,8 +453,9 @@ def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
 
 
 def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
-    """`size` questions in which each option is right as often as wrong, the first-named person too, and the three lengths
-    and two forms are as even as they can be. Greedy: a question that tips a balance waits for its counterpart."""
+    """`size` questions in which each option is right as often as wrong, the first-named person too, and the
+    three lengths and two forms are as even as they can be. Greedy: a question that tips a balance waits for
+    its counterpart."""
     tilt, picked = Counter(), []
     waiting = defaultdict(list)
     for i in rng.permutation(len(questions)):
@@ -449,7 +467,7 @@ def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
             for cell in cells:
                 queue = waiting[cell]
                 for at, q in enumerate(queue):
-                    keys = [("text", q["answer"]), ("text", q["wrong"])] + [("cell", q["form"], c) for c in q["cells"]]
+                    keys = [("text", q["answer"]), ("text", q["wrong"]), *(("cell", q["form"], c) for c in q["cells"])]
                     if q["question"] not in taken and tilt[keys[0]] <= slack and tilt[keys[1]] >= -slack \
                             and tilt[keys[2]] <= slack:
                         break
@@ -467,8 +485,9 @@ def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
 
 
 def _relations(sizes, rng, rationale_only, label_seen, unseen_concepts):
-    """See `generate`. A fact is a chain (theme, start, stop); "rationale" means all its links are stated in training but
-    the chain is never asked there, "none" that it belongs to a theme that training does not know."""
+    """See `generate`. A fact is a chain (theme, start, stop); "rationale" means all its links are stated in
+    training but the chain is never asked there, "none" that it belongs to a theme that training does not
+    know."""
     world = knowledge()
     paths = _paths(world)
     themes = [int(t) for t in rng.permutation(len(world["quantities"]))]
@@ -478,7 +497,7 @@ def _relations(sizes, rng, rationale_only, label_seen, unseen_concepts):
     n_held = round(len(known) * rationale_only / max(1e-9, rationale_only + label_seen))
     held, label, none = known[:n_held], known[n_held:], [path for path in paths if path["fact"][0] in unseen]
     taken, out = set(), {}
-    shares = dict(zip(("held", "label", "none"), (rationale_only, label_seen, 1 - rationale_only - label_seen)))
+    rest = 1 - rationale_only - label_seen
 
     def mixed(size, side, parts):
         rows, total = [], sum(share for share, _ in parts) or 1
@@ -487,80 +506,86 @@ def _relations(sizes, rng, rationale_only, label_seen, unseen_concepts):
             rows += _even(_relation_questions(part, side, rng), want, taken, rng)
         return rows
 
-    out["validation"] = mixed(sizes["validation"], "train", [(shares["held"], held), (shares["label"], label)])
+    out["validation"] = mixed(sizes["validation"], "train", [(rationale_only, held), (label_seen, label)])
     out["train"] = mixed(sizes["train"], "train", [(1, label)])
-    out["test"] = mixed(sizes["test"], "test", [(shares["held"], held), (shares["none"], none), (shares["label"], label)])
-    return {split: [(item, [item["wrong"]], None) for item in rows] for split, rows in out.items()}
+    told = {link for q in out["train"] for link in q["links"]}
+    held = [path for path in held if told.issuperset(path["links"])]
+    out["test"] = mixed(sizes["test"], "test", [(rationale_only, held), (rest, none), (label_seen, label)])
+    return {split: [q | dict(wrong=[q["wrong"]], support=None) for q in rows] for split, rows in out.items()}
 
 
-# -------------------------------------------------------------------------------------------------------- both
+# ---------------------------------------- both
 
-def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 200, n_test: int = 500, seed: int = 0,
-             rationale_only: float = 0.3, label_seen: float = 0.35, unseen_concepts: float = 0.15, two_step: float = 0.4,
-             n_options: int | str = 4, relations: list[str] | None = None, mentions: int = 3) -> dict:
-    """Make the dataset. The same arguments give the same questions; a size given to `train` is a part of the design
-    (which facts training states), so ask for the size you train on rather than cutting a larger one.
+def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 200, n_test: int = 500,
+             seed: int = 0, rationale_only: float = 0.3, label_seen: float = 0.35, unseen_concepts: float = 0.15,
+             two_step: float = 0.4, n_options: int | str = 4, relations: list[str] | None = None, mentions: int = 3) -> dict:
+    """Make the dataset. The same arguments give the same questions; a size given to `train` is a part of the
+    design (which facts training states), so ask for the size you train on rather than cutting a larger one.
 
     part             "everyday" or "relations"
-    rationale_only   share of test questions whose fact stands in training rationales only, never behind a label
-    label_seen       share of test questions whose fact is asked in training (with other words); the rest is never stated
+    rationale_only   share of test questions whose fact stands in training rationales only, never as a label
+    label_seen       share of test questions whose fact is asked in training, in other words; the rest: never stated
     unseen_concepts  share of concepts (everyday) or themes (relations) that no training question is about
     two_step         everyday: share of questions that need two facts
     n_options        everyday: 2 to 5, or "mix". relations always has two
     relations        everyday: the relations asked about, None for all of microworld.yaml
-    mentions         everyday: how many training rationales state each rationale-only fact, as far as they have room
+    mentions         everyday: how many training rationales state each rationale-only fact, where there is room
 
-    Returns {"train", "validation", "test": lists of Example, "rationales": id -> Rationale (gold, all splits, key_spans
-    known), "meta": id -> {steps, relation, fact, unseen_concept, unseen_template, fact_in, states}}; `fact_in` is where
-    training has the fact of the question: "label", "rationale" or "none"; `states` the facts its rationale states.
-    Raises DataError for an unknown part, an impossible setting, or a size above what the knowledge base can give."""
+    Returns {"train", "validation", "test": lists of Example, "rationales": id -> Rationale (gold, all splits,
+    key_spans known), "meta": id -> {steps, relation, fact, unseen_concept, unseen_template, fact_in,
+    states}}; `fact_in` is where training has the fact of the question: "label", "rationale" or "none";
+    `states` the facts its rationale states. Raises DataError for an unknown part, an impossible setting, or a
+    size above what the knowledge base can give."""
     if part not in ("everyday", "relations"):
         raise DataError(f"microworld part '{part}'; expected everyday or relations")
-    for name, value in dict(rationale_only=rationale_only, label_seen=label_seen, unseen_concepts=unseen_concepts,
-                            two_step=two_step).items():
+    shares = dict(rationale_only=rationale_only, label_seen=label_seen, unseen_concepts=unseen_concepts,
+                  two_step=two_step)
+    for name, value in shares.items():
         if not 0 <= value <= 1:
             raise DataError(f"microworld {name} is {value}; expected a share from 0 to 1")
     if rationale_only + label_seen > 1:
-        raise DataError(f"microworld rationale_only + label_seen is {rationale_only + label_seen:g}; expected at most 1")
+        raise DataError(f"microworld rationale_only + label_seen is {rationale_only + label_seen:g}; "
+                        "expected at most 1")
     if n_options not in (2, 3, 4, 5, "mix"):
         raise DataError(f"microworld n_options is {n_options!r}; expected 2, 3, 4, 5 or mix")
     unknown = set(relations or ()) - set(knowledge()["relations"])
     if unknown:
-        raise DataError(f"microworld relations {sorted(unknown)}; expected some of {sorted(knowledge()['relations'])}")
-    sizes, rng = dict(zip(SPLITS, (n_train, n_validation, n_test))), np.random.default_rng([seed, part == "relations"])
+        raise DataError(f"microworld relations {sorted(unknown)}; "
+                        f"expected some of {sorted(knowledge()['relations'])}")
+    sizes = dict(zip(SPLITS, (n_train, n_validation, n_test)))
+    rng = np.random.default_rng([seed, part == "relations"])
     if part == "everyday":
-        rows = _everyday(sizes, rng, rationale_only, label_seen, unseen_concepts, two_step, n_options, relations, mentions)
+        rows = _everyday(sizes, rng, rationale_only, label_seen, unseen_concepts, two_step, n_options, relations,
+                         mentions)
     else:
         rows = _relations(sizes, rng, rationale_only, label_seen, unseen_concepts)
     for split, size in sizes.items():
         if len(rows[split]) < size:
-            raise DataError(f"microworld/{part}: n_{split} is {size}; with these settings the knowledge base gives at "
-                            f"most {len(rows[split])}")
-    asked = {item["fact"] for item, _, _ in rows["train"]}
+            raise DataError(f"microworld/{part}: n_{split} is {size}; with these settings the knowledge base "
+                            f"gives at most {len(rows[split])}")
+    asked = {q["fact"] for q in rows["train"]}
     subjects = {fact[0] for fact in asked}
-    stated = {fact for item, _, support in rows["train"] for fact, _ in item["said"] + ([support] if support else [])}
-    data = {"rationales": {}, "meta": {}}
+    stated = {fact for q in rows["train"] for fact, _ in q["said"] + ([q["support"]] if q["support"] else [])}
+    data = {"train": [], "validation": [], "test": [], "rationales": {}, "meta": {}}
     for split in SPLITS:
-        data[split] = []
-        order = rng.permutation(len(rows[split]))
-        spots = _spots([len(rows[split][i][1]) + 1 for i in order], rng)
-        for number, (i, spot) in enumerate(zip(order, spots)):
-            item, wrong, support = rows[split][i]
+        questions = [rows[split][i] for i in rng.permutation(len(rows[split]))]
+        spots = _spots([len(q["wrong"]) + 1 for q in questions], rng)
+        for number, (q, spot) in enumerate(zip(questions, spots)):
             id = f"{part}-{split}-{number:05d}"
-            options = [wrong[x] for x in rng.permutation(len(wrong))]
-            options.insert(spot, item["answer"])
-            example = Example(id, item["question"], tuple(options), spot)
-            lead = [support] if support else []
-            text = " ".join(sentence for _, sentence in lead + item["said"])
-            start = len(lead[0][1]) + 1 if lead else 0
-            data[split].append(example)
-            data["rationales"][id] = Rationale(id, text, spot, _spans(text, item["keys"], start))
-            needs = _links(item["fact"]) if part == "relations" else [item["fact"]]
+            options = [q["wrong"][i] for i in rng.permutation(len(q["wrong"]))]
+            options.insert(spot, q["answer"])
+            lead = [q["support"]] if q["support"] else []
+            text = " ".join(sentence for _, sentence in lead + q["said"])
+            spans = _spans(text, q["keys"], sum(len(sentence) + 1 for _, sentence in lead))
+            data[split].append(Example(id, q["question"], tuple(options), spot))
+            data["rationales"][id] = Rationale(id, text, spot, spans)
+            needs = _links(q["fact"]) if part == "relations" else [q["fact"]]
+            elsewhere = "rationale" if stated.issuperset(needs) else "none"
             data["meta"][id] = {
-                "steps": item["steps"], "relation": item["relation"], "fact": item["fact"],
-                "unseen_concept": item["fact"][0] not in subjects, "unseen_template": split == "test",
-                "fact_in": "label" if item["fact"] in asked else "rationale" if stated.issuperset(needs) else "none",
-                "states": [fact for fact, _ in lead + item["said"] if fact]}
+                "steps": q["steps"], "relation": q["relation"], "fact": q["fact"],
+                "unseen_concept": q["fact"][0] not in subjects, "unseen_template": split == "test",
+                "fact_in": "label" if q["fact"] in asked else elsewhere,
+                "states": [fact for fact, _ in lead + q["said"] if fact]}
     return data
 
 
@@ -570,7 +595,8 @@ def _links(chain: tuple) -> list[tuple]:
 
 
 def _spots(sizes: list[int], rng) -> list[int]:
-    """The place of the right option of each question: every place equally often among questions of one size."""
+    """The place of the right option of each question: every place equally often among questions of one
+    size."""
     spots = [0] * len(sizes)
     for n in set(sizes):
         group = [i for i, size in enumerate(sizes) if size == n]

@@ -295,7 +295,9 @@ def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | N
 
 def cost_against_accuracy(accuracy: pd.DataFrame, chance: float | None = None, arms: list[str] | None = None,
                           ax: Axes | None = None) -> Axes:
-    """Accuracy against tokens generated per test question (log scale): what reasoning at test time costs and brings."""
+    """Accuracy against tokens generated per test question (log scale): what reasoning at test time costs and brings.
+
+    Marks are moved a few points sideways, so that the intervals of arms with equal costs do not cover each other."""
     arms = [a for a in (arms or LOOKS) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = _axes(ax, 5.4)
@@ -311,6 +313,8 @@ def cost_against_accuracy(accuracy: pd.DataFrame, chance: float | None = None, a
     ax.set_xscale("log")
     tokens = rows["tokens_per_question"].clip(lower=0.5)
     ends = tokens.min() / 1.6, tokens.max() * 1.6
+    values = [100 * v for v in [*rows["low"], *rows["high"], *([] if chance is None else [chance])]]
+    ax.set_ylim(min(values) - 2, max(values) + 2)           # shifted marks do not count for automatic limits
     ax.set_xlim(*ends)
     ax.set_xticks([t for t in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500) if ends[0] <= t <= ends[1]])
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:g}"))

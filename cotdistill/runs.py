@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 from cotdistill.data import DataError, Dataset, fingerprint, load_dataset, load_rationales
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.format import LABEL_FORMATS, Arm, arm_dict
-from cotdistill.students import Student, best_device, best_dtype, load_student
-from cotdistill.train import TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, restore, trainable
+from cotdistill.students import BUNDLED, Student, best_device, best_dtype, load_student
+from cotdistill.train import RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, restore, trainable
 
 STORE_VERSION = 1
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
@@ -87,7 +87,7 @@ def _data(canonical: str) -> Dataset:
     data = load_dataset(resolve(spec["dataset"]), resolve(spec["data_dir"]) or None, validation_size=spec["validation_size"],
                         data_seed=spec["data_seed"], microworld=spec["microworld"])
     if spec["rationales"]:
-        path = Path(resolve(spec["rationales"]))
+        path = artifacts() / spec["rationales"]
         everything = [*data.train, *data.validation]  # a recorded set may cover the validation part carved out of train
         rationales = load_rationales(path, everything)
         if not any(e.id in rationales for e in data.train):
@@ -138,6 +138,16 @@ def test_questions(base: dict) -> list:
     if base["test_size"] > len(test):
         raise DataError(f"test_size {base['test_size']} is larger than the data: there are {len(test)} test questions")
     return test[:base["test_size"] or len(test)]
+
+
+def load_base(study: str) -> dict:
+    """The study's setting as notebook 02 wrote it."""
+    return read_json(study_dir(study) / "base.json", f"`make train STUDY={study}`")
+
+
+def student_note(base: dict) -> str:
+    """What every table says of the student: its name, and that its weights were 4-bit where they were."""
+    return BUNDLED[base["student"]]["note"] if base["student"] in BUNDLED else base["student"]
 
 
 def check_base(base: dict) -> None:
@@ -409,16 +419,70 @@ def load_history(study: str, stages: list[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def load_weights(base: dict, key: str) -> Student:
-    """The study's student with a finished run's weights in place. `restore_student` undoes it."""
-    student, path = study_student(base), artifacts() / "runs" / key / "weights.safetensors"
-    if not path.is_file():
-        raise DataError(f"run {key[:12]}: its weights were not kept; expected them from `make train STUDY={base['study']}`")
+def stages_done(study: str) -> list[str]:
+    """The stages of a study that have made runs, in order."""
+    return [stage for stage in ("train", "shuffle", "attribute") if (study_dir(study) / f"{stage}.json").is_file()]
+
+
+def attributing_student(base: dict, model: str, seed: int) -> tuple[Student, str]:
+    """The student that judges rationale tokens, and the fingerprint of its weights: "pre_cot" (that arm's run of `seed`, its
+    weights put in place; `restore_student` undoes it) or "undistilled"."""
+    if model == "undistilled":
+        student = restore_student(base)
+        return student, student.fingerprint
+    if model != "pre_cot":
+        raise DataError(f"attribution_model '{model}'; expected pre_cot or undistilled")
+    plan = load_stage(base["study"], "train")
+    key = next((row["key"] for row in plan if (row["label"], row["seed"]) == ("pre_cot", seed)), None)
+    path = artifacts() / "runs" / (key or "none") / "weights.safetensors"
+    if key is None or not path.is_file():
+        raise DataError(f"study '{base['study']}': no weights of pre_cot, seed {seed}; expected them from `make train` with "
+                        "pre_cot among the arms and keep_weights true (or attribution_model: undistilled)")
+    student = study_student(base)
     restore(student.model, load_file(path))
-    return student
+    return student, key
 
 
 def restore_student(base: dict) -> Student:
-    """The undistilled student again (drops the copy that `load_weights` changed)."""
+    """The undistilled student again (drops the copy that `attributing_student` changed)."""
     _student.cache_clear()
     return study_student(base)
+
+
+def score_file(base: dict, judge: Student, judge_print: str, method: str, examples: list, *, selections=None, **options):
+    """Scores of every training rationale by one method: (scores by id, their fingerprint). Read where the file was made from
+    the same rationales, judge and options; made, with progress lines, where not.
+
+    `human` scores cover the selected questions only: the arms need all, and say which are missing."""
+    from cotdistill import attribute
+
+    data = study_data(base)
+    texts = fingerprint([[e.id, data.rationales[e.id].text] for e in examples])
+    made_from = {"method": method, "judge": judge_print, "rationales": texts, "options": options, "selections": fingerprint(selections or {})}
+    path = study_dir(base["study"]) / "scores" / f"{method}-{fingerprint(made_from)}.jsonl"
+    if not path.is_file():
+        found = attribute.attribute_all(judge, examples, data.rationales, method, selections=selections, **options)
+        attribute.write_scores(path, found, made_from)
+    return attribute.read_scores(path)
+
+
+def save_verdicts(study: str, base: dict, verdicts: pd.DataFrame, accuracies: pd.DataFrame) -> None:
+    """verdicts.json (with what they rest on) and verdicts.csv, for the report, the README and pooling."""
+    folder = study_dir(study)
+    write_json(folder / "verdicts.json", {
+        "study": study, "dataset": base["data"]["dataset"], "student": student_note(base), "provenance": provenance(),
+        "verdicts": json.loads(verdicts.to_json(orient="records")), "accuracy": json.loads(accuracies.to_json(orient="records"))})
+    verdicts.to_csv(folder / "verdicts.csv", index=False)
+
+
+def load_verdicts(study: str) -> pd.DataFrame:
+    """The verdict table of a study that has run."""
+    return pd.DataFrame(read_json(study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")["verdicts"])
+
+
+def target_text(base: dict, example, arm: Arm, seed: int) -> str:
+    """The rationale of one training question as an arm's student sees it, decoded from its very tokens."""
+    data, student = study_data(base), study_student(base)
+    passes = encode_all(student, train_questions(base, seed), data.rationales, arm, base["label_format"], seed)
+    one = next(e for e in passes[0] if e.id == example.id)
+    return student.decode([i for i, kind in zip(one.ids, one.kinds) if kind == RATIONALE]).strip()

@@ -477,7 +477,8 @@ def _needed_text(claim: dict, values: np.ndarray, effect: float, alpha: float, r
                   margin=claim["margin"], alpha=alpha)
     aim = (f"to show it within {100 * claim['margin']:g} points if there is no difference" if bounded else
            f"to see a {100 * effect:g}-point difference")
-    by_questions = f"{some} seeds of {format(size['questions'], ',') if size['questions'] else 'over 100,000'} questions"
+    count = f"{size['questions']:,}" if size["questions"] else "over 100,000"
+    by_questions = f"{some} seeds of {count} questions"
     if seeds == 1:
         return f"at least {by_questions} {aim}, even if seeds agreed perfectly"
     return f"{size['seeds'] or 'over 100'} seeds of {questions:,} questions, or {by_questions}, {aim} (80 % power)"
@@ -490,10 +491,11 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
     Columns: study, claim, words, section, contrast (the arms compared), measure, rule, margin, estimate, low, high
     (95 %, not adjusted), p, p_holm (over the study's measured claims), verdict, reason, n, seeds, covers, needed.
 
-    verdict: "not measured" (an arm is missing, or the arms share no seed); "inconclusive" with fewer than MIN_SEEDS seeds whatever p is, because
-    the interval then leaves out, or hardly knows, how much seeds vary; else "supported" or "contradicted" where p_holm
-    < alpha, on the side that `_judge` says, and "inconclusive" otherwise. `needed` is filled where inconclusive: the
-    size for 80 % power of a verdict, at alpha / (number of measured claims), so that Holm is paid for.
+    verdict: "not measured" (an arm is missing, or the arms share no seed); "inconclusive" with fewer than MIN_SEEDS
+    seeds whatever p is, because the interval then leaves out, or hardly knows, how much seeds vary; else "supported"
+    or "contradicted" where p_holm < alpha, on the side that `_judge` says, and "inconclusive" otherwise. `needed` is
+    filled where inconclusive: the size for 80 % power of a verdict, at alpha / (number of measured claims), so that
+    Holm is paid for.
     Raises DataError on predictions of several studies and on arms that do not share their questions.
     """
     study = "; ".join(map(str, predictions["study"].unique())) if "study" in predictions else ""
@@ -513,7 +515,8 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
             wanted = re.sub(r"[()]", "", " and ".join(missing)) or "arms that belong together"
             row |= dict(verdict="not measured", contrast="", reason=f"No run of {wanted}.")
         elif not set.intersection(*[s for s in seeds if s != {SHARED_SEED}] or [{SHARED_SEED}]):
-            row |= dict(verdict="not measured", contrast="", reason=f"No seed was run for all of {', '.join(found.values())}.")
+            row |= dict(verdict="not measured", contrast="",
+                        reason=f"No seed was run for all of {', '.join(found.values())}.")
         else:
             weights = {found[p]: w for p, w in zip("abcd", (1.0, -1.0, -1.0, 1.0)) if p in found}
             row["contrast"] = " − ".join(found[p] for p in "ab") if "c" not in found else \

@@ -102,7 +102,7 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
     import papermill
 
     name, folder = NOTEBOOKS[stage], executed / values["study"]
-    source, part = root() / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb.part"
+    source, part = root() / "notebooks" / f"{name}.ipynb", folder / f".{name}.part.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     mine = {key: value for key, value in values.items() if key in notebook_parameters(source)}
     failed = _artifacts() / "studies" / values["study"] / f"{stage}.failed"
@@ -111,7 +111,8 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
     started = time.time()
     try:
         papermill.execute_notebook(str(source), str(part), parameters=mine, kernel_name="python3", progress_bar=False,
-                                   cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr)
+                                   cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr,
+                                   extra_arguments=["--IPKernelApp.log_level=50"])
     except Exception as error:
         failed.parent.mkdir(parents=True, exist_ok=True)
         reason = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]

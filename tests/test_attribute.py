@@ -343,12 +343,12 @@ def test_agreement_by_hand():
 
 def test_intervals_cover_the_mean_as_often_as_they_say():
     rng, hits = np.random.default_rng(0), 0
-    for _ in range(300):
+    for _ in range(150):
         table = pd.DataFrame({"id": range(40), "method": "m", "x": rng.normal(1, 2, 40)})
         row = A.mean_intervals(table, ["method"], ["x"], rng, 300).iloc[0]
         hits += row["low"] <= 1 <= row["high"]
         assert row["value"] == pytest.approx(table["x"].mean())
-    assert 0.89 <= hits / 300 <= 0.98
+    assert 0.87 <= hits / 150 <= 0.99
 
 
 @pytest.mark.parametrize("name", TINY)

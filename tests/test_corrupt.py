@@ -137,7 +137,7 @@ def test_groups_follow_the_text(name, text):
 
 
 @pytest.mark.parametrize("text, n", [("Ice melts. Water is wet!", 2), ("One. two? three", 3), ("", 0), ("no stop", 1),
-                                     ("See e.g. ice. Then 1. and B. go", 2), ('He said "go." Then left.', 2),
+                                     ("See e.g. ice. 1. Water. B. Go. So B. Or 4. End", 6), ('He said "go." Then left.', 2),
                                      ("Pi is 3.14 today.", 1), ("Is it (really?) so?", 2)])
 def test_sentences(text, n):
     spans = corrupt.sentence_spans(text)

@@ -25,7 +25,8 @@ def accuracy_table():
     values = {"zero_shot": 0.28, "label_only": 0.40, "pre_cot": 0.41, "post_cot": 0.47, "pre_cot_shuffled[token]": 0.33,
               "post_cot_shuffled[token]": 0.46, "post_cot_swapped": 0.41, "post_cot_filler": 0.4,
               "post_cot_masked[50%,random]": 0.45, "post_cot_masked[100%,random]": 0.4,
-              "post_cot_masked[50%,most:integrated_gradients]": 0.43, "post_cot_masked[100%,most:integrated_gradients]": 0.39,
+              "post_cot_masked[50%,most:integrated_gradients]": 0.43,
+              "post_cot_masked[100%,most:integrated_gradients]": 0.39,
               "post_cot_kept[15,integrated_gradients]": 0.47, "post_cot_kept[15,random]": 0.43}
     return pd.DataFrame([dict(arm=a, n=500, seeds=1 if a == "zero_shot" else 3, accuracy=v, low=v - 0.03, high=v + 0.02,
                               tokens_per_question=40.0 if a.startswith("pre") else 3.0) for a, v in values.items()])
@@ -37,14 +38,16 @@ def verdict_table(study="quick", seeds=3):
             ("three", np.nan, np.nan, np.nan, "not measured", "difference", 0.0, "correct_choice"),
             ("four", 9.0, 8.0, 10.0, "supported", "difference", 0.0, "correct_per_100_tokens")]
     return pd.DataFrame([dict(study=study, claim=c, words=f"This is claim {c}, in words that need two lines of print.",
-                              contrast="" if v == "not measured" else "post_cot − pre_cot", estimate=e, low=low, high=high,
-                              verdict=v, rule=r, margin=m, measure=me, seeds=pd.NA if v == "not measured" else seeds)
+                              contrast="" if v == "not measured" else "post_cot − pre_cot", estimate=e, low=low,
+                              high=high, verdict=v, rule=r, margin=m, measure=me,
+                              seeds=pd.NA if v == "not measured" else seeds)
                          for c, e, low, high, v, r, m, me in rows])
 
 
 def history():
     return pd.DataFrame([dict(study="q", arm=arm, seed=seed, epoch=k / 2, step=10 * k, loss=3.0 / (k + 1) + seed,
-                              label_loss=1.0, rationale_loss=np.nan, validation_accuracy=0.3 + 0.02 * k if k % 2 else pd.NA)
+                              label_loss=1.0, rationale_loss=np.nan,
+                              validation_accuracy=0.3 + 0.02 * k if k % 2 else pd.NA)
                          for arm in ("label_only", "pre_cot", "post_cot_filler") for seed in (0, 1) for k in range(8)])
 
 
@@ -65,7 +68,8 @@ FIGURES = {
         pd.concat([verdict_table(), verdict_table("probe", 1)]),
         pd.DataFrame([dict(claim="one", studies=2, estimate=0.05, low=0.02, high=0.08)])),
     "cost_against_accuracy": lambda: plots.cost_against_accuracy(accuracy_table(), 0.25),
-    "token_heatmap": lambda: plots.token_heatmap([" The", " ice", " melts", "\n", " so", " water"], [0, 1, -2, 0, .1, 3], "t"),
+    "token_heatmap": lambda: plots.token_heatmap([" The", " ice", " melts", "\n", " so", " water"],
+                                                 [0, 1, -2, 0, .1, 3], "t"),
     "agreement_matrix": lambda: plots.agreement_matrix(pd.DataFrame(np.eye(3), METHODS, METHODS)),
     "deletion_curves": lambda: plots.deletion_curves(curves()),
 }
@@ -116,9 +120,17 @@ def test_bars_show_the_table():
 @pytest.mark.parametrize("name", ["shuffle_plot", "masking_curves", "key_tokens_bars"])
 def test_reference_lines(name):
     ax = FIGURES[name]()
-    heights = {line.get_label(): line.get_ydata()[0] for line in ax.lines if line.get_label() in ("chance", "label_only")}
+    heights = {x.get_label(): x.get_ydata()[0] for x in ax.lines if x.get_label() in ("chance", "label_only")}
     assert heights == pytest.approx(dict(chance=25, label_only=40))
     assert {t.get_text() for t in ax.get_legend().get_texts()} >= {"chance", "label_only"}
+
+
+@pytest.mark.parametrize("name", ["placement_bars", "shuffle_plot", "cost_against_accuracy", "key_tokens_bars"])
+def test_every_interval_is_inside_the_axes(name):
+    ax = FIGURES[name]()
+    low, high = ax.get_ylim()
+    ends = [y for c in ax.containers if hasattr(c, "lines") for s in c.lines[2][0].get_segments() for y in s[:, 1]]
+    assert len(ends) >= 6 and low < min(ends) and max(ends) < high
 
 
 def test_masking_starts_at_the_intact_arm():

@@ -23,7 +23,7 @@ def rng():
 
 
 def answers(rng, shape, accuracy, seed_sd=0.0, question_sd=0.25, hard=None):
-    """Right/wrong tables (..., S, N): the chance of an answer varies by seed and by question (shared through `hard`)."""
+    """Right/wrong tables (..., S, N): the chance of an answer varies by seed and by question (`hard`, if shared)."""
     *batch, seeds, questions = shape
     hard = rng.normal(0, question_sd, (*batch, 1, questions)) if hard is None else hard
     chance = accuracy + hard + rng.normal(0, seed_sd, (*batch, seeds, 1))
@@ -185,8 +185,8 @@ def test_accuracy_intervals_cover(rng, seeds):
 
 def test_equivalence_is_not_found_at_the_margin(rng):
     shape, hard = (3000, 3, 300), rng.normal(0, 0.15, (3000, 1, 300))
-    level = st.two_level(answers(rng, shape, 0.56, 0.02, hard=hard) - answers(rng, shape, 0.5, 0.02, hard=hard), rng, 500)
-    truth = 0.06
+    tables = answers(rng, shape, 0.56, 0.02, hard=hard) - answers(rng, shape, 0.5, 0.02, hard=hard)
+    level, truth = st.two_level(tables, rng, 500), 0.06
     assert (np.abs(level.estimate) + st.half_width(level, 0.10) < truth).mean() <= at_most(0.05, 3000)
 
 
@@ -214,6 +214,18 @@ def test_power_keeps_its_promise(rng, seeds, seed_sd):
     assert (level.estimate - st.half_width(level) > 0).mean() == pytest.approx(promised, abs=0.05)
 
 
+@pytest.mark.parametrize("rule", ["equivalence", "noninferiority"])
+def test_power_of_the_bounded_rules(rng, rule):
+    variances, margin = dict(seed=0.0002, question=0.05, noise=0.2), 0.05
+    tables = (rng.normal(0, variances["seed"] ** 0.5, (1500, 5, 1)) + rng.normal(0, 0.2 ** 0.5, (1500, 5, 300))
+              + rng.normal(0, 0.05 ** 0.5, (1500, 1, 300)))
+    level = st.two_level(tables, rng, n_boot=500, guard=())
+    shown = np.abs(level.estimate) + st.half_width(level, 0.10) < margin if rule == "equivalence" else \
+        level.estimate - st.half_width(level) > -margin
+    promised = st.power(variances, 5, 300, 0.0, rng=rng, rule=rule, margin=margin, n_sim=20_000)
+    assert 0.3 < promised < 0.95 and shown.mean() == pytest.approx(promised, abs=0.04)
+
+
 def test_needed_is_enough_and_not_too_much(rng):
     variances = dict(seed=0.0004, question=0.05, noise=0.2)
     size = st.needed(variances, 10, 500, 0.03, rng=rng)
@@ -239,17 +251,19 @@ def test_one_seed_claims_nothing(rng):
 
 def test_each_verdict(rng):
     data = predictions(rng, ARMS | {"post_cot_shuffled[token]": 0.6}, seeds=6, questions=400)
-    claims = [claim(id="yes"), claim(id="no", direction="less"), claim(id="no_arm", contrast=dict(a=["nix"], b=["pre_cot"])),
+    claims = [claim(id="yes"), claim(id="no", direction="less"),
+              claim(id="no_arm", contrast=dict(a=["nix"], b=["pre_cot"])),
               claim(id="flat", contrast=dict(a=["pre_cot"], b=["label_only"])),
-              claim(id="same", contrast=dict(a=["pre_cot"], b=["label_only"]), rule="equivalence", direction="equal", margin=0.2),
+              claim(id="same", contrast=dict(a=["pre_cot"], b=["label_only"]), rule="equivalence", direction="equal",
+                    margin=0.2),
               claim(id="differs", rule="equivalence", direction="equal", margin=0.02),
               claim(id="not_worse", rule="noninferiority", direction="not_less", margin=0.02),
               claim(id="worse", contrast=dict(a=["label_only"], b=["post_cot"]), rule="noninferiority",
                     direction="not_less", margin=0.02)]
     table = st.verdicts(data, claims, rng).set_index("claim")
-    assert table["verdict"].to_dict() == dict(yes="supported", no="contradicted", no_arm="not measured", flat="inconclusive",
-                                              same="supported", differs="contradicted", not_worse="supported",
-                                              worse="contradicted")
+    assert table["verdict"].to_dict() == dict(
+        yes="supported", no="contradicted", no_arm="not measured", flat="inconclusive", same="supported",
+        differs="contradicted", not_worse="supported", worse="contradicted")
     assert table.loc["no_arm", "reason"] == "No run of nix." and pd.isna(table.loc["no_arm", "estimate"])
     assert "80 % power" in table.loc["flat", "needed"] and table.loc["yes", "needed"] == ""
     measured = table.drop(index="no_arm")
@@ -287,8 +301,9 @@ def test_like_is_compared_with_like():
 
 def test_the_claims_cover_the_issue_and_name_no_unknown_arm():
     claims = {c["id"]: c for c in st.load_claims(CLAIMS)}
-    rules = {"post_beats_label_only": "difference", "post_beats_pre": "difference", "shuffle_spares_post": "equivalence",
-             "shuffle_hurts_pre": "difference", "shuffle_hurts_pre_more": "interaction", "key_tokens_suffice": "equivalence",
+    rules = {"post_beats_label_only": "difference", "post_beats_pre": "difference",
+             "shuffle_spares_post": "equivalence", "shuffle_hurts_pre": "difference",
+             "shuffle_hurts_pre_more": "interaction", "key_tokens_suffice": "equivalence",
              "key_tokens_beat_random": "difference", "full_mask_is_label_only": "equivalence",
              "no_reasoning_costs_nothing": "noninferiority", "right_answers_per_token": "difference",
              "own_rationale_beats_swapped": "difference", "rationale_beats_filler": "difference",
@@ -302,10 +317,10 @@ def test_the_claims_cover_the_issue_and_name_no_unknown_arm():
 
 @pytest.mark.parametrize("text, words", [
     ("- [", "not YAML"), ("a: 1", "expected a list"), ("- {id: x}", "claim x: fields are"),
-    ("- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: m, direction: greater, margin: 0, rule: difference}",
-     "measure is 'm'"),
-    ("- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, direction: equal, margin: 0, "
-     "rule: equivalence}", "margin is 0; expected a fraction above 0"),
+    ("- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: m, direction: greater, margin: 0, "
+     "rule: difference}", "measure is 'm'"),
+    ("- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, direction: equal, "
+     "margin: 0, rule: equivalence}", "margin is 0; expected a fraction above 0"),
     ("- {id: x, words: w, section: s, contrast: {a: [p]}, measure: correct_choice, direction: less, margin: 0, "
      "rule: difference}", "contrast is"),
     ("- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, direction: up, margin: 0, "
@@ -330,7 +345,8 @@ def test_bad_predictions(rng):
     with pytest.raises(DataError, match="no predictions of arm 'nix'"):
         st.paired_difference(data, "nix", "label_only", rng=rng)
     with pytest.raises(DataError, match="no seed in common"):
-        st.paired_difference(data.assign(seed=data["seed"] + 10 * (data["arm"] == "pre_cot")), "pre_cot", "post_cot", rng=rng)
+        apart = data.assign(seed=data["seed"] + 10 * (data["arm"] == "pre_cot"))
+        st.paired_difference(apart, "pre_cot", "post_cot", rng=rng)
     with pytest.raises(DataError, match="several values of study"):
         st.verdicts(pd.concat([data, data.assign(study="t")]), [claim()], rng)
     with pytest.raises(DataError, match="measure is 'speed'"):

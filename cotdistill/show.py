@@ -1,0 +1,51 @@
+"""What notebooks display: HTML tables and percentages with their intervals. Nothing here computes a result."""
+
+import html
+import re
+
+import pandas as pd
+from IPython.display import display
+
+
+def table(frame: pd.DataFrame, digits: int = 2) -> None:
+    """Show a table as plain HTML: numbers rounded, percentages and texts as they are, no index name row, NaN as a dash."""
+    def cell(value):
+        if isinstance(value, (list, dict)):
+            return html.escape(str(value))
+        if pd.isna(value):
+            return "–"
+        if isinstance(value, float):
+            return f"{value:.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.{digits}f}"
+        return html.escape(str(value))
+
+    flat = frame.reset_index() if frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex) else frame
+    head = "".join(f"<th>{html.escape(_plain(c))}</th>" for c in flat.columns)
+    body = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in flat.itertuples(index=False))
+    text = " | ".join(map(_plain, flat.columns)) + "\n" + "\n".join(" | ".join(re.sub("<.*?>", "", cell(v)) for v in row)
+                                                                    for row in flat.itertuples(index=False))
+    display(_Both(f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', text))
+
+
+def _plain(name) -> str:
+    return "" if name is None or name == "index" else str(name).replace("_", " ")
+
+
+class _Both:
+    """An HTML table with a plain-text twin, for readers of the raw notebook and for diffs."""
+
+    def __init__(self, markup: str, text: str):
+        self.markup, self.text = markup, text
+
+    def _repr_html_(self) -> str:
+        return self.markup
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def percent(rows):
+    """Rows of `stats.accuracy_table` as "43.2 % [40.1, 46.3]"; a row gives a text, a table a series of texts."""
+    def one(row):
+        return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+    return one(rows) if isinstance(rows, pd.Series) else rows.apply(one, axis=1)
