@@ -507,12 +507,11 @@ def agreement_square(table: pd.DataFrame, measure: str = "tau") -> pd.DataFrame:
 
 
 def key_tokens(student: Student, rationale: Rationale) -> np.ndarray:
-    """[R] bool: the tokens of " <rationale>" with a visible character inside one of the rationale's key
-    spans."""
+    """[R] bool: the tokens of " <rationale>" that reach into one of the rationale's key spans."""
     text = f" {rationale.text}" if rationale.text else ""
-    visible = [(b - len(text[a:b].lstrip()), b) for a, b in corrupt.offsets(student, text)]
     spans = [(start + 1, end + 1) for start, end in rationale.key_spans]
-    return np.array([any(a < end and start < b for start, end in spans) for a, b in visible], dtype=bool)
+    return np.array([any(a < end and start < b for start, end in spans)
+                     for a, b in corrupt.offsets(student, text)], dtype=bool)
 
 
 def key_token_precision_recall(student: Student, rationale: Rationale, scores: Sequence[float], k: float = 0) -> dict:

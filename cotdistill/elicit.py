@@ -37,7 +37,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from cotdistill.data import LETTERS, DataError, Example, Rationale, answer_index, fingerprint, make_example
+from cotdistill.data import (LETTERS, DataError, Example, Rationale, answer_index, fingerprint, load_rationales,
+                             make_example)
 from cotdistill.format import prompt_text
 
 MODES = ("blind", "label_conditioned")
@@ -168,7 +169,9 @@ def build_prompt(example: Example, demonstrations: list[Demonstration], mode: st
     mark = "\x02question\x02"
     shape = tokenizer.apply_chat_template([*messages[:-1], {"role": "user", "content": mark}], tokenize=False,
                                           add_generation_prompt=True)
-    prefix, _, tail = shape.partition(mark)
+    prefix, found, tail = shape.partition(mark)
+    if not found:
+        raise DataError("the tokenizer's chat template changes the user's text; expected one that keeps it, or chat=False")
     return Prompt(prefix, messages[-1]["content"], tail)
 
 
@@ -198,7 +201,7 @@ _STATED = re.compile(r"(?i)\b(?:answer|(?:correct|right|best) (?:option|choice|o
 _TURN = re.compile(r"(?i)(?:\b(?:actually|no|wait|rather|correction)\b\s*[,:.]?\s*)+(?:(?:it|that)(?:'s| is| should be| must be)\s+)?"
                    r"(?P<said>[^\n.!?;]+)")
 _CLOSING = re.compile(r"(?i)(?:^|(?<=[.!?;,]))\s*(?:(?:and |so|thus|therefore|hence|that is why)\b,?\s*)?\bthe (?:correct |right |best |final )?"
-                      r"(?:answer|option|choice) (?:is|must be)\b[^.!?]*[.!?]?\s*$")
+                      r"(?:answer|option|choice) (?:is|must be)\b(?!\s+not\b)[^.!?]*[.!?]?\s*$")
 
 
 class Parsed(NamedTuple):
@@ -602,18 +605,20 @@ def elicit_transformers(examples: list[Example], student, out_path: str | Path, 
         _keep_prefixes(path, prefixes)
         todo = sorted((job for job in jobs if _key(job) not in records), key=lambda job: len(ids[job["id"]][1]))
         show, done = _progress(len(jobs), len(jobs) - len(todo), f"{student.name}, {mode}"), len(jobs) - len(todo)
-        shared = prefix_cache(student, ids[todo[0]["id"]][0]) if todo and share_prefix and len(set(prefixes)) == 1 and ids[todo[0]["id"]][0] else None
+        prefix = ids[todo[0]["id"]][0] if todo and share_prefix and len(prefixes) == 1 else []
+        shared = prefix_cache(student, prefix) if prefix else None
         for start in range(0, len(todo), batch_size):
             batch = todo[start:start + batch_size]
+            rows = [ids[job["id"]][1] if shared else sum(ids[job["id"]], []) for job in batch]
             for i, new, cut, seconds in generate(
-                    student, [ids[job["id"]][1] if shared else sum(ids[job["id"]], []) for job in batch], shared, temperature=temperature, top_p=top_p,
-                    top_k=top_k, max_new_tokens=max_new_tokens, end_ids=_end_ids(student),
+                    student, rows, shared, temperature=temperature, top_p=top_p, top_k=top_k,
+                    max_new_tokens=max_new_tokens, end_ids=_end_ids(student),
                     seeds=[sample_seed(seed, job["id"], job["sample"]) for job in batch]):
                 record = _finish(batch[i], by_id[batch[i]["id"]], student.decode(new), cut, seconds)
                 _append(file, record)
                 records[_key(record)] = record
-                done += 1
-                show(done)
+            done += len(batch)
+            show(done)
     return [records[_key(job)] for job in jobs]
 
 
@@ -750,7 +755,7 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
     with file, OpenAI(api_key=secret or "none", base_url=base_url, timeout=timeout, max_retries=0) as client:
         _keep_prefixes(path, prefixes)
         todo = [job for job in jobs if _key(job) not in records]
-        answered = bool(records)
+        answered = any(r["teacher"] == model and not r["malformed"] for r in records.values())
         show, done = _progress(len(jobs), len(jobs) - len(todo), f"{model}, {mode}"), len(jobs) - len(todo)
         pool = ThreadPoolExecutor(concurrency)
         try:
@@ -911,7 +916,7 @@ def compare_teachers(cards: dict):
 def scrub(text: str, example: Example) -> str:
     """The rationale with the gold option, named by text or by letter, replaced by a neutral phrase."""
     label = _bare(example.label)
-    neutral = next(p for p in ("this option", "that one", "it", "such") if not set(_words(p)) & set(label))
+    neutral = next(p for p in ("this one", "that", "it", "such") if not set(_words(p)) & set(label))
     letter = LETTERS[example.answer]
     text = re.sub(rf"(?:\b(?i:the)\s+)?(?:\b(?i:option|answer|choice|letter)(?i:\s+is)?\s*:?\s+)?\({letter}\)"
                   rf"|(?:\b(?i:the)\s+)?\b(?i:option|answer|choice|letter)(?i:\s+is)?\s*:?\s+{letter}\b", neutral, text)

@@ -24,8 +24,8 @@ from cotdistill.data import DataError, Example, Rationale
 
 KNOWLEDGE = Path(__file__).with_name("microworld.yaml")
 SPLITS = ("train", "validation", "test")
-STOP = set("a an and as at by for from in is it of on or such that the this to with what which who whose where why "
-           "how does do be its their your".split())
+STOP = set("a an and as at by for from in is it of on or such that the this to with what which "
+           "who whose where why how does do be its their your".split())
 NAMES = {"train": ["Ana", "Ben", "Carl", "Dora", "Emma", "Finn", "Gina", "Hugo"],
          "test": ["Ivy", "Jack", "Kate", "Leo", "Mia", "Noah"]}
 COMPARE = {"train": ["The {c} of {A} is {w} than that of {B}. Whose {e} is {w2}?",   # relations, two people
@@ -306,7 +306,7 @@ def _with_options(pick, size: int, n_options, near: dict, spare: dict, rng) -> l
     return rows
 
 
-def _roles(asked: list, rng, rationale_only: float, label_seen: float, unseen_concepts: float) -> dict[str, list]:
+def _roles(asked: list, rng, rationale_only: float, label_seen: float, unseen_concepts: float) -> dict:
     """What each fact is for: "label" may be asked in training; the others never are: "validation" is asked
     there only, "rationale" in test, while training rationales state it, "none" in test, and training never
     states it.
@@ -324,8 +324,8 @@ def _roles(asked: list, rng, rationale_only: float, label_seen: float, unseen_co
     return {"label": facts[n_held:], "validation": held[:a], "rationale": held[a:b], "none": held[b:]}
 
 
-def _everyday(sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float, two_step: float,
-              n_options, relations, mentions: int) -> dict[str, list[dict]]:
+def _everyday(sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float,
+              two_step: float, n_options, relations, mentions: int) -> dict[str, list[dict]]:
     """See `generate`. Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) or
     None)."""
     world = knowledge()
@@ -362,7 +362,7 @@ def _everyday(sizes: dict, rng, rationale_only: float, label_seen: float, unseen
     return rows
 
 
-def _add_supports(world, facts, rows, stated, allowed, mentions, rng) -> None:
+def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> None:
     """One more fact for each rationale, said before the fact asked: its "support".
 
     First the facts of `stated`, each in up to `mentions` rationales: of the same concept, or of a wrong
@@ -407,7 +407,7 @@ def _add_supports(world, facts, rows, stated, allowed, mentions, rng) -> None:
 
 # ---------------------------------------- relations
 
-def _paths(world) -> list[dict]:
+def _paths(world: dict) -> list[dict]:
     """Every chain of one to three links: its quantities [(noun, more, less)] and the signs of its links."""
     paths = []
     for t, theme in enumerate(world["quantities"]):
@@ -467,7 +467,8 @@ def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
             for cell in cells:
                 queue = waiting[cell]
                 for at, q in enumerate(queue):
-                    keys = [("text", q["answer"]), ("text", q["wrong"]), *(("cell", q["form"], c) for c in q["cells"])]
+                    keys = [("text", q["answer"]), ("text", q["wrong"])]
+                    keys += [("cell", q["form"], cell_) for cell_ in q["cells"]]
                     if q["question"] not in taken and tilt[keys[0]] <= slack and tilt[keys[1]] >= -slack \
                             and tilt[keys[2]] <= slack:
                         break
@@ -484,7 +485,7 @@ def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
     return picked
 
 
-def _relations(sizes, rng, rationale_only, label_seen, unseen_concepts):
+def _relations(sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float) -> dict:
     """See `generate`. A fact is a chain (theme, start, stop); "rationale" means all its links are stated in
     training but the chain is never asked there, "none" that it belongs to a theme that training does not
     know."""
@@ -494,7 +495,7 @@ def _relations(sizes, rng, rationale_only, label_seen, unseen_concepts):
     unseen = set(themes[:round(unseen_concepts * len(themes))])
     known = [path for path in paths if path["fact"][0] not in unseen]
     known = [known[i] for i in rng.permutation(len(known))]
-    n_held = round(len(known) * rationale_only / max(1e-9, rationale_only + label_seen))
+    n_held = round(len(known) * min(0.5, rationale_only / max(1e-9, rationale_only + label_seen)))
     held, label, none = known[:n_held], known[n_held:], [path for path in paths if path["fact"][0] in unseen]
     taken, out = set(), {}
     rest = 1 - rationale_only - label_seen
@@ -509,7 +510,9 @@ def _relations(sizes, rng, rationale_only, label_seen, unseen_concepts):
     out["validation"] = mixed(sizes["validation"], "train", [(rationale_only, held), (label_seen, label)])
     out["train"] = mixed(sizes["train"], "train", [(1, label)])
     told = {link for q in out["train"] for link in q["links"]}
+    asked = {q["fact"] for q in out["train"]}
     held = [path for path in held if told.issuperset(path["links"])]
+    label = [path for path in label if path["fact"] in asked]
     out["test"] = mixed(sizes["test"], "test", [(rationale_only, held), (rest, none), (label_seen, label)])
     return {split: [q | dict(wrong=[q["wrong"]], support=None) for q in rows] for split, rows in out.items()}
 
@@ -517,14 +520,15 @@ def _relations(sizes, rng, rationale_only, label_seen, unseen_concepts):
 # ---------------------------------------- both
 
 def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 200, n_test: int = 500,
-             seed: int = 0, rationale_only: float = 0.3, label_seen: float = 0.35, unseen_concepts: float = 0.15,
-             two_step: float = 0.4, n_options: int | str = 4, relations: list[str] | None = None, mentions: int = 3) -> dict:
+             seed: int = 0, rationale_only: float = 0.3, label_seen: float = 0.35,
+             unseen_concepts: float = 0.15, two_step: float = 0.4, n_options: int | str = 4,
+             relations: list[str] | None = None, mentions: int = 3) -> dict:
     """Make the dataset. The same arguments give the same questions; a size given to `train` is a part of the
     design (which facts training states), so ask for the size you train on rather than cutting a larger one.
 
     part             "everyday" or "relations"
     rationale_only   share of test questions whose fact stands in training rationales only, never as a label
-    label_seen       share of test questions whose fact is asked in training, in other words; the rest: never stated
+    label_seen       share of test questions whose fact is asked in training, in other words; the rest: nowhere
     unseen_concepts  share of concepts (everyday) or themes (relations) that no training question is about
     two_step         everyday: share of questions that need two facts
     n_options        everyday: 2 to 5, or "mix". relations always has two
@@ -555,8 +559,8 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
     sizes = dict(zip(SPLITS, (n_train, n_validation, n_test)))
     rng = np.random.default_rng([seed, part == "relations"])
     if part == "everyday":
-        rows = _everyday(sizes, rng, rationale_only, label_seen, unseen_concepts, two_step, n_options, relations,
-                         mentions)
+        rows = _everyday(sizes, rng, rationale_only, label_seen, unseen_concepts, two_step, n_options,
+                         relations, mentions)
     else:
         rows = _relations(sizes, rng, rationale_only, label_seen, unseen_concepts)
     for split, size in sizes.items():

@@ -103,14 +103,19 @@ def test_keeping_keeps_the_best_k_in_their_order(data, amount, selector):
         assert len(out) <= len(ids) and (k < n or out == ids) and (k > 0 or out == [])
 
 
-@given(ids_lists, st.floats(0, 1), st.floats(0, 1))
+@given(ids_lists, st.floats(0, 0.999), st.floats(0, 0.999))  # from 1 on an amount is a number where units are kept
 def test_random_masks_and_keeps_are_nested(ids, a, b):
-    low, high = sorted((a, b))
-    places = list(range(len(ids)))
+    places, amounts = list(range(len(ids))), sorted((a, b))
     for kind in ("masked", "kept"):
-        small, large = (set(corrupt.corrupt(places, arm(kind, amount=x, fill="delete"), rng(), filler_id=FILLER))
-                        for x in (low if low < 1 or kind == "masked" else 0.5, high if high < 1 or kind == "masked" else 0.5))
+        small, large = (set(corrupt.corrupt(places, arm(kind, amount=amount, fill="delete"), rng(), filler_id=FILLER))
+                        for amount in amounts)
         assert small >= large if kind == "masked" else small <= large
+
+
+def test_ties_go_to_the_earlier_unit_in_long_rationales_too():
+    ids, scores = list(range(100)), [1.0] * 50 + [2.0] * 50
+    keep = corrupt.corrupt(ids, arm("kept", amount=60, selector="human"), rng(), filler_id=FILLER, scores=scores)
+    assert keep == [*range(10), *range(50, 100)]
 
 
 def test_filler_matches_the_length_and_the_rest_is_untouched():

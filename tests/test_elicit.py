@@ -313,7 +313,7 @@ def test_filters_count_what_they_remove():
     kept, counts = filter_rationales(rationales, EXAMPLES, keep_agreeing=True, scrub_label=True, max_tokens=8)
     assert list(counts.index) == ["with_text", "keep_agreeing", "scrub_label", "max_tokens"]
     assert counts.removed.tolist() == [0, 1, 0, 1] and counts.changed.tolist() == [0, 0, 1, 0] and counts.after.tolist() == [3, 2, 2, 1]
-    assert kept == {"a": Rationale("a", "This option melts; this option it is.", 0)}
+    assert kept == {"a": Rationale("a", "This one melts; this one it is.", 0)}
     same, counts = filter_rationales({**rationales, "b": Rationale("b", " ")}, EXAMPLES)
     assert set(same) == {"a", "c"} and counts.removed.tolist() == [1] and same["a"] is rationales["a"]
     with pytest.raises(DataError, match="max_tokens"):

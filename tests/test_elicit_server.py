@@ -97,8 +97,8 @@ class Reply(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def ask(server, path, n=1, **how):
-    return elicit_openai(questions(n), path, **{**dict(model="m", base_url=server.url, demonstrations=SHOWN, timeout=0.5, backoff=0.01, concurrency=4), **how})
+def ask(server, path, count=1, **how):
+    return elicit_openai(questions(count), path, **{**dict(model="m", base_url=server.url, demonstrations=SHOWN, timeout=0.5, backoff=0.01, concurrency=4), **how})
 
 
 CLIENT = """
@@ -107,14 +107,15 @@ from cotdistill.elicit import elicit_openai
 sys.path.insert(0, {tests!r})
 from test_elicit_server import SHOWN, questions
 assert "torch" not in sys.modules
-elicit_openai(questions(300), {path!r}, model="m", base_url={url!r}, demonstrations=SHOWN, timeout=0.5, backoff=0.02,
+elicit_openai(questions(300), {path!r}, model="m", base_url={url!r}, demonstrations=SHOWN, timeout=1.0, backoff=0.02,
               concurrency=8, max_retries=20)
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_at_30_percent_and_two_kills(tmp_path):
     rng, kinds = random.Random(0), ("timeout", 429, 500, 503, "cut", "torn", "close")
-    server, path = Faulty(lambda id, nth: rng.choice(kinds) if rng.random() < 0.3 else None, slow=1.0), tmp_path / "r.jsonl"
+    server, path = Faulty(lambda id, nth: rng.choice(kinds) if rng.random() < 0.3 else None, slow=1.5), tmp_path / "r.jsonl"
     code = CLIENT.format(tests=str(ROOT / "tests"), path=str(path), url=server.url)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": KEY}
     recorded, runs = set(), []
@@ -140,7 +141,7 @@ def test_a_server_that_fails_at_30_percent_and_two_kills(tmp_path):
     assert Counter(r["id"] for r in read_records(path)) == Counter(e.id for e in questions(300))
     assert all(r["raw"] == server.content and r["answer"] == "A" and not r["malformed"] for r in read_records(path))
     served = Counter(id for id, fault in server.log if fault is None)
-    assert sum(served.values()) - 300 <= 3 * 8 + 10  # answers in flight at a kill, or read too late on a busy machine
+    assert sum(served.values()) - 300 <= 2 * 8 + 20  # answers in flight at a kill, or read too late on a busy machine
     assert {fault for _, fault in server.log} == {*kinds, None} and server.peak <= 8 + 8
     assert server.keys == {f"Bearer {KEY}"}
     assert not any(KEY in file.read_text() for file in tmp_path.iterdir())
@@ -205,6 +206,7 @@ def test_what_is_sent(tmp_path, monkeypatch):
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_real_server(tmp_path):
     """`transformers serve` on loopback: what comes back over the wire is what the same model says in this process."""
     for package in ("fastapi", "uvicorn"):
@@ -224,7 +226,7 @@ def test_a_real_server(tmp_path):
                               "--device", "cpu", "--dtype", "float32"], stdout=log, stderr=log,
                              env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     try:
-        for _ in range(600):
+        for _ in range(1500):
             assert serve.poll() is None, (tmp_path / "serve.log").read_text()[-2000:]
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()

@@ -35,24 +35,25 @@ def overlap(example):
     grams = lambda t: {t[i:i + 4] for i in range(len(t) - 3)}
     cut = lambda ws: {w[:5] for w in ws}
     q = example.question.lower()
-    return np.array([[len(words(q) & words(c)), len(cut(words(q)) & cut(words(c))), len(grams(q) & grams(c.lower()))]
-                     for c in example.choices], float)
+    return np.array([[len(words(q) & words(c)), len(cut(words(q)) & cut(words(c))), len(grams(q) & grams(c))]
+                     for c in map(str.lower, example.choices)], float)
 
 
 def ngram_accuracy(train, test):
-    """An independent shortcut: logistic regression on word 1- and 2-grams of "question option" and of the option alone,
+    """An independent shortcut: logistic regression on word 1- and 2-grams of "question option" and of the option,
     overlap counts and the option's length and place; the option with the highest score is the answer."""
     text = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
     alone = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
     pairs = lambda es: [(f"{e.question} {c}", c) for e in es for c in e.choices]
-    extra = lambda es: csr_matrix(np.vstack([np.hstack([overlap(e), [[len(c), i] for i, c in enumerate(e.choices)]])
-                                             for e in es]))
+    shape = lambda e: np.array([[len(c), i] for i, c in enumerate(e.choices)])
+    extra = lambda es: csr_matrix(np.vstack([np.hstack([overlap(e), shape(e)]) for e in es]))
     both, options = zip(*pairs(train))
     x = hstack([text.fit_transform(both), alone.fit_transform(options), extra(train)]).tocsr()
     y = np.concatenate([np.arange(len(e.choices)) == e.answer for e in train])
     model = LogisticRegression(C=1.0, max_iter=300).fit(x, y)
     both, options = zip(*pairs(test))
-    scores = model.decision_function(hstack([text.transform(both), alone.transform(options), extra(test)]).tocsr())
+    x = hstack([text.transform(both), alone.transform(options), extra(test)]).tocsr()
+    scores = model.decision_function(x)
     ends = np.cumsum([len(e.choices) for e in test])[:-1]
     return np.mean([int(np.argmax(s)) == e.answer for s, e in zip(np.split(scores, ends), test)])
 
@@ -145,32 +146,34 @@ def test_deterministic_and_seeded(everyday):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
 def test_rationale_only_dial(share):
-    """Brute force over the texts: a rationale-only fact stands in some training rationale, and no training question that
-    names its concept has its value as the answer (nor the other way round)."""
-    data = generate("everyday", n_train=400, n_validation=50, n_test=200, seed=1, rationale_only=share, label_seen=0.3)
-    meta, facts = data["meta"], microworld.facts_of(microworld.knowledge())
+    """Brute force over the texts: a fact that counts as "rationale" or "label" is stated word for word in a training
+    rationale, one that counts as "none" never is, and only "label" facts are asked about in training questions."""
+    data = generate("everyday", n_train=400, n_validation=50, n_test=200, seed=1, rationale_only=share,
+                    label_seen=0.3)
+    world = microworld.knowledge()
+    facts, meta = microworld.facts_of(world), data["meta"]
     where = Counter(meta[e.id]["fact_in"] for e in data["test"])
     assert abs(where["rationale"] / 200 - share) < 0.06
     texts = [data["rationales"][e.id].text.lower() for e in data["train"]]
+    asked = {meta[e.id]["fact"] for e in data["train"]}
     for e in data["test"]:
         m = meta[e.id]
         concept, relation = m["fact"]
-        name, value = re.sub("^an? ", "", concept), facts[m["fact"]][0]
-        both = [t for t in texts if re.search(rf"\b{name}\b", t) and re.search(rf"\b{re.escape(value)}\b", t)]
-        if m["fact_in"] in ("rationale", "label"):
-            assert both, (e, m)
-        if m["fact_in"] == "none":
-            assert not any(microworld.state(microworld.knowledge(), relation, concept, value).lower() in t for t in both) \
-                or "via" in microworld.knowledge()["relations"][relation]
-        if m["fact_in"] != "label":
-            for t in data["train"]:
-                asked = meta[t.id]["relation"] == relation and meta[t.id]["fact"][0] == concept
-                assert not asked, (e, t)
-    for e in data["test"]:
-        if meta[e.id]["unseen_concept"]:
-            name = re.sub("^an? ", "", meta[e.id]["fact"][0])
-            assert not any(re.search(rf"\b{name}\b", t.question.lower()) and meta[t.id]["fact"][0] == meta[e.id]["fact"][0]
-                           for t in data["train"])
+        via, value = world["relations"][relation].get("via"), facts[m["fact"]][0]
+        if via:   # stated by its two links, one after the other
+            middle = facts[concept, via][0]
+            sentence = (microworld.state(world, via, concept, middle) + " "
+                        + microworld.state(world, relation, concept, value, middle))
+        else:
+            sentence = microworld.state(world, relation, concept, value)
+        assert any(sentence.lower() in text for text in texts) == (m["fact_in"] != "none"), (e, m)
+        assert (m["fact"] in asked) == (m["fact_in"] == "label")
+        name = re.sub("^an? ", "", concept)
+        for t in data["train"]:
+            if m["unseen_concept"]:
+                assert meta[t.id]["fact"][0] != concept
+            if m["fact_in"] != "label" and meta[t.id]["relation"] == relation and t.label == value:
+                assert not re.search(rf"\b(a|an) {name}\b", t.question.lower()), (e, t)
 
 
 def test_wrong_options_are_wrong(everyday):
@@ -219,7 +222,8 @@ def test_relations_follow_the_signs():
 @pytest.mark.parametrize("settings, words", [
     (dict(part="sports"), "expected everyday or relations"), (dict(n_options=7), "expected 2, 3, 4, 5 or mix"),
     (dict(rationale_only=1.2), "from 0 to 1"), (dict(rationale_only=0.7, label_seen=0.7), "at most 1"),
-    (dict(relations=["smell"]), "expected some of"), (dict(n_train=10**5), "at most"), (dict(part="relations", n_train=10**5), "at most")])
+    (dict(relations=["smell"]), "expected some of"), (dict(n_train=10**5), "at most"),
+    (dict(part="relations", n_train=10**5), "at most")])
 def test_bad_settings_say_so(settings, words):
     with pytest.raises(DataError, match=words):
         generate(**{"n_validation": 5, "n_test": 5, **settings})

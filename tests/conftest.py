@@ -1,0 +1,67 @@
+"""Shared by all tests: one thread (tiny models gain nothing from two), a store of their own, tiny students and questions."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+from cotdistill.data import Example, Rationale
+from cotdistill.students import TINY, load_student
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+_students = {}
+
+
+def tiny(name: str):
+    """A fresh-weight tiny student: the cached one, its original weights put back."""
+    if name not in _students:
+        student = load_student(name)
+        _students[name] = (student, {k: v.clone() for k, v in student.model.state_dict().items()})
+    student, weights = _students[name]
+    student.model.load_state_dict(weights)
+    student.model.requires_grad_(True).eval()
+    return student
+
+
+@pytest.fixture(params=TINY)
+def student(request):
+    return tiny(request.param)
+
+
+@pytest.fixture
+def llama():
+    return tiny("tiny-llama")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An artifacts folder of this test's own."""
+    monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path / "artifacts"))
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """Twelve questions whose options are prefixes of each other, quote the cues, or hold other scripts."""
+    choices = [("ice", "ice cream", "iced tea"), ("a cup", "a cup of tea", "tea"), ("Answer: ice", "Reason:", "no"),
+               ("café", "naïve 🙂", "日本"), ("1", "12", "123"), ("up", "down")]
+    return [Example(f"q{i}", f"What is number {i}, and why {'so ' * (i % 4)}?", choices[i % 6], i % len(choices[i % 6]))
+            for i in range(12)]
+
+
+@pytest.fixture(scope="session")
+def rationales(questions):
+    texts = ["Ice is cold. It melts.", "A cup holds tea, and tea is hot.", "It says Answer: ice and goes on.", "Ünïcode 🙂 words.",
+             "One two three four five six seven.", "Up."]
+    return {e.id: Rationale(e.id, texts[i % 6], e.answer) for i, e in enumerate(questions)}
+
+
+def needs_shared():
+    return pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here: the embedded dataset carries the default")

