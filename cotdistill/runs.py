@@ -461,7 +461,11 @@ def score_file(base: dict, judge: Student, judge_print: str, method: str, exampl
     made_from = {"method": method, "judge": judge_print, "rationales": texts, "options": options, "selections": fingerprint(selections or {})}
     path = study_dir(base["study"]) / "scores" / f"{method}-{fingerprint(made_from)}.jsonl"
     if not path.is_file():
-        found = attribute.attribute_all(judge, examples, data.rationales, method, selections=selections, **options)
+        def progress(done):
+            if done % 25 == 0 or done == len(examples):
+                print(f"    {method}: {done}/{len(examples)} rationales scored", flush=True)
+
+        found = attribute.attribute_all(judge, examples, data.rationales, method, selections=selections, progress=progress, **options)
         attribute.write_scores(path, found, made_from)
     return attribute.read_scores(path)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.modeling_utils import AttentionInterface
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from cotdistill.data import DataError
 
@@ -102,7 +102,8 @@ def packed_attention(module, query, key, value, attention_mask=None, dropout=0.0
 
 
 AttentionInterface.register("packed", packed_attention)
-disable_progress_bar()  # bars of weight loading and conversion would end up in executed notebooks
+disable_progress_bar()  # bars of weight loading and conversion, and notes to developers, would end up in executed notebooks
+set_verbosity_error()
 
 
 def load_student(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Student:
@@ -173,9 +174,17 @@ def gguf_path(name: str) -> Path:
     spec = importlib.util.find_spec(entry["module"])
     if spec is None:
         raise DataError(f"student '{name}': package {entry['module']} is not installed; run: {entry['install']}")
-    if entry["file"] is None:  # the five gemma wheels assemble one file and check their own SHA-256
+    if entry["file"] is None:  # the five gemma wheels assemble one file and check its SHA-256; here, in one move
         module = importlib.import_module(entry["module"])
-        return Path(module.assemble())
+        path = cache_dir() / "gguf" / module.MODEL_NAME
+        try:
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                module.assemble(path.with_name(f"{path.name}.{os.getpid()}.part"), overwrite=True).replace(path)
+            return Path(module.assemble(path))
+        except (OSError, ValueError, ImportError) as error:
+            raise DataError(f"student '{name}': {error}; expected the five wheels of one version: delete {path} and run: "
+                            f"{entry['install']}") from None
     path = Path(spec.submodule_search_locations[0]) / entry["file"]
     if not path.is_file():
         raise DataError(f"{path}: no such file; run: {entry['install']}")

@@ -152,8 +152,8 @@ def test_frozen_layers_stay_and_bad_numbers_are_refused(student):
 
 def test_what_does_not_fit_is_left_out_for_every_arm_and_counted(llama, questions, rationales):
     some = {id: r for id, r in rationales.items() if id != "q3"}
-    kept, left = fitting(llama, questions, some, "text", 95)
-    assert left["no rationale"] == 1 and 0 < left["over 95 tokens"] < 11
+    kept, left = fitting(llama, questions, some, "text", 75)
+    assert left["no rationale"] == 1 and 0 < left["over 75 tokens"] < 11
     assert len(kept) + sum(left.values()) == len(questions)
 
 
