@@ -17,7 +17,7 @@ RUN   := $(VENV)/bin/python -m cotdistill.study
 .PHONY: help env reproduce $(STAGES) smoke status test gemma lab clean
 
 help: ## this list
-	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-42s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  STUDY=quick (default), a name in params/, or a path to your own YAML"
 
 env: $(READY) ## create or check the environment in .venv

@@ -1,0 +1,97 @@
+"""Scores and generations against one question at a time, uncached, with transformers' own generate."""
+
+import pytest
+import torch
+
+from cotdistill.evaluate import accuracy, evaluate, feed, greedy, line_ids, score_options, start, validation_scores
+from cotdistill.format import label_text, parse_answer, prompt_text
+
+LIMITS = dict(max_new_tokens=12, max_label_tokens=6)
+
+
+def brute_score(student, prefix, option):
+    ids = torch.tensor([prefix + option])
+    with torch.no_grad():
+        logp = student.model(input_ids=ids).logits[0].log_softmax(-1)
+    return sum(logp[len(prefix) - 1 + i, t].item() for i, t in enumerate(option))
+
+
+def prompt_ids(student, example, placement):
+    return student.bos_ids + student.encode(prompt_text(example, placement))
+
+
+def generate(student, prefix, limit):
+    with torch.no_grad():
+        out = student.model.generate(torch.tensor([prefix]), max_new_tokens=limit, do_sample=False, attention_mask=torch.ones(1, len(prefix)).long(),
+                                     eos_token_id=student.eos_id, pad_token_id=student.pad_id)
+    return [t for t in out[0, len(prefix):].tolist() if t != student.eos_id]
+
+
+def cut(ids, stop):
+    n = next((i for i in range(1, len(ids) + 1) if (ids[i - 1] in stop if isinstance(stop, set) else ids[:i][-len(stop):] == stop)), len(ids))
+    return ids[:n]
+
+
+def test_option_scores_equal_brute_force_and_leave_the_cache(student, questions):
+    state = start(student, [prompt_ids(student, e, "label_only") for e in questions])
+    before = state.cache.get_seq_length()
+    options = [[student.encode(label_text(e, o)) for o in range(len(e.choices))] for e in questions]
+    first, again = (score_options(student, state, options) for _ in range(2))
+    assert state.cache.get_seq_length() == before
+    for e, row, row2, encoded in zip(questions, first, again, options):
+        wanted = [brute_score(student, prompt_ids(student, e, "label_only"), o) for o in encoded]
+        assert row == pytest.approx(wanted, abs=2e-4) and row2 == pytest.approx(row, abs=1e-5)
+
+
+def test_greedy_equals_transformers_generate(student, questions):
+    rows = [prompt_ids(student, e, "post_cot") for e in questions]
+    stop = line_ids(student)
+    for ids, row in zip(greedy(student, start(student, rows), 10, stop), rows):
+        assert ids == cut(generate(student, row, 10), stop)
+
+
+def test_scores_after_the_own_rationale(student, questions):
+    """pre_cot: the options are scored after exactly what the student wrote, the cue added where it never came."""
+    found = evaluate(student, questions, "pre_cot", **LIMITS)
+    cue = student.encode("\nAnswer:")
+    for example, one in zip(questions, found):
+        prefix = prompt_ids(student, example, "pre_cot")
+        thought = cut(generate(student, prefix, LIMITS["max_new_tokens"]), cue)
+        prefix += thought if thought[-len(cue):] == cue else thought + cue
+        wanted = [brute_score(student, prefix, student.encode(label_text(example, o))) for o in range(len(example.choices))]
+        assert one["scores"] == pytest.approx(wanted, abs=3e-4)
+        label = cut(generate(student, prefix, LIMITS["max_label_tokens"]), line_ids(student))
+        assert one["tokens"] == len(thought) + len(label)
+
+
+@pytest.mark.parametrize("placement", ["label_only", "pre_cot", "post_cot"])
+def test_batch_equals_single(student, questions, placement):
+    together = evaluate(student, questions, placement, batch_size=12, **LIMITS)
+    alone = evaluate(student, questions, placement, batch_size=1, **LIMITS)
+    for a, b in zip(together, alone):
+        assert {k: v for k, v in a.items() if k != "scores"} == {k: v for k, v in b.items() if k != "scores"}
+        assert a["scores"] == pytest.approx(b["scores"], abs=3e-4)
+
+
+def test_feeding_only_some_rows_leaves_the_others(llama, questions):
+    rows = [prompt_ids(llama, e, "post_cot") for e in questions[:3]]
+    state = start(llama, rows)
+    before = state.logits.clone()
+    feed(llama, state, torch.tensor([[5, 6]] * 3), torch.tensor([[True, True], [False, False], [True, False]]))
+    assert torch.equal(state.logits[1], before[1]) and state.lengths.tolist() == [len(rows[0]) + 2, len(rows[1]), len(rows[2]) + 1]
+    with torch.no_grad():
+        wanted = [llama.model(input_ids=torch.tensor([r])).logits[0, -1] for r in (rows[0] + [5, 6], rows[1], rows[2] + [5])]
+    torch.testing.assert_close(state.logits, torch.stack(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_a_label_that_never_ends_is_a_counted_failure(llama, questions):
+    found = evaluate(llama, questions, "label_only", max_label_tokens=1)
+    unended = [p for p in found if p["tokens"] == 1 and p["text"]]
+    assert unended and all(p["cut_off"] and p["generated"] is None for p in unended)
+
+
+def test_accuracy_and_validation_scores():
+    rows = [dict(gold=0, choice=0, generated=None, scores=[-1.0, -2.0]), dict(gold=1, choice=0, generated=1, scores=[-1.0, -3.0])]
+    assert accuracy(rows) == 0.5 and accuracy(rows, "generated") == 0.5
+    assert validation_scores(rows) == {"accuracy": 0.5, "label_nll": 2.0}
+    assert parse_answer("x", ("x", "y")) == 0

@@ -1,0 +1,119 @@
+"""The notebooks: their anatomy in the source, and all of them executed by papermill on the smoke study, twice."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cotdistill import study
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in study.NOTEBOOKS.values()]
+EXECUTED = sorted((ROOT / "notebooks" / "executed").glob("*/*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_anatomy(path):
+    book = nbformat.read(path, 4)
+    nbformat.validate(book)
+    assert book.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"} and book.nbformat_minor == 5
+    head = book.cells[0].source
+    assert head.startswith(f"# {int(path.stem[:2])} · ") and all(w in head for w in ("**Question.**", "| reads |", "| writes |", "| cost |"))
+    code = [c for c in book.cells if c.cell_type == "code"]
+    assert all(not c.outputs and c.execution_count is None for c in code)
+    for cell in code:
+        tree = ast.parse(cell.source)
+        assert not [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.While))], cell.source
+        assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 25
+        assert not re.search(r"^\s*[%!]|[\"']/(home|work|root|Users|tmp)/|^\s*#.*=", cell.source, re.M), cell.source
+    parameters = next(c for c in code if "parameters" in c.metadata.get("tags", []))
+    assert all(re.search(r"  # \w", line) for line in parameters.source.splitlines())
+    assert study.notebook_parameters(path)["study"] == "smoke"
+
+
+def test_a_parameter_has_one_type_in_all_notebooks():
+    types = {}
+    for parameters in study.all_parameters().values():
+        for key, value in parameters.items():
+            assert types.setdefault(key, type(value)) is type(value), key
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """`make smoke` in a store of its own: the first run makes everything, the second reads it."""
+    store, seconds = tmp_path_factory.mktemp("smoke"), []
+    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(store / "artifacts"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for folder in ("first", "second"):
+        started = time.time()
+        done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", "smoke", "--executed", str(store / folder)], cwd=ROOT,
+                              env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        seconds.append((time.time() - started, done.stdout))
+    return store, seconds
+
+
+def test_all_notebooks_execute_and_a_second_run_trains_nothing(smoke):
+    store, seconds = smoke
+    assert all((store / "first" / "smoke" / path.name).is_file() for path in NOTEBOOKS)
+    assert "from the store" not in seconds[0][1].split("05_")[0] and "epoch 1/" in seconds[0][1]
+    assert "epoch 1/" not in seconds[1][1] and seconds[1][1].count("from the store") == seconds[0][1].count("generated")
+
+
+def test_both_runs_say_the_same(smoke):
+    store, _ = smoke
+    def tables(folder, name):
+        book = nbformat.read(store / folder / "smoke" / name, 4)
+        return [o.data["text/html"] for c in book.cells for o in c.get("outputs", []) if o.output_type == "display_data" and "text/html" in o.data]
+
+    for name in ("03_evaluate.ipynb", "04_shuffle.ipynb", "06_figures.ipynb"):
+        assert tables("first", name) == tables("second", name) != []
+
+
+def check_executed(path):
+    book = nbformat.read(path, 4)
+    text = path.read_text()
+    assert "widgets" not in book.metadata and len(text) < 2_500_000
+    assert not re.search(r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text)), "an absolute path"
+    assert all(c.execution_count for c in book.cells if c.cell_type == "code" and c.source)
+    assert not [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "error"]
+
+
+def test_executed_smoke_notebooks_are_fit_to_commit(smoke):
+    for path in NOTEBOOKS:
+        check_executed(smoke[0] / "first" / "smoke" / path.name)
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_committed_evidence(path):
+    """Committed notebooks are whole, small and without paths, and their code is the source's code."""
+    check_executed(path)
+    source = nbformat.read(ROOT / "notebooks" / path.name, 4)
+    ran = [c.source for c in nbformat.read(path, 4).cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    assert ran == [c.source for c in source.cells]
+
+
+def test_status_knows_the_stages(smoke):
+    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "status", "smoke"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts")})
+    assert done.returncode == 0 and re.search(r"^train .*runs 4/4 done, 0 running", done.stdout, re.M), done.stdout
+    assert len(done.stdout.splitlines()) == 6
+
+
+def test_a_failing_notebook_leaves_no_half_file_and_says_why(tmp_path):
+    (tmp_path / "own.yaml").write_text("dataset: no/such/folder\n")
+    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "own.yaml"), "--executed", str(tmp_path / "out")],
+                          cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "01_elicit: DataError: no/such/folder: no such folder" in done.stderr
+    assert not list((tmp_path / "out").rglob("[0-9]*.ipynb"))
+    after = subprocess.run([sys.executable, "-m", "cotdistill.study", "status", str(tmp_path / "own.yaml")], cwd=ROOT, env=environment,
+                           capture_output=True, text=True)
+    assert "elicit     failed: DataError: no/such/folder" in after.stdout, after.stdout
+    assert json.dumps(after.stdout)

@@ -1,0 +1,171 @@
+"""The run store: keys, atomicity, damage, sharing between processes; and studies checked before the first run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import tiny
+from cotdistill import runs
+from cotdistill.data import DataError
+from cotdistill.format import Arm, arm_from_name
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS = [Arm("zero_shot"), Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
+
+
+@pytest.fixture(scope="module")
+def world():
+    return dict(dataset="microworld/everyday", data_dir="", validation_size=8, data_seed=1, rationales="", rationales_print="",
+                microworld=dict(n_train=12, n_test=8))
+
+
+@pytest.fixture
+def base(world, store):
+    return dict(study="t", data=world, student="tiny-llama", device="cpu", dtype="float32", seeds=[0, 1], train_size=0, test_size=0,
+                resample_train=False, label_format="text", max_length=256, max_new_tokens=6, max_label_tokens=24, eval_batch_size=8,
+                train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"))
+
+
+def test_key_depends_on_values_not_on_order_and_differs_for_every_change(base):
+    config = runs.make_config(base, Arm("post_cot"), 0)
+    assert runs.run_key(config) == runs.run_key(dict(reversed(config.items())))
+    changes = [dict(seeds=[1]), dict(train_size=6), dict(test_size=4), dict(label_format="letter"), dict(max_label_tokens=30),
+               dict(train=base["train"] | {"lr": 2e-2}), dict(student="tiny-gpt2"), dict(data=base["data"] | {"data_seed": 2})]
+    keys = [runs.run_key(runs.make_config(base | c, Arm("post_cot"), (c.get("seeds") or [0])[0])) for c in changes]
+    assert len({*keys, runs.run_key(config)}) == len(changes) + 1
+
+
+def test_key_ignores_what_a_run_does_not_depend_on(base):
+    key = lambda b, arm, seed=0: runs.run_key(runs.make_config(b, arm, seed))
+    assert key(base, Arm("zero_shot"), 0) == key(base | {"train": base["train"] | {"lr": 5.0}}, Arm("zero_shot"), 1)
+    assert key(base, Arm("label_only")) == key(base | {"eval_batch_size": 99, "max_new_tokens": 50, "study": "other"}, Arm("label_only"))
+    assert key(base, Arm("pre_cot")) != key(base | {"max_new_tokens": 50}, Arm("pre_cot"))
+
+
+def test_a_grid_is_made_once_and_read_back(base, capsys):
+    table = runs.run_grid(base, ARMS, "train", keep_weights=[("pre_cot", 0)])
+    assert len(table) == 7 and (table["n"] == 8).all() and set(table["seed"]) == {-1, 0, 1}
+    first = capsys.readouterr().out
+    assert first.count("left") == 6 and "from the store" not in first
+    again = runs.run_grid(base, ARMS, "train", keep_weights=[("pre_cot", 0)])
+    assert capsys.readouterr().out.count("from the store") == 7
+    pd.testing.assert_frame_equal(table, again)
+    predictions = runs.load_predictions("t", ["train"])
+    assert len(predictions) == 7 * 8 and predictions.groupby(["arm", "seed"])["id"].nunique().eq(8).all()
+    stored = next((runs.artifacts() / "runs").glob("*/metrics.json")).parent
+    assert {p.name for p in stored.iterdir()} >= {"config.json", "history.csv", "predictions.jsonl", "provenance.json", "metrics.json"}
+    assert not list((runs.artifacts() / "runs").glob("*.work"))
+    judge, key = runs.attributing_student(base | {"study": "t"}, "pre_cot", 0)
+    assert judge.name == "tiny-llama" and len(key) == 64
+
+
+def test_weights_are_put_back_between_runs(base):
+    """The second run of a grid equals the same run made alone: nothing leaks from one to the next."""
+    runs.run_grid(base, [Arm("post_cot"), Arm("label_only")], "train", seeds=[0])
+    together = runs.load_predictions("t", ["train"]).query("arm == 'label_only'")["scores"].tolist()
+    import shutil
+
+    shutil.rmtree(runs.artifacts() / "runs")
+    runs._student.cache_clear()
+    runs.run_grid(base, [Arm("label_only")], "train", seeds=[0])
+    assert runs.load_predictions("t", ["train"])["scores"].tolist() == together
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "predictions.jsonl", "history.csv", "config.json"])
+@pytest.mark.parametrize("how", ["cut", "edited", "gone"])
+def test_damage_is_named_and_repaired(base, file, how, capsys):
+    runs.run_grid(base, [Arm("zero_shot")], "train")
+    folder = next((runs.artifacts() / "runs").glob("*/metrics.json")).parent
+    whole = (folder / "predictions.jsonl").read_bytes()
+    path = folder / file
+    content = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:len(content) // 2] if how == "cut" else content.replace(b"0", b"1", 1) if b"0" in content else content + b" ")
+    capsys.readouterr()
+    if path.is_file() and path.read_bytes() == content:
+        pytest.skip("an empty history cannot be cut")
+    runs.run_grid(base, [Arm("zero_shot")], "train")
+    out = capsys.readouterr().out
+    assert file in out and "made again" in out and "from the store" not in out
+    assert (folder / "predictions.jsonl").read_bytes() == whole
+
+
+def test_half_made_runs_are_not_runs(base):
+    config = runs.make_config(base, Arm("zero_shot"), 0)
+    work = runs.artifacts() / "runs" / f"{runs.run_key(config)}.work"
+    work.mkdir(parents=True)
+    (work / "metrics.json").write_text("{}")
+    assert runs.load_metrics(runs.run_key(config)) is None
+    assert runs.run_one(base, Arm("zero_shot"), 0, config)[1]
+
+
+def test_two_processes_make_each_run_once(base, store):
+    code = ("import sys; sys.path.insert(0, {root!r}); import torch; torch.set_num_threads(1)\n"
+            "from cotdistill import runs; from cotdistill.format import Arm; import json\n"
+            "runs.run_grid(json.loads({base!r}), [Arm('zero_shot'), Arm('label_only')], 'train', seeds=[0])\n")
+    command = [sys.executable, "-c", code.format(root=str(ROOT), base=json.dumps(base))]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outs = [p.communicate(timeout=120) for p in both]
+    assert [p.returncode for p in both] == [0, 0], outs
+    assert sum(out.count("from the store") for out, _ in outs) == 2  # two runs, each made by one and read by the other
+
+
+def test_kept_arms_need_their_scores(base):
+    arm = arm_from_name("post_cot_kept", amount=3, selector="saliency")
+    ids = {e.id: [0.0] for e in runs.train_questions(base, 0)[:3]}
+    with pytest.raises(DataError, match="no attribution scores for 9 questions, first"):
+        runs.run_grid(base, [arm], "attribute", seeds=[0], scores={("saliency", 0): (ids, "x")})
+
+
+BAD_BASE = {
+    "no seeds": (dict(seeds=[]), "seeds is empty; expected at least one number"),
+    "a seed twice": (dict(seeds=[1, 1]), "a seed stands there twice"),
+    "label format": (dict(label_format="word"), "label_format 'word'; expected one of text, letter, both"),
+    "train too large": (dict(train_size=13), "train_size 13 is larger than the data: 12"),
+    "test too large": (dict(test_size=9), "test_size 9 is larger than the data: there are 8"),
+    "label too long": (dict(max_label_tokens=1), r"question 'everyday-train-\d+': option \d is \d+ tokens long; expected at most max_label_tokens = 1"),
+    "unknown student": (dict(student="./nowhere"), r"student './nowhere': no config.json in that folder"),
+    "unknown dtype": (dict(dtype="int4"), "dtype 'int4'"),
+    "nothing fits": (dict(max_length=5, train_size=1), "train_size 1 is larger than the data: 0"),
+    "missing folder": (dict(data=dict(dataset="no/folder", data_dir="", validation_size=1, data_seed=0, microworld=None, rationales="")), "no such folder"),
+    "microworld part": (dict(data=dict(dataset="microworld/space", data_dir="", validation_size=1, data_seed=0, microworld=None, rationales="")),
+                        "microworld part 'space'"),
+}
+
+
+@pytest.mark.parametrize("change, message", BAD_BASE.values(), ids=BAD_BASE)
+def test_bad_studies_stop_before_anything_is_written(base, store, change, message):
+    with pytest.raises(DataError, match=message) as error:
+        runs.check_base(base | change)
+    assert "\n" not in str(error.value) and not (store / "runs").exists()
+
+
+def test_names_cannot_leave_the_artifacts(store):
+    for name in ("../x", "a/b", "", ".hidden", "a\\b"):
+        with pytest.raises(DataError, match="expected a plain name"):
+            runs.study_dir(name)
+
+
+def test_missing_stage_says_what_to_run(store):
+    with pytest.raises(DataError, match="expected it from `make train STUDY=t`"):
+        runs.load_base("t")
+    with pytest.raises(DataError, match="run that first"):
+        runs.load_predictions("t", ["train"])
+
+
+def test_seeds_draw_their_own_questions_only_when_asked(base):
+    same = [[e.id for e in runs.train_questions(base | {"train_size": 6}, s)] for s in (0, 1)]
+    new = [[e.id for e in runs.train_questions(base | {"train_size": 6, "resample_train": True}, s)] for s in (0, 1)]
+    assert same[0] == same[1] and new[0] != new[1]
+
+
+def test_provenance_names_versions_and_no_paths():
+    record = runs.provenance()
+    assert record["torch"].startswith("2.13") and record["threads"] >= 1 and "/" not in json.dumps(record).replace("\\/", "")
+    assert tiny("tiny-llama").note.endswith("for tests only")

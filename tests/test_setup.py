@@ -1,0 +1,48 @@
+"""Pins, Makefile and repository: what the README promises about setting up."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_environment_and_pyproject_carry_the_same_pins():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(d["pip"] for d in conda if isinstance(d, dict))
+    assert pip == PROJECT["dependencies"] and all(re.fullmatch(r"[\w.-]+==[\w.]+", d) for d in pip)
+    assert f"python{PROJECT['requires-python']}" in conda
+
+
+def test_installed_versions_are_the_pinned_ones():
+    from importlib.metadata import version
+
+    wrong = {d: version(d.split("==")[0]) for d in PROJECT["dependencies"] if version(d.split("==")[0]).split("+")[0] != d.split("==")[1]}
+    assert not wrong
+
+
+def test_make_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].replace("$(STAGES)", "elicit train evaluate shuffle attribute figures").split()
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [t for t in phony if not re.search(rf"^  make {t}\b.*\w", shown, re.M)] == []
+
+
+def test_nothing_of_the_local_data_is_committed():
+    """No question and no rationale of ../shared/data stands in a tracked file."""
+    import json
+
+    import pytest
+
+    shared = ROOT.parent / "shared" / "data"
+    if not shared.is_dir() or not (ROOT / ".git").exists():
+        pytest.skip("no ../shared/data or no git here")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    everything = "\n".join((ROOT / f).read_text(errors="ignore") for f in tracked if (ROOT / f).is_file())
+    sample = [json.loads(line) for path in sorted(shared.rglob("*.jsonl")) for line in path.read_text().splitlines()[::25]]
+    texts = [t for row in sample for t in (row.get("question"), row.get("question_stem"), row.get("rationale")) if t and len(t) > 40]
+    assert len(texts) > 1000 and [t for t in texts if t in everything or json.dumps(t)[1:-1] in everything] == []

@@ -1,0 +1,91 @@
+"""Studies: every key known, every type right, every error one line that says the way out."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cotdistill import study
+from cotdistill.data import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = sorted(p.stem for p in (ROOT / "params").glob("*.yaml") if p.stem != "claims")
+PAPER = [f"{d}-{s}" for d in ("commonsenseqa", "openbookqa", "quarel") for s in ("gpt2", "phi-1.5", "gemma-2b")]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_is_valid(name):
+    assert study.load_study(name)["study"] == name
+
+
+def test_the_nine_paper_studies_are_pinned_and_complete():
+    for name in PAPER:
+        values = study.load_study(name)
+        assert re.fullmatch(r"mistralai/Mistral-7B-Instruct-v0.2@[0-9a-f]{40}", values["teacher_model"])
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", values["student"])
+        assert len(values["seeds"]) >= 5 and values.get("frozen_layers", 0) == 0 and {"grad_accum", "gradient_checkpointing"} <= set(values)
+
+
+BAD = {
+    "unknown key": ("epoch: 3", "unknown key 'epoch'; did you mean 'epochs'?"),
+    "no near key": ("zzzz: 3", "unknown key 'zzzz'; expected a parameter"),
+    "number as text": ("lr: 1e-4", r"lr is '1e-4' \(str\); expected a number, as in 0.001 \(YAML reads 1e-4 as text: write 1.0e-4\)"),
+    "fraction for whole": ("epochs: 2.5", r"epochs is 2.5 \(float\); expected a whole number"),
+    "truth for number": ("epochs: true", r"epochs is True \(bool\); expected a whole number"),
+    "number for truth": ("keep_weights: 1", r"keep_weights is 1 \(int\); expected true or false"),
+    "text for list": ("arms: label_only", r"arms is 'label_only' \(str\); expected a list"),
+    "item of another type": ("seeds: [0, x]", r"seeds: an item is 'x' \(str\); expected a whole number"),
+    "number for text": ("student: 7", r"student is 7 \(int\); expected a text"),
+    "nothing for text": ("student:", r"student is None \(NoneType\); expected a text"),
+    "nested": ("train: {lr: 1}", "unknown key 'train'"),
+    "nested value": ("student: {name: x}", r"student is \{'name': 'x'\} \(dict\); expected a text"),
+    "own name": ("study: x", "study is named by its file"),
+    "not a mapping": ("- a\n- b", "found list; expected `key: value` lines"),
+    "broken YAML": ("a: [1,\nb: 2", r"own.yaml:\d+: not YAML"),
+    "an object tag": ("student: !!python/object/apply:os.system [ls]", "not YAML"),
+}
+
+
+@pytest.mark.parametrize("text, message", BAD.values(), ids=BAD)
+def test_bad_studies(tmp_path, text, message):
+    (tmp_path / "own.yaml").write_text(text + "\n")
+    with pytest.raises(DataError, match=message) as error:
+        study.load_study(str(tmp_path / "own.yaml"))
+    assert "\n" not in str(error.value) and "own.yaml" in str(error.value)
+
+
+def test_a_whole_number_is_a_number_and_an_empty_file_is_the_smoke_study(tmp_path):
+    (tmp_path / "own.yaml").write_text("lr: 1\n")
+    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own", "lr": 1}
+    (tmp_path / "own.yaml").write_text("# nothing\n")
+    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own"}
+
+
+def test_unknown_study_lists_the_known_ones():
+    with pytest.raises(DataError, match="no such study; expected a path to a YAML file or one of .*quick"):
+        study.load_study("nothing")
+
+
+def test_command_line_ends_with_one_line_and_status_1(tmp_path):
+    (tmp_path / "own.yaml").write_text("epoch: 3\n")
+    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "own.yaml")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+
+
+def notebook(tmp_path, source, tags):
+    path = tmp_path / "n.ipynb"
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "metadata": {"tags": t}, "source": source} for t in tags]}))
+    return path
+
+
+def test_notebooks_without_or_with_odd_parameters_are_refused(tmp_path):
+    assert study.notebook_parameters(notebook(tmp_path, "a = 1\nb = [0.5]  # x", [["parameters"]])) == {"a": 1, "b": [0.5]}
+    with pytest.raises(DataError, match="0 cells tagged 'parameters'; expected exactly one"):
+        study.notebook_parameters(notebook(tmp_path, "a = 1", [[]]))
+    with pytest.raises(DataError, match="2 cells tagged"):
+        study.notebook_parameters(notebook(tmp_path, "a = 1", [["parameters"], ["parameters"]]))
+    with pytest.raises(DataError, match="line 2: expected only `name = value`"):
+        study.notebook_parameters(notebook(tmp_path, "a = 1\nprint(a)", [["parameters"]]))
