@@ -860,6 +860,7 @@ def quality_card(rationales: dict[str, Rationale] | list[dict], examples: list[E
 
     agrees, abstains   the concluded answer is the gold one; no answer could be read. `agrees_if_answered` of the others
     chance             agreement of a uniform guess
+    top_answer         share of the most frequent concluded position: near 1, the teacher says the same letter to everything
     contradicts        different options are stated to be the answer
     names_letter, names_text, leaks   the rationale names the gold option by letter, by text, by either
     words_mean, words_median          length in words, of covered rationales
@@ -879,7 +880,7 @@ def quality_card(rationales: dict[str, Rationale] | list[dict], examples: list[E
         answer = None if answer is None else answer_index(answer, len(example.choices), f"rationale {id}")
         stated = {i for said in conclusions(text, example.choices) for i in said} | ({answer} - {None})
         rows.append({
-            "agrees": answer == example.answer, "abstains": answer is None, "chance": 1 / len(example.choices),
+            "agrees": answer == example.answer, "answer": answer, "abstains": answer is None, "chance": 1 / len(example.choices),
             "contradicts": item["contradicts"] if record else len(stated) > 1,
             "names_letter": names_letter(text, example.answer), "names_text": names_text(text, example.label),
             "loops": loops(text), "copies": copies(text, [d.reason for d in demonstrations]) if demonstrations else np.nan,
@@ -897,7 +898,8 @@ def quality_card(rationales: dict[str, Rationale] | list[dict], examples: list[E
     return pd.Series({
         "n": float(len(table)), "questions": float(table.id.nunique()), "covered": float(table.id[table.text != ""].nunique()),
         "agrees": share["agrees"], "agrees_if_answered": float(answered.agrees.mean()) if len(answered) else np.nan,
-        "chance": share["chance"], "abstains": share["abstains"], "contradicts": share["contradicts"],
+        "chance": share["chance"], "top_answer": float(answered.answer.value_counts(normalize=True).iloc[0]) if len(answered) else np.nan,
+        "abstains": share["abstains"], "contradicts": share["contradicts"],
         "names_letter": share["names_letter"], "names_text": share["names_text"],
         "leaks": float((table.names_letter | table.names_text).mean()),
         "words_mean": float(words.mean()), "words_median": float(words.median()), "loops": share["loops"],
@@ -1001,5 +1003,5 @@ def read_card(card) -> str:
     """A quality card in two sentences."""
     agrees = "no answer was recorded" if card["abstains"] == 1 else f"{100 * card['agrees']:.1f} % conclude the gold answer"
     return (f"{card['covered']:.0f} of {card['questions']:.0f} questions are covered; {agrees} (chance {100 * card['chance']:.1f} %), "
-            f"{100 * card['abstains']:.1f} % conclude nothing that can be read. {100 * card['leaks']:.1f} % name the label, "
+            f"{100 * card['abstains']:.1f} % conclude nothing that can be read, the commonest letter makes up {100 * card['top_answer']:.0f} %. {100 * card['leaks']:.1f} % name the label, "
             f"{100 * card['loops']:.1f} % repeat themselves, {100 * card['duplicates']:.1f} % are duplicates; {card['words_mean']:.0f} words on average.")

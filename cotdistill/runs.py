@@ -112,6 +112,12 @@ def study_student(base: dict) -> Student:
     return _student(base["student"], base["device"], base["dtype"])
 
 
+def teacher_student(name: str) -> Student:
+    """A local teacher as `elicit.elicit_transformers` loads it."""
+    where = best_device("auto")
+    return load_student(resolve(name), best_dtype("auto", where), where)
+
+
 @functools.lru_cache(maxsize=4)
 def _fitting(canonical: str):
     base = json.loads(canonical)
