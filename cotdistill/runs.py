@@ -431,10 +431,10 @@ def stages_done(study: str) -> list[str]:
 
 
 def attributing_student(base: dict, model: str, seed: int) -> tuple[Student, str]:
-    """The student that judges rationale tokens, and the fingerprint of its weights: "pre_cot" (that arm's run of `seed`, its
-    weights put in place; `restore_student` undoes it) or "undistilled"."""
+    """The student that judges rationale tokens, and the fingerprint of its weights: "pre_cot" (that arm's run of `seed`, in
+    a copy of its own, so that nothing trained later starts from them) or "undistilled"."""
     if model == "undistilled":
-        student = restore_student(base)
+        student = study_student(base)
         return student, student.fingerprint
     if model != "pre_cot":
         raise DataError(f"attribution_model '{model}'; expected pre_cot or undistilled")
@@ -444,15 +444,9 @@ def attributing_student(base: dict, model: str, seed: int) -> tuple[Student, str
     if key is None or not path.is_file():
         raise DataError(f"study '{base['study']}': no weights of pre_cot, seed {seed}; expected them from `make train` with "
                         "pre_cot among the arms and keep_weights true (or attribution_model: undistilled)")
-    student = study_student(base)
+    student = _student.__wrapped__(base["student"], base["device"], base["dtype"])
     restore(student.model, load_file(path))
     return student, key
-
-
-def restore_student(base: dict) -> Student:
-    """The undistilled student again (drops the copy that `attributing_student` changed)."""
-    _student.cache_clear()
-    return study_student(base)
 
 
 def score_file(base: dict, judge: Student, judge_print: str, method: str, examples: list, *, selections=None, **options):

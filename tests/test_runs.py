@@ -61,6 +61,10 @@ def test_a_grid_is_made_once_and_read_back(base, capsys):
     assert not list((runs.artifacts() / "runs").glob("*.work"))
     judge, key = runs.attributing_student(base | {"study": "t"}, "pre_cot", 0)
     assert judge.name == "tiny-llama" and len(key) == 64
+    original = dict(runs.study_student(base).model.named_parameters())
+    assert any(not p.equal(original[name]) for name, p in judge.model.named_parameters())
+    fresh = dict(tiny("tiny-llama").model.named_parameters())
+    assert all(p.equal(fresh[name]) for name, p in original.items())
 
 
 def test_weights_are_put_back_between_runs(base):
