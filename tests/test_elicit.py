@@ -293,7 +293,7 @@ def test_quality_card_counts_what_it_says():
             record("c", 0, "one two three four five one two three four five one two three four", "C"), record("c", 1, "", None, malformed="no text")]
     card = quality_card(rows, EXAMPLES, SHOWN)
     wanted = {"n": 6, "questions": 3, "covered": 3, "agrees": 3 / 6, "agrees_if_answered": 3 / 4, "abstains": 2 / 6, "contradicts": 1 / 6,
-              "chance": (1 / 2 + 1 / 2 + 1 / 3) / 3, "names_letter": 1 / 6, "names_text": 1 / 6, "leaks": 1 / 6, "loops": 1 / 6, "copies": 2 / 6,
+              "chance": (1 / 2 + 1 / 2 + 1 / 3) / 3, "top_answer": 2 / 4, "names_letter": 1 / 6, "names_text": 1 / 6, "leaks": 1 / 6, "loops": 1 / 6, "copies": 2 / 6,
               "duplicates": 1 / 6, "unfinished": 1 / 6, "cut_off": 1 / 6, "malformed": 1 / 6, "seconds_mean": 8 / 6,
               "words_mean": (7 + 2 + 7 + 7 + 14) / 5, "words_median": 7}
     assert card.to_dict() == pytest.approx(wanted)

@@ -146,6 +146,7 @@ def test_a_server_that_fails_at_30_percent_and_two_kills(tmp_path):
     assert server.keys == {f"Bearer {KEY}"}
     assert not any(KEY in file.read_text() for file in tmp_path.iterdir())
     server.shutdown()
+    server.server_close()
 
 
 def test_a_malformed_answer_is_recorded_and_not_asked_again(tmp_path):
@@ -157,6 +158,7 @@ def test_a_malformed_answer_is_recorded_and_not_asked_again(tmp_path):
     assert ask(server, tmp_path / "r.jsonl", 4) == rows and len(server.log) == 4
     assert [rebuild_prompt(r, tmp_path / "r.jsonl") for r in rows] == [build_messages(e, SHOWN, "blind") for e in questions(4)]
     server.shutdown()
+    server.server_close()
 
 
 def test_a_server_that_fails_for_good_ends_in_one_clear_error(tmp_path, monkeypatch, capfd):
@@ -204,6 +206,7 @@ def test_what_is_sent(tmp_path, monkeypatch):
     assert [r["sample"] for r in sampled] == [0, 1] and sampled[0]["decoding"]["extra_body"] == {"min_p": 0.1}
     assert prompt_hash(sent[0]["messages"]) == greedy["prompt_hash"] == sampled[0]["prompt_hash"]
     server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ FIGURES = {
 UNITS = ("%", "points", "nats", "steps")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", FIGURES)
 def test_draws_and_saves(name, tmp_path):
     ax = FIGURES[name]()
