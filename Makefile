@@ -14,7 +14,7 @@ READY := $(VENV)/.ready-$(PINS)
 RUN   := $(VENV)/bin/python -m cotdistill.study
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce $(STAGES) smoke status test gemma lab clean
+.PHONY: help env reproduce $(STAGES) smoke status verdicts report readme test gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +54,15 @@ smoke: $(READY) ## all notebooks on a tiny random student, in under 3 minutes
 
 status: $(READY) ## what of a study is done, running, failed, and the time left
 	@$(RUN) status $(STUDY)
+
+verdicts: $(READY) ## print what a study says about each claim; write verdicts.json and .csv
+	@$(VENV)/bin/python -m cotdistill.report verdicts $(STUDY)
+
+report: $(READY) ## a static site of a study in artifacts/report/, no Jupyter needed
+	@$(VENV)/bin/python -m cotdistill.report site $(STUDY)
+
+readme: $(READY) ## render the findings of a study into README.md
+	@$(VENV)/bin/python -m cotdistill.report readme $(STUDY)
 
 test: $(READY) ## the test suite
 	@$(VENV)/bin/python -m pytest

@@ -479,6 +479,14 @@ def save_verdicts(study: str, base: dict, verdicts: pd.DataFrame, accuracies: pd
     verdicts.to_csv(folder / "verdicts.csv", index=False)
 
 
+def fingerprints(base: dict) -> dict[str, str]:
+    """What the study's data and student hash to: equal fingerprints, equal inputs."""
+    seed = base["seeds"][0]
+    return {"student fingerprint": study_student(base).fingerprint, "test questions": fingerprint(test_questions(base)),
+            "training questions (first seed)": fingerprint(train_questions(base, seed)),
+            "rationales": base["data"]["rationales_print"]}
+
+
 def load_verdicts(study: str) -> pd.DataFrame:
     """The verdict table of a study that has run."""
     return pd.DataFrame(read_json(study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")["verdicts"])

@@ -8,6 +8,7 @@ import argparse
 import ast
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -120,6 +121,11 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
         raise DataError(f"{name}: {reason}\n  (the notebook up to the error: {part})") from None
     tidy(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
+    if stage == "figures":  # what the README's findings are rendered from stands beside the notebooks
+        made = _artifacts() / "studies" / values["study"]
+        shutil.copy(made / "verdicts.json", folder / "verdicts.json")
+        for figure in ("forest", "placement"):
+            shutil.copy(made / "figures" / f"{figure}.png", folder / f"{figure}.png")
 
 
 def tidy(path: Path, seconds: float) -> None:

@@ -1,7 +1,9 @@
 """Shared by all tests: one thread (tiny models gain nothing from two), a store of their own, tiny students and questions."""
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -65,3 +67,18 @@ def rationales(questions):
 
 def needs_shared():
     return pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here: the embedded dataset carries the default")
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """`make smoke` in a store of its own: the first run makes everything, the second reads it."""
+    root = Path(__file__).resolve().parents[1]
+    store, seconds = tmp_path_factory.mktemp("smoke"), []
+    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(store / "artifacts"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    for folder in ("first", "second"):
+        started = time.time()
+        done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", "smoke", "--executed", str(store / folder)], cwd=root,
+                              env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        seconds.append((time.time() - started, done.stdout))
+    return store, seconds

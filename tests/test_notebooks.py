@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -43,20 +42,6 @@ def test_a_parameter_has_one_type_in_all_notebooks():
     for parameters in study.all_parameters().values():
         for key, value in parameters.items():
             assert types.setdefault(key, type(value)) is type(value), key
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """`make smoke` in a store of its own: the first run makes everything, the second reads it."""
-    store, seconds = tmp_path_factory.mktemp("smoke"), []
-    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(store / "artifacts"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for folder in ("first", "second"):
-        started = time.time()
-        done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", "smoke", "--executed", str(store / folder)], cwd=ROOT,
-                              env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        seconds.append((time.time() - started, done.stdout))
-    return store, seconds
 
 
 def test_all_notebooks_execute_and_a_second_run_trains_nothing(smoke):

@@ -1,0 +1,185 @@
+"""A study as a static site that opens without Jupyter and without a network, its verdicts in the terminal, and the README's findings.
+
+    python -m cotdistill.report verdicts quick      print the table; write verdicts.json and .csv
+    python -m cotdistill.report site quick          artifacts/report/quick/index.html
+    python -m cotdistill.report readme              render the findings of the default study into README.md
+"""
+
+import argparse
+import html
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cotdistill.data import DataError
+from cotdistill.study import NOTEBOOKS, root
+
+STYLE = """
+:root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --paper: #fff; --tint: #f5f7fa; --link: #0b5394; }
+* { box-sizing: border-box; }
+body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
+nav { position: sticky; top: 0; z-index: 1; background: var(--paper); border-bottom: 1px solid var(--line); padding: .55rem 1rem; font-size: .9rem; }
+nav a { margin-right: 1rem; white-space: nowrap; display: inline-block; } a { color: var(--link); }
+main { max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
+img { max-width: 100%; height: auto; } .scroll, .jp-OutputArea-output, .output_html { overflow-x: auto; }
+table { display: block; max-width: 100%; overflow-x: auto; border-collapse: collapse; font-size: .88rem; margin: .6rem 0; } th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+thead th { border-bottom: 2px solid var(--ink); } td { font-variant-numeric: tabular-nums; }
+pre { background: var(--tint); padding: .6rem .8rem; overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: .4rem 0; } code { font-size: .9em; }
+.anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt { display: none; }
+.supported { border-left: .35rem solid #117733; } .contradicted { border-left: .35rem double #aa4499; } .inconclusive { border-left: .35rem dotted #888; }
+.verdict { background: var(--tint); padding: .6rem .9rem; margin: .6rem 0; } .verdict b { text-transform: capitalize; } .soft { color: var(--soft); font-size: .9rem; }
+"""
+
+
+def make_verdicts(study: str, n_boot: int = 2000) -> tuple[dict, pd.DataFrame]:
+    """Judge a study's runs, as notebook 06 does, and write verdicts.json and verdicts.csv. Returns (record, table)."""
+    from cotdistill import runs, stats
+
+    base, rng = runs.load_base(study), np.random.default_rng(0)
+    predictions = runs.load_predictions(study, runs.stages_done(study), dataset=base["data"]["dataset"], student=base["student"])
+    forced = stats.accuracy_table(predictions, "correct_choice", rng=rng, n_boot=n_boot)
+    table = stats.verdicts(predictions, stats.load_claims(root() / "params" / "claims.yaml"), rng, n_boot=n_boot)
+    runs.save_verdicts(study, base, table, forced)
+    return runs.read_json(runs.study_dir(study) / "verdicts.json", "this command"), table
+
+
+def percent(row: dict) -> str:
+    """"43.2 % [40.1, 46.3]" of an accuracy row."""
+    return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def findings(record: dict) -> str:
+    """The findings of a study as Markdown, rendered from its verdicts.json alone: accuracies with n, seeds and interval, verdicts."""
+    rows = [r for r in record["accuracy"] if "_" not in r["arm"].removeprefix("zero_").removeprefix("label_").removeprefix("pre_").removeprefix("post_")]
+    seeds, n = max(r["seeds"] for r in rows), rows[0]["n"]
+    lines = [f"Study `{record['study']}`: {record['dataset']}, {record['student']}, {n} test questions, {seeds} seed{'s' if seeds > 1 else ''}.", "",
+             "| arm | forced choice, 95 % interval | tokens per answer |", "|---|---|---|"]
+    lines += [f"| {r['arm']} | {percent(r)} | {r['tokens_per_question']:.1f} |" for r in rows]
+    lines += ["", "| claim | verdict | why |", "|---|---|---|"]
+    lines += [f"| {v['words']} | **{v['verdict']}** | {v['reason']} |" for v in record["verdicts"] if v["verdict"] != "not measured"]
+    missing = [v["claim"] for v in record["verdicts"] if v["verdict"] == "not measured"]
+    if missing:
+        lines += ["", f"Not measured in this study: {', '.join(missing)}."]
+    return "\n".join(lines)
+
+
+def render_readme(text: str, record: dict) -> str:
+    """README.md with the part between its two markers replaced by `findings`. Raises DataError where the markers are missing."""
+    pattern = r"(<!-- findings -->\n).*?(<!-- /findings -->)"
+    if not re.search(pattern, text, re.S):
+        raise DataError("README.md: no <!-- findings --> … <!-- /findings -->; expected both markers")
+    return re.sub(pattern, lambda m: f"{m[1]}{findings(record)}\n{m[2]}", text, flags=re.S)
+
+
+def notebook_html(path: Path) -> str:
+    """An executed notebook as an HTML fragment: code, Markdown, tables and images inside it; nothing is fetched."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    body, _ = exporter.from_notebook_node(nbformat.read(path, 4))
+    for stem in NOTEBOOKS.values():  # links between notebooks become links between pages
+        body = body.replace(f'href="{stem}.ipynb"', f'href="{stem}.html"')
+    return re.sub(r'(<img[^>]*?)\s*(?:alt="[^"]*")?(/?>)', r'\1 alt="figure"\2', body)
+
+
+def page(title: str, body: str, links: list[tuple[str, str]]) -> str:
+    """A whole page with the navigation bar; readable at a phone's width."""
+    from pygments.formatters import HtmlFormatter
+
+    bar = "".join(f'<a href="{href}">{html.escape(name)}</a>' for name, href in links)
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{STYLE}{HtmlFormatter().get_style_defs(".highlight")}</style></head>'
+            f"<body><nav>{bar}</nav><main>{body}</main></body></html>\n")
+
+
+def _table(rows: list[dict]) -> str:
+    frame = pd.DataFrame(rows)
+    return f'<div class="scroll">{frame.to_html(index=False, border=0, na_rep="–", escape=True)}</div>'
+
+
+def front_page(record: dict, base: dict, card: str, notebooks: list[dict], figures: list[str]) -> str:
+    """Verdicts, forest plot, accuracies, run card and data card."""
+    e = html.escape
+    parts = [f"<h1>What the data say: study {e(record['study'])}</h1>",
+             f"<p>CoT-augmented distillation (arXiv 2406.14511): {e(record['dataset'])}, student {e(record['student'])}.</p>", "<h2>Verdicts</h2>"]
+    for v in record["verdicts"]:
+        if v["verdict"] != "not measured":
+            parts.append(f'<div class="verdict {v["verdict"]}"><b>{v["verdict"]}</b>: {e(v["words"])}<br><span class="soft">{e(v["reason"])} '
+                         f'{e("Needed: " + v["needed"] + ". " if v["needed"] else "")}In the paper: {e(v["section"])}.</span></div>')
+    missing = ", ".join(v["claim"] for v in record["verdicts"] if v["verdict"] == "not measured")
+    parts += [f'<p class="soft">Not measured here: {e(missing)}.</p>'] if missing else []
+    parts += [f'<h2>{e(Path(f).stem.replace("_", " ").capitalize())}</h2><img src="{e(f)}" alt="{e(Path(f).stem)}">' for f in figures]
+    parts += ["<h2>Accuracy</h2>", _table([{"arm": r["arm"], "questions": r["n"], "seeds": r["seeds"], "forced choice": percent(r),
+                                           "parse failures": f"{r['parse_failures']} of {r['answers']}",
+                                           "tokens per answer": f"{r['tokens_per_question']:.1f}"} for r in record["accuracy"]])]
+    about = record["provenance"] | base["fingerprints"] | {"study setting": json.dumps(base["train"])}
+    parts += ["<h2>Run card</h2>", _table([{"what": k, "value": v} for k, v in about.items()]), _table(notebooks), "<h2>Data card</h2>", card]
+    return "".join(parts)
+
+
+def build_site(study: str, executed: Path, out: Path) -> Path:
+    """Write the site of a study that has run; returns its index.html. Raises DataError where a notebook or the verdicts are missing."""
+    from cotdistill import runs
+
+    record = runs.read_json(runs.study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")
+    base, folder = runs.load_base(study), executed / study
+    there = [name for name in NOTEBOOKS.values() if (folder / f"{name}.ipynb").is_file()]
+    if not there:
+        raise DataError(f"{folder}: no executed notebook; expected them from `make reproduce STUDY={study}`")
+    base["fingerprints"] = runs.fingerprints(base)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "figures").mkdir(parents=True)
+    figures = []
+    for png in sorted((runs.study_dir(study) / "figures").glob("*.png"), key=lambda p: (p.stem != "forest", p.stem)):
+        shutil.copy(png, part / "figures" / png.name)
+        figures += [f"figures/{png.name}"] if png.stem in ("forest", "placement", "shuffle", "key_tokens", "masking", "cost") else []
+    links = [("Verdicts", "index.html"), *((name.replace("_", " "), f"{name}.html") for name in there)]
+    times = []
+    for name in there:
+        about = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["metadata"].get("cotdistill", {})
+        times.append({"notebook": name, "wall time": f"{about.get('seconds', float('nan')) / 60:.1f} min"})
+        (part / f"{name}.html").write_text(page(f"{study}: {name}", notebook_html(folder / f"{name}.ipynb"), links), encoding="utf-8")
+    card = pd.read_csv(runs.study_dir(study) / "data_card.csv").round(2)
+    front = front_page(record, base, _table(card.to_dict("records")), times, figures)
+    (part / "index.html").write_text(page(f"cotdistill: {study}", front, links), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    part.replace(out)
+    return out / "index.html"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cotdistill.report", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["verdicts", "site", "readme"])
+    parser.add_argument("study", nargs="?", default="quick")
+    parser.add_argument("--executed", default="notebooks/executed")
+    chosen = parser.parse_args(arguments)
+    study = Path(chosen.study).stem if chosen.study.endswith((".yaml", ".yml")) else chosen.study
+    try:
+        if chosen.what == "verdicts":
+            _, table = make_verdicts(study)
+            for row in table.itertuples():
+                print(f"{row.verdict:13} {row.claim:26} {row.reason}" + (f" Needed: {row.needed}." if row.needed else ""))
+        elif chosen.what == "site":
+            from cotdistill import runs
+
+            print(build_site(study, root() / chosen.executed, runs.artifacts() / "report" / study))
+        else:
+            path = root() / "README.md"
+            record = json.loads((root() / chosen.executed / study / "verdicts.json").read_text(encoding="utf-8"))
+            path.write_text(render_readme(path.read_text(encoding="utf-8"), record), encoding="utf-8")
+        return 0
+    except (DataError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

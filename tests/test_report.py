@@ -1,0 +1,79 @@
+"""The static site in a real browser, the verdicts in the terminal, and README findings that cannot drift."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from browser import Browser, needs_chromium
+from cotdistill import report
+from cotdistill.data import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(smoke, *words):
+    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts"), "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "cotdistill.report", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(smoke):
+    done = command(smoke, "site", "smoke", "--executed", str(smoke[0] / "first"))
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1]).parent
+
+
+def test_the_site_holds_every_notebook_and_every_link_resolves(site):
+    pages = sorted(site.glob("*.html"))
+    assert [p.stem for p in pages] == ["01_elicit", "02_train", "03_evaluate", "04_shuffle", "05_attribute_and_mask", "06_figures", "index"]
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r'(?:href|src)="([^"]+)"', text):
+            if not target.startswith(("data:", "#")) and not re.match(r"https://arxiv.org", target):
+                assert (site / target).is_file(), f"{path.name}: {target}"
+
+
+@needs_chromium
+def test_the_site_in_a_browser(site, tmp_path):
+    browser = Browser(tmp_path)
+    try:
+        for path in sorted(site.glob("*.html")):
+            for width in (1200, 390):
+                browser.open(path.as_uri(), width)
+                assert browser.errors == [], path.name
+                assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)"), path.name
+                assert browser.run("document.documentElement.scrollWidth <= window.innerWidth"), f"{path.name} is wider than {width}"
+        browser.open((site / "index.html").as_uri())
+        assert browser.run("document.images.length") >= 2 and browser.run("document.querySelectorAll('.verdict').length") >= 5
+        assert "Run card" in browser.run("document.body.innerText")
+    finally:
+        browser.close()
+
+
+def test_verdicts_in_the_terminal_are_those_of_the_notebook(smoke):
+    path = smoke[0] / "artifacts" / "studies" / "smoke" / "verdicts.json"
+    before = json.loads(path.read_text())["verdicts"]
+    done = command(smoke, "verdicts", "smoke")
+    assert done.returncode == 0 and json.loads(path.read_text())["verdicts"] == before
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(before) and [line.split()[1] if not line.startswith("not") else line.split()[2] for line in lines] == [v["claim"] for v in before]
+    assert path.with_suffix(".csv").is_file()
+
+
+def test_missing_study_says_what_to_run(smoke):
+    done = command(smoke, "site", "nothing")
+    assert done.returncode == 1 and "`make figures STUDY=nothing`" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_readme_findings_are_rendered_from_the_committed_verdicts():
+    record = json.loads((ROOT / "notebooks" / "executed" / "quick" / "verdicts.json").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.render_readme(text, record) == text
+    assert f"{record['accuracy'][0]['n']} test questions" in text
+    with pytest.raises(DataError, match="expected both markers"):
+        report.render_readme("nothing", record)
