@@ -103,8 +103,8 @@ def study_data(base: dict) -> Dataset:
 
 @functools.lru_cache(maxsize=2)
 def _student(name: str, device: str, dtype: str) -> Student:
-    where = best_device(device)
-    return load_student(resolve(name), best_dtype(dtype, where), where)
+    where = best_device(device)  # "auto" trains float32 weights: in bfloat16 an update of 5e-5 is rounded away (the Trainer autocasts)
+    return load_student(resolve(name), torch.float32 if dtype == "auto" else best_dtype(dtype, where), where)
 
 
 def study_student(base: dict) -> Student:

@@ -102,3 +102,14 @@ def test_a_failing_notebook_leaves_no_half_file_and_says_why(tmp_path):
                            capture_output=True, text=True)
     assert "elicit     failed: DataError: no/such/folder" in after.stdout, after.stdout
     assert json.dumps(after.stdout)
+
+
+def test_a_second_study_is_pooled_with_the_first(smoke, tmp_path):
+    """06 takes a list of studies; one that makes no corrupted arm still gets its verdicts and its forest plot."""
+    (tmp_path / "twin.yaml").write_text("data_seed: 3\nepochs: 1\npooled_studies: [smoke]\n")
+    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "twin.yaml"), "--stages", "elicit", "train", "figures",
+                           "--executed", str(tmp_path / "out")], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    text = (tmp_path / "out" / "twin" / "06_figures.ipynb").read_text()
+    assert "one seed studies" in text and "post_beats_pre" in text and (tmp_path / "out" / "twin" / "forest.png").stat().st_size > 10_000
