@@ -222,7 +222,7 @@ def learning_curves(history: pd.DataFrame, measure: str = "validation_accuracy",
     ax.set_ylabel("Validation accuracy (%)" if scale == 100 else
                   {"loss": "Training loss", "label_loss": "Loss of label tokens",
                    "rationale_loss": "Loss of rationale tokens"}.get(measure, measure) + " (nats per token)")
-    _legend(ax, 3)
+    _legend(ax, 3 if max(map(len, arms), default=0) < 15 else 2)
     return ax
 
 

@@ -8,6 +8,7 @@ import argparse
 import ast
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -140,6 +141,9 @@ def tidy(path: Path, seconds: float) -> None:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
         merged = []
         for output in cell.get("outputs", []):
+            if output["output_type"] == "stream":  # a warning names the file it comes from
+                text = "".join(output["text"]).replace(f"{root()}/", "")
+                output["text"] = re.sub(r"/\S*/(?=site-packages/)", "", text)
             if output.get("metadata"):
                 output["metadata"] = {}
             if merged and output["output_type"] == "stream" == merged[-1]["output_type"] and output["name"] == merged[-1]["name"]:

@@ -15,7 +15,7 @@ from cotdistill import study
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in study.NOTEBOOKS.values()]
-EXECUTED = sorted((ROOT / "notebooks" / "executed").glob("*/*.ipynb"))
+EXECUTED = sorted((ROOT / "notebooks" / "executed").glob("*/[0-9]*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
