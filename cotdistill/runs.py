@@ -16,7 +16,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -31,20 +30,11 @@ from cotdistill.data import DataError, Dataset, fingerprint, load_dataset, load_
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.format import LABEL_FORMATS, Arm, arm_dict
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, load_student
+from cotdistill.study import RUN_STAGES, artifacts, root
 from cotdistill.train import RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, restore, trainable
 
 STORE_VERSION = 1
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
-
-
-def root() -> Path:
-    """The repository, wherever a notebook or command was started from. $COTDISTILL_ROOT overrides it."""
-    return Path(os.environ.get("COTDISTILL_ROOT") or Path(__file__).resolve().parents[1])
-
-
-def artifacts() -> Path:
-    """Where everything computed goes: $COTDISTILL_ARTIFACTS, else artifacts/ in the repository."""
-    return Path(os.environ.get("COTDISTILL_ARTIFACTS") or root() / "artifacts")
 
 
 def study_dir(study: str) -> Path:
@@ -359,7 +349,7 @@ def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None
     rows = plan_rows(base, arms, seeds, scores)
     plan = [{"label": r["label"], "seed": r["seed"], "key": r["key"], "arm": asdict(r["arm"])} for r in rows]
     write_json(study_dir(base["study"]) / f"{stage}.json", plan)
-    done, spent, table = 0, [], []
+    spent, table = [], []
     for number, row in enumerate(rows, 1):
         keep = (row["label"], row["seed"]) in keep_weights
         needed = scores[row["arm"].selector, row["seed"]][0] if needs_scores(row["arm"]) else None
@@ -427,7 +417,7 @@ def load_history(study: str, stages: list[str]) -> pd.DataFrame:
 
 def stages_done(study: str) -> list[str]:
     """The stages of a study that have made runs, in order."""
-    return [stage for stage in ("train", "shuffle", "attribute") if (study_dir(study) / f"{stage}.json").is_file()]
+    return [stage for stage in RUN_STAGES if (study_dir(study) / f"{stage}.json").is_file()]
 
 
 def attributing_student(base: dict, model: str, seed: int) -> tuple[Student, str]:

@@ -24,6 +24,7 @@ RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
 
 
 def root() -> Path:
+    """The repository, wherever a notebook or command was started from. $COTDISTILL_ROOT overrides it."""
     return Path(os.environ.get("COTDISTILL_ROOT") or Path(__file__).resolve().parents[1])
 
 
@@ -107,7 +108,7 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
     source, part = root() / "notebooks" / f"{name}.ipynb", folder / f".{name}.part.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     mine = {key: value for key, value in values.items() if key in notebook_parameters(source)}
-    failed = _artifacts() / "studies" / values["study"] / f"{stage}.failed"
+    failed = artifacts() / "studies" / values["study"] / f"{stage}.failed"
     failed.unlink(missing_ok=True)
     print(f"== {name} ({values['study']})", flush=True)
     started = time.time()
@@ -123,7 +124,7 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
     tidy(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
     if stage == "figures":  # what the README's findings are rendered from stands beside the notebooks
-        made = _artifacts() / "studies" / values["study"]
+        made = artifacts() / "studies" / values["study"]
         shutil.copy(made / "verdicts.json", folder / "verdicts.json")
         for figure in ("forest", "placement"):
             shutil.copy(made / "figures" / f"{figure}.png", folder / f"{figure}.png")
@@ -155,7 +156,8 @@ def tidy(path: Path, seconds: float) -> None:
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _artifacts() -> Path:
+def artifacts() -> Path:
+    """Where everything computed goes: $COTDISTILL_ARTIFACTS, else artifacts/ in the repository."""
     return Path(os.environ.get("COTDISTILL_ARTIFACTS") or root() / "artifacts")
 
 
@@ -164,11 +166,11 @@ def status(study: str) -> list[dict]:
     from filelock import FileLock, Timeout
 
     values, rows = load_study(study), []
-    folder, runs = _artifacts() / "studies" / values["study"], _artifacts() / "runs"
+    folder, runs = artifacts() / "studies" / values["study"], artifacts() / "runs"
     for stage, name in NOTEBOOKS.items():
         if not (root() / "notebooks" / f"{name}.ipynb").is_file():
             continue
-        executed = [e / values["study"] / f"{name}.ipynb" for e in (root() / "notebooks" / "executed", _artifacts() / "executed")]
+        executed = [e / values["study"] / f"{name}.ipynb" for e in (root() / "notebooks" / "executed", artifacts() / "executed")]
         row = {"stage": stage, "notebook": "executed" if any(map(Path.is_file, executed)) else "not yet",
                "runs": 0, "done": 0, "running": 0, "seconds_left": None}
         if (folder / f"{stage}.failed").is_file():

@@ -9,7 +9,6 @@ Three decisions that the comparison of arms rests on:
 """
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
-from cotdistill.format import Arm, cue, format_target, label_text, prompt_text
+from cotdistill.format import Arm, format_target, label_text, prompt_text
 from cotdistill.students import Student
 
 PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
