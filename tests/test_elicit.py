@@ -332,3 +332,43 @@ def test_nothing_names_the_label_after_scrubbing(text, label):
     if not set(words) & {"this", "option", "that", "one", "it", "such", "the", "a"}:
         assert not elicit.names_text(scrubbed, label)
     assert not elicit.names_letter(scrubbed, 0)
+
+
+# --- what notebook 01 calls
+
+
+def test_from_teacher_takes_rationales_from_where_it_is_told(tmp_path):
+    from types import SimpleNamespace
+
+    own = {"a": Rationale("a", "It melts.", 0)}
+    data = SimpleNamespace(rationales=own, train=EXAMPLES, validation=[])
+    call = lambda teacher, **how: elicit.from_teacher(teacher, EXAMPLES, data, tmp_path / f"{teacher}.jsonl", demonstrations=SHOWN, **how)
+    gold, asked = call("gold")
+    assert gold == own and asked == [] and gold is not own
+    (tmp_path / "recorded.json").write_text(json.dumps({"id": "b", "rationale": "Knives cut.", "answer": "B"}) + "\n")
+    found, asked = call("recorded", recorded=str(tmp_path / "recorded.json"))
+    assert {id: (r.text, r.answer) for id, r in found.items()} == {"b": ("Knives cut.", 1)} and asked == []
+    found, asked = call("transformers", model="tiny-llama", mode="blind", max_new_tokens=8)
+    assert [r["id"] for r in asked] == list("abc") and asked == sorted(read_records(tmp_path / "transformers.jsonl"), key=lambda r: r["id"])
+    assert {id: r.text for id, r in found.items()} == {r["id"]: r["rationale"] for r in asked}
+
+
+@pytest.mark.parametrize("teacher, how, said", [
+    ("oracle", {}, "expected one of gold, recorded, transformers, openai"), ("recorded", {}, "`rationales`, a JSONL file"),
+    ("transformers", {}, "`teacher_model`"), ("openai", {"model": "m"}, "`teacher_model` and `base_url`"), ("gold", {}, "rationales in the data")])
+def test_a_teacher_that_lacks_something_says_what(tmp_path, teacher, how, said):
+    from types import SimpleNamespace
+
+    with pytest.raises(DataError, match=re.escape(said)):
+        elicit.from_teacher(teacher, EXAMPLES, SimpleNamespace(rationales={}, train=[], validation=[]), tmp_path / "x", demonstrations=SHOWN, **how)
+
+
+def test_a_card_is_read_in_its_own_numbers():
+    records = [record("a", answer="A", rationale="Ice melts in the sun."), record("b", answer="A", rationale="A knife cuts."),
+               record("c", answer=None, rationale="Ice melts in the sun.")]
+    card = quality_card(records, EXAMPLES)
+    said = elicit.read_card(card)
+    chance = 100 * np.mean([1 / 2, 1 / 2, 1 / 3])
+    assert "3 of 3 questions are covered; 33.3 % conclude the gold answer" in said and f"(chance {chance:.1f} %)" in said
+    assert "33.3 % conclude nothing" in said and "makes up 100 %" in said and "66.7 % name the label" in said and "33.3 % are duplicates" in said
+    assert "no answer was recorded" in elicit.read_card(quality_card([record("a", answer=None)], EXAMPLES))
