@@ -112,7 +112,9 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
         past = copy.deepcopy(cache)
         past.batch_repeat_interleave(len(embeds))
         rows = torch.cat([embeds, tail.expand(len(embeds), -1, -1)], 1)
-        logits = model(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=len(label)).logits
+        places = torch.arange(rows.shape[1] - len(label), rows.shape[1], device=device)
+        # places, not their number: a slice of the last few is not contiguous, and the head would read its weights for every row
+        logits = model(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=places).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.log_softmax(-1)[:, torch.arange(len(label)), label].sum(1)
 

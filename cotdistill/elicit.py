@@ -508,14 +508,15 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
     temperature each row draws from its own generator (`seeds`). `seconds` is the row's share of the steps it took part
     in: shares add up to the whole. While it runs with `shared`, the model's attention is `shared_prefix_attention`."""
     import torch
-    from transformers import DynamicCache
+
+    from cotdistill.students import growing_cache, next_token_logits
 
     model, ends, clock = student.model, {student.eos_id, *end_ids}, time.perf_counter()
     before, length = model.config._attn_implementation, max(map(len, rows))
     known = shared[0][0].shape[2] if shared else 0
     inputs = torch.tensor([[student.pad_id] * (length - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    positions, cache = known + (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache()
+    positions, cache = known + (mask.cumsum(-1) - 1).clamp(min=0), growing_cache()
     live, new, spent = list(range(len(rows))), [[] for _ in rows], [0.0] * len(rows)
     draws = [np.random.default_rng(seed) for seed in seeds or [0] * len(rows)]
     if shared:
@@ -524,8 +525,8 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
         for step in range(max_new_tokens):
             seen = (dict(prefix=shared, visible=_visible(mask, positions, known)) if shared else dict(attention_mask=mask))
             with torch.no_grad():
-                logits = model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1,
-                               **seen).logits[:, -1].float()
+                hidden = model.base_model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, **seen).last_hidden_state
+                logits = next_token_logits(model, hidden[:, -1])
             if temperature:
                 sums = next_probabilities(logits, temperature, top_p, top_k).cumsum(-1).cpu().numpy()
                 chosen = [int(np.searchsorted(row, draws[i].random() * row[-1], side="right")) for row, i in zip(sums, live)]

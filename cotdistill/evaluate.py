@@ -1,8 +1,10 @@
 """What a student answers: generated and forced-choice accuracy, question by question.
 
-Both are read from the same pass. The prompt runs once; its keys and values then serve the greedy decoding of the answer
-and the scores of all options. label_only and post_cot stop once the label is out (that is claim 1's point: no reasoning at
-test time); pre_cot first writes its own rationale, and its options are scored after that rationale.
+Both are read from the same pass. The prompt runs once; its keys and values then serve the scores of all options and the
+greedy answer. label_only and post_cot stop once the label is out (that is claim 1's point: no reasoning at test time);
+pre_cot first writes its own rationale, and its options are scored after that rationale. Scoring the options has already
+asked the student for its most probable token after each of their tokens, so a greedy answer that is one of the options needs
+no further step: only an answer that leaves them is decoded token by token.
 """
 
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import torch
 
 from cotdistill.data import Example
 from cotdistill.format import label_text, parse_answer, prompt_text
-from cotdistill.students import Student
+from cotdistill.students import GrowingLayer, Student, growing_cache, next_token_logits
 
 
 @dataclass
@@ -20,8 +22,8 @@ class Decoding:
     """A batch of B sequences in mid-air: the cache of keys and values, which of its L slots are real, where each sequence
     is (its number of real tokens), and the logits of its next token.
 
-    Sequences end at different times; what a finished one was fed afterwards stays in the cache, marked unreal, so the
-    rest can go on and later pieces can still be appended to every sequence."""
+    Sequences end at different times; slots that a sequence does not use are marked unreal, so pieces can be appended to
+    some sequences only, and sequences of different lengths can be joined."""
 
     cache: object
     real: torch.Tensor       # [B, L] bool
@@ -38,10 +40,10 @@ def start(student: Student, sequences: list[list[int]]) -> Decoding:
     for row, sequence in enumerate(sequences):
         ids[row, longest - len(sequence):] = torch.tensor(sequence)
         real[row, longest - len(sequence):] = True
-    positions = (real.cumsum(1) - 1).clamp(min=0)
-    out = student.model(input_ids=ids.to(device), attention_mask=real.to(device), position_ids=positions.to(device),
-                        use_cache=True, logits_to_keep=1)
-    return Decoding(out.past_key_values, real, real.sum(1), out.logits[:, -1].float().cpu())
+    positions, cache = (real.cumsum(1) - 1).clamp(min=0), growing_cache()
+    hidden = student.model.base_model(input_ids=ids.to(device), attention_mask=real.to(device), position_ids=positions.to(device),
+                                      past_key_values=cache, use_cache=True).last_hidden_state
+    return Decoding(cache, real, real.sum(1), next_token_logits(student.model, hidden[:, -1]).cpu())
 
 
 @torch.no_grad()
@@ -50,12 +52,34 @@ def feed(student: Student, state: Decoding, tokens: torch.Tensor, real: torch.Te
     device = student.model.device
     positions = state.lengths[:, None] + (real.cumsum(1) - 1).clamp(min=0)
     state.real = torch.cat([state.real, real], 1)
-    out = student.model(input_ids=tokens.to(device), attention_mask=state.real.to(device), position_ids=positions.to(device),
-                        past_key_values=state.cache, use_cache=True)
+    hidden = student.model.base_model(input_ids=tokens.to(device), attention_mask=state.real.to(device),
+                                      position_ids=positions.to(device), past_key_values=state.cache, use_cache=True).last_hidden_state
     last = real.sum(1) - 1
-    new = out.logits[torch.arange(len(tokens)), last.clamp(min=0)].float().cpu()
+    new = next_token_logits(student.model, hidden[torch.arange(len(tokens)), last.clamp(min=0)]).cpu()
     state.logits = torch.where((last >= 0)[:, None], new, state.logits)
     state.lengths = state.lengths + real.sum(1)
+
+
+def select(state: Decoding, rows: list[int]) -> Decoding:
+    """Some of the sequences, with a cache of their own."""
+    index, cache = torch.tensor(rows), growing_cache()
+    for layer in state.cache.layers:
+        mine = GrowingLayer()
+        mine.update(layer.keys[index], layer.values[index])
+        cache.layers.append(mine)
+    return Decoding(cache, state.real[index], state.lengths[index], state.logits[index])
+
+
+def join(states: list[Decoding], order: list[int]) -> Decoding:
+    """Sequences of several batches as one, row i being number order[i] of theirs in turn; shorter caches get unreal slots."""
+    width, index, cache = max(s.real.shape[1] for s in states), torch.tensor(order), growing_cache()
+    longer = lambda part: torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[2]))
+    for layers in zip(*(s.cache.layers for s in states)):
+        mine = GrowingLayer()
+        mine.update(torch.cat([longer(layer.keys) for layer in layers])[index], torch.cat([longer(layer.values) for layer in layers])[index])
+        cache.layers.append(mine)
+    real = torch.cat([torch.nn.functional.pad(s.real, (0, width - s.real.shape[1])) for s in states])
+    return Decoding(cache, real[index], torch.cat([s.lengths for s in states])[index], torch.cat([s.logits for s in states])[index])
 
 
 def line_ids(student: Student) -> set[int]:
@@ -66,60 +90,86 @@ def line_ids(student: Student) -> set[int]:
     return student.tokenizer._line_ids
 
 
-def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[int]) -> list[list[int]]:
+def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[int]) -> tuple[list[list[int]], Decoding]:
     """Decode until the ids end with the sequence `stop` or a member of the set `stop` (included), the end of the sequence
-    (left out), or `limit` tokens."""
-    written, going = [[] for _ in state.lengths], torch.ones(len(state.lengths), dtype=torch.bool)
+    (left out), or `limit` tokens. Returns what each sequence wrote and the state after it; `state` is used up.
+
+    Sequences that have ended leave the batch, an eighth of it at a time (a selection copies the cache)."""
+    live, written, parked, order = list(range(len(state.lengths))), [[] for _ in state.lengths], [], []
+    going = torch.ones(len(live), dtype=torch.bool)
     for _ in range(limit):
         token = state.logits.argmax(1)
         going &= token != student.eos_id
         if not going.any():
             break
+        if (~going).sum() >= max(1, len(live) // 8):
+            out, stay = (~going).nonzero().flatten().tolist(), going.nonzero().flatten().tolist()
+            parked.append(select(state, out))
+            order += [live[slot] for slot in out]
+            state, live, token, going = select(state, stay), [live[slot] for slot in stay], token[stay], going[stay]
         feed(student, state, token[:, None], going[:, None].clone())
-        for row in going.nonzero().flatten().tolist():
-            written[row].append(int(token[row]))
-            if written[row][-1] in stop if isinstance(stop, set) else written[row][-len(stop):] == stop:
-                going[row] = False
-    return written
+        for slot in going.nonzero().flatten().tolist():
+            mine = written[live[slot]]
+            mine.append(int(token[slot]))
+            if mine[-1] in stop if isinstance(stop, set) else mine[-len(stop):] == stop:
+                going[slot] = False
+    if not parked:
+        return written, state
+    return written, join([*parked, state], np.argsort([*order, *live]).tolist())
 
 
 @torch.no_grad()
-def score_options(student: Student, state: Decoding, options: list[list[list[int]]]) -> list[list[float]]:
-    """log p(option | sequence so far) in nats, the sum over its tokens, for each question's options.
+def score_options(student: Student, state: Decoding, options: list[list[list[int]]]) -> tuple[list[list[float]], list[list[int] | None]]:
+    """log p(option | sequence so far) in nats, the sum over its tokens, for each question's options; and the greedy
+    continuation where it is one of them or ends at once (None: it is neither, decode it).
 
-    All options of a question run in one row after its cached prefix; a mask lets each see the prefix and itself only. The
-    cache is left as it was."""
+    All options of a question run in one row after its cached prefix, without their last tokens (nothing is asked of
+    these); a mask lets each see the prefix and itself only. The cache is left as it was."""
     device, prefix = student.model.device, state.real.shape[1]
-    width = max(sum(map(len, row)) for row in options)
+    width = max(sum(len(option) - 1 for option in row) for row in options)
     ids = torch.full((len(options), width), student.pad_id)
-    positions = torch.zeros(len(options), width, dtype=torch.long)
+    positions, real = torch.zeros(len(options), width, dtype=torch.long), torch.zeros(len(options), width, dtype=torch.bool)
+    following = torch.zeros(len(options), width, dtype=torch.long)  # the token whose probability is asked at each place
     own = torch.eye(width, dtype=torch.bool).repeat(len(options), 1, 1)
     for row, choices in enumerate(options):
         at = 0
         for option in choices:
-            n = len(option)
-            ids[row, at:at + n] = torch.tensor(option)
+            n = len(option) - 1
+            ids[row, at:at + n], following[row, at:at + n] = torch.tensor(option[:-1]), torch.tensor(option[1:])
             positions[row, at:at + n] = state.lengths[row] + torch.arange(n)
+            real[row, at:at + n] = True
             own[row, at:at + n, at:at + n] = torch.ones(n, n, dtype=torch.bool).tril()
             at += n
-    mask = torch.cat([state.real[:, None].expand(-1, width, -1), own], 2)[:, None]
-    bias = torch.zeros(mask.shape, dtype=student.model.dtype).masked_fill(~mask, torch.finfo(student.model.dtype).min)
-    logits = student.model(input_ids=ids.to(device), attention_mask=bias.to(device), position_ids=positions.to(device),
-                           past_key_values=state.cache, use_cache=True).logits.float().cpu()
-    state.cache.crop(-width)
-    assert state.cache.get_seq_length() == prefix
-    first, later, scores = state.logits.log_softmax(1), logits.log_softmax(2), []
+    logps, best = torch.zeros(len(options), width), torch.zeros(len(options), width, dtype=torch.long)
+    if width:
+        mask = torch.cat([state.real[:, None].expand(-1, width, -1), own], 2)[:, None]
+        bias = torch.zeros(mask.shape, dtype=student.model.dtype).masked_fill(~mask, torch.finfo(student.model.dtype).min)
+        hidden = student.model.base_model(input_ids=ids.to(device), attention_mask=bias.to(device), position_ids=positions.to(device),
+                                          past_key_values=state.cache, use_cache=True).last_hidden_state
+        state.cache.crop(-width)
+        assert state.cache.get_seq_length() == prefix
+        # The head runs where something is asked, a few hundred places at a time: all logits at once would be gigabytes
+        found = [_read(next_token_logits(student.model, part), wanted) for part, wanted in
+                 zip(hidden[real.to(device)].split(256), following[real].to(device).split(256))]
+        logps[real], best[real] = (torch.cat(parts).cpu() for parts in zip(*found))
+    first, top = state.logits.log_softmax(1), state.logits.argmax(1)
+    scores, labels = [], []
     for row, choices in enumerate(options):
-        at, mine = 0, []
+        at, mine, label = 0, [], [] if top[row] == student.eos_id else None
         for option in choices:
-            total = first[row, option[0]]
-            if len(option) > 1:
-                steps = torch.arange(at, at + len(option) - 1)
-                total = total + later[row, steps, torch.tensor(option[1:])].sum()
-            mine.append(total.item())
-            at += len(option)
+            n = len(option) - 1
+            mine.append((first[row, option[0]] + logps[row, at:at + n].sum()).item())
+            if [top[row], *best[row, at:at + n]] == option:
+                label = option
+            at += n
         scores.append(mine)
-    return scores
+        labels.append(label)
+    return scores, labels
+
+
+def _read(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, V], [n] -> log p of the wanted token and the most probable token, [n] each."""
+    return logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1), logits.argmax(1)
 
 
 def evaluate(student: Student, examples: list[Example], placement: str, label_format: str = "text", *,
@@ -138,7 +188,7 @@ def evaluate(student: Student, examples: list[Example], placement: str, label_fo
         state = start(student, [prompts[i] for i in rows])
         thoughts, cut = [[]] * len(rows), [False] * len(rows)
         if placement == "pre_cot":
-            thoughts = greedy(student, state, max_new_tokens, rationale_stop)
+            thoughts, state = greedy(student, state, max_new_tokens, rationale_stop)
             missing = [not ids[-len(rationale_stop):] == rationale_stop for ids in thoughts]
             cut = [missed and len(ids) >= max_new_tokens for missed, ids in zip(missing, thoughts)]
             add = torch.tensor([rationale_stop] * len(rows))  # a rationale that never ended is asked for its answer all the same
@@ -146,16 +196,20 @@ def evaluate(student: Student, examples: list[Example], placement: str, label_fo
                 feed(student, state, add, torch.tensor(missing)[:, None].expand_as(add).contiguous())
         options = [[student.encode(label_text(examples[i], o, label_format)) for o in range(len(examples[i].choices))]
                    for i in rows]
-        scores = score_options(student, state, options)
-        labels = greedy(student, state, max_label_tokens, line) if generate else [[]] * len(rows)
+        scores, labels = score_options(student, state, options)
+        left = [row for row, label in enumerate(labels) if label is None or len(label) > max_label_tokens]
+        if generate and left:
+            for row, label in zip(left, greedy(student, select(state, left), max_label_tokens, line)[0]):
+                labels[row] = label
         for row, i in enumerate(rows):
-            example, text = examples[i], student.decode(labels[row])
+            example, label = examples[i], labels[row] if generate else []
+            text = student.decode(label)
             thought = thoughts[row][:-len(rationale_stop)] if thoughts[row][-len(rationale_stop):] == rationale_stop else thoughts[row]
-            unended = len(labels[row]) >= max_label_tokens and labels[row][-1] not in line
+            unended = len(label) >= max_label_tokens and label[-1] not in line
             found[i] = {"id": example.id, "gold": example.answer, "rationale": student.decode(thought).strip(), "text": text.strip(),
                         "generated": parse_answer(text, example.choices, label_format) if not unended else None,
                         "scores": [round(s, 6) for s in scores[row]], "choice": int(np.argmax(scores[row])),
-                        "tokens": len(thoughts[row]) + len(labels[row]), "cut_off": bool(cut[row] or unended)}
+                        "tokens": len(thoughts[row]) + len(label), "cut_off": bool(cut[row] or unended)}
         progress(min(begin + batch_size, len(order)))
     return found
 

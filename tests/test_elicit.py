@@ -133,23 +133,17 @@ def test_greedy_tokens_are_those_of_a_plain_generate(name, share):
 
 def test_logits_over_a_shared_prefix_are_close_to_the_whole(monkeypatch):
     """Greedy tokens could agree by luck: the logits themselves, every step, row by row."""
-    student, seen = sliding_student(), {}
+    from cotdistill import students
+
+    student, seen, head = sliding_student(), [], students.next_token_logits
     ids = [prompt_ids(student, build_prompt(example, SHOWN)) for example in EXAMPLES]
-    forward = student.model.forward
-    monkeypatch.setattr(student.model, "forward", lambda **k: seen.setdefault("all", []).append(forward(**k)) or seen["all"][-1])
-    new = {i: n for i, n, _, _ in generate(student, [r for _, r in ids], prefix_cache_of(student, ids, forward), max_new_tokens=6, stop="")}
-    monkeypatch.undo()
+    shared = prefix_cache(student, ids[0][0])
+    monkeypatch.setattr(students, "next_token_logits", lambda *given: seen.append(head(*given)) or seen[-1])
+    new = {i: n for i, n, _, _ in generate(student, [r for _, r in ids], shared, max_new_tokens=6, stop="")}
+    assert len(seen) == 6
     for i, (prefix, rest) in enumerate(ids):
         whole = student.model(torch.tensor([prefix + rest + new[i]])).logits[0, len(prefix + rest) - 1:-1]
-        ours = torch.stack([out.logits[i, -1] for out in seen["all"]])[:len(whole)]
-        assert torch.allclose(ours, whole, atol=1e-4)
-
-
-def prefix_cache_of(student, ids, forward):
-    patched, student.model.forward = student.model.forward, forward
-    shared = prefix_cache(student, ids[0][0])
-    student.model.forward = patched
-    return shared
+        assert torch.allclose(torch.stack([logits[i] for logits in seen])[:len(whole)], whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature, top_p, top_k", [(1.0, 1.0, 0), (0.7, 0.95, 50), (1.3, 0.5, 0), (1.0, 0.9, 3), (0.5, 1.0, 5)])

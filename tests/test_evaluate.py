@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from cotdistill.evaluate import accuracy, evaluate, feed, greedy, line_ids, score_options, start, validation_scores
-from cotdistill.format import label_text, parse_answer, prompt_text
+from cotdistill.evaluate import accuracy, evaluate, feed, greedy, join, line_ids, score_options, select, start, validation_scores
+from cotdistill.format import Arm, label_text, parse_answer, prompt_text
+from cotdistill.train import TrainConfig, encode_all, fine_tune
 
 LIMITS = dict(max_new_tokens=12, max_label_tokens=6)
 
@@ -36,7 +37,7 @@ def test_option_scores_equal_brute_force_and_leave_the_cache(student, questions)
     state = start(student, [prompt_ids(student, e, "label_only") for e in questions])
     before = state.cache.get_seq_length()
     options = [[student.encode(label_text(e, o)) for o in range(len(e.choices))] for e in questions]
-    first, again = (score_options(student, state, options) for _ in range(2))
+    first, again = (score_options(student, state, options)[0] for _ in range(2))
     assert state.cache.get_seq_length() == before
     for e, row, row2, encoded in zip(questions, first, again, options):
         wanted = [brute_score(student, prompt_ids(student, e, "label_only"), o) for o in encoded]
@@ -46,7 +47,7 @@ def test_option_scores_equal_brute_force_and_leave_the_cache(student, questions)
 def test_greedy_equals_transformers_generate(student, questions):
     rows = [prompt_ids(student, e, "post_cot") for e in questions]
     stop = line_ids(student)
-    for ids, row in zip(greedy(student, start(student, rows), 10, stop), rows):
+    for ids, row in zip(greedy(student, start(student, rows), 10, stop)[0], rows):
         assert ids == cut(generate(student, row, 10), stop)
 
 
@@ -95,3 +96,36 @@ def test_accuracy_and_validation_scores():
     assert accuracy(rows) == 0.5 and accuracy(rows, "generated") == 0.5
     assert validation_scores(rows) == {"accuracy": 0.5, "label_nll": 2.0}
     assert parse_answer("x", ("x", "y")) == 0
+
+
+@pytest.mark.parametrize("placement", ["label_only", "pre_cot", "post_cot"])
+def test_a_trained_student_writes_what_transformers_generate_writes(llama, questions, rationales, tmp_path, placement):
+    """Once it knows the format, most labels are read off the option scores and rationales end at different steps."""
+    config = TrainConfig(lr=2e-2, epochs=25, batch_size=6, select="last", weight_decay=0.0)
+    passes = encode_all(llama, questions, rationales, Arm(placement), "text", 0, config.epochs)
+    fine_tune(llama, passes, Arm(placement), config, 0, tmp_path / "checkpoints")
+    limits, cue = dict(max_new_tokens=30, max_label_tokens=10), llama.encode("\nAnswer:")
+    found = evaluate(llama, questions, placement, batch_size=12, **limits)
+    assert sum(p["generated"] is not None for p in found) >= 9 and len({p["tokens"] for p in found}) > 1
+    for example, one in zip(questions, found):
+        prefix, thought = prompt_ids(llama, example, placement), []
+        if placement == "pre_cot":
+            thought = cut(generate(llama, prefix, limits["max_new_tokens"]), cue)
+            prefix += thought if thought[-len(cue):] == cue else thought + cue
+        label = cut(generate(llama, prefix, limits["max_label_tokens"]), line_ids(llama))
+        assert (one["text"], one["tokens"]) == (llama.decode(label).strip(), len(thought) + len(label))
+    state = start(llama, [prompt_ids(llama, e, placement) for e in questions])
+    _, labels = score_options(llama, state, [[llama.encode(label_text(e, o)) for o in range(len(e.choices))] for e in questions])
+    assert placement == "pre_cot" or sum(label is not None for label in labels) >= 9
+
+
+def test_selected_and_joined_sequences_go_on_as_before(student, questions):
+    rows = [prompt_ids(student, e, "post_cot") for e in questions[:5]]
+    state, token = start(student, rows), torch.full((5, 1), 7)
+    parts = [select(state, [3, 0]), select(state, [4, 1, 2])]
+    feed(student, parts[0], token[:2], torch.ones(2, 1, dtype=torch.bool))
+    joined = join(parts, [1, 3, 4, 0, 2])
+    feed(student, joined, token, torch.ones(5, 1, dtype=torch.bool))
+    with torch.no_grad():
+        wanted = [student.model(input_ids=torch.tensor([row + [7] * (2 if i in (0, 3) else 1)])).logits[0, -1] for i, row in enumerate(rows)]
+    torch.testing.assert_close(joined.logits, torch.stack(wanted).float(), rtol=1e-4, atol=1e-4)
