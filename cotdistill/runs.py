@@ -97,6 +97,12 @@ def _student(name: str, device: str, dtype: str) -> Student:
     return load_student(resolve(name), torch.float32 if dtype == "auto" else best_dtype(dtype, where), where)
 
 
+@functools.lru_cache(maxsize=1)
+def _trunks(fingerprint: str) -> dict:
+    """What the frozen blocks of one student make of training sequences, shared by the runs of this process."""
+    return {}
+
+
 def study_student(base: dict) -> Student:
     """The study's student with its original weights, loaded once per process (runs put the weights back in place)."""
     return _student(base["student"], base["device"], base["dtype"])
@@ -220,7 +226,8 @@ def distil(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | None
 
             passes = encode_all(student, train, data.rationales, arm, base["label_format"], seed, config.epochs, scores)
             history, summary = fine_tune(student, passes, arm, config, seed, folder / "checkpoints",
-                                         validate if config.select == "best" and data.validation else None, progress)
+                                         validate if config.select == "best" and data.validation else None, progress,
+                                         _trunks(student.fingerprint))
         trained = time.time()
         predictions = evaluate(student, test, arm.placement, base["label_format"], **limits)
         if keep_weights:

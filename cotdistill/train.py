@@ -6,10 +6,15 @@ Three decisions that the comparison of arms rests on:
 - Sequences of a batch are laid end to end in one row (`students.packed_attention`): no padding, whatever the lengths, so
   that no arm pays for another's. The head runs at supervised positions only.
 - The loss is the mean over the batch's supervised tokens, HF's own default; label tokens can weigh more.
+
+Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes: it is computed once and every
+epoch, and every run of the grid on the same sequences, starts from there.
 """
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +32,7 @@ from cotdistill.format import Arm, format_target, label_text, prompt_text
 from cotdistill.students import Student
 
 PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
+TRUNK_LIMIT = 2 * 1024**3  # bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
 KINDS = {"label": LABEL, "rationale": RATIONALE, "frame": FRAME}
 
 
@@ -158,8 +164,8 @@ def token_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
     """Cross-entropy in nats of every supervised token, [S]. The head is applied at the S positions that predict them."""
     labels = batch["labels"][0]
     supervised = (labels != -100).nonzero().squeeze(1)
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=supervised - 1,
-                   cu_seq_lens_q=batch["cu_seq_lens_q"], use_cache=False).logits[0]
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=supervised - 1, use_cache=False,
+                   **{key: batch[key] for key in ("cu_seq_lens_q", "trunk") if key in batch}).logits[0]
     return cross_entropy(logits.float(), labels[supervised], reduction="none")
 
 
@@ -250,6 +256,76 @@ def restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
             parameters[name].copy_(value)
 
 
+def _blocks(model: nn.Module) -> nn.ModuleList:
+    depth = model.config.num_hidden_layers
+    return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+
+
+@torch.no_grad()
+def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict) -> list[torch.Tensor] | None:
+    """What the lowest `layers` blocks make of each sequence, [tokens, width] each; None where there is nothing to gain (no
+    frozen block), where dropout makes each pass another one, or where it would take more than TRUNK_LIMIT bytes.
+
+    store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups are those of `data`'s own order,
+    so the same data give the same numbers to the last bit, whatever was computed before."""
+    model = student.model
+    config = model.config.to_dict()
+    dropout = any(value for name, value in config.items() if ("dropout" in name or "pdrop" in name) and isinstance(value, float))
+    size = sum(len(e.ids) for e in data) * model.config.hidden_size * next(model.parameters()).element_size()
+    if not layers or dropout or size > TRUNK_LIMIT:
+        return None
+    if sum(t.nbytes for group in store.values() for t in group) + size > TRUNK_LIMIT:
+        store.clear()
+    blocks, seen, found, before = _blocks(model), [], [], model.config._attn_implementation
+    model.set_attn_implementation("packed")
+    hook = blocks[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0][0]))
+    for block in blocks[layers:]:
+        block.forward = _nothing
+    try:
+        for a in range(0, len(data), 16):
+            group = data[a:a + 16]
+            key = layers, tuple(e.ids for e in group)
+            if key not in store:
+                batch = collate(group)
+                model.base_model(use_cache=False, **{name: batch[name].to(model.device) if name != "cu_seq_lens_q" else batch[name]
+                                                     for name in ("input_ids", "position_ids", "cu_seq_lens_q")})
+                store[key] = [part.clone() for part in seen.pop().split([len(e.ids) for e in group])]
+            found += store[key]
+    finally:
+        hook.remove()
+        for block in blocks[layers:]:
+            del block.forward
+        model.set_attn_implementation(before)
+    return found
+
+
+def _nothing(hidden_states, *args, **kwargs):
+    return hidden_states
+
+
+def _unless_trunk(forward, hidden_states, *args, **kwargs):
+    return hidden_states if "trunk" in kwargs else forward(hidden_states, *args, **kwargs)
+
+
+@contextmanager
+def starting_from_trunk(model: nn.Module, layers: int):
+    """While open, a call with `trunk` [1, T, width] leaves out the lowest `layers` blocks and goes on from those states."""
+    blocks = _blocks(model)
+
+    def enter(module, given, named):
+        return ((named["trunk"], *given[1:]), named) if "trunk" in named else None
+
+    hook = blocks[layers].register_forward_pre_hook(enter, with_kwargs=True)
+    for block in blocks[:layers]:
+        block.forward = partial(_unless_trunk, block.forward)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for block in blocks[:layers]:
+            del block.forward
+
+
 def freeze(model: nn.Module, layers: int) -> None:
     """Make everything trainable but, where layers > 0, the embeddings (with a tied head) and the lowest `layers` blocks."""
     model.requires_grad_(True)
@@ -258,15 +334,16 @@ def freeze(model: nn.Module, layers: int) -> None:
     depth = model.config.num_hidden_layers
     if not 0 < layers < depth:
         raise DataError(f"frozen_layers is {layers}; expected 0 to {depth - 1} for this student of {depth} layers")
-    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    for module in [*embeddings, *blocks[:layers]]:
+    for module in [*embeddings, *_blocks(model)[:layers]]:
         module.requires_grad_(False)
 
 
 def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: TrainConfig, seed: int, folder: Path,
-              validate=None, progress=lambda row: None) -> tuple[pd.DataFrame, dict]:
+              validate=None, progress=lambda row: None, trunks: dict | None = None) -> tuple[pd.DataFrame, dict]:
     """Train the student in place on the sequences of each epoch; checkpoints in `folder`, resumed from the last one.
+
+    trunks: a `trunk_states` store that runs of one student (with these weights) share; None: this run's own.
 
     validate: () -> {"accuracy": 0..1, "label_nll": nats}, called after each epoch; None compares nothing and keeps the
     last. Returns the history (a row per epoch: loss in nats per token over all supervised tokens, label tokens, and
@@ -288,6 +365,13 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         save_total_limit=1, load_best_model_at_end=select_best, metric_for_best_model="eval_selection",
         greater_is_better=True, logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
         dataloader_num_workers=0, dataloader_pin_memory=False)
+    trunk = trunk_states(student, data, config.frozen_layers, {} if trunks is None else trunks)
+    states = {id(e): state for e, state in zip(data, trunk or [])}
+
+    def collator(batch):
+        found = collate(batch, arm.label_weight, config.rationale_weight)
+        return found | ({"trunk": torch.cat([states[id(e)] for e in batch])[None]} if states else {})
+
     callbacks = []
     if config.patience and select_best:
         from transformers import EarlyStoppingCallback
@@ -295,12 +379,13 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         callbacks = [EarlyStoppingCallback(config.patience)]
     trainer = DistilTrainer(
         model=student.model, args=arguments, train_dataset=data, eval_dataset=data[:1], callbacks=callbacks,
-        data_collator=lambda batch: collate(batch, arm.label_weight, config.rationale_weight),
+        data_collator=collator,
         sampler=OrderSampler(n, seed, copies), validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
     student.model.set_attn_implementation("packed")
     try:
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        with starting_from_trunk(student.model, config.frozen_layers):
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
     finally:
         student.model.set_attn_implementation("sdpa")
         student.model.eval()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import tiny
+from conftest import TINY, tiny
+from cotdistill import train
 from cotdistill.data import DataError
 from cotdistill.format import Arm, arm_from_name
 from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, choose_train, collate, encode_all, example_rng,
@@ -169,3 +170,23 @@ def test_example_rng_depends_on_the_id_only():
     assert example_rng("a", 1).integers(1e9) == example_rng("a", 1).integers(1e9)
     assert len({int(example_rng(i, s).integers(1e9)) for i in "abc" for s in range(3)}) == 9
     assert np.isfinite(example_rng("日本", 0, 1).random())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_training_from_the_frozen_blocks_outputs_is_training_on_the_whole(name, questions, rationales, tmp_path, monkeypatch):
+    """Same losses and weights with and without; a later run that finds the outputs in the store is the same to the last bit."""
+    config, arm, results = TrainConfig(lr=1e-2, epochs=3, batch_size=4, frozen_layers=1, select="last"), Arm("post_cot"), {}
+    store = {}
+    for way in ("whole", "own", "shared", "shared again"):
+        student = tiny(name)
+        passes = encode_all(student, questions, rationales, arm, "text", 0, config.epochs)
+        monkeypatch.setattr(train, "TRUNK_LIMIT", 0 if way == "whole" else 2**30)
+        history, _ = fine_tune(student, passes, arm, config, 0, tmp_path / way, trunks=None if way == "own" else store)
+        results[way] = history["loss"].to_numpy(), {n: p.detach().clone() for n, p in student.model.named_parameters()}
+        assert not any("forward" in vars(block) for block in train._blocks(student.model)) and student.model.config._attn_implementation == "sdpa"
+    assert bool(store) == (name != "tiny-gpt2")  # GPT-2 trains with dropout: each pass through its frozen blocks is another one
+    np.testing.assert_allclose(results["own"][0], results["whole"][0], rtol=1e-5)
+    for other, exact in (("own", False), ("shared", True), ("shared again", True)):
+        for parameter, value in results["own"][1].items():
+            against = results["whole" if other == "own" else other][1][parameter]
+            torch.testing.assert_close(value, against, **dict(rtol=0, atol=0) if exact else dict(rtol=1e-3, atol=1e-4))
