@@ -410,6 +410,13 @@ def faithfulness(student: Student, example: Example, rationale: str, scores: dic
     return table.assign(comprehensiveness=logps[-1] - table["deletion"], sufficiency=logps[-1] - table["insertion"])
 
 
+def faithfulness_all(student: Student, examples: list[Example], rationales: dict[str, Rationale],
+                     by_method: dict[str, list[Attribution]], **settings) -> pd.DataFrame:
+    """`faithfulness` of each question under each method's scores (attributions in the order of `examples`), as one table."""
+    return pd.concat([faithfulness(student, e, rationales[e.id].text, {m: found[i].scores for m, found in by_method.items()}, **settings)
+                      for i, e in enumerate(examples)], ignore_index=True)
+
+
 def randomise(student: Student, layers: int | None, seed: int) -> Student:
     """A copy of the student whose `layers` highest blocks are re-drawn (None: every parameter, embeddings
     too).

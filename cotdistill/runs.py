@@ -446,11 +446,9 @@ def attributing_student(base: dict, model: str, seed: int) -> tuple[Student, str
     return student, key
 
 
-def score_file(base: dict, judge: Student, judge_print: str, method: str, examples: list, *, selections=None, **options):
-    """Scores of every training rationale by one method: (scores by id, their fingerprint). Read where the file was made from
-    the same rationales, judge and options; made, with progress lines, where not.
-
-    `human` scores cover the selected questions only: the arms need all, and say which are missing."""
+def attribution_file(base: dict, judge: Student, judge_print: str, method: str, examples: list, *, selections=None, **options) -> Path:
+    """The file with the attributions of these questions' rationales by one method: found, where it was made from the same
+    rationales, judge and options; made, with progress lines, where not."""
     from cotdistill import attribute
 
     data = study_data(base)
@@ -464,7 +462,31 @@ def score_file(base: dict, judge: Student, judge_print: str, method: str, exampl
 
         found = attribute.attribute_all(judge, examples, data.rationales, method, selections=selections, progress=progress, **options)
         attribute.write_scores(path, found, made_from)
-    return attribute.read_scores(path)
+    return path
+
+
+def score_file(base: dict, judge: Student, judge_print: str, method: str, examples: list, *, selections=None, **options):
+    """Scores of every training rationale by one method: (scores by id, their fingerprint), from `attribution_file`.
+
+    `human` scores cover the selected questions only: the arms need all, and say which are missing."""
+    from cotdistill import attribute
+
+    return attribute.read_scores(attribution_file(base, judge, judge_print, method, examples, selections=selections, **options))
+
+
+def attributions(base: dict, judge: Student, judge_print: str, method: str, examples: list, **options) -> list:
+    """The attributions of these questions' rationales by one method, in their order, from `attribution_file`."""
+    from cotdistill import attribute
+
+    return attribute.read_attributions(attribution_file(base, judge, judge_print, method, examples, **options))[0]
+
+
+def kept_table(study: str, name: str, about: list, function, *given, **named) -> pd.DataFrame:
+    """function(*given, **named), a table, computed once for all that it depends on (`about`, JSON values) and then read."""
+    path = study_dir(study) / "tables" / f"{name}-{fingerprint(about)}.json"
+    if not path.is_file():
+        write_json(path, function(*given, **named).to_dict("list"))
+    return pd.DataFrame(read_json(path, "notebook 05"))
 
 
 def save_verdicts(study: str, base: dict, verdicts: pd.DataFrame, accuracies: pd.DataFrame) -> None:

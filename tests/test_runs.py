@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -173,3 +174,16 @@ def test_provenance_names_versions_and_no_paths():
     record = runs.provenance()
     assert record["torch"].startswith("2.13") and record["threads"] >= 1 and "/" not in json.dumps(record).replace("\\/", "")
     assert tiny("tiny-llama").note.endswith("for tests only")
+
+
+def test_a_table_is_computed_once_for_what_it_depends_on(store):
+    calls = []
+
+    def table(n, scale):
+        calls.append(n)
+        return pd.DataFrame({"id": ["a", "b"][:n], "value": [scale * 0.5, float("nan")][:n]})
+
+    first, again = (runs.kept_table("s", "t", ["judge", 1], table, 2, scale=3.0) for _ in range(2))
+    assert calls == [2] and first["id"].tolist() == ["a", "b"] and first["value"][0] == 1.5 and np.isnan(first["value"][1])
+    pd.testing.assert_frame_equal(first, again)
+    assert len(runs.kept_table("s", "t", ["judge", 2], table, 1, scale=1.0)) == 1 and calls == [2, 1]
