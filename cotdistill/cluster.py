@@ -1,6 +1,6 @@
-"""A grid on many machines: one Ray task per run.
+"""More than one machine, more than one device.
 
-`runs.run_grid(..., backend="ray")` comes here, so no notebook knows of it; `make reproduce BACKEND=ray RAY_ADDRESS=auto` sets
+*A grid on many machines*: one Ray task per run. `runs.run_grid(..., backend="ray")` comes here, so no notebook knows of it; `make reproduce BACKEND=ray RAY_ADDRESS=auto` sets
 the environment that this module reads:
 
     RAY_ADDRESS              of the cluster ("auto": the one this machine belongs to); empty: one started here, for this process
@@ -12,13 +12,20 @@ the environment that this module reads:
 A worker needs the environment and the student's weights, nothing else: code, questions, rationales and scores come with the
 task. It makes a run by the same `runs.run_one`, after it has checked that the run's config, computed anew from what it has,
 is the driver's. On a CPU the number of threads is part of a sum's last bits, so the workers use the driver's.
+
+*One run on many devices*, where it takes too long on one or its batch does not fit: data parallel through the Trainer, into the store
+where `make train` then finds the run.
+
+    torchrun --nproc_per_node 4 -m cotdistill.cluster run openbookqa-gemma-2b --arm post_cot --seed 0
 """
 
+import argparse
 import hashlib
 import json
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 from importlib.metadata import version
@@ -30,8 +37,10 @@ from filelock import FileLock
 
 from cotdistill import runs
 from cotdistill.data import DataError
+from cotdistill.format import arm_from_name
 from cotdistill.students import cache_dir
 from cotdistill.study import artifacts
+from cotdistill.train import ranks, told
 
 RETRIES = 10  # a run whose worker or node is lost so often has another problem than bad luck
 PINNED = ("torch", "transformers", "accelerate", "numpy")
@@ -211,3 +220,50 @@ def _sees(place: dict) -> bool:
     if place["shared"] == "1" and not there:
         raise DataError(f"{place['mark']} is not seen here; COTDISTILL_SHARED=1 expects the driver's artifacts on a shared file system")
     return there
+
+
+# ---------------------------------------------------------------- one run on several devices
+
+def one_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
+    """Make one run of a study with all processes of this torchrun; the first one keeps the store and answers the test
+    questions. Returns its metrics (None on the others). Raises DataError for an unknown arm or a study without notebook 01."""
+    base, arm = runs.study_base(study), arm_from_name(arm_name)
+    runs.check_base(base | {"seeds": [seed]})
+    if ranks()[0]:
+        folder = told(None)
+        if folder:  # the first process found no run in the store and is about to train it
+            runs.train_arm(base, arm, seed, Path(folder))
+        return None
+    keep = base["keep_weights"] and (arm.label, seed) == ("pre_cot", base["seeds"][0])
+    metrics, fresh = runs.run_one(base, arm, seed, runs.make_config(base, arm, seed), keep_weights=keep, say=say)
+    if not fresh or arm.placement == "zero_shot":
+        told("")
+    say(f"{arm.label} seed {seed}, {ranks()[1]} processes: forced choice {100 * metrics['accuracy']:.1f} % of {metrics['n']}, "
+        + (f"{metrics['train_seconds'] + metrics['evaluate_seconds']:.0f} s" if fresh else "from the store"), flush=True)
+    return metrics
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cotdistill.cluster", description="Make one run of a study; under torchrun, with all its processes.")
+    run = parser.add_subparsers(dest="command", required=True).add_parser("run")
+    run.add_argument("study")
+    run.add_argument("--arm", required=True)
+    run.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group()  # gloo between CPUs, nccl between GPUs
+    try:
+        one_run(chosen.study, chosen.arm, chosen.seed)
+        return 0
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from cotdistill.data import DataError, Dataset, fingerprint, load_dataset, load_
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.format import LABEL_FORMATS, Arm, arm_dict
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, load_student
-from cotdistill.study import RUN_STAGES, artifacts, root
-from cotdistill.train import RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, restore, trainable
+from cotdistill.study import RUN_STAGES, artifacts, load_study, notebook_parameters, root
+from cotdistill.train import RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, told, trainable
 
 STORE_VERSION = 1
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
@@ -150,6 +150,16 @@ def load_base(study: str) -> dict:
     return read_json(study_dir(study) / "base.json", f"`make train STUDY={study}`")
 
 
+def study_base(study: str) -> dict:
+    """The setting that notebook 02 writes, from the study's YAML and notebook 01's data.json: for making a run without it."""
+    values = {"study": study} | notebook_parameters(root() / "notebooks" / "02_train.ipynb") | load_study(study)
+    kept = ("study", "student", "device", "dtype", "seeds", "train_size", "test_size", "resample_train", "label_format", "max_length",
+            "max_new_tokens", "max_label_tokens", "eval_batch_size", "keep_weights")
+    train = vars(TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)}))
+    data = read_json(study_dir(values["study"]) / "data.json", f"`make elicit STUDY={study}`")
+    return {key: values[key] for key in kept} | {"data": data, "train": train}
+
+
 def student_note(base: dict) -> str:
     """What every table says of the student: its name, and that its weights were 4-bit where they were."""
     return BUNDLED[base["student"]]["note"] if base["student"] in BUNDLED else base["student"]
@@ -204,32 +214,39 @@ def run_key(config: dict) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def train_arm(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | None = None, say=print) -> tuple[pd.DataFrame, dict]:
+    """Train the study's student in place on one arm with one seed, checkpoints in folder/checkpoints: (history, summary)."""
+    data, student, config, started = study_data(base), study_student(base), TrainConfig(**base["train"]), time.time()
+    limits = dict(max_new_tokens=base["max_new_tokens"], max_label_tokens=base["max_label_tokens"], batch_size=base["eval_batch_size"])
+
+    def validate():
+        return validation_scores(evaluate(student, data.validation, arm.placement, base["label_format"], **limits, generate=False))
+
+    def progress(row):
+        say(f"    epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
+            f"{100 * row['validation_accuracy']:.1f} %, {time.time() - started:.0f} s", flush=True)
+
+    passes = encode_all(student, train_questions(base, seed), data.rationales, arm, base["label_format"], seed, config.epochs, scores)
+    return fine_tune(student, passes, arm, config, seed, folder / "checkpoints",
+                     validate if config.select == "best" and data.validation else None, progress)
+
+
 def distil(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | None = None, keep_weights: bool = False,
            say=print) -> dict:
     """Train one arm with one seed and answer all test questions; files into `folder`. Returns the metrics.
 
     The student's weights are put back afterwards: a grid loads it once."""
-    data, student, started = study_data(base), study_student(base), time.time()
+    student, started = study_student(base), time.time()
     train, test = ([] if arm.placement == "zero_shot" else train_questions(base, seed)), test_questions(base)
     limits = dict(max_new_tokens=base["max_new_tokens"], max_label_tokens=base["max_label_tokens"],
                   batch_size=base["eval_batch_size"])
     history, summary = pd.DataFrame(), {"best_epoch": 0, "train_tokens": 0}
     student.model.requires_grad_(True)
-    config = TrainConfig(**base["train"])
     before = {name: value.clone() for name, value in student.model.named_parameters()} if train else {}
     try:
         if train:
-            def validate():
-                return validation_scores(evaluate(student, data.validation, arm.placement, base["label_format"], **limits,
-                                                  generate=False))
-
-            def progress(row):
-                say(f"    epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
-                    f"{100 * row['validation_accuracy']:.1f} %, {time.time() - started:.0f} s", flush=True)
-
-            passes = encode_all(student, train, data.rationales, arm, base["label_format"], seed, config.epochs, scores)
-            history, summary = fine_tune(student, passes, arm, config, seed, folder / "checkpoints",
-                                         validate if config.select == "best" and data.validation else None, progress)
+            told(str(folder))  # the other processes of a torchrun wait for it in `cluster.one_run`
+            history, summary = train_arm(base, arm, seed, folder, scores=scores, say=say)
         trained = time.time()
         predictions = evaluate(student, test, arm.placement, base["label_format"], **limits)
         if keep_weights:
@@ -260,6 +277,7 @@ def provenance() -> dict:
     commit, changed = git_state()
     return {"python": platform.python_version(), **found, "system": platform.system(), "machine": platform.machine(),
             "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            **({"processes": ranks()[1]} if ranks()[1] > 1 else {}),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
             "git": commit, "git_changes": changed,
             "date": time.strftime("%Y-%m-%d", time.gmtime())}
