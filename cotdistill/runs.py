@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from cotdistill.data import DataError, Dataset, fingerprint, load_dataset, load_
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.format import LABEL_FORMATS, Arm, arm_dict
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, load_student
-from cotdistill.study import RUN_STAGES, artifacts, root
-from cotdistill.train import RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, restore, trainable
+from cotdistill.study import RUN_STAGES, artifacts, load_study, notebook_parameters, root
+from cotdistill.train import RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, told, trainable
 
 STORE_VERSION = 1
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
@@ -86,9 +86,18 @@ def _data(canonical: str) -> Dataset:
     return data
 
 
+_given: dict[str, Dataset] = {}  # data that came to a cluster's worker with its task: no folder of the study is needed there
+
+
 def study_data(base: dict) -> Dataset:
     """Questions and rationales of a study, read once per process."""
-    return _data(json.dumps(base["data"], sort_keys=True))
+    canonical = json.dumps(base["data"], sort_keys=True)
+    return _given[canonical] if canonical in _given else _data(canonical)
+
+
+def give_data(base: dict, data: Dataset) -> None:
+    """From here on this process takes the study's questions and rationales from `data`, not from files."""
+    _given[json.dumps(base["data"], sort_keys=True)] = data
 
 
 @functools.lru_cache(maxsize=2)
@@ -147,6 +156,16 @@ def load_base(study: str) -> dict:
     return read_json(study_dir(study) / "base.json", f"`make train STUDY={study}`")
 
 
+def study_base(study: str) -> dict:
+    """The setting that notebook 02 writes, from the study's YAML and notebook 01's data.json: for making a run without it."""
+    values = {"study": study} | notebook_parameters(root() / "notebooks" / "02_train.ipynb") | load_study(study)
+    kept = ("study", "student", "device", "dtype", "seeds", "train_size", "test_size", "resample_train", "label_format", "max_length",
+            "max_new_tokens", "max_label_tokens", "eval_batch_size", "keep_weights")
+    train = vars(TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)}))
+    data = read_json(study_dir(values["study"]) / "data.json", f"`make elicit STUDY={study}`")
+    return {key: values[key] for key in kept} | {"data": data, "train": train}
+
+
 def student_note(base: dict) -> str:
     """What every table says of the student: its name, and that its weights were 4-bit where they were."""
     return BUNDLED[base["student"]]["note"] if base["student"] in BUNDLED else base["student"]
@@ -201,33 +220,39 @@ def run_key(config: dict) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def train_arm(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | None = None, say=print) -> tuple[pd.DataFrame, dict]:
+    """Train the study's student in place on one arm with one seed, checkpoints in folder/checkpoints: (history, summary)."""
+    data, student, config, started = study_data(base), study_student(base), TrainConfig(**base["train"]), time.time()
+    limits = dict(max_new_tokens=base["max_new_tokens"], max_label_tokens=base["max_label_tokens"], batch_size=base["eval_batch_size"])
+
+    def validate():
+        return validation_scores(evaluate(student, data.validation, arm.placement, base["label_format"], **limits, generate=False))
+
+    def progress(row):
+        say(f"    epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
+            f"{100 * row['validation_accuracy']:.1f} %, {time.time() - started:.0f} s", flush=True)
+
+    passes = encode_all(student, train_questions(base, seed), data.rationales, arm, base["label_format"], seed, config.epochs, scores)
+    return fine_tune(student, passes, arm, config, seed, folder / "checkpoints",
+                     validate if config.select == "best" and data.validation else None, progress, _trunks(student.fingerprint))
+
+
 def distil(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | None = None, keep_weights: bool = False,
            say=print) -> dict:
     """Train one arm with one seed and answer all test questions; files into `folder`. Returns the metrics.
 
     The student's weights are put back afterwards: a grid loads it once."""
-    data, student, started = study_data(base), study_student(base), time.time()
+    student, started = study_student(base), time.time()
     train, test = ([] if arm.placement == "zero_shot" else train_questions(base, seed)), test_questions(base)
     limits = dict(max_new_tokens=base["max_new_tokens"], max_label_tokens=base["max_label_tokens"],
                   batch_size=base["eval_batch_size"])
     history, summary = pd.DataFrame(), {"best_epoch": 0, "train_tokens": 0}
     student.model.requires_grad_(True)
-    config = TrainConfig(**base["train"])
     before = {name: value.clone() for name, value in student.model.named_parameters()} if train else {}
     try:
         if train:
-            def validate():
-                return validation_scores(evaluate(student, data.validation, arm.placement, base["label_format"], **limits,
-                                                  generate=False))
-
-            def progress(row):
-                say(f"    epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
-                    f"{100 * row['validation_accuracy']:.1f} %, {time.time() - started:.0f} s", flush=True)
-
-            passes = encode_all(student, train, data.rationales, arm, base["label_format"], seed, config.epochs, scores)
-            history, summary = fine_tune(student, passes, arm, config, seed, folder / "checkpoints",
-                                         validate if config.select == "best" and data.validation else None, progress,
-                                         _trunks(student.fingerprint))
+            told(str(folder))  # the other processes of a torchrun wait for it in `cluster.one_run`
+            history, summary = train_arm(base, arm, seed, folder, scores=scores, say=say)
         trained = time.time()
         predictions = evaluate(student, test, arm.placement, base["label_format"], **limits)
         if keep_weights:
@@ -255,15 +280,27 @@ def provenance() -> dict:
         except PackageNotFoundError:
             found[package] = "missing"
 
+    commit, changed = git_state()
+    return {"python": platform.python_version(), **found, "system": platform.system(), "machine": platform.machine(),
+            "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            **({"processes": ranks()[1]} if ranks()[1] > 1 else {}),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+            "git": commit, "git_changes": changed,
+            "date": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def git_state() -> tuple[str, bool]:
+    """The commit ("none" outside git) and whether files differ from it; in a cluster's worker, whose code came from the
+    driver, the driver's ($COTDISTILL_GIT)."""
+    told = os.environ.get("COTDISTILL_GIT", "").split()
+    if told:
+        return told[0], told[1:] == ["changed"]
+
     def git(*words):
         out = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True)
         return out.stdout.strip() if out.returncode == 0 else ""
 
-    return {"python": platform.python_version(), **found, "system": platform.system(), "machine": platform.machine(),
-            "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-            "git": git("rev-parse", "--short", "HEAD") or "none", "git_changes": bool(git("status", "--porcelain")),
-            "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    return git("rev-parse", "--short", "HEAD") or "none", bool(git("status", "--porcelain"))
 
 
 def _processor() -> str:
@@ -348,29 +385,45 @@ def needs_scores(arm: Arm) -> bool:
 
 
 def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None = None, scores: dict | None = None,
-             keep_weights: tuple = (), say=print) -> pd.DataFrame:
+             keep_weights: tuple = (), backend: str | None = None, say=print) -> pd.DataFrame:
     """Make every missing run of arms x seeds, show progress and the time left; return a table with one row per run.
 
     The plan goes to artifacts/studies/<study>/<stage>.json first: `make status` and later notebooks read it.
-    keep_weights: (label, seed) pairs whose weights a later notebook needs."""
+    keep_weights: (label, seed) pairs whose weights a later notebook needs. backend: "local" makes one run after the other
+    here, "ray" one task per run on a cluster (`cluster.on_ray`); None takes $COTDISTILL_BACKEND, so that a notebook need
+    not know. Raises DataError for an unknown backend."""
+    backend = backend or os.environ.get("COTDISTILL_BACKEND") or "local"
+    if backend not in ("local", "ray"):
+        raise DataError(f"backend '{backend}'; expected local or ray")
     rows = plan_rows(base, arms, seeds, scores)
     plan = [{"label": r["label"], "seed": r["seed"], "key": r["key"], "arm": asdict(r["arm"])} for r in rows]
     write_json(study_dir(base["study"]) / f"{stage}.json", plan)
-    spent, table = [], []
-    for number, row in enumerate(rows, 1):
-        keep = (row["label"], row["seed"]) in keep_weights
-        needed = scores[row["arm"].selector, row["seed"]][0] if needs_scores(row["arm"]) else None
-        started = time.time()
-        metrics, fresh = run_one(base, row["arm"], row["seed"], row["config"], scores=needed, keep_weights=keep, say=say)
-        if fresh:
-            spent.append(time.time() - started)
-        left = f", about {_minutes(sum(spent) / len(spent) * (len(rows) - number))} left" if spent and number < len(rows) else ""
+    for row in rows:
+        row["keep"] = (row["label"], row["seed"]) in keep_weights
+        row["scores"] = scores[row["arm"].selector, row["seed"]] if needs_scores(row["arm"]) else (None, "")
+    if backend == "ray":
+        from cotdistill.cluster import on_ray as make
+    else:
+        make = _one_by_one
+    spent = []
+    for number, (row, metrics, fresh, seconds, at_once) in enumerate(make(base, rows, stage, say), 1):
+        spent += [seconds] if fresh else []
+        rounds = -(-(len(rows) - number) // at_once)
+        left = f", about {_minutes(sum(spent) / len(spent) * rounds)} left" if spent and rounds else ""
         say(f"[{number}/{len(rows)}] {row['label']} seed {row['seed']}: forced choice {100 * metrics['accuracy']:.1f} %, "
             f"generated {100 * metrics['accuracy_generated']:.1f} % of {metrics['n']}, "
-            + (f"{time.time() - started:.0f} s" if fresh else "from the store") + left, flush=True)
-        table.append({"arm": row["label"], "seed": row["seed"], "key": row["key"][:12], **{k: v for k, v in metrics.items()
-                      if k not in ("files", "seal")}})
-    return pd.DataFrame(table)
+            + (f"{seconds:.0f} s" if fresh else "from the store") + left, flush=True)
+        row["made"] = {"arm": row["label"], "seed": row["seed"], "key": row["key"][:12],
+                       **{k: v for k, v in metrics.items() if k not in ("files", "seal")}}
+    return pd.DataFrame([row["made"] for row in rows])
+
+
+def _one_by_one(base: dict, rows: list[dict], stage: str, say):
+    """The local backend: (row, metrics, whether made now, its seconds, runs at a time), in the order of the plan."""
+    for row in rows:
+        started = time.time()
+        metrics, fresh = run_one(base, row["arm"], row["seed"], row["config"], scores=row["scores"][0], keep_weights=row["keep"], say=say)
+        yield row, metrics, fresh, time.time() - started, 1
 
 
 def _minutes(seconds: float) -> str:

@@ -13,7 +13,7 @@ epoch, and every run of the grid on the same sequences, starts from there.
 
 import hashlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -187,20 +187,61 @@ class OrderSampler(torch.utils.data.Sampler):
         return iter((order + self.n * (self.epoch % self.copies)).tolist())
 
 
+class SlicedBatches(torch.utils.data.Sampler):
+    """The batches of one process, cut into one slice per process of a torchrun: slice r of batch b stands at b * ranks + r,
+    where accelerate looks for it. A last batch that is smaller than the number of processes leaves slices empty; nothing is
+    repeated to fill it, as accelerate's own sharding would."""
+
+    def __init__(self, order: OrderSampler, batch_size: int, ranks: int):
+        self.order, self.size, self.ranks, self.batch_size, self.drop_last = order, batch_size, ranks, None, False
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size) * self.ranks
+
+    def __iter__(self):
+        order = list(self.order)
+        for at in range(0, len(order), self.size):
+            yield from (part.tolist() for part in np.array_split(np.array(order[at:at + self.size]), self.ranks))
+
+
+def ranks() -> tuple[int, int]:
+    """(this process, processes) of a torchrun; (0, 1) without one."""
+    on = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if on else (0, 1)
+
+
+def told(value):
+    """The first process's value, on every process of a torchrun."""
+    if ranks()[1] > 1:
+        box = [value]
+        torch.distributed.broadcast_object_list(box, 0)
+        return box[0]
+    return value
+
+
 class DistilTrainer(Trainer):
     """The Trainer with our order, our loss, and checkpoints that hold trainable weights only.
 
     `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are compared by it."""
 
-    def __init__(self, *args, sampler: OrderSampler, validate, progress, **kwargs):
+    def __init__(self, *args, sampler: OrderSampler, batch_size: int, validate, progress, **kwargs):
         super().__init__(*args, **kwargs)
-        self.sampler, self.validate, self.progress = sampler, validate, progress
+        self.sampler, self.batch_size, self.validate, self.progress = sampler, batch_size, validate, progress
         self.model_accepts_loss_kwargs = True  # we divide by the number of supervised tokens of the whole optimiser step
         self._loss_shifts_labels = True
         self.sums = torch.zeros(2, 2, dtype=torch.float64)  # [label | other][sum of losses, tokens] since the epoch began
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
+
+    def get_train_dataloader(self):
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        batches = SlicedBatches(self.sampler, self.batch_size, self.args.world_size)
+        return self.accelerator.prepare(torch.utils.data.DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         losses = token_losses(model, inputs)
@@ -214,17 +255,24 @@ class DistilTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs):
-        """One epoch is over: its training losses by kind, and the validation label accuracy. Appended to the log."""
+        """One epoch is over: its training losses by kind, and the validation label accuracy. Appended to the log.
+
+        Of a torchrun's processes, which hold equal weights, the first validates and the others take its word."""
+        if self.args.world_size > 1:
+            total = self.sums.to(self.args.device)
+            torch.distributed.all_reduce(total)
+            self.sums = total.cpu()
         means = (self.sums[:, 0] / self.sums[:, 1].clamp(min=1)).tolist()
         total = (self.sums[:, 0].sum() / self.sums[:, 1].sum().clamp(min=1)).item()
-        found = self.validate() if self.validate else {}
+        found = told(self.validate() if ranks()[0] == 0 else {}) if self.validate else {}
         row = {"epoch": round(self.state.epoch), "step": self.state.global_step, "loss": total, "label_loss": means[0],
                "rationale_loss": means[1] if self.sums[1, 1] > len(self.train_dataset) else float("nan"),
                "validation_accuracy": found.get("accuracy", float("nan")),
                "validation_label_nll": found.get("label_nll", float("nan"))}
         self.sums.zero_()
         self.state.log_history.append({"distil": row})
-        self.progress(row)
+        if ranks()[0] == 0:
+            self.progress(row)
         # Ties between epochs go to the lower label loss; without validation the last epoch is the best one.
         best = row["validation_accuracy"] - 1e-6 * min(row["validation_label_nll"], 1e5) if found else row["epoch"]
         metrics = {"eval_selection": best}
@@ -240,6 +288,7 @@ class DistilTrainer(Trainer):
         restore(self.model, load_file(Path(resume_from_checkpoint) / "trainable.safetensors"))
 
     def _load_best_model(self):
+        self.accelerator.wait_for_everyone()  # the first process may still be writing it
         restore(self.model, load_file(Path(self.state.best_model_checkpoint) / "trainable.safetensors"))
 
 
@@ -344,6 +393,8 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
     """Train the student in place on the sequences of each epoch; checkpoints in `folder`, resumed from the last one.
 
     trunks: a `trunk_states` store that runs of one student (with these weights) share; None: this run's own.
+    Under torchrun every process calls this with the same arguments: a batch is cut into a slice per process, so that
+    `batch_size` stays what an update sees however many there are.
 
     validate: () -> {"accuracy": 0..1, "label_nll": nats}, called after each epoch; None compares nothing and keeps the
     last. Returns the history (a row per epoch: loss in nats per token over all supervised tokens, label tokens, and
@@ -355,6 +406,7 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
     freeze(student.model, config.frozen_layers)
     on_gpu = student.model.device.type == "cuda"
     select_best = validate is not None and config.select == "best"
+    silent = replace(data[0], kinds=(PROMPT,) * len(data[0].kinds))  # what an empty slice trains on: nothing is learnt from it
     arguments = TrainingArguments(
         output_dir=str(folder), use_cpu=student.model.device.type == "cpu", seed=seed, data_seed=seed,
         num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
@@ -366,9 +418,10 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         greater_is_better=True, logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
         dataloader_num_workers=0, dataloader_pin_memory=False)
     trunk = trunk_states(student, data, config.frozen_layers, {} if trunks is None else trunks)
-    states = {id(e): state for e, state in zip(data, trunk or [])}
+    states = {id(e): state for e, state in zip([*data, silent], [*trunk, trunk[0]])} if trunk else {}
 
     def collator(batch):
+        batch = batch or [silent]
         found = collate(batch, arm.label_weight, config.rationale_weight)
         return found | ({"trunk": torch.cat([states[id(e)] for e in batch])[None]} if states else {})
 
@@ -379,8 +432,8 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         callbacks = [EarlyStoppingCallback(config.patience)]
     trainer = DistilTrainer(
         model=student.model, args=arguments, train_dataset=data, eval_dataset=data[:1], callbacks=callbacks,
-        data_collator=collator,
-        sampler=OrderSampler(n, seed, copies), validate=_in_eval(student, validate), progress=progress)
+        data_collator=collator, sampler=OrderSampler(n, seed, copies), batch_size=config.batch_size,
+        validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
     student.model.set_attn_implementation("packed")
     try:

@@ -25,6 +25,17 @@ def test_installed_versions_are_the_pinned_ones():
     assert not wrong
 
 
+def test_the_cluster_extra_is_pinned_and_make_installs_it_where_it_is_needed():
+    extra = PROJECT["optional-dependencies"]["cluster"]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", d) for d in extra) and not set(extra) & set(PROJECT["dependencies"])
+
+    def steps(*words):
+        return subprocess.run(["make", "-n", "VENV=/nowhere", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert all("/nowhere/cluster.txt" in steps(*w) for w in (["test"], ["reproduce", "BACKEND=ray"], ["train", "BACKEND=ray"]))
+    assert not any("/nowhere/cluster.txt" in steps(*w) for w in (["reproduce"], ["smoke"], ["train"]))
+
+
 def test_make_help_lists_every_target():
     makefile = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].replace("$(STAGES)", "elicit train evaluate shuffle attribute figures").split()

@@ -1,0 +1,54 @@
+"""What tests/test_ddp.py starts, once alone and once under torchrun: train, then write curves and weights of each case.
+
+    python tests/ddp_worker.py OUT          torchrun --nproc_per_node 2 tests/ddp_worker.py OUT
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+torch.set_num_threads(1)
+
+from safetensors.torch import save_file
+
+from cotdistill import runs
+from cotdistill.format import Arm, arm_from_name
+from cotdistill.students import load_student
+from cotdistill.train import TrainConfig, encode_all, fine_tune, ranks, restore, trainable
+
+# 13 questions in batches of 4: the last batch has one, so the second process has nothing of it.
+CASES = {"label_only": (Arm("label_only"), dict(batch_size=4)), "pre_cot": (Arm("pre_cot"), dict(batch_size=4)),
+         "accumulated": (arm_from_name("post_cot", label_weight=4.0), dict(batch_size=2, grad_accum=3)),
+         "fresh": (arm_from_name("post_cot_shuffled", fresh=True), dict(batch_size=4, frozen_layers=1, select="best"))}
+
+
+def main(out: Path) -> None:
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group()
+    spec = dict(dataset="microworld/everyday", data_dir="", validation_size=8, data_seed=1, rationales="", rationales_print="",
+                microworld=dict(n_train=13, n_test=8))
+    data, student = runs.study_data({"data": spec}), load_student("tiny-llama")
+    before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
+    validations, curves = iter([(0.5, 2.0), (0.75, 1.0), (0.25, 0.5)]), {}
+    for name, (arm, more) in CASES.items():
+        restore(student.model, before)
+        config = TrainConfig(**dict(lr=3e-3, epochs=3, select="last") | more)
+        passes = encode_all(student, data.train, data.rationales, arm, "text", 0, config.epochs)
+        steps = []
+        validate = (lambda: dict(zip(("accuracy", "label_nll"), next(validations)))) if config.select == "best" else None
+        history, summary = fine_tune(student, passes, arm, config, 5, out / name, validate, steps.append)
+        curves[name] = {"history": history.drop(columns=["validation_accuracy", "validation_label_nll"]).to_dict("list"), "summary": summary,
+                        "shown": len(steps)}
+        if ranks()[0] == 0:
+            save_file(trainable(student.model), out / f"{name}.safetensors")
+    (out / f"curves{ranks()[0]}.json").write_text(json.dumps(curves))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+main(Path(sys.argv[1]))

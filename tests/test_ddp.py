@@ -1,0 +1,106 @@
+"""One run on two processes (torchrun, gloo): the losses, weights and answers of one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cotdistill import cluster, runs
+from cotdistill.data import DataError
+from cotdistill.format import Arm
+from cotdistill.train import OrderSampler, SlicedBatches
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+WORLD = dict(dataset="microworld/everyday", data_dir="", validation_size=8, data_seed=1, rationales="", rationales_print="",
+             microworld=dict(n_train=12, n_test=8))
+
+
+def start(command, **more):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("n, size, ranks", [(13, 4, 2), (8, 4, 2), (7, 8, 3), (5, 2, 4)])
+def test_slices_of_all_processes_are_the_batches_of_one(n, size, ranks):
+    batches, order = SlicedBatches(OrderSampler(n, 3, 1), size, ranks), OrderSampler(n, 3, 1)
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        order.set_epoch(epoch)
+        whole, slices = list(order), list(batches)
+        assert len(slices) == len(batches) and len(slices) % ranks == 0
+        for b in range(len(slices) // ranks):
+            parts = slices[b * ranks:(b + 1) * ranks]
+            assert sum(parts, []) == whole[b * size:(b + 1) * size] and max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """Equal global batches: label_only, pre_cot (targets many times longer), accumulation with a weighted label, fresh shuffles with
+    frozen layers and a best epoch. Curves agree to 1e-5 in nats per token, weights as closely as float32 sums do."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    start([sys.executable, "tests/ddp_worker.py", str(tmp_path / "one")])
+    start([*TORCHRUN, "tests/ddp_worker.py", str(tmp_path / "two")])
+    one, two, other = (json.loads((tmp_path / p).read_text()) for p in ("one/curves0.json", "two/curves0.json", "two/curves1.json"))
+    assert len(one) == 4
+    for name, alone in one.items():
+        both, second = two[name], other[name]
+        for column, values in alone["history"].items():
+            np.testing.assert_allclose(both["history"][column], values, rtol=0, atol=1e-5, err_msg=f"{name}: {column}")
+        assert second["history"] == both["history"] or name == "label_only"  # its rationale loss is not a number
+        assert both["summary"] == alone["summary"] == second["summary"] and (both["shown"], second["shown"]) == (3, 0)
+        assert alone["history"]["loss"][0] - alone["history"]["loss"][-1] > 0.1, "nothing was learnt: equal curves would say little"
+        weights, wanted = load_file(tmp_path / "two" / f"{name}.safetensors"), load_file(tmp_path / "one" / f"{name}.safetensors")
+        assert weights.keys() == wanted.keys()
+        for key in wanted:
+            torch.testing.assert_close(weights[key], wanted[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
+    """The command of the README: two processes, one run, which the grid then finds; a second call reads it."""
+    study = tmp_path / "own.yaml"
+    study.write_text("max_new_tokens: 6\nepochs: 2\nbatch_size: 4\nkeep_weights: true\n")
+    runs.write_json(runs.study_dir("own") / "data.json", WORLD)
+    command = [*TORCHRUN, "-m", "cotdistill.cluster", "run", str(study), "--arm", "pre_cot", "--seed", "0"]
+    first = start(command, COTDISTILL_ARTIFACTS=str(store))
+    assert first.count("pre_cot seed 0, 2 processes: forced choice") == 1 and first.count("epoch 2/2") == 1 and "from the store" not in first
+    assert "pre_cot seed 0, 2 processes" in (second := start(command, COTDISTILL_ARTIFACTS=str(store))) and "from the store" in second
+    base, lines = runs.study_base(str(study)), []
+    runs.run_grid(base, [Arm("pre_cot")], "train", keep_weights=[("pre_cot", 0)], backend="local", say=lambda line, **_: lines.append(line))
+    assert lines[-1].endswith("from the store")
+    folder = next((store / "runs").glob("*/metrics.json")).parent
+    assert json.loads((folder / "provenance.json").read_text())["processes"] == 2 and (folder / "weights.safetensors").is_file()
+    both = runs.load_predictions("own", ["train"])
+    for path in sorted(folder.iterdir(), reverse=True):
+        path.unlink()
+    runs.run_grid(base, [Arm("pre_cot")], "train", backend="local", say=lambda *_, **__: None)
+    alone = runs.load_predictions("own", ["train"])
+    assert alone["id"].tolist() == both["id"].tolist()
+    np.testing.assert_allclose(np.concatenate(alone["scores"].tolist()), np.concatenate(both["scores"].tolist()), atol=1e-3)
+
+
+def test_a_run_without_its_notebook_has_the_notebooks_setting(smoke, monkeypatch):
+    """`study_base` builds what notebook 02 writes: equal but for the one key that the notebook keeps to itself."""
+    monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(smoke[0] / "artifacts"))
+    mine = runs.study_base("smoke")
+    assert mine.pop("keep_weights") is True and mine == runs.load_base("smoke")
+
+
+def test_what_cannot_be_made_is_one_line(store, tmp_path):
+    study = tmp_path / "own.yaml"
+    study.write_text("epochs: 1\n")
+    runs.write_json(runs.study_dir("own") / "data.json", WORLD)
+    with pytest.raises(DataError, match="unknown arm 'cot'"):
+        cluster.one_run(str(study), "cot", 0)
+    with pytest.raises(DataError, match=r"run that first"):
+        cluster.one_run("smoke", "pre_cot", 0)
