@@ -35,7 +35,7 @@ class DataError(ValueError):
 
 
 DISK = {  # what a failed write says of itself: OSError, safetensors (Rust) and torch's zip writer each in its own words
-    "is full": ("No space left", "StorageFull", "Disk quota exceeded", "PytorchStreamWriter", "file write failed"),
+    "is full": ("No space left", "StorageFull", "Disk quota exceeded", "PytorchStreamWriter", "iostream error", "unexpected pos"),
     "is read-only": ("Read-only file system", "ReadOnlyFilesystem"),
     "may not be written": ("Permission denied", "PermissionDenied", "Operation not permitted"),
 }

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from cotdistill.data import DataError, Dataset, disk_error, fingerprint, load_dataset, load_rationales
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.format import LABEL_FORMATS, Arm, arm_dict
-from cotdistill.students import BUNDLED, Student, best_device, best_dtype, load_student, sha256 as checksum
+from cotdistill.students import BUNDLED, Student, best_device, best_dtype, changed, load_student, sha256 as checksum
 from cotdistill.study import RUN_KEY, RUN_STAGES, artifacts, check_name, root
 from cotdistill.train import RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, restore, trainable
 
@@ -309,7 +309,7 @@ def load_metrics(key: str) -> dict | None:
     folder = artifacts() / "runs" / key
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        bad = [name for name in metrics["files"] if checksum(folder / name) != metrics["files"][name]]
+        bad = changed(folder, metrics["files"])
         body = {k: v for k, v in metrics.items() if k != "seal"}
         if metrics["seal"] != fingerprint(body) or not set(FILES) <= set(metrics["files"]):
             bad.append("metrics.json")

@@ -287,6 +287,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def changed(folder: Path, files: dict[str, str]) -> list[str]:
+    """Which of a folder's files (name -> SHA-256) are missing, can't be read or hold something else."""
+    bad = []
+    for name, digest in files.items():
+        try:
+            if sha256(folder / Path(name).name) == digest:
+                continue
+        except OSError:
+            pass
+        bad.append(name)
+    return bad
+
+
 def _whole(folder: Path) -> bool:
     """Whether a cached conversion is as it was written, file by file (half a second for 540 MB, once per process). A truncated or
     edited one, and one of before there were checksums, is converted again, never loaded."""
@@ -294,10 +307,10 @@ def _whole(folder: Path) -> bool:
         return False
     try:
         record = json.loads((folder / "cotdistill.json").read_text())
-        bad = [name for name, digest in record["files"].items() if sha256(folder / Path(name).name) != digest]
+        bad = changed(folder, record["files"])
         bad += ["model.safetensors has no checksum"] * ("model.safetensors" not in record["files"] or len(record["sha256"]) != 64)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        bad = ["cotdistill.json or a file it names"]
+        bad = ["cotdistill.json"]
     if bad:
         print(f"{folder}: {', '.join(bad)}: damaged, or of an older version; the weights are converted again", flush=True)
     return not bad

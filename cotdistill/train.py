@@ -26,7 +26,7 @@ from transformers import Trainer, TrainingArguments
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
 from cotdistill.format import Arm, format_target, label_text, prompt_text
-from cotdistill.students import Student, sha256
+from cotdistill.students import Student, changed, sha256
 
 PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -290,12 +290,12 @@ def broken(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, or with the best epoch it refers to; empty where both are as they were written."""
     try:
         seal = json.loads((checkpoint / "seal.json").read_text(encoding="utf-8"))
-        bad = [name for name in {*CHECKPOINT, *seal} if seal.get(name) != sha256(checkpoint / Path(name).name)]
+        bad = changed(checkpoint, dict.fromkeys(CHECKPOINT, "") | seal)
         if bad:
-            return f"{', '.join(sorted(bad))} damaged"
+            return f"{', '.join(bad)} damaged"
         best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
+    except FileNotFoundError:
+        return "seal.json is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "seal.json damaged"
     if not best or Path(best) == checkpoint:
