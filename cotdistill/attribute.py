@@ -29,12 +29,11 @@ from sklearn.metrics import average_precision_score
 
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale, fingerprint, read_jsonl
-from cotdistill.format import Arm, format_target, prompt_text
+from cotdistill.format import SELECTORS, Arm, format_target, prompt_text
 from cotdistill.students import Student
 from cotdistill.train import example_rng
 
-METHODS = ("integrated_gradients", "input_x_gradient", "saliency", "occlusion", "occlusion_word", "attention",
-           "rollout", "embedding_similarity", "random", "human")
+METHODS = SELECTORS
 BASELINES = ("filler", "mean", "zero")
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of tokens, as in ERASER
 
@@ -306,11 +305,12 @@ def write_scores(path: str | Path, attributions: list[Attribution], made_from: d
     Returns its fingerprint, which is part of a training run's key. The file appears whole or not at all."""
     path, print_of = Path(path), fingerprint(made_from)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"fingerprint": print_of, "made_from": made_from, "n": len(attributions)}]
+    rows = []
     for a in attributions:
         row = {"id": a.id, "method": a.method, "scores": a.scores.tolist(), "ids": a.ids, "words": a.words}
         numbers = {"delta": a.delta, "logp_full": a.logp_full, "logp_baseline": a.logp_baseline}
         rows.append(row | {name: None if np.isnan(value) else float(value) for name, value in numbers.items()})
+    rows.insert(0, {"fingerprint": print_of, "made_from": made_from, "n": len(attributions), "seal": fingerprint(rows)})
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
     os.replace(part, path)
@@ -319,8 +319,9 @@ def write_scores(path: str | Path, attributions: list[Attribution], made_from: d
 
 def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
     """The inverse of `write_scores`: attributions and their fingerprint. Raises DataError for a file that is
-    not one, is cut short, or whose head does not belong to its fingerprint."""
+    not one, is cut short, was edited, or whose head does not belong to its fingerprint."""
     (line, head), *rows = read_jsonl(path) or [(1, {})]
+    seal = head.pop("seal", None)
     if set(head) != {"fingerprint", "made_from", "n"} or fingerprint(head["made_from"]) != head["fingerprint"]:
         raise DataError(f"{path}:{line}: not the head of a score file; expected a fingerprint that fits made_from")
     if len(rows) != head["n"]:
@@ -330,12 +331,16 @@ def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
         try:
             a = Attribution(**{k: float("nan") if v is None else v for k, v in row.items()})
             a = replace(a, scores=np.array(a.scores, dtype=float), ids=tuple(a.ids), words=tuple(a.words))
+            if not isinstance(a.id, str) or a.scores.ndim != 1 or not np.isfinite(a.scores).all():
+                raise ValueError("id is no text, or scores are no list of finite numbers")
         except (TypeError, ValueError) as error:
             raise DataError(f"{path}:{line}: {error}; expected the fields of an Attribution") from None
         if not len(a.ids) == len(a.scores) == len(a.words):
             raise DataError(f"{path}:{line} (id {a.id}): {len(a.scores)} scores for {len(a.ids)} tokens; "
                             "expected as many")
         found.append(a)
+    if seal is not None and seal != fingerprint([row for _, row in rows]):
+        raise DataError(f"{path}: a score was changed after it was written; expected the rows of its seal: delete it and attribute again")
     return found, head["fingerprint"]
 
 

@@ -8,6 +8,7 @@ formats (a local folder or the hub), own data from a folder, and `microworld/...
 import hashlib
 import json
 import re
+import reprlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +18,38 @@ import numpy as np
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+def one_line(message: str, longest: int = 1500) -> str:
+    """A message on one line of printable characters: line breaks and control characters out of someone's file are escaped, and of
+    a very long message the middle is left out (its end says what is expected)."""
+    message = str(message)
+    if len(message) > longest:
+        message = f"{message[:longest - 500]} … {message[-490:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
 class DataError(ValueError):
-    """Bad input: the message names the file, the line or id, what was found and what is expected."""
+    """Bad input: one line that names the file, the line or id, what was found and what is expected."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+DISK = {  # what a failed write says of itself: OSError, safetensors (Rust) and torch's zip writer each in its own words
+    "is full": ("No space left", "StorageFull", "Disk quota exceeded", "PytorchStreamWriter", "iostream error", "unexpected pos"),
+    "is read-only": ("Read-only file system", "ReadOnlyFilesystem"),
+    "may not be written": ("Permission denied", "PermissionDenied", "Operation not permitted"),
+}
+
+
+def disk_error(error, folder) -> "DataError | None":
+    """A failed write as one line: the folder, what is wrong with it and the way out. None for any other error (or text of one)."""
+    found = next((wrong for wrong, words in DISK.items() if any(word in str(error) for word in words)), None)
+    if found is None:
+        return None
+    way = "free some space" if found == "is full" else "make it writable, or set COTDISTILL_ARTIFACTS (for weights COTDISTILL_CACHE) to a folder that is"
+    named = re.search(r": '([^']+)'", str(error))
+    return DataError(f"{named[1] if named else folder}: the folder {found}; expected to write there: {way}, then run the same command again: "
+                     "what is whole is kept")
 
 
 @dataclass(frozen=True)
@@ -62,24 +93,53 @@ SOURCES = {
 def read_jsonl(path: Path) -> list[tuple[int, dict]]:
     """All rows of a JSONL file as (line number from 1, object); blank lines are skipped.
 
-    Raises DataError for a missing file and for a line that is not a JSON object."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a JSONL file, one object per line")
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: malformed JSON ({error.msg} at column {error.colno}); "
-                                "expected one object per line") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: found {type(row).__name__}; expected a JSON object")
-            rows.append((number, row))
+    Raises DataError for a missing file and for a line that is not a JSON object in UTF-8, or has a key twice."""
+    path, rows = Path(path), []
+    for number, line in enumerate(read_bytes(path, "a JSONL file, one object per line").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"), object_pairs_hook=_once)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); expected UTF-8 text") from None
+        except (ValueError, RecursionError) as error:
+            what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(f"{path}:{number}: malformed JSON ({what}); expected one object per line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: found {type(row).__name__}; expected a JSON object")
+        rows.append((number, row))
     return rows
+
+
+def _once(pairs: list) -> dict:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key '{twice}' stands there twice")
+    return row
+
+
+def read_bytes(path: Path, expected: str) -> bytes:
+    """A file's content. Raises DataError where there is none (a folder, nothing, no leave to read it)."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        found = "is a folder" if isinstance(error, IsADirectoryError) else "no such file" if isinstance(
+            error, (FileNotFoundError, NotADirectoryError, ValueError)) else f"can't be read ({getattr(error, 'strerror', error)})"
+        raise DataError(f"{path}: {found}; expected {expected}") from None
+
+
+def read_text(path: Path, expected: str) -> str:
+    """A UTF-8 text file, line ends as "\\n". Raises DataError where it is none."""
+    try:
+        return read_bytes(path, expected).decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start + 1}); expected {expected}") from None
+
+
+def is_text(value) -> bool:
+    """A str that is not blank and can be written as UTF-8 (JSON may hold half a surrogate pair)."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
 def _field(row: dict, name: str, where: str):
@@ -95,35 +155,37 @@ def answer_index(answer, n_choices: int, where: str) -> int:
         text = answer.strip()
         index = LETTERS.find(text.upper()) if len(text) == 1 and text.isalpha() else -1
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n_choices:
-        raise DataError(f"{where}: answer {answer!r} is outside the {n_choices} choices; expected an index from 0 to "
+        raise DataError(f"{where}: answer {reprlib.repr(answer)} is outside the {n_choices} choices; expected an index from 0 to "
                         f"{n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}")
     return index
 
 
 def make_example(id, question, choices, answer, where: str) -> Example:
     """Check one question and build it. White space inside an option is collapsed: a label must stay on one line."""
-    if not isinstance(id, str) or not id.strip():
-        raise DataError(f"{where}: id {id!r}; expected a text that is not empty")
+    if not is_text(id):
+        raise DataError(f"{where}: id {reprlib.repr(id)}; expected a text that is not empty")
     where = f"{where} (id {id})"
-    if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{where}: empty question; expected a text")
+    if not is_text(question):
+        found = f"question {reprlib.repr(question)}" if not isinstance(question, str) or question.strip() else "empty question"
+        raise DataError(f"{where}: {found}; expected a text")
     if not isinstance(choices, (list, tuple)) or len(choices) < 2:
         found = len(choices) if isinstance(choices, (list, tuple)) else type(choices).__name__
         raise DataError(f"{where}: {found} choice(s); expected a list of at least two")
     if len(choices) > len(LETTERS):
         raise DataError(f"{where}: {len(choices)} choices; expected at most {len(LETTERS)}")
     for choice in choices:
-        if not isinstance(choice, str) or not choice.strip():
-            raise DataError(f"{where}: choice {choice!r}; expected a text that is not empty")
+        if not is_text(choice):
+            raise DataError(f"{where}: choice {reprlib.repr(choice)}; expected a text that is not empty")
     choices = tuple(" ".join(choice.split()) for choice in choices)
     return Example(id, question.strip(), choices, answer_index(answer, len(choices), where))
 
 
 def _lettered(choices: dict, where: str) -> tuple[list, list]:
     """The official {"label": [...], "text": [...]} of CommonsenseQA and OpenBookQA, as (letters, texts)."""
-    if not isinstance(choices, dict) or set(choices) < {"label", "text"}:
-        raise DataError(f"{where}: choices {str(choices)[:60]!r}; expected an object with 'label' and 'text' lists")
-    return list(choices["label"]), list(choices["text"])
+    letters, texts = (choices.get("label"), choices.get("text")) if isinstance(choices, dict) else (None, None)
+    if not isinstance(letters, (list, tuple)) or not isinstance(texts, (list, tuple)) or len(letters) != len(texts):
+        raise DataError(f"{where}: choices {str(choices)[:60]!r}; expected an object with 'label' and 'text' lists of one length")
+    return list(letters), list(texts)
 
 
 def parse_row(dataset: str, row: dict, where: str) -> Example:
@@ -146,8 +208,12 @@ def parse_row(dataset: str, row: dict, where: str) -> Example:
         if parts is None:
             raise DataError(f"{where} (id {id}): no '(A) .. (B) ..' in the question; expected the options inline")
         return make_example(id, parts[1], [parts[2], parts[3].rstrip(" .")], _field(row, "answer_index", where), where)
-    return make_example(id, _field(row, "question", where), _field(row, "choices", where),
-                        _field(row, "answer", where), where)
+    example = make_example(id, _field(row, "question", where), _field(row, "choices", where),
+                           _field(row, "answer", where), where)
+    twice = [choice for choice, times in Counter(example.choices).items() if times > 1]
+    if twice:  # the official sets hold some, which the data card counts; own data can be put right
+        raise DataError(f"{where} (id {id}): choice '{twice[0]}' stands there twice; expected different options")
+    return example
 
 
 def _unique(examples: list[tuple[str, Example]]) -> list[Example]:
@@ -179,7 +245,10 @@ def load_examples(dataset: str, split: str, data_dir: str | Path | None = None) 
     path = folder / f"{name}.jsonl"
     if split == "validation" and not (name and path.is_file()):
         return None
-    return _unique([(f"{path}:{n}", parse_row(dataset, row, f"{path}:{n}")) for n, row in read_jsonl(path)])
+    rows = read_jsonl(path)
+    if not rows:
+        raise DataError(f"{path}: no question in it; expected at least one line")
+    return _unique([(f"{path}:{n}", parse_row(dataset, row, f"{path}:{n}")) for n, row in rows])
 
 
 def _hub_rows(source: dict, split: str):
@@ -200,21 +269,30 @@ def load_rationales(path: str | Path, examples: list[Example]) -> dict[str, Rati
     by_id, found = {example.id: example for example in examples}, {}
     for number, row in read_jsonl(path):
         where, id = f"{path}:{number}", _field(row, "id", f"{path}:{number}")
-        if id not in by_id:
-            raise DataError(f"{where}: rationale for an unknown id '{id}'; expected the id of a training question")
+        if not isinstance(id, str) or id not in by_id:
+            raise DataError(f"{where}: rationale for an unknown id {id!r}; expected the id of a training question")
         if id in found:
             raise DataError(f"{where}: duplicate rationale for id '{id}'; expected one line per question")
         text, answer = _field(row, "rationale", where), row.get("answer")
-        if not isinstance(text, str):
-            raise DataError(f"{where} (id {id}): rationale is {type(text).__name__}; expected a text")
+        check_rationale(text, f"{where} (id {id})")
         try:
             answer = None if answer is None else answer_index(answer, len(by_id[id].choices), where)
         except DataError:  # a teacher may conclude anything: what names no option is an abstention on its quality card
             answer = None
-        found[id] = Rationale(id, " ".join(text.split()), answer, tuple(map(tuple, row.get("key_spans", ()))))
+        text, spans = " ".join(text.split()), row.get("key_spans", [])
+        if not isinstance(spans, list) or not all(isinstance(s, list) and len(s) == 2 and all(type(i) is int for i in s)
+                                                  and 0 <= s[0] <= s[1] <= len(text) for s in spans):
+            raise DataError(f"{where} (id {id}): key_spans {reprlib.repr(spans)}; expected a list of [start, end] within the rationale")
+        found[id] = Rationale(id, text, answer, tuple(map(tuple, spans)))
     if not any(rationale.text for rationale in found.values()):
         raise DataError(f"{path}: covers none of the {len(by_id)} training questions; expected at least one rationale")
     return found
+
+
+def check_rationale(text, where: str) -> None:
+    """A rationale must be a text that can be written as UTF-8; it may be empty. Raises DataError."""
+    if not isinstance(text, str) or text.strip() and not is_text(text):
+        raise DataError(f"{where}: rationale is {type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; expected a text")
 
 
 def write_rationales(rationales: dict[str, Rationale], path: Path) -> None:
@@ -232,6 +310,8 @@ def carve_validation(train: list[Example], size: int, seed: int) -> tuple[list[E
 
     A question that is asked twice (same words and options) stays on one side, so that selection sees nothing twice; the
     validation part can then be larger by the repetitions."""
+    if size < 0:
+        raise DataError(f"validation_size is {size}; expected a number from 0 on")
     if size >= len(train):
         raise DataError(f"validation_size {size} leaves no training question; the train split has {len(train)}")
     keys = [question_key(e) for e in train]
@@ -276,7 +356,9 @@ def load_dataset(dataset: str, data_dir=None, *, validation_size: int = 100, dat
     the data carry their own: microworld's gold ones, or a `rationale` field in own data.
 
     microworld: keyword arguments of `microworld.generate` (sizes, dials), used for `microworld/<part>` only."""
-    if dataset.startswith("microworld"):
+    if data_seed < 0 or validation_size < 0:
+        raise DataError(f"data_seed is {data_seed}, validation_size is {validation_size}; expected numbers from 0 on")
+    if dataset.partition("/")[0] == "microworld":
         from cotdistill.microworld import generate
 
         part = dataset.partition("/")[2] or "everyday"
@@ -294,8 +376,10 @@ def load_dataset(dataset: str, data_dir=None, *, validation_size: int = 100, dat
 
 
 def _own_rationales(folder: Path, ids: set[str]) -> dict[str, Rationale]:
-    rows = [row for _, row in read_jsonl(folder / "train.jsonl") if row.get("rationale") and row["id"] in ids]
-    return {row["id"]: Rationale(row["id"], " ".join(row["rationale"].split())) for row in rows}
+    rows = [(n, row) for n, row in read_jsonl(folder / "train.jsonl") if row.get("rationale") and row["id"] in ids]
+    for n, row in rows:
+        check_rationale(row["rationale"], f"{folder / 'train.jsonl'}:{n} (id {row['id']})")
+    return {row["id"]: Rationale(row["id"], " ".join(row["rationale"].split())) for _, row in rows}
 
 
 def data_card(data: Dataset) -> "pandas.DataFrame":

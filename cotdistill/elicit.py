@@ -37,8 +37,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from cotdistill.data import (LETTERS, DataError, Example, Rationale, answer_index, fingerprint, load_rationales,
-                             make_example)
+from cotdistill.data import (LETTERS, DataError, Example, Rationale, answer_index, disk_error, fingerprint, load_rationales,
+                             make_example, one_line, read_bytes, read_text)
 from cotdistill.format import prompt_text
 
 MODES = ("blind", "label_conditioned")
@@ -53,7 +53,10 @@ FIELDS = ("id", "sample", "prompt_hash", "prefix", "question", "mode", "teacher"
 
 
 class TeacherError(RuntimeError):
-    """The teacher can't be asked any more: the message says why, how many answers are recorded and how to go on."""
+    """The teacher can't be asked any more: one line says why, how many answers are recorded and how to go on."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -91,10 +94,8 @@ def demonstrations_path(dataset: str) -> Path:
 
 def load_demonstrations(path: str | Path) -> list[Demonstration]:
     """Read a file of demonstrations (format: top of this module). Raises DataError, naming file and line."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected few-shot demonstrations as plain text")
-    lines = [(n, line.strip()) for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)]
+    path, text = Path(path), read_text(path, "few-shot demonstrations as plain text")
+    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1)]
     blocks, block = [], []
     for number, line in [*((n, text) for n, text in lines if not text.startswith("#")), (len(lines) + 1, "")]:
         if line:
@@ -296,20 +297,24 @@ def read_records(path: str | Path) -> list[dict]:
 
 def _read(path: Path) -> tuple[list[dict], int]:
     """Records and the length in bytes of the part of the file that is whole."""
-    if not path.is_file():
+    if not path.exists():
         return [], 0
-    records, whole, content = [], 0, path.read_bytes()
+    records, whole, content = [], 0, read_bytes(path, "a file of records")
     lines = content.split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines) - 1:  # the last line, ended but not whole
                 break
             raise DataError(f"{path}:{number}: malformed JSON; expected one record per line") from None
         missing = [field for field in FIELDS if not isinstance(record, dict) or field not in record]
         if missing:
             raise DataError(f"{path}:{number}: no field '{missing[0]}'; expected a record written by elicit_*")
+        seal = record.pop("seal", None)
+        if seal is not None and seal != fingerprint(record):
+            raise DataError(f"{path}:{number} (id {record['id']}): changed after it was written; expected the record of its seal: delete the "
+                            "line, the question is asked again")
         records.append(record)
         whole += len(line) + 1
     return records, whole
@@ -317,8 +322,11 @@ def _read(path: Path) -> tuple[list[dict], int]:
 
 def _open_records(path: Path):
     """(records so far, the file opened for appending): a torn last line is dropped, a second writer is refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "ab", buffering=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab", buffering=0)
+    except OSError as error:
+        raise disk_error(error, path.parent) or DataError(f"{path}: can't be written ({error.strerror}); expected a file of records") from None
     try:
         import fcntl
 
@@ -336,11 +344,21 @@ def _open_records(path: Path):
 
 
 def _append(file, record: dict, secret: str | None = None) -> None:
+    """One record, sealed, on the disk whole or not at all. Raises DataError where the disk takes no more."""
     line = json.dumps(record)
     if secret:
-        line = line.replace(secret, "***")
-    file.write(line.encode() + b"\n")
-    os.fsync(file.fileno())
+        line = line.replace(json.dumps(secret)[1:-1], "***")
+    record = json.loads(line)
+    line = json.dumps({**record, "seal": fingerprint(record)}).encode() + b"\n"
+    before = os.fstat(file.fileno()).st_size
+    try:
+        written = file.write(line)
+        if written < len(line):  # the disk took a part: the next write says why it took no more
+            file.write(line[written:])
+        os.fsync(file.fileno())
+    except OSError as error:
+        file.truncate(before)
+        raise disk_error(error, Path(file.name).parent) or error from None
 
 
 def _key(record: dict) -> tuple:
@@ -354,7 +372,12 @@ def prefixes_path(path: str | Path) -> Path:
 
 def _keep_prefixes(path: Path, prefixes: dict) -> None:
     side = prefixes_path(path)
-    known = json.loads(side.read_text(encoding="utf-8")) if side.is_file() else {}
+    try:
+        known = json.loads(side.read_text(encoding="utf-8")) if side.is_file() else {}
+        known = known if isinstance(known, dict) else {}
+    except ValueError:
+        print(f"{side}: damaged; it is written again with the prefixes of this call", flush=True)
+        known = {}
     if set(prefixes) - set(known):
         part = side.with_name(side.name + ".part")
         part.write_text(json.dumps({**known, **prefixes}, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -378,7 +401,7 @@ def rebuild_prompt(record: dict, path: str | Path) -> str | list[dict]:
 
 def _decoding(temperature, top_p, top_k, max_new_tokens, seed, n) -> dict:
     """The part of a record that says how it was decoded. Raises DataError for a value out of range."""
-    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1 or n < 1:
+    if not 0 <= temperature < float("inf") or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1 or n < 1:
         raise DataError(f"temperature {temperature}, top_p {top_p}, top_k {top_k}, max_new_tokens {max_new_tokens}, n {n}; "
                         "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), max_new_tokens >= 1, n >= 1")
     if temperature == 0 and n > 1:
@@ -582,6 +605,8 @@ def elicit_transformers(examples: list[Example], student, out_path: str | Path, 
 
     if isinstance(student, str):
         student = load_student(student, best_dtype("auto", best_device(device)), best_device(device))
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; expected a number from 1 on")
     path, decoding = Path(out_path), _decoding(temperature, top_p, top_k, max_new_tokens, seed, n)
     decoding["dtype"] = str(student.model.dtype).removeprefix("torch.")
     chat = bool(student.tokenizer.chat_template) if chat is None else chat
@@ -723,10 +748,16 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
     answered until then is recorded, and the same call asks for the rest. DataError for settings out of range."""
     from openai import OpenAI
 
-    url = urlsplit(base_url)
-    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password or url.query:
-        raise DataError(f"base_url with host '{url.hostname}'; expected http(s)://host:port/v1 without a user, a key or a query: "
+    try:
+        url = urlsplit(base_url)
+        host, fits = url.hostname, url.port is None or url.port > 0
+    except ValueError:  # not shown: what can't be read may hold a key
+        host, fits = "that can't be read", False
+    if not fits or url.scheme not in ("http", "https") or not host or url.username or url.password or url.query or url.fragment:
+        raise DataError(f"base_url with host '{host}'; expected http(s)://host:port/v1 without a user, a key or a query: "
                         "the key belongs in OPENAI_API_KEY")
+    if concurrency < 1:
+        raise DataError(f"concurrency is {concurrency}; expected a number from 1 on")
     path, decoding = Path(out_path), _decoding(temperature, top_p, top_k, max_new_tokens, seed, n)
     decoding = {**decoding, "chat": chat, **({"extra_body": extra_body} if extra_body else {})}
     by_id, prompts, prefixes = {example.id: example for example in examples}, {}, {}
@@ -751,9 +782,12 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
         return {**body, **({"extra_body": extra} if extra else {})}
 
     secret = os.environ.get("OPENAI_API_KEY") or None
+    if secret and not re.fullmatch(r"[!-~]+", secret):
+        raise DataError("OPENAI_API_KEY holds a blank, a line break or a letter that is not ASCII; expected a key as it was given out")
+    key, secret = secret or "none", secret if secret and len(secret) >= 8 else None  # "x", "null": a placeholder, no secret
     jobs, records, file = _plan(examples, path, n, make_job)
     failure, stop = None, threading.Event()
-    with file, OpenAI(api_key=secret or "none", base_url=base_url, timeout=timeout, max_retries=0) as client:
+    with file, OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=0) as client:
         _keep_prefixes(path, prefixes)
         todo = [job for job in jobs if _key(job) not in records]
         answered = any(r["teacher"] == model and not r["malformed"] for r in records.values())
@@ -983,6 +1017,8 @@ def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Pa
     needs = {"gold": data.rationales, "recorded": recorded, "transformers": model, "openai": model and base_url}
     names = {"gold": "rationales in the data (microworld, or a `rationale` field)", "recorded": "`rationales`, a JSONL file",
              "transformers": "`teacher_model`", "openai": "`teacher_model` and `base_url`"}
+    if decoding.get("mode", "blind") not in MODES:
+        raise DataError(f"mode '{decoding['mode']}'; expected one of {', '.join(MODES)}")
     if teacher not in needs:
         raise DataError(f"teacher '{teacher}'; expected one of {', '.join(needs)}")
     if not needs[teacher]:

@@ -12,6 +12,7 @@ cannot merge. The label ends with a line break, which makes an option that is a 
 a different sequence, and gives generation a place to stop.
 """
 
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 
@@ -21,6 +22,8 @@ LABEL_FORMATS = ("text", "letter", "both")
 PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
 CORRUPTIONS = ("", "shuffled", "masked", "kept", "swapped", "filler")
 UNITS = ("token", "word", "sentence")
+SELECTORS = ("integrated_gradients", "input_x_gradient", "saliency", "occlusion", "occlusion_word", "attention",
+             "rollout", "embedding_similarity", "random", "human")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,11 @@ def arm_from_name(name: str, **settings) -> Arm:
     if name not in arms:
         raise DataError(f"unknown arm '{name}'; expected one of {', '.join(arms)}")
     arm = Arm(placement, corruption, **settings)
-    for field, allowed in (("unit", UNITS), ("order", ("random", "most", "least")), ("fill", ("filler", "delete"))):
+    for field in ("amount", "label_weight"):
+        value = getattr(arm, field)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise DataError(f"arm {name}: {field} is {value!r}; expected a number")
+    for field, allowed in (("unit", UNITS), ("order", ("random", "most", "least")), ("fill", ("filler", "delete")), ("selector", SELECTORS)):
         if getattr(arm, field) not in allowed:
             raise DataError(f"arm {name}: {field} is {getattr(arm, field)!r}; expected one of {', '.join(allowed)}")
     if corruption == "masked" and not 0 <= arm.amount <= 1:

@@ -5,7 +5,7 @@
     artifacts/studies/<study>/   what the notebooks of one study hand to each other: base.json, <stage>.json, rationales.jsonl
 
 metrics.json is written last and carries the checksums of its neighbours; a folder without it, or whose files do not match
-it, is not a run. Two processes that want the same run wait for each other on a file lock that the system frees when its
+it, is not a run. What the notebooks hand on carries a seal: a file that was cut or changed afterwards is named, not used. Two processes that want the same run wait for each other on a file lock that the system frees when its
 holder dies.
 """
 
@@ -26,11 +26,11 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from cotdistill.data import DataError, Dataset, fingerprint, load_dataset, load_rationales
+from cotdistill.data import DataError, Dataset, disk_error, fingerprint, load_dataset, load_rationales
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.format import LABEL_FORMATS, Arm, arm_dict
-from cotdistill.students import BUNDLED, Student, best_device, best_dtype, load_student
-from cotdistill.study import RUN_STAGES, artifacts, load_study, notebook_parameters, root
+from cotdistill.students import BUNDLED, Student, best_device, best_dtype, changed, load_student, sha256 as checksum
+from cotdistill.study import RUN_KEY, RUN_STAGES, artifacts, check_name, load_study, notebook_parameters, root
 from cotdistill.train import RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, told, trainable
 
 STORE_VERSION = 1
@@ -39,9 +39,7 @@ FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
 
 def study_dir(study: str) -> Path:
     """What the notebooks of a study hand to each other. A study's name can't lead out of the artifacts."""
-    if not study or any(c in study for c in "/\\\0") or study.startswith("."):
-        raise DataError(f"study name {study!r}; expected a plain name, as in params/<name>.yaml")
-    return artifacts() / "studies" / study
+    return artifacts() / "studies" / check_name(study)
 
 
 def resolve(path: str) -> str:
@@ -52,21 +50,38 @@ def resolve(path: str) -> str:
 
 
 def write_json(path: Path, value) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write whole or not at all; an object under studies/ gets a seal. Raises DataError where the disk takes no more."""
+    if isinstance(value, dict) and path.parent.parent == artifacts() / "studies":
+        value = value | {"seal": fingerprint(json.loads(json.dumps(value)))}
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        _discard(part)
+        raise disk_error(error, path.parent) or error from None
+
+
+def _discard(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # a read-only disk: nothing was written either
+        pass
 
 
 def read_json(path: Path, made_by: str):
-    """A file that an earlier notebook wrote. Raises DataError that says which one to run where it is missing or broken."""
+    """A file that an earlier notebook wrote. Raises DataError that says which one to run where it is missing, broken or changed."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected it from {made_by}: run that first") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); delete it and run {made_by} again") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise DataError(f"{path}: not JSON ({error}); expected what {made_by} wrote: delete it and run that again") from None
+    seal = value.pop("seal", None) if isinstance(value, dict) else None
+    if seal is not None and seal != fingerprint(value):
+        raise DataError(f"{path}: changed after it was written; expected what {made_by} wrote: delete it and run that again")
+    return value
 
 
 # ---------------------------------------------------------------- what a study is
@@ -78,6 +93,10 @@ def _data(canonical: str) -> Dataset:
                         data_seed=spec["data_seed"], microworld=spec["microworld"])
     if spec["rationales"]:
         path = artifacts() / spec["rationales"]
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; expected it from `make elicit`: run that first")
+        if spec["rationales_print"] and checksum(path)[:16] != spec["rationales_print"]:
+            raise DataError(f"{path}: not the file that data.json was written with; expected SHA-256 {spec['rationales_print']}…: run `make elicit` again")
         everything = [*data.train, *data.validation]  # a recorded set may cover the validation part carved out of train
         rationales = load_rationales(path, everything)
         if not any(e.id in rationales for e in data.train):
@@ -153,7 +172,12 @@ def test_questions(base: dict) -> list:
 
 def load_base(study: str) -> dict:
     """The study's setting as notebook 02 wrote it."""
-    return read_json(study_dir(study) / "base.json", f"`make train STUDY={study}`")
+    path = study_dir(study) / "base.json"
+    base, needed = read_json(path, f"`make train STUDY={study}`"), {"study", "data", "student", "seeds", "train", "label_format", "test_size"}
+    if not isinstance(base, dict) or not needed <= set(base):
+        found = f"no {', '.join(sorted(needed - set(base)))}" if isinstance(base, dict) else f"a {type(base).__name__}"
+        raise DataError(f"{path}: found {found}; expected what `make train STUDY={study}` wrote: run that again")
+    return base
 
 
 def study_base(study: str) -> dict:
@@ -177,10 +201,21 @@ def check_base(base: dict) -> None:
         raise DataError("seeds is empty; expected at least one number")
     if len(set(base["seeds"])) < len(base["seeds"]):
         raise DataError(f"seeds {base['seeds']}: a seed stands there twice; expected different numbers")
+    if not all(type(seed) is int and 0 <= seed < 2**32 for seed in base["seeds"]):
+        raise DataError(f"seeds {base['seeds']}; expected whole numbers from 0 to {2**32 - 1}")
+    for key, low in (("train_size", 0), ("test_size", 0), ("max_length", 1), ("max_new_tokens", 1), ("max_label_tokens", 1), ("eval_batch_size", 1)):
+        if base[key] < low:
+            raise DataError(f"{key} is {base[key]}; expected a number from {low} on")
     if base["label_format"] not in LABEL_FORMATS:
         raise DataError(f"label_format '{base['label_format']}'; expected one of {', '.join(LABEL_FORMATS)}")
-    TrainConfig(**base["train"])
+    config = TrainConfig(**base["train"])
     data, student = study_data(base), study_student(base)
+    shape = student.model.config
+    if config.frozen_layers >= shape.num_hidden_layers:
+        raise DataError(f"frozen_layers is {config.frozen_layers}; expected 0 to {shape.num_hidden_layers - 1} for this student")
+    room = getattr(shape, "max_position_embeddings", None)
+    if room and base["max_length"] > room:
+        raise DataError(f"max_length is {base['max_length']}; expected at most {room}, the student's number of positions")
     check_labels(student, [*data.train, *data.validation, *data.test], base["label_format"], base["max_label_tokens"])
     for seed in base["seeds"]:
         train_questions(base, seed)
@@ -313,25 +348,24 @@ def _processor() -> str:
 
 # ---------------------------------------------------------------- the store
 
-def checksum(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def load_metrics(key: str) -> dict | None:
     """The metrics of a whole run; None where there is none, or where a file does not match its checksum (then it says so)."""
     folder = artifacts() / "runs" / key
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        bad = [name for name in metrics["files"] if checksum(folder / name) != metrics["files"][name]]
+        bad = changed(folder, metrics["files"])
         body = {k: v for k, v in metrics.items() if k != "seal"}
-        if metrics["seal"] != fingerprint(body):
+        if metrics["seal"] != fingerprint(body) or not set(FILES) <= set(metrics["files"]):
             bad.append("metrics.json")
+        if not bad and run_key(json.loads((folder / "config.json").read_text(encoding="utf-8"))) != key:
+            bad.append("config.json (of another run)")
     except FileNotFoundError as error:
         if folder.is_dir():
             print(f"{folder.name[:12]}: {Path(error.filename).name} is missing; the run will be made again", flush=True)
         return None
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        bad = [f"{Path(error.filename or '').name} ({error.strerror})"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         bad = ["metrics.json"]
     if bad:
         print(f"{folder.name[:12]}: {', '.join(bad)} damaged; the run will be made again", flush=True)
@@ -343,8 +377,18 @@ def run_one(base: dict, arm: Arm, seed: int, config: dict, *, scores: dict | Non
             say=print) -> tuple[dict, bool]:
     """The run of a config, from the store or made now. Returns (metrics, whether it was made now).
 
-    A lock per key lets two processes share a store: the second waits and then finds the run complete."""
+    A lock per key lets two processes share a store: the second waits and then finds the run complete. Raises DataError where
+    the store can't be written (full, read-only): what was whole before stays, and the same call goes on from there."""
     key, store = run_key(config), artifacts() / "runs"
+    try:
+        return _run_one(base, arm, seed, config, key, store, scores, keep_weights, say)
+    except DataError:
+        raise
+    except Exception as error:  # OSError, safetensors' own error, torch's RuntimeError: each says a full disk in its way
+        raise disk_error(error, store) or error
+
+
+def _run_one(base, arm, seed, config, key, store, scores, keep_weights, say) -> tuple[dict, bool]:
     store.mkdir(parents=True, exist_ok=True)
     with FileLock(store / f"{key}.lock"):
         metrics = load_metrics(key)
@@ -357,11 +401,31 @@ def run_one(base: dict, arm: Arm, seed: int, config: dict, *, scores: dict | Non
         write_json(work / "provenance.json", provenance())
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
         names = [*FILES, *(["weights.safetensors"] if keep_weights else [])]
+        for left in work.iterdir():  # of an earlier attempt that was killed
+            if left.name not in names:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
         metrics |= {"files": {name: checksum(work / name) for name in names}}
         write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
-        shutil.rmtree(final, ignore_errors=True)
+        if final.is_dir():
+            shutil.rmtree(final)
+        else:
+            final.unlink(missing_ok=True)
         os.replace(work, final)
         return load_metrics(key), True
+
+
+@functools.lru_cache(maxsize=1)
+def report_old_runs() -> int:
+    """Say, once per process, how many runs in the store are of another store version: they stay where they are, and are never used."""
+    old = 0
+    for path in (artifacts() / "runs").glob("*/config.json"):
+        try:
+            old += RUN_KEY.fullmatch(path.parent.name) is not None and json.loads(path.read_text(encoding="utf-8"))["store"] != STORE_VERSION
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    if old:
+        print(f"{artifacts() / 'runs'}: {old} run(s) of another store version than {STORE_VERSION} are left there and not used", flush=True)
+    return old
 
 
 def plan_rows(base: dict, arms: list[Arm], seeds: list[int] | None = None, scores: dict | None = None) -> list[dict]:
@@ -397,7 +461,9 @@ def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None
         raise DataError(f"backend '{backend}'; expected local or ray")
     rows = plan_rows(base, arms, seeds, scores)
     plan = [{"label": r["label"], "seed": r["seed"], "key": r["key"], "arm": asdict(r["arm"])} for r in rows]
-    write_json(study_dir(base["study"]) / f"{stage}.json", plan)
+    plan_print = fingerprint([[row["label"], row["seed"], row["key"]] for row in plan])
+    write_json(study_dir(base["study"]) / f"{stage}.json", [row | {"plan": plan_print} for row in plan])
+    report_old_runs()
     for row in rows:
         row["keep"] = (row["label"], row["seed"]) in keep_weights
         row["scores"] = scores[row["arm"].selector, row["seed"]] if needs_scores(row["arm"]) else (None, "")
@@ -432,12 +498,23 @@ def _minutes(seconds: float) -> str:
 
 def load_stage(study: str, stage: str) -> list[dict]:
     """The plan of a stage with each run's metrics. Raises DataError where a run is missing: run the stage first."""
-    plan = read_json(study_dir(study) / f"{stage}.json", f"`make {stage} STUDY={study}`")
+    path = study_dir(study) / f"{stage}.json"
+    plan, damaged = read_json(path, f"`make {stage} STUDY={study}`"), f"{path}: damaged; expected the plan of stage {stage}: run `make {stage} STUDY={study}`"
+    try:
+        keys = fingerprint([[row["label"], row["seed"], row["key"]] for row in plan])
+        fits = plan and all(RUN_KEY.fullmatch(row["key"]) and Arm(**row["arm"]).label == row["label"] and row.get("plan", keys) == keys for row in plan)
+    except (TypeError, KeyError, AttributeError, ValueError):
+        fits = False
+    if not fits:
+        raise DataError(damaged)
     for row in plan:
         row["metrics"] = load_metrics(row["key"])
         if row["metrics"] is None:
             raise DataError(f"study '{study}': run {row['key'][:12]} ({row['label']}, seed {row['seed']}) is not complete; "
                             f"run `make {stage} STUDY={study}`")
+        config = read_json(artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`")
+        if (config["arm"], config["seed"]) != (arm_dict(Arm(**row["arm"])), row["seed"]):
+            raise DataError(damaged)
     return plan
 
 
@@ -508,13 +585,19 @@ def attribution_file(base: dict, judge: Student, judge_print: str, method: str, 
     texts = fingerprint([[e.id, data.rationales[e.id].text] for e in examples])
     made_from = {"method": method, "judge": judge_print, "rationales": texts, "options": options, "selections": fingerprint(selections or {})}
     path = study_dir(base["study"]) / "scores" / f"{method}-{fingerprint(made_from)}.jsonl"
-    if not path.is_file():
-        def progress(done):
-            if done % 25 == 0 or done == len(examples):
-                print(f"    {method}: {done}/{len(examples)} rationales scored", flush=True)
+    if path.is_file():
+        try:
+            attribute.read_scores(path)
+            return path
+        except DataError as error:
+            print(f"{error}; the scores are made again", flush=True)
 
-        found = attribute.attribute_all(judge, examples, data.rationales, method, selections=selections, progress=progress, **options)
-        attribute.write_scores(path, found, made_from)
+    def progress(done):
+        if done % 25 == 0 or done == len(examples):
+            print(f"    {method}: {done}/{len(examples)} rationales scored", flush=True)
+
+    found = attribute.attribute_all(judge, examples, data.rationales, method, selections=selections, progress=progress, **options)
+    attribute.write_scores(path, found, made_from)
     return path
 
 

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from cotdistill.data import DataError
+from cotdistill.data import DataError, disk_error
 
 BUNDLED = {
     "smollm2-135m": dict(
@@ -61,9 +61,14 @@ class Student:
 
 
 def best_device(wanted: str = "auto") -> torch.device:
-    """"auto" takes the GPU where there is one."""
+    """"auto" takes the GPU where there is one. Raises DataError for a device that torch does not know or have."""
     if wanted != "auto":
-        return torch.device(wanted)
+        try:
+            device = torch.device(wanted)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise DataError(f"device '{wanted}': {str(error).splitlines()[0][:120]}; expected auto, cpu, cuda or mps, as this machine has") from None
+        return device
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -170,17 +175,22 @@ def load_student(name: str, dtype: torch.dtype = torch.float32, device: str | to
 def _from_pretrained(path: str, revision: str | None, name: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32,
-                                                     attn_implementation="sdpa", trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        known = ", ".join([*BUNDLED, *TINY])
-        raise DataError(f"student '{name}': weights can't be had ({str(error).splitlines()[0][:120]}); expected one of "
-                        f"{known}, a local directory, or a hub id with a network") from None
+        model, found = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32, attn_implementation="sdpa",
+                                                            trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+    except Exception as error:  # a dozen types: no file, no network, broken JSON, cut safetensors, weights of another shape
+        known, said = ", ".join([*BUNDLED, *TINY]), (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise DataError(f"student '{name}': weights can't be had ({said}); expected one of "
+                        f"{known}, a local directory with safetensors, or a hub id with a network") from None
+    if found["missing_keys"] or found["mismatched_keys"]:  # transformers would fill them with random numbers
+        missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+        raise DataError(f"student '{name}': {len(missing)} weights are missing in its safetensors, first {missing[0]}; expected all of them")
     return model, tokenizer
 
 
 def _complete(name, model, tokenizer, print_of, note) -> Student:
-    start = tokenizer("a")["input_ids"]
+    start, rows = tokenizer("a")["input_ids"], model.get_input_embeddings().num_embeddings
+    if not start or len(tokenizer) > rows:
+        raise DataError(f"student '{name}': a tokenizer of {len(tokenizer)} tokens for {rows} embeddings; expected the model's own tokenizer")
     bos_ids = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and start[0] == tokenizer.bos_token_id else []
     eos_id = tokenizer.eos_token_id
     if eos_id is None:
@@ -225,49 +235,85 @@ def gguf_path(name: str) -> Path:
     path = Path(spec.submodule_search_locations[0]) / entry["file"]
     if not path.is_file():
         raise DataError(f"{path}: no such file; run: {entry['install']}")
-    with path.open("rb") as f:
-        found = hashlib.file_digest(f, "sha256").hexdigest()
+    found = sha256(path)
     if found != entry["sha256"]:
         raise DataError(f"{path}: SHA-256 is {found[:12]}…; expected {entry['sha256'][:12]}…; reinstall: {entry['install']}")
     return path
 
 
 def _bundled(name: str) -> Path:
-    """Convert once: 4-bit GGUF -> float32 safetensors in the cache (30 s), written beside and moved into place."""
+    """Convert once: 4-bit GGUF -> float32 safetensors in the cache (30 s), written beside and moved into place.
+
+    Raises DataError where the package is not there or the cache can't be written."""
     folder = cache_dir() / "students" / name
-    if (folder / "cotdistill.json").is_file() and _whole(folder):
+    if _whole(folder):
         return folder
+    from filelock import FileLock
     from transformers import GgufConfig
 
     source = gguf_path(name)
-    with source.open("rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    print(f"converting {source.name} to float32 safetensors, once, into {folder}", flush=True)
-    part = folder.with_name(f"{name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    options = dict(gguf_file=source.name, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
-    model = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **options,
-                                                 quantization_config=GgufConfig(dequantize=True))
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    record = {"sha256": digest, "source": source.name, "bytes": (part / "model.safetensors").stat().st_size}
-    (part / "cotdistill.json").write_text(json.dumps(record))
-    shutil.rmtree(folder, ignore_errors=True)
     try:
-        os.replace(part, folder)
-    except OSError:  # another process was faster: its copy is as good
-        shutil.rmtree(part, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{name}.lock")):  # a second process waits and finds the copy made
+            if _whole(folder):
+                return folder
+            for left in folder.parent.glob(f"{name}.*part"):  # of a killed conversion: under the lock nobody writes to it
+                shutil.rmtree(left, ignore_errors=True)
+            print(f"converting {source.name} to float32 safetensors, once, into {folder}", flush=True)
+            part = folder.with_name(f"{name}.part")
+            options = dict(gguf_file=source.name, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
+            model = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **options,
+                                                         quantization_config=GgufConfig(dequantize=True))
+            try:
+                model.save_pretrained(part)
+                tokenizer.save_pretrained(part)
+                record = {"sha256": sha256(source), "source": source.name, "bytes": (part / "model.safetensors").stat().st_size,
+                          "files": {f.name: sha256(f) for f in sorted(part.iterdir())}}
+                (part / "cotdistill.json").write_text(json.dumps(record))
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(part, folder)
+    except Exception as error:  # safetensors raises its own type for a full disk
+        raise disk_error(error, folder.parent) or error from None
     return folder
 
 
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def changed(folder: Path, files: dict[str, str]) -> list[str]:
+    """Which of a folder's files (name -> SHA-256) are missing, can't be read or hold something else."""
+    bad = []
+    for name, digest in files.items():
+        try:
+            if sha256(folder / Path(name).name) == digest:
+                continue
+        except OSError:
+            pass
+        bad.append(name)
+    return bad
+
+
 def _whole(folder: Path) -> bool:
-    """The size check of a cached conversion: a truncated file is converted again, never loaded."""
+    """Whether a cached conversion is as it was written, file by file (half a second for 540 MB, once per process). A truncated or
+    edited one, and one of before there were checksums, is converted again, never loaded."""
+    if not folder.is_dir():
+        return False
     try:
         record = json.loads((folder / "cotdistill.json").read_text())
-        return (folder / "model.safetensors").stat().st_size == record["bytes"]
-    except (OSError, ValueError, KeyError):
-        return False
+        bad = changed(folder, record["files"])
+        bad += ["model.safetensors has no checksum"] * ("model.safetensors" not in record["files"] or len(record["sha256"]) != 64)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        bad = ["cotdistill.json"]
+    if bad:
+        print(f"{folder}: {', '.join(bad)}: damaged, or of an older version; the weights are converted again", flush=True)
+    return not bad
 
 
 def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:

@@ -7,8 +7,10 @@
 import argparse
 import ast
 import json
+import math
 import os
 import re
+import reprlib
 import shutil
 import sys
 import time
@@ -16,11 +18,18 @@ from pathlib import Path
 
 import yaml
 
-from cotdistill.data import DataError
+from cotdistill.data import DataError, disk_error, one_line, read_text
 
 NOTEBOOKS = {"elicit": "01_elicit", "train": "02_train", "evaluate": "03_evaluate", "shuffle": "04_shuffle",
              "attribute": "05_attribute_and_mask", "figures": "06_figures"}
 RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
+RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
+LIMITS = {  # parameter -> lowest and highest value, found before anything runs; for all other numbers 0 and none
+    **dict.fromkeys(("n_train", "n_test", "samples", "max_teacher_tokens", "teacher_batch_size", "concurrency", "max_length", "max_new_tokens",
+                     "max_label_tokens", "eval_batch_size", "epochs", "batch_size", "grad_accum", "check_questions", "n_steps", "bootstrap"),
+                    (1, math.inf)),
+    **dict.fromkeys(("rationale_only", "label_seen", "two_step", "top_p", "warmup", "alpha", "mask_amounts: an item"), (0, 1)),
+    "n_options": (2, 5), "seeds: an item": (0, 2**32 - 1)}
 
 
 def root() -> Path:
@@ -32,14 +41,31 @@ def notebook_parameters(path: Path) -> dict:
     """Name -> default of a notebook's `parameters` cell.
 
     papermill only warns when the cell or a parameter is missing; here both are errors. Raises DataError."""
-    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    try:
+        cells = json.loads(read_text(path, "a notebook"))["cells"]
+        cells = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+        source = "".join(cells[0]["source"]) if len(cells) == 1 else ""
+    except DataError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: not a notebook ({type(error).__name__}: {error}); expected JSON with cells") from None
     if len(cells) != 1:
         raise DataError(f"{path}: {len(cells)} cells tagged 'parameters'; expected exactly one")
-    found = {}
-    for node in ast.parse("".join(cells[0]["source"])).body:
+    found, expected = {}, "expected only `name = value`"
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: parameters cell, line {getattr(error, 'lineno', 1)}: not Python; {expected}") from None
+    for node in body:
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            raise DataError(f"{path}: parameters cell, line {node.lineno}: expected only `name = value`")
-        found[node.targets[0].id] = ast.literal_eval(node.value)
+            raise DataError(f"{path}: parameters cell, line {node.lineno}: {expected}")
+        name = node.targets[0].id
+        if name in found:
+            raise DataError(f"{path}: parameters cell, line {node.lineno}: '{name}' stands there twice; expected each name once")
+        try:
+            found[name] = ast.literal_eval(node.value)
+        except (ValueError, TypeError):
+            raise DataError(f"{path}: parameters cell, line {node.lineno}: the value of '{name}' is no literal; {expected}") from None
     return found
 
 
@@ -59,29 +85,49 @@ def check_value(key: str, value, default, where: str) -> None:
         hint = ""
         if wanted in (float, int) and isinstance(value, str):
             hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if "e" in value.lower() else ""
-        raise DataError(f"{where}: {key} is {value!r} ({type(value).__name__}); expected {kinds[wanted]}, as in {default!r}{hint}")
+        raise DataError(f"{where}: {key} is {reprlib.repr(value)} ({type(value).__name__}); expected {kinds[wanted]}, as in {default!r}{hint}")
     if wanted is list and default:
         for item in value:
             check_value(f"{key}: an item", item, default[0], where)
+    if wanted in (int, float):
+        low, high = LIMITS.get(key, (0, math.inf))
+        if not (math.isfinite(value) and low <= value <= high):
+            upper = f" to {high:g}" if high < math.inf else " on"
+            raise DataError(f"{where}: {key} is {reprlib.repr(value)}; expected a number from {low:g}{upper}")
+
+
+def check_name(name: str) -> str:
+    """A study's name is part of file names: letters, digits, and . _ + - within; it can't lead out of the artifacts. Raises DataError."""
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", name) or name == "claims":
+        raise DataError(f"study name {reprlib.repr(name)}; expected a plain name, as in params/<name>.yaml: letters, digits, . _ + -")
+    return name
 
 
 def load_study(study: str) -> dict:
     """A study by name (params/<name>.yaml) or path -> its parameters, checked. Its own name is under "study".
 
     Raises DataError for a missing file, broken YAML, an unknown key, a nested key, or a wrong type."""
+    if not study.endswith((".yaml", ".yml")):
+        check_name(study)
     path = Path(study) if study.endswith((".yaml", ".yml")) else root() / "params" / f"{study}.yaml"
     known = ", ".join(sorted(p.stem for p in (root() / "params").glob("*.yaml") if p.stem != "claims"))
     if not path.is_file():
         raise DataError(f"{path}: no such study; expected a path to a YAML file or one of {known}")
+    check_name(path.stem)
+    text = read_text(path, "a YAML file of `key: value` lines")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        tree, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except Exception as error:  # besides YAMLError: ValueError for 2024-13-45, KeyError for `!!bool x`, RecursionError for [[[[…
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        raise DataError(f"{path}:{line}: not YAML ({getattr(error, 'problem', error)})") from None
+        raise DataError(f"{path}:{line}: not YAML ({getattr(error, 'problem', None) or error}); expected `key: value` lines") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise DataError(f"{path}: found {type(values).__name__}; expected `key: value` lines")
+    written = [key.value for key, _ in tree.value] if tree else []
+    if len(written) > len(values):
+        twice = next((key for key in written if written.count(key) > 1), written[0])
+        raise DataError(f"{path}: the key '{twice}' stands there twice; expected each key once")
     parameters = all_parameters()
     defaults = {key: value for stage in parameters.values() for key, value in stage.items()}
     for key, value in values.items():
@@ -94,14 +140,13 @@ def load_study(study: str) -> dict:
             raise DataError(f"{path}: unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else
                             "; expected a parameter of one of the notebooks"))
         check_value(key, value, defaults[key], str(path))
-    name = path.stem
-    if name.startswith(".") or name == "claims":
-        raise DataError(f"{path}: '{name}' can't name a study; expected a plain file name")
-    return {"study": name, **values}
+    return {"study": path.stem, **values}
 
 
 def run_stage(stage: str, values: dict, executed: Path) -> None:
-    """Execute one notebook with the study's values; the result replaces the old one only when it is whole."""
+    """Execute one notebook with the study's values; the result replaces the old one only when it is whole.
+
+    Raises DataError: what the notebook ended with, in one line; a failed write (OSError) names the folder and the way out."""
     import papermill
 
     name, folder = NOTEBOOKS[stage], executed / values["study"]
@@ -117,10 +162,15 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
                                    cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr,
                                    extra_arguments=["--IPKernelApp.log_level=50"])
     except Exception as error:
-        failed.parent.mkdir(parents=True, exist_ok=True)
-        reason = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
-        failed.write_text(reason + "\n", encoding="utf-8")
-        raise DataError(f"{name}: {reason}\n  (the notebook up to the error: {part})") from None
+        kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
+        full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
+        reason = f"{kind}: {one_line(said.strip().splitlines()[0] if said.strip() else '')}" if full is None else f"DataError: {full}"
+        try:
+            failed.parent.mkdir(parents=True, exist_ok=True)
+            failed.write_text(reason + "\n", encoding="utf-8")
+        except OSError:  # the disk that stopped the notebook: the message below says it
+            pass
+        raise DataError(f"{name}: {reason} (the notebook up to the error: {part})") from None
     tidy(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
     if stage == "figures":  # what the README's findings are rendered from stands beside the notebooks
@@ -176,15 +226,20 @@ def status(study: str) -> list[dict]:
         if (folder / f"{stage}.failed").is_file():
             row["notebook"] = "failed: " + (folder / f"{stage}.failed").read_text().strip()
         if stage in RUN_STAGES and (folder / f"{stage}.json").is_file():
+            try:
+                keys = {r["key"] for r in json.loads(read_text(folder / f"{stage}.json", "a plan")) if RUN_KEY.fullmatch(r["key"])}
+            except (ValueError, TypeError, KeyError):
+                rows.append(row | {"notebook": f"{stage}.json is damaged: run `make {stage} STUDY={study}` again"})
+                continue
             times = []
-            for key in {r["key"] for r in json.loads((folder / f"{stage}.json").read_text())}:
+            for key in keys:
                 row["runs"] += 1
                 try:
                     metrics = json.loads((runs / key / "metrics.json").read_text())
                     row["done"] += 1
                     times.append(metrics["train_seconds"] + metrics["evaluate_seconds"])
                     continue
-                except (OSError, ValueError, KeyError):
+                except (OSError, ValueError, KeyError, TypeError):
                     pass
                 try:
                     if (runs / f"{key}.lock").is_file():
@@ -217,12 +272,14 @@ def main(arguments: list[str] | None = None) -> int:
         there = all_parameters()
         executed = root() / (chosen.executed or "notebooks/executed")
         for stage in chosen.stages or there:
+            notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
+        for stage in chosen.stages or there:
             run_stage(stage, values, executed)
         print(f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
               f"{os.path.relpath(executed / values['study'])}", flush=True)
         return 0
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(f"error: {disk_error(error, artifacts()) or one_line(error)}", file=sys.stderr)
         return 1
 
 

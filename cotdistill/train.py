@@ -12,6 +12,9 @@ epoch, and every run of the grid on the same sequences, starts from there.
 """
 
 import hashlib
+import json
+import re
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,15 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
 from cotdistill.format import Arm, format_target, label_text, prompt_text
-from cotdistill.students import Student
+from cotdistill.students import Student, changed, sha256
 
 PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
 TRUNK_LIMIT = 2 * 1024**3  # bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 KINDS = {"label": LABEL, "rationale": RATIONALE, "frame": FRAME}
 
 
@@ -56,6 +59,23 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     select: str = "best"
     patience: int = 0
+
+    def __post_init__(self):
+        """Raises DataError for a value of the wrong type or out of range."""
+        for name, field in self.__dataclass_fields__.items():
+            value, wanted = getattr(self, name), type(field.default)
+            if type(value) is not wanted and not (wanted is float and type(value) is int):
+                raise DataError(f"{name} is {value!r}; expected {wanted.__name__}, as in {field.default!r}")
+        high = {"warmup": 1}
+        for name in ("lr", "epochs", "batch_size", "grad_accum", "weight_decay", "warmup", "max_grad_norm", "rationale_weight", "frozen_layers",
+                     "patience"):
+            value, low = getattr(self, name), 1 if name in ("epochs", "batch_size", "grad_accum") else 0
+            if not low <= value <= high.get(name, 1e9) or name == "lr" and not value:
+                wanted = "above 0" if name == "lr" else f"from {low} to 1" if name in high else f"from {low} on"
+                raise DataError(f"{name} is {value}; expected a number {wanted}")
+        for name, known in (("schedule", SCHEDULES), ("select", ("best", "last"))):
+            if getattr(self, name) not in known:
+                raise DataError(f"{name} is '{getattr(self, name)}'; expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -279,6 +299,18 @@ class DistilTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save_checkpoint(self, model, trial):
+        """The library's checkpoint, sealed when it is whole; only then the older ones go. Which are older is told by their step (the
+        library's own rotation goes by file times, and would delete the newest after the clock was set back)."""
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            seal_checkpoint(folder / f"checkpoint-{self.state.global_step}")
+            best = {self.state.global_step, self.state.best_global_step if self.args.load_best_model_at_end else None}
+            for step, old in checkpoints(folder):
+                if step not in best:
+                    shutil.rmtree(old, ignore_errors=True)
+
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -290,6 +322,52 @@ class DistilTrainer(Trainer):
     def _load_best_model(self):
         self.accelerator.wait_for_everyone()  # the first process may still be writing it
         restore(self.model, load_file(Path(self.state.best_model_checkpoint) / "trainable.safetensors"))
+
+
+CHECKPOINT = ("trainable.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")  # and rng_state.pth, of a single process
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Write the SHA-256 of a checkpoint's files into its seal.json, last: a checkpoint without one is not whole."""
+    names = [*CHECKPOINT, *(["rng_state.pth"] if (folder / "rng_state.pth").is_file() else [])]
+    part = folder / "seal.part"
+    part.write_text(json.dumps({name: sha256(folder / name) for name in names}), encoding="utf-8")
+    part.replace(folder / "seal.json")
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of each checkpoint, the first step first."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*") if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def broken(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint, or with the best epoch it refers to; empty where both are as they were written."""
+    try:
+        seal = json.loads((checkpoint / "seal.json").read_text(encoding="utf-8"))
+        bad = changed(checkpoint, dict.fromkeys(CHECKPOINT, "") | seal)
+        if bad:
+            return f"{', '.join(bad)} damaged"
+        best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
+    except FileNotFoundError:
+        return "seal.json is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "seal.json damaged"
+    if not best or Path(best) == checkpoint:
+        return ""
+    problem = broken(checkpoint.with_name(Path(best).name)) if Path(best).parent == checkpoint.parent else "it is in another folder"
+    return f"its best epoch, {Path(best).name}: {problem}" if problem else ""
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The checkpoint that a killed run goes on from; those that are not whole are named and deleted. None: it starts anew."""
+    for _, path in reversed(checkpoints(folder)):
+        problem = broken(path)
+        if not problem:
+            return str(path)
+        print(f"{path.name} of a killed run: {problem}; it is not used, training goes back to the last whole one or the beginning", flush=True)
+        shutil.rmtree(path)
+    return None
 
 
 def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -390,7 +468,7 @@ def freeze(model: nn.Module, layers: int) -> None:
 
 def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: TrainConfig, seed: int, folder: Path,
               validate=None, progress=lambda row: None, trunks: dict | None = None) -> tuple[pd.DataFrame, dict]:
-    """Train the student in place on the sequences of each epoch; checkpoints in `folder`, resumed from the last one.
+    """Train the student in place on the sequences of each epoch; checkpoints in `folder`, resumed from the last whole one.
 
     trunks: a `trunk_states` store that runs of one student (with these weights) share; None: this run's own.
     Under torchrun every process calls this with the same arguments: a batch is cut into a slice per process, so that
@@ -414,7 +492,7 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         warmup_steps=min(config.warmup, 0.999), lr_scheduler_type=config.schedule, max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused", bf16=on_gpu and student.model.dtype == torch.float32 and torch.cuda.is_bf16_supported(),
         activation_checkpointing=config.gradient_checkpointing, eval_strategy="epoch", save_strategy="epoch",
-        save_total_limit=1, load_best_model_at_end=select_best, metric_for_best_model="eval_selection",
+        load_best_model_at_end=select_best, metric_for_best_model="eval_selection",
         greater_is_better=True, logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
         dataloader_num_workers=0, dataloader_pin_memory=False)
     trunk = trunk_states(student, data, config.frozen_layers, {} if trunks is None else trunks)
@@ -438,7 +516,12 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
     student.model.set_attn_implementation("packed")
     try:
         with starting_from_trunk(student.model, config.frozen_layers):
-            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+            trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    except Exception as error:  # torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named here
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise DataError(f"{folder}: a checkpoint holds objects beside tensors, and was not loaded ({str(error).splitlines()[0][:80]}); "
+                        "expected one that this program wrote: delete that folder and run again") from None
     finally:
         student.model.set_attn_implementation("sdpa")
         student.model.eval()

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; without this a missing student is retried for a minute
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest

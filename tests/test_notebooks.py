@@ -101,6 +101,7 @@ def test_a_failing_notebook_leaves_no_half_file_and_says_why(tmp_path):
     done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "own.yaml"), "--executed", str(tmp_path / "out")],
                           cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "01_elicit: DataError: no/such/folder: no such folder" in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.strip().splitlines()[-1:]
     assert not list((tmp_path / "out").rglob("[0-9]*.ipynb"))
     after = subprocess.run([sys.executable, "-m", "cotdistill.study", "status", str(tmp_path / "own.yaml")], cwd=ROOT, env=environment,
                            capture_output=True, text=True)
