@@ -22,7 +22,7 @@ export COTDISTILL_CPUS_PER_RUN ?= $(CPUS_PER_RUN)
 NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce $(STAGES) smoke status verdicts report readme test gemma lab clean
+.PHONY: help env reproduce $(STAGES) smoke status verdicts report readme scale test gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ report: $(READY) ## a static site of a study in artifacts/report/, no Jupyter ne
 
 readme: $(READY) ## render the findings of a study into README.md
 	@$(VENV)/bin/python -m cotdistill.report readme $(STUDY)
+
+scale: $(READY) ## predict the paper's grid on GPUs, into README.md
+	@$(VENV)/bin/python -m cotdistill.scale
 
 test: $(RAY) ## the test suite
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup
