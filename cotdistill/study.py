@@ -167,6 +167,8 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
                                    extra_arguments=["--IPKernelApp.log_level=50"])
     except Exception as error:
         kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
+        if kind == "DeadKernelError" or "Kernel died" in said:
+            kind, said = "DeadKernelError", "the kernel was killed (out of memory?); run the same command again: what is whole is kept"
         full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
         reason = f"{kind}: {one_line(said.strip().splitlines()[0] if said.strip() else '')}" if full is None else f"DataError: {full}"
         try:
