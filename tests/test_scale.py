@@ -23,7 +23,7 @@ PAPER = [f"{d.replace('_', '')}-{s}" for d in scale.DATASETS for s in scale.STUD
 
 @pytest.mark.parametrize("kind", ["full", "frozen"])
 def test_flops_of_a_training_batch_are_those_a_counter_counts(questions, rationales, kind):
-    """A llama of width 256: what is left out (attention's own products, norms) is small there, as in real students."""
+    """Every matrix product of a llama of width 256. The counter does not see a CPU's fused attention, which the law leaves out too."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     small = tiny("tiny-llama")
@@ -42,7 +42,7 @@ def test_flops_of_a_training_batch_are_those_a_counter_counts(questions, rationa
         token_losses(model, batch).mean().backward()
     tokens, supervised = batch["input_ids"].numel(), len(batch["kinds"])
     wanted = scale.train_flops(body, head, tokens, supervised, trained=trained)
-    assert 0 <= counter.get_total_flops() / wanted - 1 < 0.06
+    assert abs(counter.get_total_flops() / wanted - 1) < 0.002
     assert scale.train_flops(body, head, tokens, supervised, again=True) - scale.train_flops(body, head, tokens, supervised) == 2 * body * tokens
 
 
