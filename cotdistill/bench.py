@@ -101,6 +101,15 @@ def machine() -> pd.DataFrame:
     return pd.DataFrame({"value": {k: str(v) for k, v in (provenance() | peers).items()}})
 
 
+def optional_student(name: str) -> Student | None:
+    """The student, or None (with a line that says what to install) where it is not there: a benchmark goes on without it."""
+    try:
+        return load_student(name) if name else None
+    except DataError as error:
+        print(f"left out: {error}")
+        return None
+
+
 # --------------------------------------------------------------------------------------------------------------- comparing
 
 def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -209,8 +218,9 @@ class Enough(Exception):
 
 
 @contextmanager
-def watch_steps(limit: int):
-    """While open, every Trainer's optimiser steps are timed from outside and end after `limit` of them.
+def watch_steps(limit: int, profiler=None):
+    """While open, every Trainer's optimiser steps are timed from outside and end after `limit` of them; a profiler sees
+    all but the first.
 
     Yields {"times": [...] clock at the end of each step, "losses": [...] of each step in nats}."""
     seen, own = {"times": [], "losses": []}, Trainer.training_step
@@ -222,7 +232,11 @@ def watch_steps(limit: int):
 
     def stepped(*_):
         seen["times"].append(time.perf_counter())
+        if profiler and len(seen["times"]) == 1:
+            profiler.start()
         if len(seen["times"]) >= limit:
+            if profiler:
+                profiler.stop()
             raise Enough
 
     hook = register_optimizer_step_post_hook(stepped)
@@ -235,12 +249,12 @@ def watch_steps(limit: int):
 
 
 def train_steps(side: str, student: Student, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0,
-                own_copy: bool = True) -> tuple[list[float], list[float]]:
+                own_copy: bool = True, profiler=None) -> tuple[list[float], list[float]]:
     """Train on the batches in their order, one optimiser step each, on one of TRAINERS. Returns (seconds of each step but the
     first, losses of all steps in nats per supervised token). The student stays as it was (own_copy=False: it does not)."""
     model = copy.deepcopy(student.model) if own_copy else student.model
     pupil = replace(student, model=model)
-    with tempfile.TemporaryDirectory() as folder, watch_steps(len(batches)) as seen, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, watch_steps(len(batches), profiler) as seen, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if side.startswith("ours"):
@@ -468,7 +482,7 @@ def harness_scores(student: Student, examples: list[Example], batch_size: int) -
         import logging
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        student._harness = HFLM(pretrained=student.model, tokenizer=student.tokenizer, backend="causal", dtype="float32")
+        student._harness = HFLM(pretrained=student.model, tokenizer=copy.deepcopy(student.tokenizer), backend="causal", dtype="float32")
     lm = student._harness
     lm.batch_size_per_gpu = batch_size
     requests = []
@@ -551,7 +565,8 @@ def time_rationales(student: Student, examples: list[Example], max_new_tokens: i
         alike = []
         for (rationale, label, cut), (text, head) in zip(a, b):
             thought, answer = split_generation(text, "pre_cot")
-            alike.append(rationale == head.strip() if cut else (rationale, label) == (thought, (answer or "").strip().split("\n")[0]))
+            whole = not cut and answer is not None  # otherwise a limit or an early end came before the label: compare what came before
+            alike.append((rationale, label) == (thought, answer.strip().split("\n")[0]) if whole else head.strip().startswith(rationale))
         ended = sum(not cut for _, _, cut in a)
         return all(alike), f"{sum(alike)} of {len(a)} texts alike, {ended} ended by themselves"
 
@@ -644,17 +659,18 @@ def captum_occlusion(student: Student, example: Example, rationale: str, batch_s
 
 
 def time_gradients(student: Student, pairs: list[tuple[Example, str]], n_steps: int, sizes: list[int], own_sizes: list[int],
-                   repeats: int, targets: dict[str, float]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Integrated gradients: `attribute` against captum on the whole sequence, in three ways. Attributions must agree to 1e-4 of
-    the largest."""
+                   repeats: int, ways: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Integrated gradients: `attribute` against captum on the whole sequence, in the `ways` of `captum_gradients`. Attributions
+    must agree to 1e-4 of the largest."""
     def ours(size):
         return np.concatenate([attribute(student, e, r, "integrated_gradients", n_steps=n_steps, batch_size=size).scores for e, r in pairs])
 
     def theirs(how):
         return lambda size: np.concatenate([captum_gradients(student, e, r, n_steps, size, how) for e, r in pairs])
 
+    targets = {"as it comes": 5.0, "frozen": 3.0}
     peers = {f"captum, {how}": {"run": theirs(how), "sizes": sizes, "target": targets.get(how), "settings": "LayerIntegratedGradients"}
-             for how in ("as it comes", "frozen", "frozen, head at the label")}
+             for how in ways}
     return compare(f"integrated gradients, {n_steps} steps", {"run": ours, "sizes": own_sizes}, peers,
                    lambda a, b: close(a, b, 1e-4, "attributions"), repeats)
 
@@ -696,11 +712,29 @@ GROUPS = (  # the first group whose mark stands in an operation's name
 )
 
 
-def profile(call, vocabulary: int) -> pd.DataFrame:
-    """Where one call's time goes: seconds and share by kind of operation, self time on the CPU by torch.profiler; the rest of
-    the wall time is Python. Matrix products with the vocabulary among their sizes are the head's."""
-    from torch.profiler import ProfilerActivity, record_function
+def by_group(events, wall: float, vocabulary: int) -> pd.Series:
+    """Seconds by kind of operation: self time on the CPU of the profiler's events; what is left of the wall time is Python.
+    Matrix products with the vocabulary among their sizes are the head's."""
+    spent = {}
+    for event in events:
+        group = next((g for g, marks in GROUPS if any(m in event.key for m in marks)), "norms and activations")
+        if group == "matrix products" and any(vocabulary in shape for shape in event.input_shapes if isinstance(shape, (list, tuple))):
+            group = "head"
+        spent[group] = spent.get(group, 0.0) + event.self_cpu_time_total / 1e6
+    spent["Python and the rest"] = max(0.0, wall - sum(spent.values()))
+    return pd.Series(spent)
+
+
+def _profiler():
+    from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
+
+    return profiler(activities=[ProfilerActivity.CPU], record_shapes=True)
+
+
+def profile(call, vocabulary: int) -> pd.Series:
+    """`by_group` of one call, tokenisation marked."""
+    from torch.profiler import record_function
 
     own = Student.encode
 
@@ -710,45 +744,38 @@ def profile(call, vocabulary: int) -> pd.DataFrame:
 
     Student.encode = encode_marked
     try:
-        started = time.perf_counter()
-        with profiler(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        with _profiler() as seen:
             started = time.perf_counter()
             call()
             wall = time.perf_counter() - started
     finally:
         Student.encode = own
-    spent = {}
-    for event in seen.key_averages(group_by_input_shape=True):
-        group = next((g for g, marks in GROUPS if any(m in event.key for m in marks)), "norms and activations")
-        if group == "matrix products" and any(vocabulary in shape for shape in event.input_shapes if isinstance(shape, (list, tuple))):
-            group = "head"
-        spent[group] = spent.get(group, 0.0) + event.self_cpu_time_total / 1e6
-    spent["Python and the rest"] = max(0.0, wall - sum(spent.values()))
-    table = pd.DataFrame({"seconds": spent}).sort_values("seconds", ascending=False)
-    return table.assign(share=table["seconds"] / table["seconds"].sum())
+    return by_group(seen.key_averages(group_by_input_shape=True), wall, vocabulary)
+
+
+def profile_training(side: str, student: Student, batch: list[Encoded], vocabulary: int, steps: int = 2) -> pd.Series:
+    """`by_group` of `steps` optimiser steps of a trainer, after a first one that is not looked at."""
+    seen = _profiler()
+    seconds, _ = train_steps(side, student, [batch] * (steps + 1), TrainConfig(batch_size=len(batch)), profiler=seen)
+    return by_group(seen.key_averages(group_by_input_shape=True), sum(seconds), vocabulary)
 
 
 def profiles(student: Student, examples: list[Example], rationales: dict[str, Rationale], batch: list[Encoded], n_steps: int = 8,
              generator: Student | None = None, max_new_tokens: int = 32) -> pd.DataFrame:
-    """`profile` of training (encoding, two steps), scoring, pre_cot generation and integrated gradients, side by side as shares
-    of each stage's time; the last row holds its seconds. n_steps: of the integral; generator: a student that ends its texts."""
-    config, vocabulary = TrainConfig(batch_size=len(batch)), student.model.get_output_embeddings().weight.shape[0]
-    writer, first = generator or student, examples[0]
+    """Training (two steps), scoring, pre_cot generation and integrated gradients, side by side as shares of each stage's time by
+    kind of operation; the last row holds its seconds. n_steps: of the integral; generator: a student that ends its texts."""
+    vocabulary, writer, first = student.model.get_output_embeddings().weight.shape[0], generator or student, examples[0]
     stages = {
-        "training": lambda: ([encode(student, e, rationales[e.id].text, Arm("post_cot")) for e in examples[:len(batch)]],
-                             train_steps("ours", student, [batch, batch], config)),
         "scoring": lambda: evaluate(student, examples, "label_only", generate=False),
         "pre_cot generation": lambda: evaluate(writer, examples, "pre_cot", max_new_tokens=max_new_tokens),
         "integrated gradients": lambda: attribute(student, first, rationales[first.id].text, "integrated_gradients", n_steps=n_steps)}
-    columns, totals = {}, {}
+    columns = {"training": profile_training("ours", student, batch, vocabulary)}
     for stage, call in stages.items():
-        if stage != "training":
-            call()
-        found = profile(call, vocabulary)
-        columns[stage], totals[stage] = found["share"], found["seconds"].sum()
+        call()
+        columns[stage] = profile(call, vocabulary)
     table = pd.DataFrame(columns).fillna(0.0)
-    table = table.loc[table.sum(1).sort_values(ascending=False).index]
-    shown = table.map(lambda share: f"{100 * share:.1f} %")
+    totals, shares = table.sum(), table / table.sum()
+    shown = shares.loc[shares.sum(axis=1).sort_values(ascending=False).index].map(lambda share: f"{100 * share:.1f} %")
     shown.loc["seconds"] = [f"{totals[c]:.2f}" for c in shown.columns]
     return shown
 
