@@ -45,7 +45,8 @@ class TrainConfig:
 
     `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select` is "best"
     (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last". `compile` is a backend of
-    torch.compile ("inductor" on a GPU), "" for none: rows of ever different lengths make it compile too often on a CPU."""
+    torch.compile ("inductor" on a GPU) for the blocks' MLPs, "" for none. Attention stays out: it depends on the lengths of each
+    batch's sequences and would be compiled again and again."""
 
     lr: float = 1e-4
     epochs: int = 3
@@ -494,7 +495,6 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         gradient_accumulation_steps=config.grad_accum, learning_rate=config.lr, weight_decay=config.weight_decay,
         warmup_steps=min(config.warmup, 0.999), lr_scheduler_type=config.schedule, max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused", bf16=on_gpu and student.model.dtype == torch.float32 and torch.cuda.is_bf16_supported(),
-        torch_compile=bool(config.compile), torch_compile_backend=config.compile or None,
         activation_checkpointing=config.gradient_checkpointing, eval_strategy="epoch", save_strategy="epoch",
         load_best_model_at_end=select_best, metric_for_best_model="eval_selection",
         greater_is_better=True, logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
@@ -518,6 +518,9 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
     student.model.set_attn_implementation("packed")
+    mlps = [block.mlp for block in _blocks(student.model)] if config.compile else []
+    for mlp in mlps:
+        mlp.compile(backend=config.compile, dynamic=True)
     try:
         with starting_from_trunk(student.model, config.frozen_layers):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
@@ -527,6 +530,8 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         raise DataError(f"{folder}: a checkpoint holds objects beside tensors, and was not loaded ({str(error).splitlines()[0][:80]}); "
                         "expected one that this program wrote: delete that folder and run again") from None
     finally:
+        for mlp in mlps:
+            mlp._compiled_call_impl = None
         student.model.set_attn_implementation("sdpa")
         student.model.eval()
     history = pd.DataFrame([row["distil"] for row in trainer.state.log_history if "distil" in row])
