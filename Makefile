@@ -12,6 +12,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 PINS  := $(shell cat pyproject.toml environment.yml | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(PINS)
 RAY   := $(VENV)/.ray-$(PINS)
+PEERS := $(VENV)/.peers-$(PINS)
 RUN   := $(VENV)/bin/python -m cotdistill.study
 
 # BACKEND=ray makes runs on a Ray cluster (README, "On a cluster"); RAY_ADDRESS reaches the runs as it is.
@@ -22,7 +23,7 @@ export COTDISTILL_CPUS_PER_RUN ?= $(CPUS_PER_RUN)
 NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce $(STAGES) smoke status verdicts report readme test kill gemma lab clean
+.PHONY: help env reproduce $(STAGES) smoke status verdicts report readme scale bench test kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -88,6 +89,17 @@ report: $(READY) ## a static site of a study in artifacts/report/, no Jupyter ne
 
 readme: $(READY) ## render the findings of a study into README.md
 	@$(VENV)/bin/python -m cotdistill.report readme $(STUDY)
+
+scale: $(READY) ## predict the paper's grid on GPUs, into README.md
+	@$(VENV)/bin/python -m cotdistill.scale
+
+$(PEERS): $(READY)
+	@$(VENV)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print("\n".join(p["dependencies"] + p["optional-dependencies"]["bench"]))' > $(VENV)/bench.txt
+	@$(VENV)/bin/python -m pip install -q -r $(VENV)/bench.txt
+	@rm -f $(VENV)/.peers-* && touch $@
+
+bench: $(PEERS) ## the benchmark beside TRL, lm-eval, HF generate and captum, in about 25 minutes
+	@$(VENV)/bin/python -m cotdistill.bench run notebooks/benchmark.yaml
 
 test: $(RAY) ## the test suite
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup

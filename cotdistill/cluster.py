@@ -1,7 +1,7 @@
 """More than one machine, more than one device.
 
-*A grid on many machines*: one Ray task per run. `runs.run_grid(..., backend="ray")` comes here, so no notebook knows of it; `make reproduce BACKEND=ray RAY_ADDRESS=auto` sets
-the environment that this module reads:
+*A grid on many machines*: one Ray task per run. `runs.run_grid(..., backend="ray")` comes here, so no notebook knows of it;
+`make reproduce BACKEND=ray RAY_ADDRESS=auto` sets the environment that this module reads:
 
     RAY_ADDRESS              of the cluster ("auto": the one this machine belongs to); empty: one started here, for this process
     COTDISTILL_GPUS_PER_RUN  GPUs that a run gets, 0.5 puts two runs on one (0)
@@ -244,7 +244,8 @@ def one_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cotdistill.cluster", description="Make one run of a study; under torchrun, with all its processes.")
+    parser = argparse.ArgumentParser(prog="python -m cotdistill.cluster",
+                                     description="Make one run of a study; under torchrun, with all its processes.")
     run = parser.add_subparsers(dest="command", required=True).add_parser("run")
     run.add_argument("study")
     run.add_argument("--arm", required=True)

@@ -805,6 +805,8 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
                     continue
                 text, reason, seconds, *problem = answer
                 problem = problem[0] if problem else "" if text else "no text"
+                if secret:  # a server may echo it; nothing that goes on from here holds it
+                    text, problem = text and text.replace(secret, "***"), problem.replace(secret, "***")
                 record = _finish(job, by_id[job["id"]], text, reason == "length", seconds, problem)
                 _append(file, record, secret)
                 records[_key(record)], answered, done = record, True, done + 1

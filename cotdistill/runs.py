@@ -229,7 +229,8 @@ def make_config(base: dict, arm: Arm, seed: int, scores_print: str = "") -> dict
         return config
     train = train_questions(base, seed)
     data = study_data(base)
-    config |= {"seed": seed, "training": base["train"], "train": fingerprint(train)}
+    training = {name: value for name, value in base["train"].items() if name != "compile"}
+    config |= {"seed": seed, "training": training, "train": fingerprint(train)}
     if base["train"]["select"] == "best":
         config["validation"] = fingerprint(data.validation)
         config["max_new_tokens"] = base["max_new_tokens"]

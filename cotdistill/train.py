@@ -41,10 +41,11 @@ KINDS = {"label": LABEL, "rationale": RATIONALE, "frame": FRAME}
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hyperparameters of one run; every field is part of its run key.
+    """Hyperparameters of one run; every field but `compile`, which changes speed only, is part of its run key.
 
     `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select` is "best"
-    (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last"."""
+    (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last". `compile` is a backend of
+    torch.compile ("inductor" on a GPU), "" for none: rows of ever different lengths make it compile too often on a CPU."""
 
     lr: float = 1e-4
     epochs: int = 3
@@ -59,6 +60,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     select: str = "best"
     patience: int = 0
+    compile: str = ""
 
     def __post_init__(self):
         """Raises DataError for a value of the wrong type or out of range."""
@@ -73,7 +75,8 @@ class TrainConfig:
             if not low <= value <= high.get(name, 1e9) or name == "lr" and not value:
                 wanted = "above 0" if name == "lr" else f"from {low} to 1" if name in high else f"from {low} on"
                 raise DataError(f"{name} is {value}; expected a number {wanted}")
-        for name, known in (("schedule", SCHEDULES), ("select", ("best", "last"))):
+        for name, known in (("schedule", SCHEDULES), ("select", ("best", "last")),
+                            ("compile", ("", "inductor", "aot_eager", "eager"))):
             if getattr(self, name) not in known:
                 raise DataError(f"{name} is '{getattr(self, name)}'; expected one of {', '.join(known)}")
 
@@ -491,6 +494,7 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         gradient_accumulation_steps=config.grad_accum, learning_rate=config.lr, weight_decay=config.weight_decay,
         warmup_steps=min(config.warmup, 0.999), lr_scheduler_type=config.schedule, max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused", bf16=on_gpu and student.model.dtype == torch.float32 and torch.cuda.is_bf16_supported(),
+        torch_compile=bool(config.compile), torch_compile_backend=config.compile or None,
         activation_checkpointing=config.gradient_checkpointing, eval_strategy="epoch", save_strategy="epoch",
         load_best_model_at_end=select_best, metric_for_best_model="eval_selection",
         greater_is_better=True, logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,

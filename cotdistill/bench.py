@@ -1,0 +1,1023 @@
+"""How fast the study's work is beside what a researcher would otherwise pick: training, scoring, generation, attribution,
+elicitation. `notebooks/benchmark.ipynb` calls these functions; `python -m cotdistill.bench run` executes it.
+
+Rules. Both sides run in one process, turn about (ABAB), on the same tokens, in float32, with the same threads; medians over
+repeats. Whether they give the same results is checked first, on the results themselves. A peer gets its best settings: batch
+sizes are searched, and the search is shown. Peak memory is read from a fresh child process per side.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import DataCollatorForSeq2Seq, StoppingCriteria, StoppingCriteriaList, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from cotdistill import elicit, study
+from cotdistill.attribute import Parts, attribute, embed_rationale, frozen, split_sequence
+from cotdistill.data import DataError, Example, Rationale, load_dataset
+from cotdistill.evaluate import evaluate
+from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
+from cotdistill.students import Student, load_student
+from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, token_losses
+
+PLACEMENTS = ("label_only", "pre_cot", "post_cot")
+# side -> (package it needs, batches grouped by length, settings in words)
+TRAINERS = {
+    "ours": (None, False, "no padding, the head at supervised positions"),
+    "ours, grouped": (None, True, "the same on the grouped batches"),
+    "TRL as it comes": ("trl", False, "SFTTrainer, completion-only loss; activation checkpointing, padding, random order"),
+    "TRL at its best": ("trl", True, "SFTTrainer, completion-only loss; no checkpointing, grouped by length"),
+    "Trainer as it comes": (None, False, "Trainer, padding collator, random order"),
+    "Trainer at its best": (None, True, "Trainer, padding collator, grouped by length"),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------------ inputs
+
+def texts(n: int, seed: int = 0, *, n_options: int = 4, option_words: float = 2.2, rationale_words: float = 38.0,
+          test: int = 0) -> tuple[list[Example], dict[str, Rationale]]:
+    """`n` questions of the embedded world with the lengths of real ones: options lengthened by `option_words` words on
+    average (0: as they are), rationales by general sentences to about `rationale_words` words (0: as they are), log-normally
+    spread, with a closing sentence that names the answer. test > 0: that many test questions instead, without rationales.
+
+    The words are the embedded world's, so nothing of a dataset is needed; the lengths are what a benchmark depends on."""
+    world = dict(n_train=max(n, 48), n_test=max(test, 40), rationale_only=0.3, label_seen=0.35, two_step=0.4, n_options=n_options)
+    data = load_dataset("microworld/everyday", None, validation_size=8, data_seed=seed, microworld=world)
+    rng = np.random.default_rng([seed, 11])
+    sentences = sorted({f"{part.strip()}." for r in data.rationales.values() for part in r.text.split(".") if part.strip()})
+    sentences, places = sentences[::max(1, len(sentences) // 40)], ("in the old shop near the river", "at home on the big table")
+    examples, rationales = [], {}
+    for example in data.test[:test] if test else data.train[:n]:
+        if option_words:
+            tails = [places[rng.integers(2)].split()[:rng.poisson(option_words)] for _ in example.choices]
+            example = replace(example, choices=tuple(" ".join([c, *tail]) for c, tail in zip(example.choices, tails)))
+        examples.append(example)
+        if not test:
+            words = data.rationales[example.id].text.split()
+            closing = f"So it is {example.label}.".split() if rationale_words else []
+            wanted = rationale_words * rng.lognormal(0, 0.35) - len(closing)
+            while len(words) < wanted:
+                words += sentences[rng.integers(len(sentences))].split()
+            rationales[example.id] = Rationale(example.id, " ".join(words + closing), example.answer)
+    return examples, rationales
+
+
+def length_table(student: Student, examples: list[Example], rationales: dict[str, Rationale]) -> pd.DataFrame:
+    """Tokens of prompts, labels and rationales: mean and percentiles, by this student's tokenizer."""
+    found = {"prompt": [len(student.encode(prompt_text(e, "label_only"))) for e in examples],
+             "label": [len(student.encode(label_text(e, e.answer))) for e in examples]}
+    if rationales:
+        found["rationale"] = [len(student.encode(f" {rationales[e.id].text}")) for e in examples]
+    rows = [{"part": part, "texts": len(v), "mean": float(np.mean(v)), **{f"{q} %": float(np.percentile(v, q)) for q in (5, 50, 95)}}
+            for part, v in found.items()]
+    return pd.DataFrame(rows).set_index("part")
+
+
+def machine() -> pd.DataFrame:
+    """Versions, processor, cores and threads of this run; the peers' versions where they are installed."""
+    from importlib.metadata import version
+
+    from cotdistill.runs import provenance
+
+    peers = {name: version(name) if find_spec(module) else "not installed" for name, module in (("trl", "trl"), ("lm-eval", "lm_eval"))}
+    return pd.DataFrame({"value": {k: str(v) for k, v in (provenance() | peers).items()}})
+
+
+def optional_student(name: str) -> Student | None:
+    """The student, or None (with a line that says what to install) where it is not there: a benchmark goes on without it."""
+    try:
+        return load_student(name) if name else None
+    except DataError as error:
+        print(f"left out: {error}")
+        return None
+
+
+# --------------------------------------------------------------------------------------------------------------- comparing
+
+def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Time one piece of work on both sides: a table with a row per peer, and the search for batch sizes.
+
+    ours and each peer: {"run": size -> result, "sizes": sizes to try, "settings": text, "target": ratio to reach,
+    "needs": module}. First every side runs once per size, which warms it up and finds its best size; then
+    same(our result, its result) -> (bool, text) is asked; then the sides run turn about, `repeats` times.
+    A peer whose module is missing gets a row that says so."""
+    sides = {"ours": ours, **{n: p for n, p in peers.items() if not p.get("needs") or find_spec(p["needs"])}}
+    best, tried, results = {}, [], {}
+    for name, side in sides.items():
+        spent = {}
+        for size in side["sizes"]:
+            started = time.perf_counter()
+            results[name] = side["run"](size)
+            spent[size] = time.perf_counter() - started
+        best[name] = min(spent, key=spent.get)
+        tried += [{"work": work, "side": name, "batch": size, "seconds": s, "chosen": size == best[name]} for size, s in spent.items()]
+    checks = {name: same(results["ours"], results[name]) for name in sides}
+    seconds = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side["run"](best[name])
+            seconds[name].append(time.perf_counter() - started)
+    rows = [row(work, name, peer.get("settings", ""), seconds["ours"], seconds.get(name), peer.get("target"), checks.get(name),
+                batch=best.get(name)) for name, peer in peers.items()]
+    return pd.DataFrame(rows), pd.DataFrame(tried)
+
+
+def row(work: str, peer: str, settings: str, ours: list[float], theirs: list[float] | None, target: float | None,
+        check: tuple[bool, str] | None, batch: int | None = None) -> dict:
+    """One line of the result: medians in seconds, their ratio (peer / ours), and whether the target is reached with the same
+    results. theirs=None: the peer is not installed."""
+    mine = float(np.median(ours))
+    if theirs is None:
+        return {"work": work, "peer": peer, "settings": settings, "ours_s": mine, "peer_s": np.nan, "ratio": np.nan, "target": target,
+                "reached": "not installed", "same": "not installed"}
+    other = float(np.median(theirs))
+    fine = check[0] and (target is None or other / mine >= target)
+    return {"work": work, "peer": peer, "settings": settings + (f"; batch {batch}" if batch else ""), "ours_s": mine, "peer_s": other,
+            "ratio": other / mine, "target": target, "reached": "–" if target is None else "yes" if fine else "no",
+            "same": ("yes: " if check[0] else "NO: ") + check[1]}
+
+
+def read_rows(rows: pd.DataFrame) -> str:
+    """The rows in words."""
+    said = []
+    for r in rows.itertuples():
+        if r.reached == "not installed":
+            said.append(f"{r.peer}: not installed, so not measured.")
+            continue
+        goal = "" if pd.isna(r.target) else f" (target {r.target:g}: {'reached' if r.reached == 'yes' else '**not reached**'})"
+        said.append(f"{r.peer}: {r.peer_s:.2f} s against our {r.ours_s:.2f} s, **{r.ratio:.2f} times**{goal}; same results: {r.same}.")
+    return "\n".join(f"- {line}" for line in said)
+
+
+def close(a, b, tolerance: float, what: str) -> tuple[bool, str]:
+    """Whether two arrays agree to `tolerance`, relative to the largest absolute value; and the difference in words."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape:
+        return False, f"{a.shape} and {b.shape} {what}"
+    gap = float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)) if a.size else 0.0
+    return gap <= tolerance, f"{a.size} {what}, largest difference {gap:.0e} (limit {tolerance:.0e})"
+
+
+def equal(a: list, b: list, what: str) -> tuple[bool, str]:
+    """Whether two lists are equal; and the count in words."""
+    hits = sum(x == y for x, y in zip(a, b))
+    return len(a) == len(b) == hits, f"{hits} of {max(len(a), len(b))} {what}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- training
+
+def encode_placements(student: Student, examples: list[Example], rationales: dict[str, Rationale]) -> dict[str, list[Encoded]]:
+    """Training sequences of the three placements."""
+    return {p: [encode(student, e, rationales[e.id].text, Arm(p)) for e in examples] for p in PLACEMENTS}
+
+
+def pick_batches(sequences: list[Encoded], batch_size: int, n: int, grouped: bool, seed: int = 0) -> list[list[Encoded]]:
+    """`n` batches out of one epoch's: in random order, or in the order of the library's own grouping by length; those at
+    evenly spaced quantiles of the batch's tokens, so that a few stand for the epoch."""
+    lengths = [len(e.ids) for e in sequences]
+    generator = torch.Generator().manual_seed(seed)
+    order = (get_length_grouped_indices(lengths, batch_size, generator=generator) if grouped else
+             torch.randperm(len(sequences), generator=generator).tolist())
+    whole = [[sequences[i] for i in order[a:a + batch_size]] for a in range(0, len(order) - batch_size + 1, batch_size)]
+    whole.sort(key=lambda batch: sum(len(e.ids) for e in batch))
+    return [whole[int((i + 0.5) / n * len(whole))] for i in range(n)]
+
+
+def training_batches(encoded: dict[str, list[Encoded]], batch_size: int, n: int, seed: int = 0) -> dict[bool, list[tuple[str, list[Encoded]]]]:
+    """grouped -> the batches of one run, each with its placement: a warm-up, then n per placement. The two orders have the
+    sequences of different batches, and every trainer of an order sees the same batches one after the other."""
+    found = {}
+    for grouped in (False, True):
+        parts = {p: pick_batches(encoded[p], batch_size, n, grouped, seed) for p in encoded}
+        first = next(iter(parts))
+        found[grouped] = [("warm-up", parts[first][0]), *((p, batch) for p in parts for batch in parts[p])]
+    return found
+
+
+class Enough(Exception):
+    """Raised inside a training loop after the last measured step: no checkpoint is written, no epoch ends."""
+
+
+@contextmanager
+def watch_steps(limit: int, profiler=None):
+    """While open, every Trainer's optimiser steps are timed from outside and end after `limit` of them; a profiler sees
+    all but the first.
+
+    Yields {"times": [...] clock at the end of each step, "losses": [...] of each step in nats}."""
+    seen, own = {"times": [], "losses": []}, Trainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        loss = own(self, *args, **kwargs)
+        seen["losses"].append(float(loss.detach()))
+        return loss
+
+    def stepped(*_):
+        seen["times"].append(time.perf_counter())
+        if profiler and len(seen["times"]) == 1:
+            profiler.start()
+        if len(seen["times"]) >= limit:
+            if profiler:
+                profiler.stop()
+            raise Enough
+
+    hook = register_optimizer_step_post_hook(stepped)
+    Trainer.training_step = training_step
+    try:
+        yield seen
+    finally:
+        Trainer.training_step = own
+        hook.remove()
+
+
+def train_steps(side: str, student: Student, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0,
+                own_copy: bool = True, profiler=None) -> tuple[list[float], list[float]]:
+    """Train on the batches in their order, one optimiser step each, on one of TRAINERS. Returns (seconds of each step but the
+    first, losses of all steps in nats per supervised token). The student stays as it was (own_copy=False: it does not)."""
+    model = copy.deepcopy(student.model) if own_copy else student.model
+    pupil = replace(student, model=model)
+    with tempfile.TemporaryDirectory() as folder, watch_steps(len(batches), profiler) as seen, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if side.startswith("ours"):
+                _ours(pupil, batches, config, seed, folder)
+            else:
+                _peer_trainer(side, pupil, batches, config, seed, folder).train()
+        except Enough:
+            pass
+    del pupil, model
+    gc.collect()
+    if not len(seen["times"]) == len(seen["losses"]) == len(batches):
+        raise DataError(f"{side}: {len(seen['times'])} optimiser steps and {len(seen['losses'])} losses; expected {len(batches)} of each")
+    return np.diff(seen["times"]).tolist(), seen["losses"]
+
+
+def _ours(student, batches, config, seed, folder):
+    """`fine_tune`, given the sequences so that its own order brings the batches one after the other."""
+    flat = [e for batch in batches for e in batch]
+    data = [None] * len(flat)
+    for e, place in zip(flat, OrderSampler(len(flat), seed, 1)):
+        data[place] = e
+    fine_tune(student, [data], Arm("label_only"), replace(config, epochs=1), seed, Path(folder) / "run")
+
+
+def _peer_trainer(side, student, batches, config, seed, folder):
+    """A peer's Trainer on already tokenised sequences in a fixed order; everything not named here is its default."""
+    from datasets import Dataset
+
+    rows = [{"input_ids": list(e.ids), "labels": [i if k != PROMPT else -100 for i, k in zip(e.ids, e.kinds)]} for b in batches for e in b]
+    tokenizer = copy.deepcopy(student.tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    common = dict(output_dir=folder, use_cpu=student.model.device.type == "cpu", bf16=False, seed=seed, num_train_epochs=1,
+                  per_device_train_batch_size=config.batch_size, learning_rate=config.lr, weight_decay=config.weight_decay,
+                  warmup_steps=config.warmup, lr_scheduler_type=config.schedule, max_grad_norm=config.max_grad_norm, report_to="none",
+                  disable_tqdm=True, save_strategy="no", logging_strategy="no", train_sampling_strategy="sequential",
+                  dataloader_pin_memory=False)
+    data = Dataset.from_list(rows)
+    if side.startswith("TRL"):
+        from trl import SFTConfig, SFTTrainer
+
+        if side == "TRL at its best":
+            common["activation_checkpointing"] = False
+        trainer = SFTTrainer(student.model, args=SFTConfig(**common), train_dataset=data, processing_class=tokenizer)
+    else:
+        collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
+        trainer = Trainer(student.model, args=TrainingArguments(**common), train_dataset=data, data_collator=collator)
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def needed_flops(model: nn.Module, batch: list[Encoded]) -> float:
+    """Floating-point operations that one training step on a batch can't do without: 6 per weight of a linear layer and token
+    (forward, and two products backward), the head at supervised positions only, causal attention scores and their
+    weighted sum. Norms, activations and the optimiser count nothing."""
+    config, head = model.config, model.get_output_embeddings()
+    linear = sum(m.weight.numel() for m in model.modules() if m is not head and m is not model.get_input_embeddings()
+                 and isinstance(getattr(m, "weight", None), torch.Tensor) and m.weight.dim() == 2 and not isinstance(m, nn.Embedding))
+    tokens = sum(len(e.ids) for e in batch)
+    asked = sum(kind != PROMPT for e in batch for kind in e.kinds)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    pairs = sum(len(e.ids) * (len(e.ids) + 1) / 2 for e in batch)
+    attention = 3 * 4 * config.num_attention_heads * width * pairs * config.num_hidden_layers
+    return 6.0 * (linear * tokens + head.weight.numel() * asked) + attention
+
+
+def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 3) -> dict[str, float]:
+    """GFLOP/s of float32 matrix products, right now: "square", [size, size] by [size, size]; and "own", the three products of
+    every linear layer of the model (forward, gradient of the input, gradient of the weight) for `tokens` rows."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    shapes = {}
+    for m in model.modules():
+        if isinstance(m, nn.Linear) and m is not model.get_output_embeddings():
+            shapes[tuple(m.weight.shape)] = shapes.get(tuple(m.weight.shape), 0) + 1
+    square, own, flops = [], [], 0.0
+    for _ in range(tries):
+        started = time.perf_counter()
+        a @ b
+        square.append(time.perf_counter() - started)
+    for (out, into), count in shapes.items():
+        x, w, y = torch.randn(tokens, into), torch.randn(out, into), torch.randn(tokens, out)
+        spent = []
+        for _ in range(tries):
+            started = time.perf_counter()
+            x @ w.T, y @ w, y.T @ x
+            spent.append(time.perf_counter() - started)
+        own.append(float(np.median(spent)) * count)
+        flops += 6.0 * tokens * out * into * count
+    return {"square": 2.0 * size**3 / float(np.median(square)) / 1e9, "own": flops / sum(own) / 1e9 if own else float("nan")}
+
+
+def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], config: TrainConfig, repeats: int,
+                  sides: list[str], square: int = 2048) -> pd.DataFrame:
+    """Every optimiser step of every side, turn about: side, repeat, step, placement, tokens, seconds, loss, and, around our
+    own runs, the machine's product rates (GFLOP/s: square, own shapes) and the step's needed GFLOP."""
+    there = [s for s in sides if not TRAINERS[s][0] or find_spec(TRAINERS[s][0])]
+    rows = []
+    for repeat in range(repeats):
+        for side in there:
+            work = batches[TRAINERS[side][1]]
+            mine = side.startswith("ours")
+            tokens = int(np.mean([sum(len(e.ids) for e in b) for _, b in work[1:]]))
+            before = product_rates(student.model, tokens, square) if mine else {}
+            seconds, losses = train_steps(side, student, [b for _, b in work], config)
+            after = product_rates(student.model, tokens, square) if mine else {}
+            for step, (placement, batch) in enumerate(work):
+                rows.append({"side": side, "repeat": repeat, "step": step, "placement": placement, "tokens": sum(len(e.ids) for e in batch),
+                             "seconds": seconds[step - 1] if step else np.nan, "loss": losses[step],
+                             "gflop": needed_flops(student.model, batch) / 1e9 if mine else np.nan,
+                             **{k: (before[k] + after[k]) / 2 if mine else np.nan for k in ("square", "own")}})
+    return pd.DataFrame(rows)
+
+
+def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sides: list[str]) -> pd.DataFrame:
+    """`time_training`'s steps as result rows: one per peer and placement (seconds per optimiser step). A peer is compared with
+    our run on the same batches, and its loss of every step with ours."""
+    rows = []
+    for side in sides:
+        if side.startswith("ours"):
+            continue
+        mine = steps[steps["side"] == ("ours, grouped" if TRAINERS[side][1] else "ours")]
+        theirs, known = steps[steps["side"] == side], {}
+        if len(theirs):
+            a, b = (x.sort_values(["repeat", "step"])["loss"].to_numpy() for x in (mine, theirs))
+            known = {"check": close(a, b, 1e-5, "losses")}
+        for placement in PLACEMENTS:
+            ours, their = (x.loc[x["placement"] == placement, "seconds"].tolist() for x in (mine, theirs))
+            if ours:
+                rows.append(row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check")))
+    return pd.DataFrame(rows)
+
+
+def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
+    """Our training against the machine's own limit, by placement: tokens/s, needed GFLOP/s, and its share of the rate of a
+    big square product and of the products at the model's own shapes, both measured around the very run."""
+    rows = []
+    for placement, part in steps[steps["side"].str.startswith("ours") & (steps["step"] > 0)].groupby("placement", sort=False):
+        rate = part["gflop"] / part["seconds"]
+        rows.append({"placement": placement, "steps": len(part), "tokens_per_s": float((part["tokens"] / part["seconds"]).median()),
+                     "needed_gflop_s": float(rate.median()), "square_gflop_s": float(part["square"].median()),
+                     "own_gflop_s": float(part["own"].median()), "share_of_square": float((rate / part["square"]).median()),
+                     "share_of_own": float((rate / part["own"]).median())})
+    return pd.DataFrame(rows)
+
+
+def peak_memory(student: str, sides: list[str], settings: dict) -> pd.DataFrame:
+    """Peak resident memory in GB of training two batches, each side in a fresh child process: while loading (imports and
+    weights) and in all. settings: the arguments of `texts` under "texts", "batch_size", "placement"."""
+    rows = []
+    for side in sides:
+        if TRAINERS[side][0] and not find_spec(TRAINERS[side][0]):
+            rows.append({"side": side, "loaded_gb": np.nan, "peak_gb": np.nan})
+            continue
+        asked = json.dumps({"student": student, "side": side, "threads": torch.get_num_threads(), **settings})
+        done = subprocess.run([sys.executable, "-m", "cotdistill.bench", "peak", asked], cwd=study.root(), capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": str(study.root())})
+        if done.returncode:
+            raise DataError(f"peak memory of {side}: the child ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+        rows.append({"side": side, **json.loads(done.stdout.strip().splitlines()[-1])})
+    return pd.DataFrame(rows)
+
+
+def _peak(asked: dict) -> dict:
+    """The child's part: two training steps, then what the kernel says the process ever held."""
+    torch.set_num_threads(asked["threads"])
+    student = load_student(asked["student"])
+    examples, rationales = texts(**asked["texts"])
+    size, grouped = asked["batch_size"], TRAINERS[asked["side"]][1]
+    sequences = [encode(student, e, rationales[e.id].text, Arm(asked["placement"])) for e in examples]
+    batches = pick_batches(sequences, size, 2, grouped)
+    if asked["side"].startswith("TRL"):
+        import trl  # noqa: F401  its imports belong to what is loaded
+    loaded = _held("VmRSS")
+    train_steps(asked["side"], student, batches, TrainConfig(batch_size=size), own_copy=False)
+    return {"loaded_gb": loaded / 1e6, "peak_gb": _held("VmHWM") / 1e6}
+
+
+def _held(name: str) -> float:
+    """kB of this process: VmRSS now, VmHWM at its highest."""
+    try:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+        return float(line.split()[1])
+    except (OSError, StopIteration):
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def taught(student: Student, placement: str, examples: list[Example], rationales: dict[str, Rationale], frozen_layers: int,
+           epochs: int = 1, lr: float = 3e-4) -> Student:
+    """A copy of the student, briefly trained on one placement, so that its answers end as a trained student's do."""
+    pupil = replace(student, model=copy.deepcopy(student.model))
+    sequences = [encode(pupil, e, rationales[e.id].text, Arm(placement)) for e in examples]
+    config = TrainConfig(epochs=epochs, batch_size=8, frozen_layers=frozen_layers, lr=lr)
+    with tempfile.TemporaryDirectory() as folder:
+        fine_tune(pupil, [sequences] * epochs, Arm(placement), config, 0, Path(folder) / "run")
+    pupil.model.requires_grad_(False)
+    return pupil
+
+
+# ------------------------------------------------------------------------------------------------- scoring and generation
+
+def time_scoring(student: Student, examples: list[Example], sizes: list[int], own_sizes: list[int], repeats: int,
+                 target: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Forced choice: `evaluate` without generation against the evaluation harness's HFLM on the same tokens. The same option
+    must be picked for every question."""
+    def ours(size):
+        return [p["scores"] for p in evaluate(student, examples, "label_only", generate=False, batch_size=size)]
+
+    def same(a, b):
+        picks = equal([int(np.argmax(s)) for s in a], [int(np.argmax(s)) for s in b], "options picked alike")
+        logps = close(np.concatenate(a), np.concatenate(b), 1e-4, "log probabilities")
+        return picks[0] and logps[0], f"{picks[1]}; {logps[1]}"
+
+    peer = {"run": lambda size: harness_scores(student, examples, size), "sizes": sizes, "needs": "lm_eval", "target": target,
+            "settings": "HFLM.loglikelihood on the same tokens"}
+    return compare("forced choice", {"run": ours, "sizes": own_sizes}, {"lm-evaluation-harness": peer}, same, repeats)
+
+
+def harness_scores(student: Student, examples: list[Example], batch_size: int) -> list[list[float]]:
+    """log p of each option by lm-evaluation-harness's HFLM, from our token ids, prompt and option tokenised as we do."""
+    from lm_eval.models.huggingface import HFLM
+
+    if not hasattr(student, "_harness"):
+        import logging
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        student._harness = HFLM(pretrained=student.model, tokenizer=copy.deepcopy(student.tokenizer), backend="causal", dtype="float32")
+    lm = student._harness
+    lm.batch_size_per_gpu = batch_size
+    requests = []
+    for e in examples:
+        prompt = student.bos_ids + student.encode(prompt_text(e, "label_only"))
+        requests += [((e.id, str(o)), prompt, student.encode(label_text(e, o))) for o in range(len(e.choices))]
+    scores, found, at = lm._loglikelihood_tokens(requests, disable_tqdm=True), [], 0
+    for e in examples:
+        found.append([s[0] for s in scores[at:at + len(e.choices)]])
+        at += len(e.choices)
+    return found
+
+
+class StopAt(StoppingCriteria):
+    """Ends a row of HF's generate once a text stands in what it wrote, as our elicitation does."""
+
+    def __init__(self, student: Student, text: str, prompt_length: int):
+        self.student, self.text, self.length = student, text, prompt_length
+
+    def __call__(self, input_ids, scores, **kwargs):
+        recent = input_ids[:, self.length:][:, -len(self.text) - 2:]
+        return torch.tensor([self.text in self.student.decode(r) for r in recent.tolist()], device=input_ids.device)
+
+
+def hf_generate(student: Student, prompts: list[list[int]], max_new_tokens: int, batch_size: int, ends: set[int] = frozenset(),
+                stop: str = "") -> list[list[int]]:
+    """HF's generate, greedy, on prompts sorted by length and padded on the left. New ids of each prompt, up to its end token."""
+    ends, found = {student.eos_id, *ends}, [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin:begin + batch_size]
+        length = max(len(prompts[i]) for i in rows)
+        ids = torch.tensor([[student.pad_id] * (length - len(prompts[i])) + prompts[i] for i in rows], device=student.model.device)
+        mask = torch.tensor([[0] * (length - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=student.model.device)
+        criteria = StoppingCriteriaList([StopAt(student, stop, length)]) if stop else None
+        with torch.no_grad():
+            out = student.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
+                                         eos_token_id=sorted(ends), pad_token_id=student.pad_id, stopping_criteria=criteria)
+        for i, new in zip(rows, out[:, length:].tolist()):
+            cut = next((k for k, token in enumerate(new) if token in ends), len(new))
+            found[i] = new[:cut]
+    return found
+
+
+def time_answers(student: Student, examples: list[Example], placement: str, max_new_tokens: int, sizes: list[int],
+                 own_sizes: list[int], repeats: int, target: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Generated answers of a label-first student: `evaluate` (which scores the options too, and stops at the label) against
+    HF's generate to the same maximum. The answers, as they are parsed, must be the same."""
+    prompts = [student.bos_ids + student.encode(prompt_text(e, placement)) for e in examples]
+
+    def ours(size):
+        return [p["generated"] for p in evaluate(student, examples, placement, batch_size=size, max_label_tokens=max_new_tokens)]
+
+    def theirs(size):
+        written = [student.decode(new) for new in hf_generate(student, prompts, max_new_tokens, size)]
+        return [parse_answer(split_generation(text, placement)[1], e.choices) for text, e in zip(written, examples)]
+
+    peer = {"run": theirs, "sizes": sizes, "target": target, "settings": f"model.generate, at most {max_new_tokens} tokens, padded"}
+    return compare(f"generated answers, {placement}", {"run": ours, "sizes": own_sizes}, {"HF generate": peer},
+                   lambda a, b: equal(a, b, "parsed answers alike"), repeats)
+
+
+def time_rationales(student: Student, examples: list[Example], max_new_tokens: int, max_label_tokens: int, sizes: list[int],
+                    own_sizes: list[int], repeats: int, target: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """pre_cot's rationale and answer: `evaluate` (which scores the options too) against HF's generate. The text must be the
+    same; a rationale that did not end within its limit is compared up to the limit."""
+    prompts = [student.bos_ids + student.encode(prompt_text(e, "pre_cot")) for e in examples]
+
+    def ours(size):
+        found = evaluate(student, examples, "pre_cot", batch_size=size, max_new_tokens=max_new_tokens, max_label_tokens=max_label_tokens)
+        return [(p["rationale"], p["text"], p["cut_off"]) for p in found]
+
+    def theirs(size):
+        written = hf_generate(student, prompts, max_new_tokens + max_label_tokens, size)
+        return [(student.decode(new), student.decode(new[:max_new_tokens])) for new in written]
+
+    def same(a, b):
+        if isinstance(b[0][-1], bool):
+            return True, "itself"
+        alike = []
+        for (rationale, label, cut), (text, head) in zip(a, b):
+            thought, answer = split_generation(text, "pre_cot")
+            whole = not cut and answer is not None  # otherwise a limit or an early end came before the label: compare what came before
+            alike.append((rationale, label) == (thought, answer.strip().split("\n")[0]) if whole else head.strip().startswith(rationale))
+        ended = sum(not cut for _, _, cut in a)
+        return all(alike), f"{sum(alike)} of {len(a)} texts alike, {ended} ended by themselves"
+
+    peer = {"run": theirs, "sizes": sizes, "target": target,
+            "settings": f"model.generate, at most {max_new_tokens + max_label_tokens} tokens, static batch"}
+    return compare("pre_cot generation", {"run": ours, "sizes": own_sizes}, {"HF generate": peer}, same, repeats)
+
+
+def time_elicitation(student: Student, examples: list[Example], demonstrations: list, max_new_tokens: int, sizes: list[int],
+                     own_sizes: list[int], repeats: int, target: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Few-shot elicitation, greedy: `elicit.generate` on a shared prefix (its computing included) against HF's generate on
+    whole prompts. The text must be the same."""
+    chat = student.tokenizer if student.tokenizer.chat_template else None
+    ids = [elicit.prompt_ids(student, elicit.build_prompt(e, demonstrations, "blind", chat)) for e in examples]
+    ends = elicit._end_ids(student)
+
+    def ours(size):
+        shared, texts_ = elicit.prefix_cache(student, ids[0][0]), [""] * len(ids)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i][1]))
+        for begin in range(0, len(order), size):
+            rows = order[begin:begin + size]
+            for i, new, _, _ in elicit.generate(student, [ids[r][1] for r in rows], shared, max_new_tokens=max_new_tokens, end_ids=ends):
+                texts_[rows[i]] = student.decode(new).split(elicit.STOP)[0]
+        return texts_
+
+    def theirs(size):
+        written = hf_generate(student, [a + b for a, b in ids], max_new_tokens, size, ends, elicit.STOP)
+        return [student.decode(new).split(elicit.STOP)[0] for new in written]
+
+    peer = {"run": theirs, "sizes": sizes, "target": target,
+            "settings": f"model.generate on whole prompts ({len(ids[0][0])} tokens shared), at most {max_new_tokens} tokens"}
+    return compare(f"elicitation, {len(demonstrations)} demonstrations", {"run": ours, "sizes": own_sizes}, {"HF generate": peer},
+                   lambda a, b: equal(a, b, "texts alike"), repeats)
+
+
+# ------------------------------------------------------------------------------------------------------------ attribution
+
+def _whole(student: Student, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole sequence up to the label's last token, and the same with the rationale at the filler token, [1, T] each."""
+    head, tail = parts.prefix, parts.frame + parts.label[:-1]
+    ids, base = ([*head, *middle, *tail] for middle in (parts.rationale, [student.filler_id] * len(parts.rationale)))
+    return torch.tensor([ids]), torch.tensor([base])
+
+
+def _label_logp(student: Student, parts: Parts, keep: bool):
+    """A researcher's forward function: ids [B, T] -> log p(label) [B], on the whole sequence; keep=True asks the head for the
+    label's positions only."""
+    label, n = torch.tensor(parts.label), len(parts.label)
+
+    def forward(ids):
+        logits = student.model(input_ids=ids, use_cache=False, **({"logits_to_keep": n} if keep else {})).logits[:, -n:]
+        return logits.float().log_softmax(-1)[:, torch.arange(n), label].sum(1)
+
+    return forward
+
+
+def captum_gradients(student: Student, example: Example, rationale: str, n_steps: int, batch_size: int, how: str) -> np.ndarray:
+    """Integrated gradients of the rationale's tokens by captum on the whole sequence. how: "as it comes" (parameters require
+    gradients), "frozen", or "frozen, head at the label"."""
+    from captum.attr import LayerIntegratedGradients
+
+    parts = split_sequence(student, example, rationale)
+    ids, base = _whole(student, parts)
+    flags = [p.requires_grad for p in student.model.parameters()]
+    student.model.requires_grad_(how == "as it comes")
+    try:
+        method = LayerIntegratedGradients(_label_logp(student, parts, "head" in how), student.model.get_input_embeddings())
+        found = method.attribute(ids, baselines=base, n_steps=n_steps, internal_batch_size=batch_size)
+    finally:
+        for parameter, flag in zip(student.model.parameters(), flags):
+            parameter.requires_grad_(flag)
+    a = len(parts.prefix)
+    return found.sum(-1)[0, a:a + len(parts.rationale)].detach().double().numpy()
+
+
+def captum_occlusion(student: Student, example: Example, rationale: str, batch_size: int, keep: bool = False) -> np.ndarray:
+    """The fall of log p(label) when a rationale word is at the filler, one number per word, by captum's FeatureAblation."""
+    from captum.attr import FeatureAblation
+
+    parts = split_sequence(student, example, rationale)
+    ids, base = _whole(student, parts)
+    a, words = len(parts.prefix), np.array(parts.words)
+    mask = torch.zeros_like(ids)  # the words are features 1, 2, ...; what stands around them is feature 0 and never changes
+    mask[0, a:a + len(words)] = torch.tensor(words - words.min() + 1)
+    with torch.no_grad():
+        found = FeatureAblation(_label_logp(student, parts, keep)).attribute(ids, baselines=base, feature_mask=mask,
+                                                                              perturbations_per_eval=batch_size)
+    tokens = found[0, a:a + len(words)].double().numpy()
+    return np.array([tokens[words == w][0] for w in np.unique(words)])
+
+
+def time_gradients(student: Student, pairs: list[tuple[Example, str]], n_steps: int, sizes: list[int], own_sizes: list[int],
+                   repeats: int, ways: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Integrated gradients: `attribute` against captum on the whole sequence, in the `ways` of `captum_gradients`. Attributions
+    must agree to 1e-4 of the largest."""
+    def ours(size):
+        return np.concatenate([attribute(student, e, r, "integrated_gradients", n_steps=n_steps, batch_size=size).scores for e, r in pairs])
+
+    def theirs(how):
+        return lambda size: np.concatenate([captum_gradients(student, e, r, n_steps, size, how) for e, r in pairs])
+
+    targets = {"as it comes": 5.0, "frozen": 3.0}
+    peers = {f"captum, {how}": {"run": theirs(how), "sizes": sizes, "target": targets.get(how), "settings": "LayerIntegratedGradients"}
+             for how in ways}
+    return compare(f"integrated gradients, {n_steps} steps", {"run": ours, "sizes": own_sizes}, peers,
+                   lambda a, b: close(a, b, 1e-4, "attributions"), repeats)
+
+
+def time_occlusion(student: Student, pairs: list[tuple[Example, str]], sizes: list[int], own_sizes: list[int], repeats: int,
+                   target: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Occlusion of every rationale word: `attribute` against captum's FeatureAblation. The falls must agree to 1e-5 of the
+    largest log probability's scale."""
+    def ours(size):
+        found = []
+        for e, r in pairs:
+            a = attribute(student, e, r, "occlusion_word", batch_size=size)
+            words = np.array(a.words)
+            found.append([a.scores[words == w].sum() for w in np.unique(words)])
+        return np.concatenate(found)
+
+    scale = max(abs(attribute(student, e, r, "occlusion_word", batch_size=own_sizes[0]).logp_full) for e, r in pairs)
+
+    def same(a, b):  # both sides subtract two log probabilities of this size: its rounding is what can differ
+        gap = float(np.abs(a - b).max() / scale)
+        return gap <= 1e-5, f"{len(a)} words, largest difference {gap:.0e} of log p (limit 1e-05)"
+
+    peers = {f"captum{', head at the label' if keep else ''}": {
+        "run": (lambda k: lambda size: np.concatenate([captum_occlusion(student, e, r, size, k) for e, r in pairs]))(keep),
+        "sizes": sizes, "target": None if keep else target, "settings": "FeatureAblation, a feature per word"} for keep in (False, True)}
+    return compare("occlusion of every word", {"run": ours, "sizes": own_sizes}, peers, same, repeats)
+
+
+# ---------------------------------------------------------------------------------------------------------------- profiles
+
+GROUPS = (  # the first group whose mark stands in an operation's name
+    ("attention", ("scaled_dot_product", "_flash_attention", "softmax")),
+    ("optimiser", ("_fused_adam", "adam", "_foreach", "clip_grad", "linalg_vector_norm")),
+    ("loss", ("nll_loss", "log_softmax", "logsumexp", "cross_entropy")),
+    ("matrix products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::matmul", "aten::linear", "mkldnn", "aten::dot")),
+    ("tokenisation", ("tokenisation",)),
+    ("copies and indexing", ("copy", "cat", "index", "clone", "fill", "zero", "contiguous", "to_copy", "select", "slice", "gather", "scatter",
+                             "embedding", "empty", "resize", "repeat", "expand")),
+)
+
+
+def by_group(events, wall: float, vocabulary: int) -> pd.Series:
+    """Seconds by kind of operation: self time on the CPU of the profiler's events; what is left of the wall time is Python.
+    Matrix products with the vocabulary among their sizes are the head's."""
+    spent = {}
+    for event in events:
+        group = next((g for g, marks in GROUPS if any(m in event.key for m in marks)), "norms and activations")
+        if group == "matrix products" and any(vocabulary in shape for shape in event.input_shapes if isinstance(shape, (list, tuple))):
+            group = "head"
+        spent[group] = spent.get(group, 0.0) + event.self_cpu_time_total / 1e6
+    spent["Python and the rest"] = max(0.0, wall - sum(spent.values()))
+    return pd.Series(spent)
+
+
+def _profiler():
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    return profiler(activities=[ProfilerActivity.CPU], record_shapes=True)
+
+
+def profile(call, vocabulary: int) -> pd.Series:
+    """`by_group` of one call, tokenisation marked."""
+    from torch.profiler import record_function
+
+    own = Student.encode
+
+    def encode_marked(self, text):
+        with record_function("tokenisation"):
+            return own(self, text)
+
+    Student.encode = encode_marked
+    try:
+        with _profiler() as seen:
+            started = time.perf_counter()
+            call()
+            wall = time.perf_counter() - started
+    finally:
+        Student.encode = own
+    return by_group(seen.key_averages(group_by_input_shape=True), wall, vocabulary)
+
+
+def profile_training(side: str, student: Student, batch: list[Encoded], vocabulary: int, steps: int = 2) -> pd.Series:
+    """`by_group` of `steps` optimiser steps of a trainer, after a first one that is not looked at."""
+    seen = _profiler()
+    seconds, _ = train_steps(side, student, [batch] * (steps + 1), TrainConfig(batch_size=len(batch)), profiler=seen)
+    return by_group(seen.key_averages(group_by_input_shape=True), sum(seconds), vocabulary)
+
+
+def profiles(student: Student, examples: list[Example], rationales: dict[str, Rationale], batch: list[Encoded], n_steps: int = 8,
+             generator: Student | None = None, max_new_tokens: int = 32) -> pd.DataFrame:
+    """Training (two steps), scoring, pre_cot generation and integrated gradients, side by side as shares of each stage's time by
+    kind of operation; the last row holds its seconds. n_steps: of the integral; generator: a student that ends its texts."""
+    vocabulary, writer, first = student.model.get_output_embeddings().weight.shape[0], generator or student, examples[0]
+    stages = {
+        "scoring": lambda: evaluate(student, examples, "label_only", generate=False),
+        "pre_cot generation": lambda: evaluate(writer, examples, "pre_cot", max_new_tokens=max_new_tokens),
+        "integrated gradients": lambda: attribute(student, first, rationales[first.id].text, "integrated_gradients", n_steps=n_steps)}
+    columns = {"training": profile_training("ours", student, batch, vocabulary)}
+    for stage, call in stages.items():
+        call()
+        columns[stage] = profile(call, vocabulary)
+    table = pd.DataFrame(columns).fillna(0.0)
+    totals, shares = table.sum(), table / table.sum()
+    shown = shares.loc[shares.sum(axis=1).sort_values(ascending=False).index].map(lambda share: f"{100 * share:.1f} %")
+    shown.loc["seconds"] = [f"{totals[c]:.2f}" for c in shown.columns]
+    return shown
+
+
+def at_threads(student: Student, batch: list[Encoded], examples: list[Example], threads: list[int], repeats: int) -> pd.DataFrame:
+    """Seconds of one training step (forward and backward) and of scoring, by number of torch threads, turn about."""
+    before, pupil = torch.get_num_threads(), replace(student, model=copy.deepcopy(student.model).requires_grad_(True))
+    calls, rows = {"training step": lambda: backward_step(pupil, batch),
+                   "scoring": lambda: evaluate(student, examples, "label_only", generate=False)}, []
+    try:
+        for repeat in range(repeats + 1):  # the first round warms up
+            for n in threads:
+                torch.set_num_threads(n)
+                for name, call in calls.items():
+                    started = time.perf_counter()
+                    call()
+                    rows.append({"work": name, "threads": n, "seconds": time.perf_counter() - started, "repeat": repeat})
+    finally:
+        torch.set_num_threads(before)
+    table = pd.DataFrame(rows)
+    return table[table["repeat"] > 0].groupby(["work", "threads"], sort=False)["seconds"].median().unstack()
+
+
+def backward_step(student: Student, batch: list[Encoded]) -> float:
+    """Forward and backward of one padding-free batch, gradients thrown away; the loss in nats per token."""
+    before = student.model.config._attn_implementation
+    student.model.set_attn_implementation("packed")
+    try:
+        losses = token_losses(student.model, collate(batch))
+        losses.mean().backward()
+    finally:
+        student.model.set_attn_implementation(before)
+    student.model.zero_grad(set_to_none=True)
+    return float(losses.detach().mean())
+
+
+# ---------------------------------------------------------------------------------------------------------------- curves
+
+def small_student(vocabulary: int = 8192, width: int = 128, layers: int = 4) -> Student:
+    """A random Llama of a given vocabulary for the curves, with the tiny student's tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    base = load_student("tiny-llama")
+    config = AutoConfig.for_model("llama", vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=4,
+                                  num_key_value_heads=2, intermediate_size=3 * width, max_position_embeddings=4096, tie_word_embeddings=True,
+                                  bos_token_id=base.eos_id, eos_token_id=base.eos_id)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32).eval()
+    return replace(base, name="small random", model=model)
+
+
+def random_batch(length: int, size: int, rng: np.random.Generator, asked: float = 0.5) -> list[Encoded]:
+    """`size` sequences of `length` random ids, the last `asked` of them supervised."""
+    start = int(length * (1 - asked))
+    return [Encoded(f"r{i}", tuple(rng.integers(1, 500, length).tolist()), (PROMPT,) * start + (LABEL,) * (length - start)) for i in range(size)]
+
+
+def measure_curves(lengths: list[int], batches: list[int], options: list[int], steps: list[int], vocabularies: list[int],
+                   repeats: int, base_length: int = 128, base_batch: int = 8) -> pd.DataFrame:
+    """How cost grows, on small random students: curve, x, tokens (worked on), seconds (median of repeats, the curve's points turn
+    about). training by length, batch and vocabulary; scoring by options; integrated gradients by steps."""
+    rng, one = np.random.default_rng(0), small_student()
+    question = Example("q", "What is it that melts in the sun on a warm day?", (), 0)
+    rationale = "It is cold and hard and it turns to water when it is warm, and so it melts in the sun on a warm day."
+    by_options = {k: [replace(question, id=f"q{i}", choices=tuple(f"thing number {j} of {i}" for j in range(k))) for i in range(base_batch)]
+                  for k in options}
+    asked = replace(question, choices=("ice", "stone"))
+    students = {v: small_student(v, layers=1) for v in vocabularies}
+    points = {}
+    for n in lengths:
+        points["training: length", n] = (base_batch * n, lambda b=random_batch(n, base_batch, rng): backward_step(one, b))
+    for n in batches:
+        points["training: batch", n] = (n * base_length, lambda b=random_batch(base_length, n, rng): backward_step(one, b))
+    for v in vocabularies:
+        points["training: vocabulary", v] = (base_batch * base_length, lambda s=students[v], b=random_batch(base_length, base_batch, rng):
+                                             backward_step(s, b))
+    for k in options:
+        count = sum(len(one.encode(label_text(e, o))) for e in by_options[k] for o in range(k))
+        points["scoring: options", k] = (count, lambda e=by_options[k]: evaluate(one, e, "label_only", generate=False))
+    parts = split_sequence(one, asked, rationale)
+    for n in steps:
+        points["integrated gradients: steps", n] = (n * len(parts.rationale), lambda n=n: attribute(one, asked, rationale, "integrated_gradients",
+                                                                                                  n_steps=n))
+    seconds = {point: [] for point in points}
+    for repeat in range(repeats + 1):
+        for point, (_, call) in points.items():
+            started = time.perf_counter()
+            call()
+            if repeat:
+                seconds[point].append(time.perf_counter() - started)
+    table = pd.DataFrame([{"curve": c, "x": x, "tokens": points[c, x][0], "seconds": float(np.median(s))} for (c, x), s in seconds.items()])
+    return table.assign(tokens_per_s=table["tokens"] / table["seconds"])
+
+
+LAWS = {"training: length": (0, 1, 2), "training: batch": (0, 1), "training: vocabulary": (0, 1), "scoring: options": (0, 1),
+        "integrated gradients: steps": (0, 1)}  # the powers of x in seconds = sum of coefficient * x ** power
+
+
+def fit_laws(curves: pd.DataFrame) -> pd.DataFrame:
+    """Least squares of each curve's seconds on the stated powers of x: curve, law (text), r2, coefficients."""
+    rows = []
+    for curve, part in curves.groupby("curve", sort=False):
+        powers = LAWS[curve][:max(1, len(part) - 1)]
+        x, y = part["x"].to_numpy(float), part["seconds"].to_numpy(float)
+        basis = np.stack([x**p for p in powers], 1)
+        found = np.linalg.lstsq(basis / basis.max(0), y, rcond=None)[0] / basis.max(0)
+        rest, spread = ((y - basis @ found) ** 2).sum(), ((y - y.mean()) ** 2).sum()
+        name = curve.split(": ")[1][0].upper() if "vocabulary" in curve else curve.split(": ")[1][0]
+        law = " ".join(f"{'+' if c >= 0 else '−'} {abs(c):.2e}{['', f'·{name}', f'·{name}²'][p]}" for c, p in zip(found, powers)).lstrip("+ ")
+        rows.append({"curve": curve, "points": len(part), "law": f"seconds = {law}", "r2": 1 - rest / spread if spread else np.nan,
+                     "coefficients": found.tolist()})
+    return pd.DataFrame(rows)
+
+
+def plot_curves(curves: pd.DataFrame, laws: pd.DataFrame):
+    """A small plot per curve: tokens/s measured (points) and by the law (line). Returns the figure."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(laws), figsize=(2.6 * len(laws), 2.4))
+    for ax, law in zip(np.atleast_1d(axes), laws.itertuples()):
+        part = curves[curves["curve"] == law.curve]
+        x = np.linspace(part["x"].min(), part["x"].max(), 60)
+        predicted = sum(c * x**p for c, p in zip(law.coefficients, LAWS[law.curve]))
+        tokens = np.interp(x, part["x"], part["tokens"])
+        ax.plot(part["x"], part["tokens_per_s"], "o", color="#0072B2")
+        ax.plot(x, tokens / np.where(predicted > 0, predicted, np.nan), "-", color="#E69F00")
+        ax.set(title=law.curve.replace(": ", "\n"), xlabel=law.curve.split(": ")[1], ylim=(0, None))
+    np.atleast_1d(axes)[0].set_ylabel("tokens/s")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------- the report
+
+def reproduce_seconds(folders: dict[str, str]) -> pd.DataFrame:
+    """Wall seconds of the executed notebooks in each folder (name -> path from the repository's root), from their metadata; a
+    folder that is not there gives a row without numbers."""
+    rows = []
+    for name, folder in folders.items():
+        paths = sorted((study.root() / folder).glob("[0-9]*.ipynb")) if folder else []
+        seconds = [json.loads(p.read_text(encoding="utf-8"))["metadata"].get("cotdistill", {}).get("seconds", np.nan) for p in paths]
+        rows.append({"run": name, "notebooks": len(paths), "seconds": float(np.sum(seconds)) if paths else np.nan})
+    return pd.DataFrame(rows)
+
+
+def reproduce_rows(table: pd.DataFrame, limits: dict[str, float]) -> pd.DataFrame:
+    """`reproduce_seconds` as result rows: the limit in seconds is the target."""
+    rows = []
+    for r in table.itertuples():
+        there = not pd.isna(r.seconds)
+        rows.append({"work": r.run, "peer": "–", "settings": f"{r.notebooks} notebooks", "ours_s": r.seconds, "peer_s": np.nan, "ratio": np.nan,
+                     "target": f"< {limits[r.run]:.0f} s", "reached": ("yes" if r.seconds < limits[r.run] else "no") if there else "not run",
+                     "same": "–"})
+    return pd.DataFrame(rows)
+
+
+def limit_rows(shares: pd.DataFrame, work: str, target: float = 0.8) -> pd.DataFrame:
+    """`limit_share` as result rows: the ratio is the share of the rate of a big square product."""
+    return pd.DataFrame([{"work": f"{work}, {r.placement}: share of the limit", "peer": "float32 matrix product",
+                          "settings": f"{r.square_gflop_s:.0f} GFLOP/s", "ours_s": np.nan, "peer_s": np.nan, "ratio": r.share_of_square,
+                          "target": target, "reached": "yes" if r.share_of_square >= target else "no", "same": "–"} for r in shares.itertuples()])
+
+
+def memory_rows(peaks: pd.DataFrame, work: str, target: float = 2.0) -> pd.DataFrame:
+    """`peak_memory` as result rows: GB instead of seconds, the ratio is peer / ours."""
+    mine, rows = peaks.set_index("side")["peak_gb"], []
+    for side in mine.index:
+        if side.startswith("ours"):
+            continue
+        missing, ratio = pd.isna(mine[side]), mine[side] / mine["ours"]
+        rows.append({"work": f"{work}: peak memory in GB", "peer": side, "settings": TRAINERS[side][2], "ours_s": mine["ours"],
+                     "peer_s": mine[side], "ratio": ratio, "target": target,
+                     "reached": "not installed" if missing else "yes" if ratio >= target else "no", "same": "not installed" if missing else "–"})
+    return pd.DataFrame(rows)
+
+
+def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """All result rows in one table."""
+    return pd.concat([t for t in tables if len(t)], ignore_index=True)
+
+
+def count_reached(rows: pd.DataFrame) -> str:
+    """How many targets are reached, in words; rows whose peer is not installed are counted apart."""
+    counts = rows["reached"].value_counts()
+    return (f"{counts.get('yes', 0)} rows reach their target, {counts.get('no', 0)} do not, {counts.get('–', 0)} have none, "
+            f"{counts.get('not installed', 0)} wait for a peer that is not installed, {counts.get('not run', 0)} for a run; "
+            f"{int(rows['same'].str.startswith('NO').sum())} show different results")
+
+
+# ---------------------------------------------------------------------------------------------------------- command line
+
+def run(values: dict, out: Path) -> Path:
+    """Execute notebooks/benchmark.ipynb with `values`; the result replaces an older one only when it is whole.
+
+    Raises DataError for an unknown parameter, a value of the wrong type, and for what the notebook ended with."""
+    import papermill
+
+    source = study.root() / "notebooks" / "benchmark.ipynb"
+    defaults = study.notebook_parameters(source)
+    for key, value in values.items():
+        if key not in defaults:
+            raise DataError(f"unknown parameter '{key}'; expected one of {', '.join(defaults)}")
+        study.check_value(key, value, defaults[key], "benchmark")
+    out.mkdir(parents=True, exist_ok=True)
+    part, started = out / ".benchmark.part.ipynb", time.time()
+    try:
+        papermill.execute_notebook(str(source), str(part), parameters=values, kernel_name="python3", progress_bar=False,
+                                   cwd=str(study.root()), stdout_file=sys.stdout, stderr_file=sys.stderr,
+                                   extra_arguments=["--IPKernelApp.log_level=50"])
+    except Exception as error:
+        said = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
+        raise DataError(f"benchmark: {said} (the notebook up to the error: {part})") from None
+    study.tidy(part, seconds=time.time() - started)
+    os.replace(part, out / "benchmark.ipynb")
+    return out / "benchmark.ipynb"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`run [values.yaml] [--executed DIR]` executes the notebook; `peak JSON` is a child of `peak_memory`."""
+    import yaml
+
+    parser = argparse.ArgumentParser(prog="python -m cotdistill.bench", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    asked = commands.add_parser("run")
+    asked.add_argument("values", nargs="?", default=None)
+    asked.add_argument("--executed", default="notebooks/executed/benchmark")
+    commands.add_parser("peak").add_argument("settings")
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "peak":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            print(json.dumps(_peak(json.loads(chosen.settings))))
+        return 0
+    try:
+        values = yaml.safe_load(Path(chosen.values).read_text(encoding="utf-8")) if chosen.values else {}
+        made = run(values or {}, study.root() / chosen.executed)
+        print(f"benchmark: done in {json.loads(made.read_text())['metadata']['cotdistill']['seconds'] / 60:.1f} minutes; {os.path.relpath(made)}")
+        return 0
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""The benchmark: every peer gives our results (independent checks of our numbers), and the measuring itself is right."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import tiny
+from transformers import Trainer
+
+from cotdistill import bench, elicit, study
+from cotdistill.data import DataError
+from cotdistill.format import Arm, label_text, prompt_text
+from cotdistill.train import PROMPT, TrainConfig, collate, encode, token_losses
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "notebooks" / "benchmark.ipynb"
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return bench.texts(40)
+
+
+def alike(rows: pd.DataFrame, peers: int) -> bool:
+    return len(rows) == peers and rows["same"].str.startswith("yes").all() and (rows["ratio"] > 0).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------- inputs
+
+def test_texts_are_a_function_of_the_seed_and_have_the_asked_lengths(inputs, llama):
+    examples, rationales = inputs
+    assert bench.texts(40)[0] == examples and bench.texts(40, 1)[0] != examples and len(examples) == 40
+    words = [len(rationales[e.id].text.split()) for e in examples]
+    assert 34 < np.mean(words) < 50 and np.std(words) > 6  # spread: padding costs depend on it
+    assert all(rationales[e.id].text.endswith(f"So it is {e.label}.") for e in examples)
+    five, none = bench.texts(0, n_options=5, option_words=0, test=6)
+    assert len(five) == 6 and none == {} and all(len(e.choices) == 5 for e in five)
+    table = bench.length_table(llama, examples, rationales)
+    assert table.loc["prompt", "mean"] == np.mean([len(llama.encode(prompt_text(e, "label_only"))) for e in examples])
+
+
+def test_grouped_batches_need_less_padding_and_no_batch_is_the_epochs_extreme(inputs, llama):
+    sequences = bench.encode_placements(llama, *inputs)["post_cot"]
+
+    def padding(grouped):
+        batches = bench.pick_batches(sequences, 4, 4, grouped)
+        assert all(len(b) == 4 for b in batches) and len({e.id for b in batches for e in b}) == 16
+        return sum(max(len(e.ids) for e in b) * 4 - sum(len(e.ids) for e in b) for b in batches)
+
+    assert padding(True) < 0.8 * padding(False)
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+@pytest.mark.parametrize("peer", ["Trainer at its best", pytest.param("TRL as it comes", marks=pytest.mark.skipif(
+    not find_spec("trl"), reason="the bench extra (trl) is not installed")), pytest.param("TRL at its best", marks=pytest.mark.skipif(
+        not find_spec("trl"), reason="the bench extra (trl) is not installed"))])
+def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
+    student = tiny("tiny-llama")
+    batches = bench.training_batches(bench.encode_placements(student, *inputs), 4, 1)
+    steps = bench.time_training(student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64)
+    rows = bench.training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer])
+    assert alike(rows, 3) and (rows["reached"] == "yes").all()
+    losses = steps[steps["side"] == peer].sort_values("step")["loss"].to_numpy()
+    assert len(losses) == 4 and abs(losses[-1] - losses[0]) > 1e-3  # it trained, so equality says something
+    with torch.no_grad():  # the first loss, by the definition
+        student.model.set_attn_implementation("packed")
+        first = token_losses(student.model, collate(batches[bench.TRAINERS[peer][1]][0][1])).mean().item()
+        student.model.set_attn_implementation("sdpa")
+    assert abs(first - losses[0]) < 1e-5 * first
+
+
+def test_another_loss_would_be_seen(inputs, llama):
+    batches = bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1)
+    steps = bench.time_training(llama, batches, TrainConfig(batch_size=4), 1, ["ours", "Trainer as it comes"], 64)
+    steps.loc[steps["side"] != "ours", "loss"] *= 1 + 1e-4
+    rows = bench.training_rows(steps, "tiny", {"Trainer as it comes": 0.0}, ["ours", "Trainer as it comes"])
+    assert rows["same"].str.startswith("NO").all() and (rows["reached"] == "no").all()
+    assert "3 show different results" in bench.count_reached(rows)
+
+
+def test_watching_leaves_the_trainer_and_the_student_as_they_were(inputs, llama, tmp_path):
+    own, before = Trainer.training_step, {k: v.clone() for k, v in llama.model.state_dict().items()}
+    sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:8]]
+    seconds, losses = bench.train_steps("ours", llama, [sequences[:4], sequences[4:]], TrainConfig(batch_size=4))
+    assert len(seconds) == 1 and len(losses) == 2 and seconds[0] > 0
+    assert Trainer.training_step is own and all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
+
+
+def test_needed_operations_are_those_that_torch_counts(inputs, llama):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:3]]
+    llama.model.set_attn_implementation("packed")
+    with FlopCounterMode(display=False) as counter:
+        token_losses(llama.model, collate(batch)).mean().backward()
+    llama.model.set_attn_implementation("sdpa")
+    products = sum(v for k, v in counter.get_flop_counts()["Global"].items() if "mm" in str(k))
+    config = llama.model.config
+    attention = 12 * config.hidden_size * config.num_hidden_layers * sum(len(e.ids) * (len(e.ids) + 1) / 2 for e in batch)
+    assert bench.needed_flops(llama.model, batch) - attention == products
+    asked = sum(k != PROMPT for e in batch for k in e.kinds)
+    assert 0 < asked < sum(len(e.ids) for e in batch)
+
+
+def test_product_rates_and_shares(llama, inputs):
+    rates = bench.product_rates(llama.model, 64, size=128)
+    assert rates["square"] > 0.01 and rates["own"] > 0.01
+    steps = pd.DataFrame({"side": ["ours"] * 2, "step": [0, 1], "placement": ["warm-up", "post_cot"], "tokens": [10, 100],
+                          "seconds": [np.nan, 2.0], "gflop": [1.0, 80.0], "square": [50.0, 50.0], "own": [40.0, 40.0]})
+    share = bench.limit_share(steps).iloc[0]
+    assert (share["tokens_per_s"], share["share_of_square"], share["share_of_own"]) == (50.0, 0.8, 1.0)
+    assert bench.limit_rows(bench.limit_share(steps), "x")["reached"].tolist() == ["yes"]
+
+
+# -------------------------------------------------------------------------------------- scoring, generation, attribution
+
+def test_scores_are_those_of_plain_forward_passes(llama):
+    examples, _ = bench.texts(0, n_options=5, option_words=0, test=4)
+    rows, _ = bench.time_scoring(llama, examples, [3], [2], 1, 3.0)
+    if find_spec("lm_eval"):
+        assert alike(rows, 1) and "4 of 4 options picked alike" in rows["same"][0]
+    else:
+        assert rows["reached"].tolist() == ["not installed"] and np.isnan(rows["ratio"][0])
+        assert "1 wait for a peer that is not installed" in bench.count_reached(rows)
+
+
+@pytest.mark.skipif(not find_spec("lm_eval"), reason="the bench extra (lm-eval) is not installed")
+def test_the_harness_scores_what_a_plain_pass_scores(llama):
+    (example, *_), _ = bench.texts(0, n_options=5, option_words=0, test=1)
+    prompt, label = llama.encode(prompt_text(example, "label_only")), llama.encode(label_text(example, 2))
+    with torch.no_grad():
+        logps = llama.model(torch.tensor([prompt + label])).logits[0].log_softmax(-1)
+    plain = sum(logps[len(prompt) + i - 1, token].item() for i, token in enumerate(label))
+    assert abs(bench.harness_scores(llama, [example], 4)[0][2] - plain) < 1e-4
+
+
+def test_answers_and_rationales_are_those_of_hf_generate(inputs, llama):
+    asked, _ = bench.texts(0, test=5)
+    for placement in ("label_only", "post_cot"):
+        writer = bench.taught(llama, placement, inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
+        assert alike(bench.time_answers(writer, asked, placement, 10, [2, 5], [5], 1, 4.0)[0], 1)
+    writer = bench.taught(llama, "pre_cot", inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
+    rows, tried = bench.time_rationales(writer, asked, 12, 6, [5], [2], 1, 1.5)
+    assert alike(rows, 1) and "5 of 5 texts alike" in rows["same"][0] and tried["chosen"].all()
+
+
+def test_attributions_are_captums(inputs, llama):
+    pairs = [(e, inputs[1][e.id].text) for e in inputs[0][:2]]
+    ways = ["as it comes", "frozen", "frozen, head at the label"]
+    assert alike(bench.time_gradients(llama, pairs, 6, [3], [4], 1, ways)[0], 3)
+    assert alike(bench.time_occlusion(llama, pairs, [7], [5], 1, 5.0)[0], 2)
+    assert all(p.requires_grad for p in llama.model.parameters())
+
+
+def test_elicited_texts_are_those_of_hf_generate(llama):
+    asked, _ = bench.texts(0, test=3)
+    shown = elicit.load_demonstrations(elicit.demonstrations_path("microworld/everyday"))[:2]
+    assert alike(bench.time_elicitation(llama, asked, shown, 8, [2], [3], 1, 4.0)[0], 1)
+
+
+def test_a_stop_text_ends_hf_generate(llama):
+    prompt = [llama.encode(prompt_text(e, "pre_cot")) for e in bench.texts(0, test=1)[0]]
+    (whole,) = bench.hf_generate(llama, prompt, 12, 1)
+    stop = llama.decode(whole[3:4])
+    (cut,) = bench.hf_generate(llama, prompt, 12, 1, stop=stop)
+    assert len(cut) < len(whole) == 12 and cut == whole[:len(cut)] and stop in llama.decode(cut)
+
+
+# ------------------------------------------------------------------------------------------------------------- comparing
+
+def test_the_best_batch_size_is_taken_and_a_wrong_result_never_reaches_its_target():
+    import time
+
+    calls = []
+
+    def peer(size):
+        calls.append(size)
+        time.sleep(0.02 if size == 2 else 0.06)
+        return [1, 2]
+
+    side = {"run": peer, "sizes": [1, 2], "target": 1.0}
+    ours = {"run": lambda size: [1, 2], "sizes": [1]}
+    rows, tried = bench.compare("w", ours, {"p": side}, lambda a, b: bench.equal(a, b, "numbers"), 3)
+    assert calls == [1, 2, 2, 2, 2] and rows["reached"][0] == "yes" and rows["same"][0] == "yes: 2 of 2 numbers"
+    assert tried.loc[tried["side"] == "p", "chosen"].tolist() == [False, True]
+    rows, _ = bench.compare("w", {**ours, "run": lambda size: [1, 3]}, {"p": side}, lambda a, b: bench.equal(a, b, "numbers"), 1)
+    assert rows["reached"][0] == "no" and rows["same"][0] == "NO: 1 of 2 numbers"
+    assert bench.close([1.0, 2.0], [1.0, 2.1], 1e-2, "x")[0] is False and bench.close([1.0], [1.0, 2.0], 1.0, "x")[0] is False
+
+
+def test_laws_are_found_again():
+    x = np.array([1.0, 2, 4, 8])
+    curves = pd.concat([pd.DataFrame({"curve": "training: length", "x": x, "seconds": 0.5 + 2 * x + 0.25 * x**2, "tokens": x}),
+                        pd.DataFrame({"curve": "training: batch", "x": x, "seconds": 3 * x, "tokens": x})])
+    laws = bench.fit_laws(curves).set_index("curve")
+    assert np.allclose(laws.loc["training: length", "coefficients"], [0.5, 2, 0.25]) and laws["r2"].min() > 0.999999
+    assert np.allclose(laws.loc["training: batch", "coefficients"], [0, 3], atol=1e-9)
+
+
+def test_a_profile_adds_up_and_knows_the_head(llama, inputs):
+    vocabulary = llama.model.config.vocab_size
+    batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:2]]
+    found = bench.profile_training("ours", llama, batch, vocabulary, steps=1)
+    assert {"matrix products", "head", "optimiser", "attention", "loss", "Python and the rest"} <= set(found.index) and (found >= 0).all()
+
+
+# --------------------------------------------------------------------------------------------------- notebook and command
+
+def test_anatomy():
+    book = nbformat.read(NOTEBOOK, 4)
+    nbformat.validate(book)
+    code = [c for c in book.cells if c.cell_type == "code"]
+    assert all(w in book.cells[0].source for w in ("**Question.**", "| reads |", "| writes |", "| cost |"))
+    assert all(not c.outputs and c.execution_count is None for c in code)
+    for cell in code:
+        tree = ast.parse(cell.source)
+        assert not [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.While))], cell.source
+        assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 25
+    parameters = next(c for c in code if "parameters" in c.metadata.get("tags", []))
+    assert all(re.search(r"  # \w", line) for line in parameters.source.splitlines())
+
+
+def test_the_full_size_has_known_parameters_of_the_right_type(tmp_path):
+    defaults, full = study.notebook_parameters(NOTEBOOK), yaml.safe_load((NOTEBOOK.with_suffix(".yaml")).read_text())
+    for key, value in full.items():
+        study.check_value(key, value, defaults[key], "benchmark.yaml")
+    assert set(full["train_sides"]) | set(full["memory_sides"]) <= set(bench.TRAINERS)
+    with pytest.raises(DataError, match="unknown parameter 'studnet'"):
+        bench.run({"studnet": "x"}, tmp_path)
+
+
+def test_the_extra_is_pinned_and_make_bench_installs_it():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", d) for d in project["optional-dependencies"]["bench"])
+    steps = subprocess.run(["make", "-n", "VENV=/nowhere", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "/nowhere/bench.txt" in steps and "cotdistill.bench run notebooks/benchmark.yaml" in steps
+
+
+def test_the_notebook_runs_at_smoke_size(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "cotdistill.bench", "run", "--executed", str(tmp_path / "out")], cwd=ROOT,
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    book = nbformat.read(tmp_path / "out" / "benchmark.ipynb", 4)
+    text = json.dumps([c.get("outputs", []) for c in book.cells])
+    assert not re.search(r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text)), "an absolute path"
+    assert book.metadata.cotdistill.seconds > 0 and not list((tmp_path / "out").glob(".*part*"))
+    findings = next(o.data["text/markdown"] for o in book.cells[-1].outputs if "text/markdown" in o.get("data", {}))
+    missing = not find_spec("trl") or not find_spec("lm_eval")
+    assert "0 show different results" in findings and ("0 wait for a peer" in findings) != missing, findings
