@@ -72,7 +72,7 @@ def held(path: Path, what: str, say=print):
         yield
     finally:
         if ours:
-            _note(path, "")
+            _note(path, "free\n")  # not empty: an empty file, copied to a file system without flock, would be a marker without an owner
         lock.release()
 
 
@@ -87,6 +87,6 @@ def owner(path: Path) -> str:
         pid, host, since = [*path.read_text(encoding="utf-8").splitlines(), "", "", ""][:3]
     except (OSError, UnicodeDecodeError):
         pid = host = since = ""
-    if not pid:
+    if not pid.isdigit():
         return "another process"
-    return f"pid {pid} on host {host}" + (f" since {since}" if re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", since) else "")
+    return f"pid {pid} on host {host.partition('?')[0]}" + (f" since {since}" if re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", since) else "")

@@ -328,6 +328,7 @@ class DistilTrainer(Trainer):
         restore(self.model, load_file(Path(self.state.best_model_checkpoint) / "trainable.safetensors"))
 
 
+HISTORY = ["epoch", "step", "loss", "label_loss", "rationale_loss", "validation_accuracy", "validation_label_nll"]  # a checkpoint sorts them
 CHECKPOINT = ("trainable.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")  # and rng_state.pth, of a single process
 
 
@@ -534,7 +535,7 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
             mlp._compiled_call_impl = None
         student.model.set_attn_implementation("sdpa")
         student.model.eval()
-    history = pd.DataFrame([row["distil"] for row in trainer.state.log_history if "distil" in row])
+    history = pd.DataFrame([row["distil"] for row in trainer.state.log_history if "distil" in row], columns=HISTORY)
     best_step = trainer.state.best_global_step if select_best else trainer.state.global_step
     best = history.loc[history["step"] == best_step, "epoch"]
     tokens = sum(len(e.ids) for one in passes[:len(history)] for e in one)
