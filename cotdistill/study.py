@@ -163,7 +163,8 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
     started = time.time()
     try:
         papermill.execute_notebook(str(source), str(part), parameters=mine, kernel_name="python3", progress_bar=False,
-                                   cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr,
+                                   cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr, start_timeout=600,
+                                   iopub_timeout=120,  # a busy machine is no dead kernel: the defaults are 60 s and 4 s
                                    extra_arguments=["--IPKernelApp.log_level=50"])
     except Exception as error:
         kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))

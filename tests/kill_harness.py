@@ -1,13 +1,13 @@
 """SIGKILL a study at many points of all its stages and compare what comes out with a run that was left alone: `make kill`.
 
-    python tests/kill_harness.py [--out kill.json] [--points 3] [--workers 2] [--seed 0]
+    python tests/kill_harness.py [--out kill.json] [--points 2] [--workers 2] [--writes 20] [--seed 0]
 
 1. A small study runs undisturbed, stage by stage: the reference, and the time of each stage.
 2. In another store each stage is killed again and again, at fractions of its time and at moments that hurt (a checkpoint, the
    weights, the answers, a score file have just appeared), in turn the group of `make`, the process that runs papermill, the
    kernel; then, on a Ray cluster of this machine, a worker. After each kill the same command runs again.
 3. In a third store two processes run the whole study at once: a second fresh run, and each run made once.
-4. One training run is killed before each of its writes, renames and deletions.
+4. One training run is killed before each of its writes, renames and deletions, or as many of them as --writes says.
 
 Everything is compared to the byte, but for times and dates."""
 
@@ -57,6 +57,7 @@ MOMENTS = {
     "attribute": ["studies/{study}/scores/*.jsonl*", "studies/{study}/attribute.json", "runs/*.work/checkpoints/checkpoint-*/trainable.safetensors"],
     "figures": ["studies/{study}/verdicts.json", "studies/{study}/figures/forest.p??*", "{executed}/06_figures.ipynb"],
 }
+PATIENCE = 4 * 3600  # seconds; on a busy machine a stage of ten seconds can take an hour
 TIMES = ("train_seconds", "evaluate_seconds", "seal", "files")  # files: compared themselves, but for the date in provenance.json
 LINE = re.compile(r"^\[\d+/\d+\] (.+?) seed (-?\d+): .* (?:\d+ s|(from the store))(?:, about .*)?$", re.M)
 
@@ -149,7 +150,7 @@ def state(pattern: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def killed(child: subprocess.Popen, kind: str, *, seconds: float = 0.0, appears: str = "", timeout: float = 1200.0) -> dict | None:
+def killed(child: subprocess.Popen, kind: str, *, seconds: float = 0.0, appears: str = "", timeout: float = PATIENCE) -> dict | None:
     """Kill once `seconds` have passed, or a file that matches `appears` is new or changed. What was done; None where the child
     ended first."""
     before, started = state(appears) if appears else {}, time.monotonic()
@@ -310,14 +311,15 @@ def lines_of(connection) -> list:
     return found
 
 
-def check_writes(folder: Path, points: list[int] | None = None) -> dict:
-    """Kill one run (its store empty before) before each of its changes, or before those of `points`; let it end, compare."""
+def check_writes(folder: Path, kills: int = 0) -> dict:
+    """Kill a grid of two runs (its store empty before) before each of its changes (`kills` 0), or before so many of them, evenly
+    spread; let it end, compare."""
     context = nursery()
     process, said = child_of(context, str(folder / "whole"))
     changes = lines_of(said)[-1]
     process.join()
     result = {"changes": changes, "kills": 0, "different": [], "redone": 0, "half": [], "left": []}
-    for at in points or range(1, changes + 1):
+    for at in range(1, changes + 1) if not kills else sorted({1 + round(i * (changes - 1) / max(1, kills - 1)) for i in range(kills)}):
         store = folder / f"killed-{at}"
         process, said = child_of(context, str(store), die_at=at)
         lines_of(said)
@@ -343,8 +345,9 @@ def check_writes(folder: Path, points: list[int] | None = None) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="artifacts/kill.json", help="where the counts go")
-    parser.add_argument("--points", type=int, default=3, help="kills per stage at fractions of its time, besides those at moments")
+    parser.add_argument("--points", type=int, default=2, help="kills per stage at fractions of its time, besides those at moments")
     parser.add_argument("--workers", type=int, default=2, help="kills of a Ray worker")
+    parser.add_argument("--writes", type=int, default=20, help="kills before a write, spread over a run; 0: before each")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="kill-"))
@@ -356,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     def whole(name: str, command: list[str], store: Path, **more) -> float:
         started = time.time()
         child = start(command, store, folder / "logs" / name, **more)
-        if child.wait(1800):
+        if child.wait(PATIENCE):
             report["problems"].append(f"{name}: exit {child.returncode}: " + Path(f"{folder}/logs/{name}.err").read_text()[-300:])
         return time.time() - started
 
@@ -381,9 +384,11 @@ def main(arguments: list[str] | None = None) -> int:
             log = folder / "logs" / f"{number:02}-{stage}-{kind}"
             child = start(command, store, log, **({"COTDISTILL_BACKEND": "ray"} if kind == "worker" else {}))
             kill = killed(child, kind, **trigger)
-            code = child.wait(1800)
+            code = child.wait(PATIENCE)
             if kill is None:
                 report["ended_first"] += 1
+                if len(plan) < 12:  # another one in its place
+                    plan.append({"seconds": report["stages"][stage]["seconds"] * 0.7 * rng.random()})
                 if code:
                     report["problems"].append(f"{log.name}: exit {code} without a kill: {Path(f'{log}.err').read_text()[-300:]}")
             else:
@@ -418,13 +423,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     twice = folder / "twice" / "store"
     both = [start(by_python(study, twice.parent / "executed"), twice, folder / "logs" / f"twice-{i}") for i in range(2)]
-    codes = [child.wait(1800) for child in both]
+    codes = [child.wait(PATIENCE) for child in both]
     counts = made(sorted((folder / "logs").glob("twice-*.out")))
     report["two_at_once"] = {"exits": codes, "runs": len(counts), "made_once": sum(n == 1 for n in counts.values()),
                              "different": differences(reference, twice), "half": half_files(twice, twice.parent / "executed"),
                              "left_behind": left_behind(twice, twice.parent / "executed")}
     say(f"two at once: {report['two_at_once']}")
-    report["before_each_write"] = check_writes(folder / "writes")
+    report["before_each_write"] = check_writes(folder / "writes", chosen.writes)
     say(f"before each write: {report['before_each_write']}")
 
     writes, two = report["before_each_write"], report["two_at_once"]
