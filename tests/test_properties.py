@@ -109,8 +109,9 @@ def test_pieces_decode_to_the_text_and_spans_are_exact(name, question, rationale
     assert at(LABEL) == student.encode(label_text(question, question.answer, label_format))
     assert at(RATIONALE) == (student.encode(f" {rationale}") if rationale and placement != "label_only" else [])
     assert not set(one.ids[len(student.bos_ids):-1]) & set(student.tokenizer.all_special_ids) - {student.tokenizer.unk_token_id}, "a special token came out of a user's text"
-    assert student.decode(one.ids) == prompt_text(question, placement, label_format) + "".join(t for _, t in pieces)
-    assert student.decode(at(LABEL)) == label_text(question, question.answer, label_format)
+    as_read = lambda t: t.replace("▁", " ") if name == "tiny-gemma" else t  # Gemma's own mark for a blank cannot be told from one
+    assert student.decode(one.ids) == as_read(prompt_text(question, placement, label_format) + "".join(t for _, t in pieces))
+    assert student.decode(at(LABEL)) == as_read(label_text(question, question.answer, label_format))
 
 
 @st.composite
@@ -123,7 +124,7 @@ def corrupted(draw):
                          selector=draw(st.sampled_from(["random", "occlusion"])))
 
 
-@settings(few, max_examples=150)
+@settings(few, max_examples=100)
 @given(question=questions(), rationale=rationale_texts, arm=corrupted(), seed=st.integers(0, 9))
 def test_corruptions_keep_what_they_promise(question, rationale, arm, seed):
     student = tiny("tiny-llama")
@@ -231,7 +232,7 @@ def test_rationales_of_any_text_survive_their_file(question, rationale):
 
 # ---------------------------------------------------------------- completions
 
-@settings(few, max_examples=300)
+@settings(few, max_examples=200)
 @given(text, questions())
 @example("Answer:" * 500, make_example("q", "?", ["Answer:", "Answer: A"], 0, ""))
 @example("the answer is " * 300 + "not", make_example("q", "?", ["(A)", "B"], 0, ""))
@@ -256,7 +257,7 @@ scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-3, 3),
                     st.lists(st.integers(-2, 9) | st.floats(0, 2) | text, max_size=3), st.dictionaries(text, st.integers(), max_size=2))
 
 
-@settings(few, max_examples=250)
+@settings(few, max_examples=120)
 @given(st.sampled_from(sorted(DEFAULTS)), scalars)
 def test_any_value_of_any_key_has_the_right_type_or_is_refused(key, value):
     with tempfile.TemporaryDirectory() as folder:
