@@ -55,7 +55,7 @@ TRAINERS = {
 def texts(n: int, seed: int = 0, *, n_options: int = 4, option_words: float = 2.2, rationale_words: float = 38.0,
           test: int = 0) -> tuple[list[Example], dict[str, Rationale]]:
     """`n` questions of the embedded world with the lengths of real ones: options lengthened by `option_words` words on
-    average (0: as they are), rationales by general sentences to about `rationale_words` words (0: as they are), log-normally
+    average and some questions by a sentence (0: as they are), rationales by general sentences to about `rationale_words` words (0: as they are), log-normally
     spread, with a closing sentence that names the answer. test > 0: that many test questions instead, without rationales.
 
     The words are the embedded world's, so nothing of a dataset is needed; the lengths are what a benchmark depends on."""
@@ -68,7 +68,9 @@ def texts(n: int, seed: int = 0, *, n_options: int = 4, option_words: float = 2.
     for example in data.test[:test] if test else data.train[:n]:
         if option_words:
             tails = [places[rng.integers(2)].split()[:rng.poisson(option_words)] for _ in example.choices]
-            example = replace(example, choices=tuple(" ".join([c, *tail]) for c, tail in zip(example.choices, tails)))
+            choices = tuple(" ".join([c, *tail]) for c, tail in zip(example.choices, tails))
+            lead = f"{sentences[rng.integers(len(sentences))]} " if rng.random() < 0.4 else ""
+            example = replace(example, question=lead + example.question, choices=choices)
         examples.append(example)
         if not test:
             words = data.rationales[example.id].text.split()
