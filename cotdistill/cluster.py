@@ -1,7 +1,7 @@
 """More than one machine, more than one device.
 
-*A grid on many machines*: one Ray task per run. `runs.run_grid(..., backend="ray")` comes here, so no notebook knows of it; `make reproduce BACKEND=ray RAY_ADDRESS=auto` sets
-the environment that this module reads:
+*A grid on many machines*: one Ray task per run. `runs.run_grid(..., backend="ray")` comes here, so no notebook knows of it;
+`make reproduce BACKEND=ray RAY_ADDRESS=auto` sets the environment that this module reads:
 
     RAY_ADDRESS              of the cluster ("auto": the one this machine belongs to); empty: one started here, for this process
     COTDISTILL_GPUS_PER_RUN  GPUs that a run gets, 0.5 puts two runs on one (0)
@@ -33,10 +33,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from cotdistill import runs
 from cotdistill.data import DataError
+from cotdistill.files import held, part_of
 from cotdistill.format import arm_from_name
 from cotdistill.students import cache_dir
 from cotdistill.study import artifacts
@@ -108,7 +108,7 @@ def on_ray(base: dict, rows: list[dict], stage: str, say):
     one, where a run is lost `RETRIES` times, or where what came back does not match its checksums."""
     wanted, folder = settings(), runs.study_dir(base["study"])
     ray = connect(wanted["cpus"])
-    with FileLock(folder / f"{stage}.ray.lock"):  # a second driver of this stage waits, then finds the runs
+    with held(folder / f"{stage}.ray.lock", f"stage {stage} of {base['study']}", say):  # a second driver of this stage waits, then finds the runs
         mark, token = folder / f"{stage}.ray", uuid.uuid4().hex
         mark.write_text(token)
         place = wanted | {"artifacts": str(artifacts().resolve()), "mark": str(mark.resolve()), "token": token}
@@ -173,12 +173,12 @@ def store_files(key: str, files: dict[str, np.ndarray]) -> None:
     if wrong or not set(files) <= {*metrics["files"], "metrics.json"}:
         raise DataError(f"run {key[:12]}: {', '.join(wrong) or 'a file too many'} came back damaged; run again")
     final = artifacts() / "runs" / key
-    part = final.with_name(f"{key}.{os.getpid()}.part")
+    part = part_of(final)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, content in files.items():
         content.tofile(part / name)
-    with FileLock(final.with_name(f"{key}.lock")):
+    with held(final.with_name(f"{key}.lock"), f"run {key[:12]}"):
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
 
@@ -244,7 +244,8 @@ def one_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cotdistill.cluster", description="Make one run of a study; under torchrun, with all its processes.")
+    parser = argparse.ArgumentParser(prog="python -m cotdistill.cluster",
+                                     description="Make one run of a study; under torchrun, with all its processes.")
     run = parser.add_subparsers(dest="command", required=True).add_parser("run")
     run.add_argument("study")
     run.add_argument("--arm", required=True)

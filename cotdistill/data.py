@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cotdistill.files import whole
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -299,10 +301,8 @@ def write_rationales(rationales: dict[str, Rationale], path: Path) -> None:
     """The inverse of `load_rationales`: JSONL in id order, answers as letters."""
     rows = [{"id": r.id, "rationale": r.text, "answer": None if r.answer is None else LETTERS[r.answer],
              **({"key_spans": r.key_spans} if r.key_spans else {})} for r in rationales.values()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def carve_validation(train: list[Example], size: int, seed: int) -> tuple[list[Example], list[Example]]:

@@ -30,6 +30,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ import numpy as np
 
 from cotdistill.data import (LETTERS, DataError, Example, Rationale, answer_index, disk_error, fingerprint, load_rationales,
                              make_example, one_line, read_bytes, read_text)
+from cotdistill.files import held, whole
 from cotdistill.format import prompt_text
 
 MODES = ("blind", "label_conditioned")
@@ -320,27 +322,21 @@ def _read(path: Path) -> tuple[list[dict], int]:
     return records, whole
 
 
-def _open_records(path: Path):
-    """(records so far, the file opened for appending): a torn last line is dropped, a second writer is refused."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab", buffering=0)
-    except OSError as error:
-        raise disk_error(error, path.parent) or DataError(f"{path}: can't be written ({error.strerror}); expected a file of records") from None
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # no file locks on this system
-        pass
-    except OSError:
-        file.close()
-        raise DataError(f"{path}: another run is writing to it; expected one run per file") from None
-    records, whole = _read(path)
-    if whole < path.stat().st_size:
-        print(f"{path}: dropped a torn last line of {path.stat().st_size - whole} bytes; it is asked again", flush=True)
-        file.truncate(whole)
-    return records, file
+@contextmanager
+def _recording(path: Path):
+    """(records so far by key, the file opened for appending). A torn last line is dropped. A second writer waits, then finds
+    what the first one recorded."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(path.with_name(f"{path.name}.lock"), f"the records {path}"))
+            file = stack.enter_context(open(path, "ab", buffering=0))
+        except OSError as error:
+            raise disk_error(error, path.parent) or DataError(f"{path}: can't be written ({error.strerror}); expected a file of records") from None
+        records, length = _read(path)
+        if length < path.stat().st_size:
+            print(f"{path}: dropped a torn last line of {path.stat().st_size - length} bytes; it is asked again", flush=True)
+            file.truncate(length)
+        yield {_key(record): record for record in records}, file
 
 
 def _append(file, record: dict, secret: str | None = None) -> None:
@@ -379,9 +375,8 @@ def _keep_prefixes(path: Path, prefixes: dict) -> None:
         print(f"{side}: damaged; it is written again with the prefixes of this call", flush=True)
         known = {}
     if set(prefixes) - set(known):
-        part = side.with_name(side.name + ".part")
-        part.write_text(json.dumps({**known, **prefixes}, indent=1, ensure_ascii=False), encoding="utf-8")
-        part.replace(side)
+        with whole(side) as part:
+            part.write_text(json.dumps({**known, **prefixes}, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def rebuild_prompt(record: dict, path: str | Path) -> str | list[dict]:
@@ -439,14 +434,13 @@ def _progress(total: int, before: int, what: str, every: float = 10.0):
     return show
 
 
-def _plan(examples, path, n, make_job):
-    """(all jobs in order, {key: record} so far, open file). A job is a record without its answer."""
+def _plan(examples, n, make_job):
+    """All jobs in order. A job is a record without its answer."""
     jobs = [make_job(example, sample) for example in examples for sample in range(n)]
     keys = Counter(map(_key, jobs))
     if keys and max(keys.values()) > 1:
         raise DataError(f"duplicate id '{keys.most_common(1)[0][0][0]}' among the questions; ids must be unique")
-    records, file = _open_records(path)
-    return jobs, {_key(record): record for record in records}, file
+    return jobs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -620,14 +614,13 @@ def elicit_transformers(examples: list[Example], student, out_path: str | Path, 
                 "prefix": fingerprint(prompt.prefix, prompt.tail), "question": prompt.question, "mode": mode,
                 "teacher": student.name, "revision": student.fingerprint, "decoding": decoding}
 
-    jobs, records, file = _plan(examples, path, n, make_job)
+    jobs = _plan(examples, n, make_job)
     room = getattr(student.model.config, "max_position_embeddings", None) or 10**9
     for id, (prefix, rest) in ids.items():
         if len(prefix) + len(rest) + max_new_tokens > room:
-            file.close()
             raise DataError(f"id {id}: a prompt of {len(prefix) + len(rest)} tokens plus {max_new_tokens} new ones; expected at most "
                             f"{room} for {student.name}: give fewer demonstrations")
-    with file:
+    with _recording(path) as (records, file):
         _keep_prefixes(path, prefixes)
         todo = sorted((job for job in jobs if _key(job) not in records), key=lambda job: len(ids[job["id"]][1]))
         show, done = _progress(len(jobs), len(jobs) - len(todo), f"{student.name}, {mode}"), len(jobs) - len(todo)
@@ -785,9 +778,9 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
     if secret and not re.fullmatch(r"[!-~]+", secret):
         raise DataError("OPENAI_API_KEY holds a blank, a line break or a letter that is not ASCII; expected a key as it was given out")
     key, secret = secret or "none", secret if secret and len(secret) >= 8 else None  # "x", "null": a placeholder, no secret
-    jobs, records, file = _plan(examples, path, n, make_job)
+    jobs = _plan(examples, n, make_job)
     failure, stop = None, threading.Event()
-    with file, OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=0) as client:
+    with _recording(path) as (records, file), OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=0) as client:
         _keep_prefixes(path, prefixes)
         todo = [job for job in jobs if _key(job) not in records]
         answered = any(r["teacher"] == model and not r["malformed"] for r in records.values())
@@ -812,6 +805,8 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
                     continue
                 text, reason, seconds, *problem = answer
                 problem = problem[0] if problem else "" if text else "no text"
+                if secret:  # a server may echo it; nothing that goes on from here holds it
+                    text, problem = text and text.replace(secret, "***"), problem.replace(secret, "***")
                 record = _finish(job, by_id[job["id"]], text, reason == "length", seconds, problem)
                 _append(file, record, secret)
                 records[_key(record)], answered, done = record, True, done + 1

@@ -21,6 +21,7 @@ from cotdistill.data import LETTERS, DataError, Example
 LABEL_FORMATS = ("text", "letter", "both")
 PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
 CORRUPTIONS = ("", "shuffled", "masked", "kept", "swapped", "filler")
+ARMS = ("zero_shot", "label_only", *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS))
 UNITS = ("token", "word", "sentence")
 SELECTORS = ("integrated_gradients", "input_x_gradient", "saliency", "occlusion", "occlusion_word", "attention",
              "rollout", "embedding_similarity", "random", "human")
@@ -78,9 +79,8 @@ def arm_from_name(name: str, **settings) -> Arm:
     """`"post_cot_shuffled", unit="word"` -> Arm. Raises DataError for an unknown arm or an impossible setting."""
     placement = next((p for p in PLACEMENTS if name == p or name.startswith(p + "_")), None)
     corruption = name[len(placement) + 1:] if placement else ""
-    arms = ("zero_shot", "label_only", *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS))
-    if name not in arms:
-        raise DataError(f"unknown arm '{name}'; expected one of {', '.join(arms)}")
+    if name not in ARMS:
+        raise DataError(f"unknown arm '{name}'; expected one of {', '.join(ARMS)}")
     arm = Arm(placement, corruption, **settings)
     for field in ("amount", "label_weight"):
         value = getattr(arm, field)

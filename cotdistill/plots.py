@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from cotdistill.files import whole
+
 # placement -> colour (Okabe and Ito 2008; also apart in lightness), hatch, marker, dashes
 LOOKS = {"zero_shot": ("#BBBBBB", "", "s", (0, (1, 2))), "label_only": ("#56B4E9", "", "D", (0, (4, 2))),
          "pre_cot": ("#E69F00", "///", "^", (0, (6, 2, 1, 2))), "post_cot": ("#0072B2", "", "o", "solid")}
@@ -44,10 +46,10 @@ def set_style() -> None:
 def save(fig: Figure, stem: str | Path) -> tuple[Path, Path]:
     """Write stem.pdf and stem.png (folders are made; no dates in them, so that equal figures are equal files)."""
     stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     pdf, png = stem.parent / (stem.name + ".pdf"), stem.parent / (stem.name + ".png")
-    fig.savefig(pdf, metadata={"CreationDate": None})
-    fig.savefig(png, metadata={"Software": None})
+    for path, kind, metadata in ((pdf, "pdf", {"CreationDate": None}), (png, "png", {"Software": None})):
+        with whole(path) as part:
+            fig.savefig(part, format=kind, metadata=metadata)
     return pdf, png
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from cotdistill.data import DataError
+from cotdistill.files import part_of, sweep
 from cotdistill.study import NOTEBOOKS, root
 
 STYLE = """
@@ -134,7 +135,7 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
     if not there:
         raise DataError(f"{folder}: no executed notebook; expected them from `make reproduce STUDY={study}`")
     base["fingerprints"] = runs.fingerprints(base)
-    part = out.with_name(out.name + ".part")
+    part = part_of(out)
     shutil.rmtree(part, ignore_errors=True)
     (part / "figures").mkdir(parents=True)
     figures = []
@@ -150,6 +151,7 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
     card = pd.read_csv(runs.study_dir(study) / "data_card.csv").round(2)
     front = front_page(record, base, _table(card.to_dict("records")), times, figures)
     (part / "index.html").write_text(page(f"cotdistill: {study}", front, links), encoding="utf-8")
+    sweep(out.parent)
     shutil.rmtree(out, ignore_errors=True)
     part.replace(out)
     return out / "index.html"

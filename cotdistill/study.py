@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from cotdistill.data import DataError, disk_error, one_line, read_text
+from cotdistill.files import part_of, sweep, whole
 
 NOTEBOOKS = {"elicit": "01_elicit", "train": "02_train", "evaluate": "03_evaluate", "shuffle": "04_shuffle",
              "attribute": "05_attribute_and_mask", "figures": "06_figures"}
@@ -150,8 +151,11 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
     import papermill
 
     name, folder = NOTEBOOKS[stage], executed / values["study"]
-    source, part = root() / "notebooks" / f"{name}.ipynb", folder / f".{name}.part.ipynb"
+    source, part = root() / "notebooks" / f"{name}.ipynb", part_of(folder / f".{name}", ".ipynb")
+    broken = folder / f".{name}.part.ipynb"  # of a run that ended in an error, to be looked at
     folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder, artifacts() / "studies" / values["study"], artifacts() / "runs"):
+        sweep(place)
     mine = {key: value for key, value in values.items() if key in notebook_parameters(source)}
     failed = artifacts() / "studies" / values["study"] / f"{stage}.failed"
     failed.unlink(missing_ok=True)
@@ -163,6 +167,8 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
                                    extra_arguments=["--IPKernelApp.log_level=50"])
     except Exception as error:
         kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
+        if kind == "DeadKernelError" or "Kernel died" in said:
+            kind, said = "DeadKernelError", "the kernel was killed (out of memory?); run the same command again: what is whole is kept"
         full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
         reason = f"{kind}: {one_line(said.strip().splitlines()[0] if said.strip() else '')}" if full is None else f"DataError: {full}"
         try:
@@ -170,14 +176,17 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
             failed.write_text(reason + "\n", encoding="utf-8")
         except OSError:  # the disk that stopped the notebook: the message below says it
             pass
-        raise DataError(f"{name}: {reason} (the notebook up to the error: {part})") from None
+        if part.is_file():
+            os.replace(part, broken)
+        raise DataError(f"{name}: {reason} (the notebook up to the error: {broken})") from None
     tidy(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
+    broken.unlink(missing_ok=True)
     if stage == "figures":  # what the README's findings are rendered from stands beside the notebooks
         made = artifacts() / "studies" / values["study"]
-        shutil.copy(made / "verdicts.json", folder / "verdicts.json")
-        for figure in ("forest", "placement"):
-            shutil.copy(made / "figures" / f"{figure}.png", folder / f"{figure}.png")
+        for file in (made / "verdicts.json", made / "figures" / "forest.png", made / "figures" / "placement.png"):
+            with whole(folder / file.name) as copy:
+                shutil.copy(file, copy)
 
 
 def tidy(path: Path, seconds: float) -> None:

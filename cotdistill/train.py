@@ -41,10 +41,12 @@ KINDS = {"label": LABEL, "rationale": RATIONALE, "frame": FRAME}
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hyperparameters of one run; every field is part of its run key.
+    """Hyperparameters of one run; every field but `compile`, which changes speed only, is part of its run key.
 
     `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select` is "best"
-    (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last"."""
+    (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last". `compile` is a backend of
+    torch.compile ("inductor" on a GPU) for the blocks' MLPs, "" for none. Attention stays out: it depends on the lengths of each
+    batch's sequences and would be compiled again and again."""
 
     lr: float = 1e-4
     epochs: int = 3
@@ -59,6 +61,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     select: str = "best"
     patience: int = 0
+    compile: str = ""
 
     def __post_init__(self):
         """Raises DataError for a value of the wrong type or out of range."""
@@ -73,7 +76,8 @@ class TrainConfig:
             if not low <= value <= high.get(name, 1e9) or name == "lr" and not value:
                 wanted = "above 0" if name == "lr" else f"from {low} to 1" if name in high else f"from {low} on"
                 raise DataError(f"{name} is {value}; expected a number {wanted}")
-        for name, known in (("schedule", SCHEDULES), ("select", ("best", "last"))):
+        for name, known in (("schedule", SCHEDULES), ("select", ("best", "last")),
+                            ("compile", ("", "inductor", "aot_eager", "eager"))):
             if getattr(self, name) not in known:
                 raise DataError(f"{name} is '{getattr(self, name)}'; expected one of {', '.join(known)}")
 
@@ -514,6 +518,9 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
     student.model.set_attn_implementation("packed")
+    mlps = [block.mlp for block in _blocks(student.model)] if config.compile else []
+    for mlp in mlps:
+        mlp.compile(backend=config.compile, dynamic=True)
     try:
         with starting_from_trunk(student.model, config.frozen_layers):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
@@ -523,6 +530,8 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         raise DataError(f"{folder}: a checkpoint holds objects beside tensors, and was not loaded ({str(error).splitlines()[0][:80]}); "
                         "expected one that this program wrote: delete that folder and run again") from None
     finally:
+        for mlp in mlps:
+            mlp._compiled_call_impl = None
         student.model.set_attn_implementation("sdpa")
         student.model.eval()
     history = pd.DataFrame([row["distil"] for row in trainer.state.log_history if "distil" in row])

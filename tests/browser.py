@@ -18,7 +18,8 @@ FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --
 class Browser:
     """One tab. `open(url)` loads a page and collects its console errors, `run(js)` evaluates an expression."""
 
-    def __init__(self, profile, width=1200, height=900):
+    def __init__(self, profile, width=1200, height=900, online=False):
+        self.online = online  # a page of a server of ours may ask it for things
         self.process = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port = profile / "DevToolsActivePort"
@@ -50,7 +51,7 @@ class Browser:
             self.errors.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] == "error":
             self.errors.append(str(params["args"]))
-        elif method == "Network.requestWillBeSent" and params["request"]["url"].startswith("http"):
+        elif not self.online and method == "Network.requestWillBeSent" and params["request"]["url"].startswith("http"):
             self.errors.append(f"asked the network for {params['request']['url']}")
 
     def open(self, url, width=1200):
@@ -64,6 +65,16 @@ class Browser:
 
     def run(self, expression):
         return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait(self, expression, seconds=60):
+        """Poll until an expression is truthy, and return it."""
+        end = time.time() + seconds
+        while time.time() < end:
+            value = self.run(expression)
+            if value:
+                return value
+            time.sleep(0.2)
+        raise AssertionError(f"not true after {seconds} s: {expression}\n{self.errors[-3:]}")
 
     def close(self):
         self.socket.close()

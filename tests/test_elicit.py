@@ -1,7 +1,11 @@
 """Prompts, decoding with a shared prefix, records, parsing, quality and filters, against HF's own code and brute force."""
 
 import json
+import os
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -224,12 +228,26 @@ def test_a_damaged_or_foreign_file_is_named_by_line(tmp_path):
         read_records(path)
 
 
-def test_one_run_per_file(tmp_path):
-    _, file = elicit._open_records(tmp_path / "r.jsonl")
-    with pytest.raises(DataError, match="another run"):
-        elicit._open_records(tmp_path / "r.jsonl")
-    file.close()
-    elicit._open_records(tmp_path / "r.jsonl")[1].close()
+def test_a_second_writer_waits_and_finds_everything_recorded(tmp_path, monkeypatch, capsys):
+    """Two `make elicit` at once: each question is asked once, and who waits says for whom."""
+    path, student, asked, inside = tmp_path / "r.jsonl", load_student("tiny-llama"), [], threading.Event()
+    generate = elicit.generate
+
+    def slow(student, rows, *args, **how):
+        asked.append(len(rows))
+        inside.set()
+        time.sleep(1.5)
+        yield from generate(student, rows, *args, **how)
+
+    monkeypatch.setattr(elicit, "generate", slow)
+    ask = lambda: elicit_transformers(EXAMPLES, student, path, demonstrations=SHOWN, max_new_tokens=4)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask)
+        assert inside.wait(30)
+        second = ask()
+        assert second == first.result() and sum(asked) == len(EXAMPLES) == len(read_records(path))
+    out = capsys.readouterr().out
+    assert f"waiting for the records {path}: held by pid {os.getpid()} on host" in out
 
 
 @pytest.mark.parametrize("how, said", [({"n": 2}, "temperature 0"), ({"top_p": 0}, "top_p"), ({"temperature": -1}, "temperature"),

@@ -77,3 +77,16 @@ def test_dtype_and_device_names():
     assert best_dtype("auto", torch.device("cpu")) is torch.float32
     with pytest.raises(DataError, match="dtype 'int8'"):
         best_dtype("int8", torch.device("cpu"))
+
+
+def test_the_fused_call_of_a_gpu_is_the_same_attention_with_the_same_gradients():
+    from cotdistill.students import _side_by_side, packed_attention
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 4, 12, 8, generator=generator, requires_grad=True) for _ in range(3))
+    apart, _ = packed_attention(None, q, k, v, scaling=0.3, cu_seq_lens_q=torch.tensor([0, 1, 7, 12]))
+    fused = _side_by_side(q, k, v, [1, 6, 5], 0.0, 0.3)
+    torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-6)
+    weights = torch.randn(fused.shape, generator=generator)
+    for a, b in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (apart, fused))):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)

@@ -190,3 +190,18 @@ def test_training_from_the_frozen_blocks_outputs_is_training_on_the_whole(name, 
         for parameter, value in results["own"][1].items():
             against = results["whole" if other == "own" else other][1][parameter]
             torch.testing.assert_close(value, against, **dict(rtol=0, atol=0) if exact else dict(rtol=1e-3, atol=1e-4))
+
+
+def test_a_compiled_student_learns_the_same(student, questions, rationales, tmp_path):
+    from torch._dynamo.utils import counters
+
+    losses, graphs = {}, {}
+    for backend in ("", "aot_eager"):
+        counters.clear()
+        student, config = tiny(student.name), replace(QUICK, compile=backend)
+        history, _ = fine_tune(student, passes_of(student, questions, rationales, epochs=2), Arm("post_cot"), config, 0, tmp_path / (backend or "plain"))
+        losses[backend], graphs[backend] = history["loss"].to_numpy(), counters["stats"]["unique_graphs"]
+    assert graphs[""] == 0 < graphs["aot_eager"]
+    np.testing.assert_allclose(losses["aot_eager"], losses[""], rtol=1e-5)
+    with pytest.raises(DataError, match="compile is 'fast'; expected one of"):
+        TrainConfig(compile="fast")
