@@ -283,8 +283,9 @@ def _ours(student, batches, config, seed, folder):
 
 def _peer_trainer(side, student, batches, config, seed, folder):
     """A peer's Trainer on already tokenised sequences in a fixed order; everything not named here is its default."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     rows = [{"input_ids": list(e.ids), "labels": [i if k != PROMPT else -100 for i, k in zip(e.ids, e.kinds)]} for b in batches for e in b]
     tokenizer = copy.deepcopy(student.tokenizer)
     if tokenizer.pad_token_id is None:
@@ -374,7 +375,8 @@ def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Enc
 
 def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sides: list[str]) -> pd.DataFrame:
     """`time_training`'s steps as result rows: one per peer and placement (seconds per optimiser step). A peer is compared with
-    our run on the same batches, and its loss of every step with ours."""
+    our run on the same batches, and its loss of every step with ours. `bound` is the ratio that a step of nothing but its needed
+    operations, at the rate of a big product, would reach: no implementation in float32 can be further ahead of this peer."""
     rows = []
     for side in sides:
         if side.startswith("ours"):
@@ -387,7 +389,10 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
         for placement in PLACEMENTS:
             ours, their = (x.loc[x["placement"] == placement, "seconds"].tolist() for x in (mine, theirs))
             if ours:
-                rows.append(row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check")))
+                part = mine[mine["placement"] == placement]
+                bound = float(np.median(their) / (part["gflop"] / part["square"]).median()) if their else np.nan
+                rows.append(row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check"))
+                            | {"bound": bound})
     return pd.DataFrame(rows)
 
 
@@ -764,14 +769,14 @@ def profile_training(side: str, student: Student, batch: list[Encoded], vocabula
 
 def profiles(student: Student, examples: list[Example], rationales: dict[str, Rationale], batch: list[Encoded], n_steps: int = 8,
              generator: Student | None = None, max_new_tokens: int = 32) -> pd.DataFrame:
-    """Training (two steps), scoring, pre_cot generation and integrated gradients, side by side as shares of each stage's time by
+    """Training (two steps; ours and the Trainer's), scoring, pre_cot generation and integrated gradients, side by side as shares of each stage's time by
     kind of operation; the last row holds its seconds. n_steps: of the integral; generator: a student that ends its texts."""
     vocabulary, writer, first = student.model.get_output_embeddings().weight.shape[0], generator or student, examples[0]
     stages = {
         "scoring": lambda: evaluate(student, examples, "label_only", generate=False),
         "pre_cot generation": lambda: evaluate(writer, examples, "pre_cot", max_new_tokens=max_new_tokens),
         "integrated gradients": lambda: attribute(student, first, rationales[first.id].text, "integrated_gradients", n_steps=n_steps)}
-    columns = {"training": profile_training("ours", student, batch, vocabulary)}
+    columns = {f"training: {side}": profile_training(side, student, batch, vocabulary) for side in ("ours", "Trainer at its best")}
     for stage, call in stages.items():
         call()
         columns[stage] = profile(call, vocabulary)

@@ -71,7 +71,7 @@ def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
     batches = bench.training_batches(bench.encode_placements(student, *inputs), 4, 1)
     steps = bench.time_training(student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64)
     rows = bench.training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer])
-    assert alike(rows, 3) and (rows["reached"] == "yes").all()
+    assert alike(rows, 3) and (rows["reached"] == "yes").all() and (rows["bound"] > rows["ratio"]).all()
     losses = steps[steps["side"] == peer].sort_values("step")["loss"].to_numpy()
     assert len(losses) == 4 and abs(losses[-1] - losses[0]) > 1e-3  # it trained, so equality says something
     with torch.no_grad():  # the first loss, by the definition
