@@ -33,7 +33,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from cotdistill import elicit, study
 from cotdistill.attribute import Parts, attribute, embed_rationale, frozen, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
-from cotdistill.evaluate import evaluate
+from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
 from cotdistill.students import Student, load_student
 from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, token_losses
@@ -114,13 +114,14 @@ def optional_student(name: str) -> Student | None:
 
 # --------------------------------------------------------------------------------------------------------------- comparing
 
-def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, floor=None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Time one piece of work on both sides: a table with a row per peer, and the search for batch sizes.
 
     ours and each peer: {"run": size -> result, "sizes": sizes to try, "settings": text, "target": ratio to reach,
     "needs": module}. First every side runs once per size, which warms it up and finds its best size; then
     same(our result, its result) -> (bool, text) is asked; then the sides run turn about, `repeats` times.
-    A peer whose module is missing gets a row that says so."""
+    A peer whose module is missing gets a row that says so. floor: a call of nothing but what no side can do without, timed
+    in the same turns; `bound` is peer / floor, the ratio that nobody can exceed."""
     sides = {"ours": ours, **{n: p for n, p in peers.items() if not p.get("needs") or find_spec(p["needs"])}}
     best, tried, results = {}, [], {}
     for name, side in sides.items():
@@ -132,15 +133,20 @@ def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int) -
         best[name] = min(spent, key=spent.get)
         tried += [{"work": work, "side": name, "batch": size, "seconds": s, "chosen": size == best[name]} for size, s in spent.items()]
     checks = {name: same(results["ours"], results[name]) for name in sides}
-    seconds = {name: [] for name in sides}
+    seconds, floors = {name: [] for name in sides}, []
     for _ in range(repeats):
         for name, side in sides.items():
             started = time.perf_counter()
             side["run"](best[name])
             seconds[name].append(time.perf_counter() - started)
+        if floor:
+            started = time.perf_counter()
+            floor(best["ours"])
+            floors.append(time.perf_counter() - started)
     rows = [row(work, name, peer.get("settings", ""), seconds["ours"], seconds.get(name), peer.get("target"), checks.get(name),
                 batch=best.get(name)) for name, peer in peers.items()]
-    return pd.DataFrame(rows), pd.DataFrame(tried)
+    least = float(np.median(floors)) if floors else np.nan
+    return pd.DataFrame([r | {"bound": r["peer_s"] / least} for r in rows]), pd.DataFrame(tried)
 
 
 def row(work: str, peer: str, settings: str, ours: list[float], theirs: list[float] | None, target: float | None,
@@ -166,7 +172,9 @@ def read_rows(rows: pd.DataFrame) -> str:
             said.append(f"{r.peer}: not installed, so not measured.")
             continue
         goal = "" if pd.isna(r.target) else f" (target {r.target:g}: {'reached' if r.reached == 'yes' else '**not reached**'})"
-        said.append(f"{r.peer}: {r.peer_s:.2f} s against our {r.ours_s:.2f} s, **{r.ratio:.2f} times**{goal}; same results: {r.same}.")
+        bound = getattr(r, "bound", np.nan)
+        most = "" if pd.isna(bound) else f"; at most {bound:.1f} times is possible, what no side can do without being {r.peer_s / bound:.2f} s"
+        said.append(f"{r.work}, {r.peer}: {r.peer_s:.2f} s against our {r.ours_s:.2f} s, **{r.ratio:.2f} times**{goal}{most}; same results: {r.same}.")
     return "\n".join(f"- {line}" for line in said)
 
 
@@ -396,6 +404,32 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
     return pd.DataFrame(rows)
 
 
+def first_losses(student: Student, steps: pd.DataFrame, batches: dict[bool, list[tuple[str, list[Encoded]]]]) -> pd.DataFrame:
+    """The loss of each side's first batch beside the one computed in float64 on our batch layout: where two sides differ, this
+    says whose rounding it is. Columns side, loss, float64, difference (relative)."""
+    exact, rows = {}, []
+    double = copy.deepcopy(student.model).double()
+    double.set_attn_implementation("packed")
+    for side in dict.fromkeys(steps["side"]):
+        grouped = TRAINERS[side][1]
+        if grouped not in exact:
+            with torch.no_grad():
+                batch = collate(batches[grouped][0][1])
+                exact[grouped] = float(_double_losses(double, batch).mean())
+        loss = float(steps.loc[(steps["side"] == side) & (steps["step"] == 0), "loss"].iloc[0])
+        rows.append({"side": side, "loss": f"{loss:.7f}", "float64": f"{exact[grouped]:.7f}", "difference": f"{abs(loss / exact[grouped] - 1):.0e}"})
+    return pd.DataFrame(rows)
+
+
+def _double_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """`token_losses` without its cast to float32."""
+    labels = batch["labels"][0]
+    asked = (labels != -100).nonzero().squeeze(1)
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=asked - 1, use_cache=False,
+                   cu_seq_lens_q=batch["cu_seq_lens_q"]).logits[0]
+    return torch.nn.functional.cross_entropy(logits, labels[asked], reduction="none")
+
+
 def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
     """Our training against the machine's own limit, by placement: tokens/s, needed GFLOP/s, and its share of the rate of a
     big square product and of the products at the model's own shapes, both measured around the very run."""
@@ -478,7 +512,15 @@ def time_scoring(student: Student, examples: list[Example], sizes: list[int], ow
 
     peer = {"run": lambda size: harness_scores(student, examples, size), "sizes": sizes, "needs": "lm_eval", "target": target,
             "settings": "HFLM.loglikelihood on the same tokens"}
-    return compare("forced choice", {"run": ours, "sizes": own_sizes}, {"lm-evaluation-harness": peer}, same, repeats)
+    return compare("forced choice", {"run": ours, "sizes": own_sizes}, {"lm-evaluation-harness": peer}, same, repeats,
+                   floor=lambda size: prompts_only(student, examples, "label_only", size))
+
+
+def prompts_only(student: Student, examples: list[Example], placement: str, batch_size: int) -> None:
+    """One pass over the prompts, in batches of about the same length: what scoring and answering can't do without."""
+    prompts = sorted((student.bos_ids + student.encode(prompt_text(e, placement)) for e in examples), key=len)
+    for begin in range(0, len(prompts), batch_size):
+        start(student, prompts[begin:begin + batch_size])
 
 
 def harness_scores(student: Student, examples: list[Example], batch_size: int) -> list[list[float]]:
@@ -549,7 +591,8 @@ def time_answers(student: Student, examples: list[Example], placement: str, max_
 
     peer = {"run": theirs, "sizes": sizes, "target": target, "settings": f"model.generate, at most {max_new_tokens} tokens, padded"}
     return compare(f"generated answers, {placement}", {"run": ours, "sizes": own_sizes}, {"HF generate": peer},
-                   lambda a, b: equal(a, b, "parsed answers alike"), repeats)
+                   lambda a, b: equal(a, b, "parsed answers alike"), repeats,
+                   floor=lambda size: prompts_only(student, examples, placement, size))
 
 
 def time_rationales(student: Student, examples: list[Example], max_new_tokens: int, max_label_tokens: int, sizes: list[int],
