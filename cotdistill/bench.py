@@ -33,7 +33,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from cotdistill import elicit, study
 from cotdistill.attribute import Parts, attribute, embed_rationale, frozen, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
-from cotdistill.evaluate import evaluate
+from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
 from cotdistill.students import Student, load_student
 from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, token_losses
@@ -55,7 +55,7 @@ TRAINERS = {
 def texts(n: int, seed: int = 0, *, n_options: int = 4, option_words: float = 2.2, rationale_words: float = 38.0,
           test: int = 0) -> tuple[list[Example], dict[str, Rationale]]:
     """`n` questions of the embedded world with the lengths of real ones: options lengthened by `option_words` words on
-    average (0: as they are), rationales by general sentences to about `rationale_words` words (0: as they are), log-normally
+    average and some questions by a sentence (0: as they are), rationales by general sentences to about `rationale_words` words (0: as they are), log-normally
     spread, with a closing sentence that names the answer. test > 0: that many test questions instead, without rationales.
 
     The words are the embedded world's, so nothing of a dataset is needed; the lengths are what a benchmark depends on."""
@@ -68,7 +68,9 @@ def texts(n: int, seed: int = 0, *, n_options: int = 4, option_words: float = 2.
     for example in data.test[:test] if test else data.train[:n]:
         if option_words:
             tails = [places[rng.integers(2)].split()[:rng.poisson(option_words)] for _ in example.choices]
-            example = replace(example, choices=tuple(" ".join([c, *tail]) for c, tail in zip(example.choices, tails)))
+            choices = tuple(" ".join([c, *tail]) for c, tail in zip(example.choices, tails))
+            lead = f"{sentences[rng.integers(len(sentences))]} " if rng.random() < 0.4 else ""
+            example = replace(example, question=lead + example.question, choices=choices)
         examples.append(example)
         if not test:
             words = data.rationales[example.id].text.split()
@@ -112,13 +114,14 @@ def optional_student(name: str) -> Student | None:
 
 # --------------------------------------------------------------------------------------------------------------- comparing
 
-def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, floor=None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Time one piece of work on both sides: a table with a row per peer, and the search for batch sizes.
 
     ours and each peer: {"run": size -> result, "sizes": sizes to try, "settings": text, "target": ratio to reach,
     "needs": module}. First every side runs once per size, which warms it up and finds its best size; then
     same(our result, its result) -> (bool, text) is asked; then the sides run turn about, `repeats` times.
-    A peer whose module is missing gets a row that says so."""
+    A peer whose module is missing gets a row that says so. floor: a call of nothing but what no side can do without, timed
+    in the same turns; `bound` is peer / floor, the ratio that nobody can exceed."""
     sides = {"ours": ours, **{n: p for n, p in peers.items() if not p.get("needs") or find_spec(p["needs"])}}
     best, tried, results = {}, [], {}
     for name, side in sides.items():
@@ -130,15 +133,20 @@ def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int) -
         best[name] = min(spent, key=spent.get)
         tried += [{"work": work, "side": name, "batch": size, "seconds": s, "chosen": size == best[name]} for size, s in spent.items()]
     checks = {name: same(results["ours"], results[name]) for name in sides}
-    seconds = {name: [] for name in sides}
+    seconds, floors = {name: [] for name in sides}, []
     for _ in range(repeats):
         for name, side in sides.items():
             started = time.perf_counter()
             side["run"](best[name])
             seconds[name].append(time.perf_counter() - started)
+        if floor:
+            started = time.perf_counter()
+            floor(best["ours"])
+            floors.append(time.perf_counter() - started)
     rows = [row(work, name, peer.get("settings", ""), seconds["ours"], seconds.get(name), peer.get("target"), checks.get(name),
                 batch=best.get(name)) for name, peer in peers.items()]
-    return pd.DataFrame(rows), pd.DataFrame(tried)
+    least = float(np.median(floors)) if floors else np.nan
+    return pd.DataFrame([r | {"bound": r["peer_s"] / least} for r in rows]), pd.DataFrame(tried)
 
 
 def row(work: str, peer: str, settings: str, ours: list[float], theirs: list[float] | None, target: float | None,
@@ -164,7 +172,9 @@ def read_rows(rows: pd.DataFrame) -> str:
             said.append(f"{r.peer}: not installed, so not measured.")
             continue
         goal = "" if pd.isna(r.target) else f" (target {r.target:g}: {'reached' if r.reached == 'yes' else '**not reached**'})"
-        said.append(f"{r.peer}: {r.peer_s:.2f} s against our {r.ours_s:.2f} s, **{r.ratio:.2f} times**{goal}; same results: {r.same}.")
+        bound = getattr(r, "bound", np.nan)
+        most = "" if pd.isna(bound) else f"; at most {bound:.1f} times is possible, what no side can do without being {r.peer_s / bound:.2f} s"
+        said.append(f"{r.work}, {r.peer}: {r.peer_s:.2f} s against our {r.ours_s:.2f} s, **{r.ratio:.2f} times**{goal}{most}; same results: {r.same}.")
     return "\n".join(f"- {line}" for line in said)
 
 
@@ -281,8 +291,9 @@ def _ours(student, batches, config, seed, folder):
 
 def _peer_trainer(side, student, batches, config, seed, folder):
     """A peer's Trainer on already tokenised sequences in a fixed order; everything not named here is its default."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     rows = [{"input_ids": list(e.ids), "labels": [i if k != PROMPT else -100 for i, k in zip(e.ids, e.kinds)]} for b in batches for e in b]
     tokenizer = copy.deepcopy(student.tokenizer)
     if tokenizer.pad_token_id is None:
@@ -372,7 +383,8 @@ def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Enc
 
 def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sides: list[str]) -> pd.DataFrame:
     """`time_training`'s steps as result rows: one per peer and placement (seconds per optimiser step). A peer is compared with
-    our run on the same batches, and its loss of every step with ours."""
+    our run on the same batches, and its loss of every step with ours. `bound` is the ratio that a step of nothing but its needed
+    operations, at the rate of a big product, would reach: no implementation in float32 can be further ahead of this peer."""
     rows = []
     for side in sides:
         if side.startswith("ours"):
@@ -385,8 +397,37 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
         for placement in PLACEMENTS:
             ours, their = (x.loc[x["placement"] == placement, "seconds"].tolist() for x in (mine, theirs))
             if ours:
-                rows.append(row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check")))
+                part = mine[mine["placement"] == placement]
+                bound = float(np.median(their) / (part["gflop"] / part["square"]).median()) if their else np.nan
+                rows.append(row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check"))
+                            | {"bound": bound})
     return pd.DataFrame(rows)
+
+
+def first_losses(student: Student, steps: pd.DataFrame, batches: dict[bool, list[tuple[str, list[Encoded]]]]) -> pd.DataFrame:
+    """The loss of each side's first batch beside the one computed in float64 on our batch layout: where two sides differ, this
+    says whose rounding it is. Columns side, loss, float64, difference (relative)."""
+    exact, rows = {}, []
+    double = copy.deepcopy(student.model).double()
+    double.set_attn_implementation("packed")
+    for side in dict.fromkeys(steps["side"]):
+        grouped = TRAINERS[side][1]
+        if grouped not in exact:
+            with torch.no_grad():
+                batch = collate(batches[grouped][0][1])
+                exact[grouped] = float(_double_losses(double, batch).mean())
+        loss = float(steps.loc[(steps["side"] == side) & (steps["step"] == 0), "loss"].iloc[0])
+        rows.append({"side": side, "loss": f"{loss:.7f}", "float64": f"{exact[grouped]:.7f}", "difference": f"{abs(loss / exact[grouped] - 1):.0e}"})
+    return pd.DataFrame(rows)
+
+
+def _double_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """`token_losses` without its cast to float32."""
+    labels = batch["labels"][0]
+    asked = (labels != -100).nonzero().squeeze(1)
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=asked - 1, use_cache=False,
+                   cu_seq_lens_q=batch["cu_seq_lens_q"]).logits[0]
+    return torch.nn.functional.cross_entropy(logits, labels[asked], reduction="none")
 
 
 def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
@@ -471,7 +512,15 @@ def time_scoring(student: Student, examples: list[Example], sizes: list[int], ow
 
     peer = {"run": lambda size: harness_scores(student, examples, size), "sizes": sizes, "needs": "lm_eval", "target": target,
             "settings": "HFLM.loglikelihood on the same tokens"}
-    return compare("forced choice", {"run": ours, "sizes": own_sizes}, {"lm-evaluation-harness": peer}, same, repeats)
+    return compare("forced choice", {"run": ours, "sizes": own_sizes}, {"lm-evaluation-harness": peer}, same, repeats,
+                   floor=lambda size: prompts_only(student, examples, "label_only", size))
+
+
+def prompts_only(student: Student, examples: list[Example], placement: str, batch_size: int) -> None:
+    """One pass over the prompts, in batches of about the same length: what scoring and answering can't do without."""
+    prompts = sorted((student.bos_ids + student.encode(prompt_text(e, placement)) for e in examples), key=len)
+    for begin in range(0, len(prompts), batch_size):
+        start(student, prompts[begin:begin + batch_size])
 
 
 def harness_scores(student: Student, examples: list[Example], batch_size: int) -> list[list[float]]:
@@ -542,7 +591,8 @@ def time_answers(student: Student, examples: list[Example], placement: str, max_
 
     peer = {"run": theirs, "sizes": sizes, "target": target, "settings": f"model.generate, at most {max_new_tokens} tokens, padded"}
     return compare(f"generated answers, {placement}", {"run": ours, "sizes": own_sizes}, {"HF generate": peer},
-                   lambda a, b: equal(a, b, "parsed answers alike"), repeats)
+                   lambda a, b: equal(a, b, "parsed answers alike"), repeats,
+                   floor=lambda size: prompts_only(student, examples, placement, size))
 
 
 def time_rationales(student: Student, examples: list[Example], max_new_tokens: int, max_label_tokens: int, sizes: list[int],
@@ -762,14 +812,14 @@ def profile_training(side: str, student: Student, batch: list[Encoded], vocabula
 
 def profiles(student: Student, examples: list[Example], rationales: dict[str, Rationale], batch: list[Encoded], n_steps: int = 8,
              generator: Student | None = None, max_new_tokens: int = 32) -> pd.DataFrame:
-    """Training (two steps), scoring, pre_cot generation and integrated gradients, side by side as shares of each stage's time by
+    """Training (two steps; ours and the Trainer's), scoring, pre_cot generation and integrated gradients, side by side as shares of each stage's time by
     kind of operation; the last row holds its seconds. n_steps: of the integral; generator: a student that ends its texts."""
     vocabulary, writer, first = student.model.get_output_embeddings().weight.shape[0], generator or student, examples[0]
     stages = {
         "scoring": lambda: evaluate(student, examples, "label_only", generate=False),
         "pre_cot generation": lambda: evaluate(writer, examples, "pre_cot", max_new_tokens=max_new_tokens),
         "integrated gradients": lambda: attribute(student, first, rationales[first.id].text, "integrated_gradients", n_steps=n_steps)}
-    columns = {"training": profile_training("ours", student, batch, vocabulary)}
+    columns = {f"training: {side}": profile_training(side, student, batch, vocabulary) for side in ("ours", "Trainer at its best")}
     for stage, call in stages.items():
         call()
         columns[stage] = profile(call, vocabulary)

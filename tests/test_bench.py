@@ -71,7 +71,7 @@ def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
     batches = bench.training_batches(bench.encode_placements(student, *inputs), 4, 1)
     steps = bench.time_training(student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64)
     rows = bench.training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer])
-    assert alike(rows, 3) and (rows["reached"] == "yes").all()
+    assert alike(rows, 3) and (rows["reached"] == "yes").all() and (rows["bound"] > rows["ratio"]).all()
     losses = steps[steps["side"] == peer].sort_values("step")["loss"].to_numpy()
     assert len(losses) == 4 and abs(losses[-1] - losses[0]) > 1e-3  # it trained, so equality says something
     with torch.no_grad():  # the first loss, by the definition
@@ -79,6 +79,22 @@ def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
         first = token_losses(student.model, collate(batches[bench.TRAINERS[peer][1]][0][1])).mean().item()
         student.model.set_attn_implementation("sdpa")
     assert abs(first - losses[0]) < 1e-5 * first
+
+
+def test_the_float64_loss_is_that_of_hf_in_float64(inputs, llama):
+    import copy
+
+    batches = bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1)
+    steps = pd.DataFrame({"side": ["ours"], "step": [0], "loss": [6.5]})
+    (found,) = bench.first_losses(llama, steps, batches).itertuples()
+    double, total, count = copy.deepcopy(llama.model).double(), 0.0, 0
+    for e in batches[False][0][1]:  # HF's own loss, a sequence at a time
+        labels = [i if k != PROMPT else -100 for i, k in zip(e.ids, e.kinds)]
+        with torch.no_grad():
+            logits = double(torch.tensor([e.ids])).logits[0, :-1].double()
+        total += torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), ignore_index=-100, reduction="sum").item()
+        count += sum(x != -100 for x in labels)
+    assert found.float64 == f"{total / count:.7f}" and found.loss == "6.5000000"
 
 
 def test_another_loss_would_be_seen(inputs, llama):
@@ -191,6 +207,10 @@ def test_the_best_batch_size_is_taken_and_a_wrong_result_never_reaches_its_targe
         return [1, 2]
 
     side = {"run": peer, "sizes": [1, 2], "target": 1.0}
+    bounded, _ = bench.compare("w", {"run": lambda size: [1, 2], "sizes": [1]}, {"p": side}, lambda a, b: bench.equal(a, b, "numbers"), 1,
+                               floor=lambda size: time.sleep(0.01))
+    assert 1 < bounded["bound"][0] < 2.5
+    calls.clear()
     ours = {"run": lambda size: [1, 2], "sizes": [1]}
     rows, tried = bench.compare("w", ours, {"p": side}, lambda a, b: bench.equal(a, b, "numbers"), 3)
     assert calls == [1, 2, 2, 2, 2] and rows["reached"][0] == "yes" and rows["same"][0] == "yes: 2 of 2 numbers"
