@@ -1,6 +1,6 @@
 """SIGKILL a study at many points of all its stages and compare what comes out with a run that was left alone: `make kill`.
 
-    python tests/kill_harness.py [--out kill.json] [--points 2] [--workers 2] [--writes 20] [--seed 0]
+    python tests/kill_harness.py [--out kill.json] [--points 2] [--writes 20] [--without-ray] [--seed 0]
 
 1. A small study runs undisturbed, stage by stage: the reference, and the time of each stage.
 2. In another store each stage is killed again and again, at fractions of its time and at moments that hurt (a checkpoint, the
@@ -37,7 +37,7 @@ STUDY = """# The smoke study with its arms and stages, as small as they go.
 dataset: microworld/everyday
 student: tiny-llama
 n_train: 24
-n_test: 12
+n_test: 40
 validation_size: 8
 max_new_tokens: 8
 batch_size: 8
@@ -346,7 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="artifacts/kill.json", help="where the counts go")
     parser.add_argument("--points", type=int, default=2, help="kills per stage at fractions of its time, besides those at moments")
-    parser.add_argument("--workers", type=int, default=2, help="kills of a Ray worker")
+    parser.add_argument("--without-ray", action="store_true", help="kill no worker of a cluster")
     parser.add_argument("--writes", type=int, default=20, help="kills before a write, spread over a run; 0: before each")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
@@ -354,6 +354,8 @@ def main(arguments: list[str] | None = None) -> int:
     (folder / "tiny.yaml").write_text(STUDY)
     study, rng, began = str(folder / "tiny.yaml"), random.Random(chosen.seed), time.time()
     say = lambda text: print(f"{time.time() - began:5.0f} s  {text}", flush=True)
+    out = Path(chosen.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     report = {"stages": {}, "kills": [], "ended_first": 0, "problems": []}
 
     def whole(name: str, command: list[str], store: Path, **more) -> float:
@@ -366,29 +368,38 @@ def main(arguments: list[str] | None = None) -> int:
     reference = folder / "reference" / "store"
     for stage in NOTEBOOKS:
         report["stages"][stage] = {"seconds": round(whole(f"reference-{stage}", by_python(study, reference.parent / "executed", stage), reference), 1), "kills": 0}
+    if report["problems"]:
+        print(f"FAILED without a kill: {report['problems'][0]}")
+        return 1
     say("reference: " + ", ".join(f"{stage} {about['seconds']} s" for stage, about in report["stages"].items()))
 
     store, executed = folder / "killed" / "store", folder / "killed" / "executed"
     done, kernels, number = {}, set(), 0
     for stage in NOTEBOOKS:
         moments = [m.format(study="tiny", executed=f"{executed}/tiny") for m in MOMENTS[stage]]
+        rng.shuffle(moments)
         plan = [{"appears": m if m.startswith("/") else f"{store}/{m}"} for m in moments]
-        plan += [{"seconds": report["stages"][stage]["seconds"] * (i + rng.random()) / chosen.points} for i in range(chosen.points)]
-        plan += [{"appears": f"{store}/runs/*.work/checkpoints/checkpoint-*", "victim": "worker"}] * (chosen.workers if stage == "shuffle" else 0)
-        rng.shuffle(plan)
+        if stage in ("shuffle", "attribute") and not chosen.without_ray:  # after it all runs of the stage are there
+            plan.append({"appears": f"{store}/runs/*.work/checkpoints/checkpoint-*", "victim": "worker"})
+        plan += [{"share": (i + rng.random()) / chosen.points} for i in range(chosen.points)]
+        lasts = report["stages"][stage]["seconds"]
         for trigger in plan:
             number += 1
+            if "share" in trigger:
+                trigger = {"seconds": trigger["share"] * lasts}
             kind = trigger.pop("victim", ("group", "kernel", "papermill")[number % 3])
             through_make = kind == "group" or kind != "worker" and rng.random() < 0.5
             command = (by_make if through_make else by_python)(study, executed, stage)
             log = folder / "logs" / f"{number:02}-{stage}-{kind}"
+            started = time.time()
             child = start(command, store, log, **({"COTDISTILL_BACKEND": "ray"} if kind == "worker" else {}))
             kill = killed(child, kind, **trigger)
             code = child.wait(PATIENCE)
             if kill is None:
                 report["ended_first"] += 1
+                lasts = time.time() - started  # what is in the store makes a stage shorter, and a machine's speed varies
                 if len(plan) < 12:  # another one in its place
-                    plan.append({"seconds": report["stages"][stage]["seconds"] * 0.7 * rng.random()})
+                    plan.append({"share": 0.9 * rng.random()})
                 if code:
                     report["problems"].append(f"{log.name}: exit {code} without a kill: {Path(f'{log}.err').read_text()[-300:]}")
             else:
@@ -409,7 +420,8 @@ def main(arguments: list[str] | None = None) -> int:
         whole(f"{number:02}-{stage}-end", by_python(study, executed, stage), store)
         report["problems"] += [f"{stage}: run {key[:12]} was made again" for key in done if finished(store).get(key) != done[key]]
         done = finished(store)
-        say(f"{stage}: killed {report['stages'][stage]['kills']} times")
+        say(f"{stage}: killed {report['stages'][stage]['kills']} times; {report['problems'] or 'no problem'}")
+        out.write_text(json.dumps(report, indent=1) + "\n")  # what is known, should the harness itself be killed
     try:
         report["slowest_orphan_seconds"] = round(wait_gone(list(kernels), 60), 1)
     except TimeoutError as error:
@@ -439,8 +451,6 @@ def main(arguments: list[str] | None = None) -> int:
     report["problems"] += ["runs planned and made differ"] * (report["runs"]["planned"] != report["runs"]["made"])
     report["problems"] += ["a run was made twice"] * bool(report["runs"]["made_more_than_once"] + writes["redone"])
     report["seconds"] = round(time.time() - began)
-    out = Path(chosen.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")
     kinds = {kind: sum(k["victim"] == kind for k in report["kills"]) for kind in ("group", "papermill", "kernel", "worker")}
     print(f"killed {len(report['kills'])} times in {len(NOTEBOOKS)} stages (" + ", ".join(f"{n} {kind}" for kind, n in kinds.items()) +
