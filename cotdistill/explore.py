@@ -189,7 +189,8 @@ def look_at_scores(student: Student, questions: dict[str, Example], rationales: 
         out.clear_output()
         with out:
             ax = plots.token_heatmap([student.decode([i]) for i in one.ids], one.scores, title=f"{method.value}: {example.question} → {example.label}")
-            plt.show(ax.figure)
+            display(ax.figure)
+            plt.close(ax.figure)
             print(f"scores from {one.scores.min():+.3f} to {one.scores.max():+.3f}"
                   + ("" if np.isnan(one.delta) else f"; sum {one.scores.sum():+.3f}, {one.delta:+.3f} away from the change in log p(label)"))
 
@@ -235,7 +236,8 @@ def replot(bootstrap: int = 1000) -> w.Widget:
         out.clear_output()
         with out:
             ax = plots.placement_bars(accuracies, chance=loaded["chance"], arms=[a for a in arms.value])
-            plt.show(ax.figure)
+            display(ax.figure)
+            plt.close(ax.figure)
 
     study.observe(load, "value")
     arms.observe(draw, "value")
