@@ -233,6 +233,9 @@ def options_said(said: str, choices: tuple[str, ...], whole: bool = False) -> li
     """The options that a stated answer names: by text, by letter ("(B)", "B.", "option B"), or both (two options where
     they disagree). whole=True asks for nothing else beside it."""
     words, texts = _bare(said), [_bare(choice) for choice in choices]
+    alone = re.fullmatch(r"[\s*]*\(([A-Z])\)[\s*.]*", said)
+    if alone and LETTERS.find(alone[1]) < len(choices):  # the form that was asked for, also where an option's text is a letter
+        return [LETTERS.find(alone[1])]
     exact = [i for i, text in enumerate(texts) if text and text == words]
     if len(exact) == 1:
         return exact

@@ -51,7 +51,7 @@ def resolve(path: str) -> str:
 
 def write_json(path: Path, value) -> None:
     """Write whole or not at all; an object under studies/ gets a seal. Raises DataError where the disk takes no more."""
-    if isinstance(value, dict) and path.parent.parent == artifacts() / "studies":
+    if isinstance(value, dict) and artifacts() / "studies" in path.parents:
         value = value | {"seal": fingerprint(json.loads(json.dumps(value)))}
     try:
         with whole(path) as part:

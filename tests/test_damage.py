@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -381,6 +382,19 @@ def test_damaged_scores_are_made_again(copy, capsys):
         assert same == print_of and "the scores are made again" in capsys.readouterr().out and path.read_bytes() == good
         assert all(np.array_equal(first[id], again[id]) for id in first)
     assert attribute.read_scores(path)[1] == print_of
+
+
+def test_a_damaged_table_of_a_notebook_is_named(store):
+    make = lambda: runs.kept_table("t", "faith", ["about"], lambda: pd.DataFrame({"a": [1.0, float("nan")], "b": ["x", "y"]}))
+    first = make()
+    path, = (runs.study_dir("t") / "tables").glob("*.json")
+    pd.testing.assert_frame_equal(first, make())
+    for how in ("cut", "edited"):
+        good = path.read_bytes()
+        spoil(path, how)
+        with pytest.raises(DataError, match="faith-.*json: (not JSON|changed after it was written).*notebook 05.*delete it and run that again"):
+            make()
+        path.write_bytes(good)
 
 
 QUESTIONS = [Example(f"q{i}", f"What comes after {i}?", ("more", "less"), 0) for i in range(24)]

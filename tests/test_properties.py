@@ -20,7 +20,7 @@ from cotdistill.format import (CORRUPTIONS, LABEL_FORMATS, Arm, arm_from_name, f
 from cotdistill.students import TINY
 from cotdistill.train import FRAME, LABEL, PROMPT, RATIONALE, encode, example_rng
 
-few = settings(deadline=None, max_examples=60, database=None, suppress_health_check=list(HealthCheck))
+few = settings(deadline=None, max_examples=60, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 # Any text that UTF-8 can hold, and pieces that are likely to break a format: cues, prefixes, other scripts, combined emoji, odd blanks.
 PIECES = ["Answer:", "Reason:", "\nAnswer:", "\nQuestion:", "Question:", "Options:", "(A)", "B.", "the answer is", "<|endoftext|>", "<eos>", "<bos>", "<0x0A>", "▁", "</think>",
@@ -245,6 +245,7 @@ def test_any_completion_is_parsed(raw, question):
 
 @few
 @given(questions(), st.sampled_from(["It melts.", "Snow is cold; so be it", "日本 🙂."]))
+@example(make_example("q", "?", ["B", "A"], 0, ""), "It melts.")
 def test_a_plain_answer_line_is_always_understood(question, reason):
     letter = LETTERS[question.answer]
     assert elicit.parse_completion(f" {reason}\nAnswer: ({letter})\n\nQuestion: next?", question)[:2] == (reason, question.answer)
