@@ -31,7 +31,7 @@ from transformers import DataCollatorForSeq2Seq, StoppingCriteria, StoppingCrite
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cotdistill import elicit, study
-from cotdistill.attribute import Parts, attribute, embed_rationale, frozen, split_sequence
+from cotdistill.attribute import Parts, attribute, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
