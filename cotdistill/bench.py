@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,7 @@ from transformers import DataCollatorForSeq2Seq, StoppingCriteria, StoppingCrite
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cotdistill import elicit, study
-from cotdistill.attribute import Parts, attribute, embed_rationale, frozen, split_sequence
+from cotdistill.attribute import Parts, attribute, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
@@ -775,6 +775,19 @@ def by_group(events, wall: float, vocabulary: int) -> pd.Series:
     return pd.Series(spent)
 
 
+@contextmanager
+def _silent():
+    """While open, what libraries write to the process's standard error is dropped: the profiler tells when it starts and stops."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
 def _profiler():
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
@@ -794,7 +807,7 @@ def profile(call, vocabulary: int) -> pd.Series:
 
     Student.encode = encode_marked
     try:
-        with _profiler() as seen:
+        with _silent(), _profiler() as seen:
             started = time.perf_counter()
             call()
             wall = time.perf_counter() - started
@@ -806,7 +819,8 @@ def profile(call, vocabulary: int) -> pd.Series:
 def profile_training(side: str, student: Student, batch: list[Encoded], vocabulary: int, steps: int = 2) -> pd.Series:
     """`by_group` of `steps` optimiser steps of a trainer, after a first one that is not looked at."""
     seen = _profiler()
-    seconds, _ = train_steps(side, student, [batch] * (steps + 1), TrainConfig(batch_size=len(batch)), profiler=seen)
+    with _silent():
+        seconds, _ = train_steps(side, student, [batch] * (steps + 1), TrainConfig(batch_size=len(batch)), profiler=seen)
     return by_group(seen.key_averages(group_by_input_shape=True), sum(seconds), vocabulary)
 
 
