@@ -75,6 +75,8 @@ def connect(cpus: int):
     This package goes to the workers as it is here, and each computes with `cpus` threads."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start --head` decides; a driver would not, and be turned away
     try:
         import ray
     except ImportError:
@@ -84,12 +86,15 @@ def connect(cpus: int):
         commit, changed = runs.git_state()
         variables = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "TOKENIZERS_PARALLELISM": "false",
                      "COTDISTILL_GIT": f"{commit} {'changed' if changed else ''}"}
+        host, _, port = address.rpartition(":")
         try:
+            if port.isdigit() and "/" not in host:
+                socket.create_connection((host, int(port)), timeout=20).close()  # Ray itself would try for minutes
             ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if address == "local" else {}),
                      runtime_env={"py_modules": [str(Path(__file__).parent)], "env_vars": variables})
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"RAY_ADDRESS '{address}': no cluster ({str(error).splitlines()[0][:120]}); expected auto, or host:port of "
-                            "its head") from None
+                            "its head (and, where it asks for a token, RAY_AUTH_MODE=token and the token)") from None
     return ray
 
 
