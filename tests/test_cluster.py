@@ -30,7 +30,8 @@ SMALL = dict(num_cpus=1, object_store_memory=80 * 2**20)
 @pytest.fixture(scope="module", autouse=True)
 def token():
     """Every cluster of this file asks for a token of its own, whatever this account has set up for Ray."""
-    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
+    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "240"}
     before = {name: os.environ.get(name) for name in mine}
     os.environ.update(mine)
     yield
@@ -120,7 +121,7 @@ def test_bad_input_in_a_worker_is_one_line_and_not_tried_again(base, store, node
 @pytest.mark.slow
 def test_a_lost_nodes_runs_are_made_elsewhere(base, store, nodes, monkeypatch):
     both, second, disks = nodes
-    base = base | {"train": base["train"] | {"epochs": 50}}  # some seconds: long enough to be lost in
+    base = base | {"train": base["train"] | {"epochs": 80}}  # 240 steps: long enough to be lost in
     arms = [Arm("label_only"), Arm("post_cot")]
     wanted = local(base, arms, store, monkeypatch)
     monkeypatch.setenv("COTDISTILL_SHARED", "0")
@@ -128,10 +129,12 @@ def test_a_lost_nodes_runs_are_made_elsewhere(base, store, nodes, monkeypatch):
 
     def say(line, **_):
         lines.append(line)
-        if line.startswith("[1/"):  # runs are going on both nodes: the second one goes away in the middle of its own
+        if line.startswith("[1/"):  # runs are going on both nodes: the second one goes away in the first half of one
             started = time.time()
             while not lost and time.time() - started < 120:
-                lost.extend(p.parent.name.removesuffix(".work") for p in disks[1].glob("worker/runs/*.work/checkpoints"))
+                steps = {p.parent.parent.name: int(p.name.split("-")[1]) for p in sorted(disks[1].glob("worker/runs/*.work/checkpoints/checkpoint-*"))
+                         if p.name.split("-")[1].isdigit()}
+                lost.extend(name.removesuffix(".work") for name, step in steps.items() if step <= 120)
                 time.sleep(0.02)
             both.remove_node(second, allow_graceful=False)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,9 +25,14 @@ WORLD = dict(dataset="microworld/everyday", data_dir="", validation_size=8, data
 
 def start(command, **more):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
+    process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        out, said = process.communicate(timeout=600)
+    finally:
+        for left in [*process.children(recursive=True), process] if process.is_running() else []:  # torchrun's workers outlive it
+            left.kill()
+    assert process.returncode == 0, out[-2000:] + said[-3000:]
+    return out
 
 
 @pytest.mark.parametrize("n, size, ranks", [(13, 4, 2), (8, 4, 2), (7, 8, 3), (5, 2, 4)])
