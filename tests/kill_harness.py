@@ -340,6 +340,14 @@ def check_writes(folder: Path, kills: int = 0) -> dict:
     return result
 
 
+def complete(notebook: Path, since: float) -> bool:
+    """Whether a notebook was written after `since` with every cell executed and no error in it."""
+    if not notebook.is_file() or notebook.stat().st_mtime < since:
+        return False
+    cells = [c for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code" and c["source"]]
+    return all(c["execution_count"] and not any(o["output_type"] == "error" for o in c["outputs"]) for c in cells)
+
+
 # ---------------------------------------------------------------- the whole harness
 
 def main(arguments: list[str] | None = None) -> int:
@@ -356,7 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
     say = lambda text: print(f"{time.time() - began:5.0f} s  {text}", flush=True)
     out = Path(chosen.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"stages": {}, "kills": [], "ended_first": 0, "problems": []}
+    report = {"stages": {}, "kills": [], "ended_first": 0, "after_last_cell": 0, "problems": []}
 
     def whole(name: str, command: list[str], store: Path, **more) -> float:
         started = time.time()
@@ -409,6 +417,8 @@ def main(arguments: list[str] | None = None) -> int:
                 errors = [line for line in Path(f"{log}.err").read_text().splitlines() if line.startswith("error: ")]
                 if kind == "worker" and code:
                     report["problems"].append(f"{log.name}: a lost worker ended the study: {errors}")
+                elif kind == "kernel" and not code and complete(executed / "tiny" / f"{NOTEBOOKS[stage]}.ipynb", started):
+                    report["after_last_cell"] += 1  # nothing was left for the kernel to do
                 elif kind != "worker" and not code:
                     report["problems"].append(f"{log.name}: exit 0 after a kill")
                 elif kind == "kernel" and (len(errors) != 1 or "run the same command again" not in errors[0]):
