@@ -160,7 +160,7 @@ def removal_logps(student: Student, example: Example, rationale: str, keep: np.n
 # -------------------------------------------------------------------------------------------- the methods
 
 def attribute(student: Student, example: Example, rationale: str, method: str, *, label_format: str = "text",
-              n_steps: int = 32, baseline: str = "filler", batch_size: int = 16,
+              n_steps: int = 32, baseline: str = "filler", batch_size: int = 32,
               rng: np.random.Generator | None = None,
               selections: dict[str, Sequence[int]] | None = None) -> Attribution:
     """Score every token of one rationale for the right answer's log probability.

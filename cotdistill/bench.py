@@ -36,7 +36,7 @@ from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
 from cotdistill.students import Student, load_student
-from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, token_losses
+from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, sparse_embedding, weighted_loss
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
 # side -> (package it needs, batches grouped by length, settings in words)
@@ -868,12 +868,14 @@ def backward_step(student: Student, batch: list[Encoded]) -> float:
     before = student.model.config._attn_implementation
     student.model.set_attn_implementation("packed")
     try:
-        losses = token_losses(student.model, collate(batch))
-        losses.mean().backward()
+        found = collate(batch)
+        with sparse_embedding(student.model):
+            loss, _ = weighted_loss(student.model, found, found["weights"] / len(found["weights"]))
+            loss.backward()
     finally:
         student.model.set_attn_implementation(before)
     student.model.zero_grad(set_to_none=True)
-    return float(losses.detach().mean())
+    return loss.item()
 
 
 # ---------------------------------------------------------------------------------------------------------------- curves

@@ -4,7 +4,7 @@ Three decisions that the comparison of arms rests on:
 - The order of questions is a function of the seed alone, so every arm of a seed sees the same questions in the same
   batches, and the difference between two arms is never a difference in data order.
 - Sequences of a batch are laid end to end in one row (`students.packed_attention`): no padding, whatever the lengths, so
-  that no arm pays for another's. The head runs at supervised positions only.
+  that no arm pays for another's. The head runs at supervised positions only, and never holds all their logits.
 - The loss is the mean over the batch's supervised tokens, HF's own default; label tokens can weigh more.
 
 Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes: it is computed once and every
@@ -193,6 +193,72 @@ def token_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
     return cross_entropy(logits.float(), labels[supervised], reduction="none")
 
 
+class HeadLoss(torch.autograd.Function):
+    """The head and its cross-entropy, a slice of positions at a time, with the gradients made on the way: the logits of a slice become
+    their own gradient in place, so that two of them never exist, let alone all positions' (gemma: a megabyte each).
+
+    They lie as [V, n], which is the order that the two products of the backward pass read fastest."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, share, limit):
+        """hidden [S, D], weight [V, D], targets [S], share [S] -> (sum of share * loss, losses [S] in nats)."""
+        for_hidden, for_weight = (torch.empty_like(x) if need else None for x, need in zip((hidden, weight), ctx.needs_input_grad))
+        size, slices = len(hidden), -(-4 * hidden.shape[0] * weight.shape[0] // limit)
+        n = -(-size // min(size, slices))  # positions in a slice: slices of about one length
+        losses, buffer = hidden.new_empty(size), hidden.new_empty(n * len(weight))
+        for a in range(0, size, n):
+            part = slice(a, a + n)
+            x, asked = hidden[part], (targets[part], torch.arange(len(targets[part])))
+            logits = torch.mm(weight, x.t(), out=buffer[:len(weight) * len(x)].view(len(weight), len(x)))
+            top, hit = logits.amax(0), logits[asked]
+            total = logits.sub_(top).exp_().sum(0)
+            losses[part] = total.log() + top - hit
+            logits[asked] -= total
+            scale = (share[part] / total)[:, None]
+            if for_hidden is not None:
+                for_hidden[part] = (logits.t() @ weight) * scale
+            if for_weight is not None:
+                torch.mm(logits, x * scale, out=for_weight) if not a else for_weight.addmm_(logits, x * scale)
+        ctx.gradients = for_hidden, for_weight
+        ctx.mark_non_differentiable(losses)
+        return (losses * share).sum(), losses
+
+    @staticmethod
+    def backward(ctx, outer, _):
+        found, ctx.gradients = ctx.gradients, None
+        return *(g if g is None or outer == 1 else g.mul_(outer) for g in found), None, None, None
+
+
+def weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], share: torch.Tensor, limit: int = 2**28) -> tuple[torch.Tensor, torch.Tensor]:
+    """What training minimises: (sum over supervised tokens of share [S] times cross-entropy, the cross-entropies [S] in nats).
+
+    On a CPU through `HeadLoss`, with slices of at most `limit` bytes of logits; a GPU, a torchrun and a head with a bias or a cap
+    take the plain way. Both are the same function, up to rounding."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if (head is None or head.bias is not None or getattr(model.config, "final_logit_softcapping", None)
+            or not head.weight.dtype == torch.float32 or head.weight.device.type != "cpu"):
+        losses = token_losses(model, batch)
+        return (losses * share).sum(), losses.detach()
+    labels = batch["labels"][0]
+    supervised = (labels != -100).nonzero().squeeze(1)
+    hidden = model.base_model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
+                              **{key: batch[key] for key in ("cu_seq_lens_q", "trunk") if key in batch}).last_hidden_state[0]
+    return HeadLoss.apply(hidden[supervised - 1], head.weight, labels[supervised], share, limit)
+
+
+@contextmanager
+def sparse_embedding(model: nn.Module):
+    """While open, the embeddings' gradient holds the batch's rows only, where it is added to the dense one of a tied head anyway: for
+    gemma a matrix of 671 MB less to fill and add. On a CPU, in one process (processes can't average such gradients)."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    fits = head.weight is embedding.weight and embedding.weight.requires_grad and model.device.type == "cpu" and ranks()[1] == 1
+    before, embedding.sparse = embedding.sparse, fits
+    try:
+        yield
+    finally:
+        embedding.sparse = before
+
+
 class OrderSampler(torch.utils.data.Sampler):
     """Question order as a function of (seed, epoch): the same for every arm. Epoch e of a fresh arm has its own
     encodings, kept at e * n in the concatenated data."""
@@ -268,14 +334,13 @@ class DistilTrainer(Trainer):
         return self.accelerator.prepare(torch.utils.data.DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        losses = token_losses(model, inputs)
+        share = inputs["weights"] / (len(inputs["weights"]) if num_items_in_batch is None else num_items_in_batch)
+        if self.args.world_size > 1 and num_items_in_batch is not None:
+            share = share * self.args.world_size  # gradients are averaged over processes, items were counted over all
+        loss, losses = weighted_loss(model, inputs, share)
         is_label = inputs["kinds"] == LABEL
         for row, mask in enumerate((is_label, ~is_label)):
-            self.sums[row] += torch.tensor([losses.detach()[mask].sum().item(), mask.sum().item()])
-        items = len(losses) if num_items_in_batch is None else num_items_in_batch
-        loss = (losses * inputs["weights"]).sum() / items
-        if self.args.world_size > 1 and num_items_in_batch is not None:
-            loss = loss * self.args.world_size  # gradients are averaged over processes, items were counted over all
+            self.sums[row] += torch.tensor([losses[mask].sum().item(), mask.sum().item()])
         return (loss, None) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs):
@@ -523,7 +588,7 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
     for mlp in mlps:
         mlp.compile(backend=config.compile, dynamic=True)
     try:
-        with starting_from_trunk(student.model, config.frozen_layers):
+        with starting_from_trunk(student.model, config.frozen_layers), sparse_embedding(student.model):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     except Exception as error:  # torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named here
         if type(error).__name__ != "UnpicklingError":

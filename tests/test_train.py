@@ -11,7 +11,7 @@ from cotdistill import train
 from cotdistill.data import DataError
 from cotdistill.format import Arm, arm_from_name
 from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, choose_train, collate, encode_all, example_rng,
-                              fine_tune, fitting, freeze, token_losses, trainable)
+                              fine_tune, fitting, freeze, sparse_embedding, token_losses, trainable, weighted_loss)
 
 ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
 QUICK = TrainConfig(lr=1e-2, epochs=2, batch_size=4, select="last")
@@ -38,6 +38,36 @@ def test_loss_equals_hugging_face(student, questions, rationales, arm):
     with torch.no_grad():
         theirs = student.model(input_ids=ids, attention_mask=mask.long(), labels=labels).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("limit", [2**28, 40_000, 1])
+def test_sliced_head_equals_autograd(student, questions, rationales, frozen, limit):
+    """Loss, losses and every gradient of the sliced head are those of torch's cross-entropy, whatever the slices; also where the
+    gradient is scaled from outside, where it is added to one that is there, and with the embeddings' gradient kept sparse."""
+    batch = collate(passes_of(student, questions, rationales)[0], arm_weight=3.0)
+    share, found = batch["weights"] / 7, []
+    freeze(student.model, frozen)
+    student.model.set_attn_implementation("packed")
+    for ours in (False, True):
+        student.model.zero_grad(set_to_none=True)
+        for outer in (1.0, 0.5):
+            if ours:
+                with sparse_embedding(student.model):
+                    loss, losses = weighted_loss(student.model, batch, share, limit)
+                    (loss * outer).backward()
+            else:
+                losses = token_losses(student.model, batch)
+                loss = (losses * share).sum()
+                (loss * outer).backward()
+        gradients = {name: p.grad.clone() for name, p in student.model.named_parameters() if p.grad is not None}
+        assert not losses.requires_grad or not ours
+        found.append((loss.detach(), losses.detach(), gradients))
+    student.model.set_attn_implementation("sdpa")
+    student.model.zero_grad(set_to_none=True)
+    freeze(student.model, 0)
+    assert found[0][2].keys() == found[1][2].keys() and not student.model.get_input_embeddings().sparse
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_target_is_supervised_and_the_end_is(student, questions, rationales):
