@@ -463,8 +463,8 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
     """What the lowest `layers` blocks make of each sequence, [tokens, width] each; None where there is nothing to gain (no
     frozen block), where dropout makes each pass another one, or where it would take more than TRUNK_LIMIT bytes.
 
-    store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups are those of `data`'s own order,
-    so the same data give the same numbers to the last bit, whatever was computed before."""
+    store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups go by the questions' ids, so the
+    same data give the same numbers to the last bit, whatever was computed before, and seeds, which order them anew, share them."""
     model = student.model
     config = model.config.to_dict()
     dropout = any(value for name, value in config.items() if ("dropout" in name or "pdrop" in name) and isinstance(value, float))
@@ -473,21 +473,23 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
         return None
     if sum(t.nbytes for group in store.values() for t in group) + size > TRUNK_LIMIT:
         store.clear()
-    blocks, seen, found, before = _blocks(model), [], [], model.config._attn_implementation
+    blocks, seen, found, before = _blocks(model), [], [None] * len(data), model.config._attn_implementation
+    order = sorted(range(len(data)), key=lambda i: data[i].id)
     model.set_attn_implementation("packed")
     hook = blocks[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0][0]))
     for block in blocks[layers:]:
         block.forward = _nothing
     try:
-        for a in range(0, len(data), 16):
-            group = data[a:a + 16]
+        for a in range(0, len(order), 16):
+            group = [data[i] for i in order[a:a + 16]]
             key = layers, tuple(e.ids for e in group)
             if key not in store:
                 batch = collate(group)
                 model.base_model(use_cache=False, **{name: batch[name].to(model.device) if name != "cu_seq_lens_q" else batch[name]
                                                      for name in ("input_ids", "position_ids", "cu_seq_lens_q")})
                 store[key] = [part.clone() for part in seen.pop().split([len(e.ids) for e in group])]
-            found += store[key]
+            for i, states in zip(order[a:a + 16], store[key]):
+                found[i] = states
     finally:
         hook.remove()
         for block in blocks[layers:]:
