@@ -5,6 +5,8 @@ greedy answer. label_only and post_cot stop once the label is out (that is claim
 pre_cot first writes its own rationale, and its options are scored after that rationale. Scoring the options has already
 asked the student for its most probable token after each of their tokens, so a greedy answer that is one of the options needs
 no further step: only an answer that leaves them is decoded token by token.
+
+Runs whose lower blocks are frozen share what these make of prompts and options (`trunk`): they are passed once per study.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import torch
 from cotdistill.data import Example
 from cotdistill.format import label_text, parse_answer, prompt_text
 from cotdistill.students import GrowingLayer, Student, growing_cache, next_token_logits
+from cotdistill.train import TRUNK_LIMIT, _blocks, has_trunk, starting_from_trunk, stored
 
 
 @dataclass
@@ -31,9 +34,30 @@ class Decoding:
     logits: torch.Tensor     # [B, V]
 
 
+def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inputs) -> torch.Tensor:
+    """The last hidden states of a pass, [B, L, width]. trunk: (frozen blocks, store): where the store knows what these blocks made
+    of this very batch, the pass starts above them (and their part of the cache stays empty), else it is put there."""
+    model = student.model
+    if not trunk:
+        return model.base_model(**inputs).last_hidden_state
+    (layers, store), seen = trunk, []
+    with starting_from_trunk(model, layers):
+        if (layers, *key) in store:
+            return model.base_model(**inputs, trunk=store[layers, *key]).last_hidden_state
+        hook = _blocks(model)[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        try:
+            found = model.base_model(**inputs).last_hidden_state
+        finally:
+            hook.remove()
+    if stored(store) + seen[0].nbytes <= TRUNK_LIMIT:
+        store[layers, *key] = seen[0]
+    return found
+
+
 @torch.no_grad()
-def start(student: Student, sequences: list[list[int]]) -> Decoding:
-    """Run the prompts, padded on the left to one length."""
+def start(student: Student, sequences: list[list[int]], trunk: tuple[int, dict] | None = None) -> Decoding:
+    """Run the prompts, padded on the left to one length. With `trunk` (see `_hidden`) nothing can be fed to the result, only
+    options be scored."""
     device, longest = student.model.device, max(map(len, sequences))
     ids = torch.full((len(sequences), longest), student.pad_id)
     real = torch.zeros(len(sequences), longest, dtype=torch.bool)
@@ -41,8 +65,8 @@ def start(student: Student, sequences: list[list[int]]) -> Decoding:
         ids[row, longest - len(sequence):] = torch.tensor(sequence)
         real[row, longest - len(sequence):] = True
     positions, cache = (real.cumsum(1) - 1).clamp(min=0), growing_cache()
-    hidden = student.model.base_model(input_ids=ids.to(device), attention_mask=real.to(device), position_ids=positions.to(device),
-                                      past_key_values=cache, use_cache=True).last_hidden_state
+    hidden = _hidden(student, trunk, ("prompts", tuple(map(tuple, sequences))), input_ids=ids.to(device), attention_mask=real.to(device),
+                     position_ids=positions.to(device), past_key_values=cache, use_cache=True)
     return Decoding(cache, real, real.sum(1), next_token_logits(student.model, hidden[:, -1]).cpu())
 
 
@@ -119,12 +143,13 @@ def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[
 
 
 @torch.no_grad()
-def score_options(student: Student, state: Decoding, options: list[list[list[int]]]) -> tuple[list[list[float]], list[list[int] | None]]:
+def score_options(student: Student, state: Decoding, options: list[list[list[int]]], trunk: tuple[int, dict] | None = None,
+                  key: tuple = ()) -> tuple[list[list[float]], list[list[int] | None]]:
     """log p(option | sequence so far) in nats, the sum over its tokens, for each question's options; and the greedy
     continuation where it is one of them or ends at once (None: it is neither, decode it).
 
     All options of a question run in one row after its cached prefix, without their last tokens (nothing is asked of
-    these); a mask lets each see the prefix and itself only. The cache is left as it was."""
+    these); a mask lets each see the prefix and itself only. The cache is left as it was. trunk: as in `start`; key: the prompts."""
     device, prefix = student.model.device, state.real.shape[1]
     width = max(sum(len(option) - 1 for option in row) for row in options)
     ids = torch.full((len(options), width), student.pad_id)
@@ -144,10 +169,12 @@ def score_options(student: Student, state: Decoding, options: list[list[list[int
     if width:
         mask = torch.cat([state.real[:, None].expand(-1, width, -1), own], 2)[:, None]
         bias = torch.zeros(mask.shape, dtype=student.model.dtype).masked_fill(~mask, torch.finfo(student.model.dtype).min)
-        hidden = student.model.base_model(input_ids=ids.to(device), attention_mask=bias.to(device), position_ids=positions.to(device),
-                                          past_key_values=state.cache, use_cache=True).last_hidden_state
-        state.cache.crop(-width)
-        assert state.cache.get_seq_length() == prefix
+        hidden = _hidden(student, trunk, ("options", key, tuple(tuple(map(tuple, row)) for row in options)), input_ids=ids.to(device),
+                         attention_mask=bias.to(device), position_ids=positions.to(device), past_key_values=state.cache, use_cache=True)
+        for layer in state.cache.layers:
+            if layer.is_initialized:
+                layer.crop(-width)
+        assert state.cache.layers[-1].get_seq_length() == prefix
         # The head runs where something is asked, a few hundred places at a time: all logits at once would be gigabytes
         found = [_read(next_token_logits(student.model, part), wanted) for part, wanted in
                  zip(hidden[real.to(device)].split(256), following[real].to(device).split(256))]
@@ -174,18 +201,22 @@ def _read(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def evaluate(student: Student, examples: list[Example], placement: str, label_format: str = "text", *,
              max_new_tokens: int = 96, max_label_tokens: int = 24, batch_size: int = 32, generate: bool = True,
-             progress=lambda done: None) -> list[dict]:
+             trunk: tuple[int, dict] | None = None, progress=lambda done: None) -> list[dict]:
     """One prediction per question, in the order given.
 
     id, gold; rationale (pre_cot: what it wrote first), text (the generated label) and generated (the option it names, None: not
     one); scores (log p of each option with its line break, in nats) and choice (the best); tokens (generated until the
-    label was out) and cut_off (a limit ended it). With generate=False label-first students are scored only."""
+    label was out) and cut_off (a limit ended it). With generate=False label-first students are scored only.
+
+    trunk: (blocks that training left as they were, a store shared by the runs of one base student), see `_hidden`."""
     rationale_stop, line = student.encode("\nAnswer:"), line_ids(student)
     prompts = [student.bos_ids + student.encode(prompt_text(e, placement, label_format)) for e in examples]
     order, found = sorted(range(len(examples)), key=lambda i: len(prompts[i])), [None] * len(examples)
+    trunk = trunk if trunk and placement != "pre_cot" and has_trunk(student.model, trunk[0]) else None
     for begin in range(0, len(order), batch_size):
         rows = order[begin:begin + batch_size]
-        state = start(student, [prompts[i] for i in rows])
+        asked = [prompts[i] for i in rows]
+        state = start(student, asked, trunk)
         thoughts, cut = [[]] * len(rows), [False] * len(rows)
         if placement == "pre_cot":
             thoughts, state = greedy(student, state, max_new_tokens, rationale_stop)
@@ -196,10 +227,11 @@ def evaluate(student: Student, examples: list[Example], placement: str, label_fo
                 feed(student, state, add, torch.tensor(missing)[:, None].expand_as(add).contiguous())
         options = [[student.encode(label_text(examples[i], o, label_format)) for o in range(len(examples[i].choices))]
                    for i in rows]
-        scores, labels = score_options(student, state, options)
+        scores, labels = score_options(student, state, options, trunk, tuple(map(tuple, asked)))
         left = [row for row, label in enumerate(labels) if label is None or len(label) > max_label_tokens]
         if generate and left:
-            for row, label in zip(left, greedy(student, select(state, left), max_label_tokens, line)[0]):
+            open_ended = start(student, [asked[row] for row in left]) if trunk else select(state, left)
+            for row, label in zip(left, greedy(student, open_ended, max_label_tokens, line)[0]):
                 labels[row] = label
         for row, i in enumerate(rows):
             example, label = examples[i], labels[row] if generate else []

@@ -117,7 +117,7 @@ def _student(name: str, device: str, dtype: str) -> Student:
 
 @functools.lru_cache(maxsize=1)
 def _trunks(fingerprint: str) -> dict:
-    """What the frozen blocks of one student make of training sequences, shared by the runs of this process."""
+    """What the frozen blocks of one student make of training sequences, prompts and options, shared by the runs of this process."""
     return {}
 
 
@@ -252,7 +252,8 @@ def train_arm(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | N
     limits = dict(max_new_tokens=base["max_new_tokens"], max_label_tokens=base["max_label_tokens"], batch_size=base["eval_batch_size"])
 
     def validate():
-        return validation_scores(evaluate(student, data.validation, arm.placement, base["label_format"], **limits, generate=False))
+        return validation_scores(evaluate(student, data.validation, arm.placement, base["label_format"], **limits, generate=False,
+                                          trunk=(config.frozen_layers, _trunks(student.fingerprint))))
 
     def progress(row):
         say(f"    epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
@@ -280,7 +281,8 @@ def distil(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | None
             told(str(folder))  # the other processes of a torchrun wait for it in `cluster.one_run`
             history, summary = train_arm(base, arm, seed, folder, scores=scores, say=say)
         trained = time.time()
-        predictions = evaluate(student, test, arm.placement, base["label_format"], **limits)
+        trunk = (TrainConfig(**base["train"]).frozen_layers, _trunks(student.fingerprint)) if train else None
+        predictions = evaluate(student, test, arm.placement, base["label_format"], **limits, trunk=trunk)
         if keep_weights:
             save_file(trainable(student.model), folder / "weights.safetensors")
     finally:

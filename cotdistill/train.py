@@ -458,6 +458,17 @@ def _blocks(model: nn.Module) -> nn.ModuleList:
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
 
 
+def has_trunk(model: nn.Module, layers: int) -> bool:
+    """Whether the lowest `layers` blocks make the same of a sequence every time: they are frozen, and drop nothing at random."""
+    dropped = (value for name, value in model.config.to_dict().items() if "dropout" in name or "pdrop" in name)
+    return layers > 0 and not any(isinstance(value, float) and value for value in dropped)
+
+
+def stored(store: dict) -> int:
+    """Bytes of what frozen blocks made, in a store of `trunk_states` and `evaluate`."""
+    return sum(t.nbytes for group in store.values() for t in group)
+
+
 @torch.no_grad()
 def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict) -> list[torch.Tensor] | None:
     """What the lowest `layers` blocks make of each sequence, [tokens, width] each; None where there is nothing to gain (no
@@ -466,12 +477,10 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
     store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups go by the questions' ids, so the
     same data give the same numbers to the last bit, whatever was computed before, and seeds, which order them anew, share them."""
     model = student.model
-    config = model.config.to_dict()
-    dropout = any(value for name, value in config.items() if ("dropout" in name or "pdrop" in name) and isinstance(value, float))
     size = sum(len(e.ids) for e in data) * model.config.hidden_size * next(model.parameters()).element_size()
-    if not layers or dropout or size > TRUNK_LIMIT:
+    if not has_trunk(model, layers) or size > TRUNK_LIMIT:
         return None
-    if sum(t.nbytes for group in store.values() for t in group) + size > TRUNK_LIMIT:
+    if stored(store) + size > TRUNK_LIMIT:
         store.clear()
     blocks, seen, found, before = _blocks(model), [], [None] * len(data), model.config._attn_implementation
     order = sorted(range(len(data)), key=lambda i: data[i].id)
@@ -514,15 +523,17 @@ def starting_from_trunk(model: nn.Module, layers: int):
     def enter(module, given, named):
         return ((named["trunk"], *given[1:]), named) if "trunk" in named else None
 
-    hook = blocks[layers].register_forward_pre_hook(enter, with_kwargs=True)
+    hook, before = blocks[layers].register_forward_pre_hook(enter, with_kwargs=True), [vars(block).get("forward") for block in blocks[:layers]]
     for block in blocks[:layers]:
         block.forward = partial(_unless_trunk, block.forward)
     try:
         yield
     finally:
         hook.remove()
-        for block in blocks[:layers]:
+        for block, own in zip(blocks, before):
             del block.forward
+            if own:  # it was open before
+                block.forward = own
 
 
 def freeze(model: nn.Module, layers: int) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cotdistill import train
 from cotdistill.evaluate import accuracy, evaluate, feed, greedy, join, line_ids, score_options, select, start, validation_scores
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text
 from cotdistill.train import TrainConfig, encode_all, fine_tune
@@ -129,3 +130,24 @@ def test_selected_and_joined_sequences_go_on_as_before(student, questions):
     with torch.no_grad():
         wanted = [student.model(input_ids=torch.tensor([row + [7] * (2 if i in (0, 3) else 1)])).logits[0, -1] for i, row in enumerate(rows)]
     torch.testing.assert_close(joined.logits, torch.stack(wanted).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("placement", ["label_only", "post_cot", "pre_cot"])
+def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
+    """With what the frozen block made of prompts and options kept, another run's predictions are those of the whole student, to the
+    last bit, and the block runs for open-ended answers only."""
+    store, calls = {}, []
+    for run in range(2):
+        with torch.no_grad():  # what training a run changes: everything above the first block
+            for parameter in train._blocks(student.model)[1].parameters():
+                parameter.mul_(1.5)
+        plain = evaluate(student, questions, placement, batch_size=4, **LIMITS)
+        hook = train._blocks(student.model)[0].mlp.register_forward_hook(lambda *_: calls.append(run))
+        scored = [evaluate(student, questions, placement, batch_size=4, generate=False, trunk=(1, store), **LIMITS) for _ in range(2)][1]
+        hook.remove()
+        assert evaluate(student, questions, placement, batch_size=4, trunk=(1, store), **LIMITS) == plain
+        assert [p["scores"] for p in scored] == [p["scores"] for p in plain]
+    shared = placement != "pre_cot" and train.has_trunk(student.model, 1)  # not GPT-2, which trains with dropout
+    assert len(store) == shared * 2 * -(-len(questions) // 4)  # prompts and options of each batch
+    assert not shared or calls.count(0) and not calls.count(1)
+    assert not any("forward" in vars(block) for block in train._blocks(student.model))
