@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from contextlib import contextmanager
@@ -228,57 +229,91 @@ class Enough(Exception):
     """Raised inside a training loop after the last measured step: no checkpoint is written, no epoch ends."""
 
 
-@contextmanager
-def watch_steps(limit: int, profiler=None):
-    """While open, every Trainer's optimiser steps are timed from outside and end after `limit` of them; a profiler sees
-    all but the first.
+class Turns:
+    """Whose turn it is among n threads, of which one works at a time; those that are through are passed over."""
 
-    Yields {"times": [...] clock at the end of each step, "losses": [...] of each step in nats}."""
-    seen, own = {"times": [], "losses": []}, Trainer.training_step
+    def __init__(self, n: int):
+        self.now, self.left, self.changed = 0, list(range(n)), threading.Condition()
+
+    def wait(self, me: int) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.now == me)
+
+    def pass_on(self, me: int, through: bool = False) -> None:
+        with self.changed:
+            later = [i for i in self.left if i > me] + [i for i in self.left if i < me]
+            self.left = [i for i in self.left if not through or i != me]
+            self.now = later[0] if later else me
+            self.changed.notify_all()
+
+
+def train_turn_about(sides: list[str], student: Student, batches: list[list[list[Encoded]]], config: TrainConfig, seed: int = 0,
+                     own_copy: bool = True, profiler=None) -> list[tuple[list[float], list[float]]]:
+    """Train each side of TRAINERS on its batches in their order, an optimiser step of one side, then one of the next: a machine's
+    speed changes from minute to minute, and this way every side meets the same. Each side is a whole training loop of its own in a
+    thread of its own, held after each step. For each side: (seconds of each step but the first, losses of all steps in nats per
+    supervised token). The student stays as it was (own_copy=False: it does not). profiler: sees all steps but the first, of one side."""
+    turns, number, threads = Turns(len(sides)), {}, torch.get_num_threads()
+    seen, failed, own = [{"times": [], "losses": [], "since": 0.0} for _ in sides], [], Trainer.training_step
 
     def training_step(self, *args, **kwargs):
         loss = own(self, *args, **kwargs)
-        seen["losses"].append(float(loss.detach()))
+        seen[number[threading.get_ident()]]["losses"].append(float(loss.detach()))
         return loss
 
     def stepped(*_):
-        seen["times"].append(time.perf_counter())
-        if profiler and len(seen["times"]) == 1:
+        me = number[threading.get_ident()]
+        seen[me]["times"].append(time.perf_counter() - seen[me]["since"])
+        if profiler and len(seen[me]["times"]) == 1:
             profiler.start()
-        if len(seen["times"]) >= limit:
+        if len(seen[me]["times"]) >= len(batches[me]):
             if profiler:
                 profiler.stop()
             raise Enough
+        turns.pass_on(me)
+        turns.wait(me)
+        seen[me]["since"] = time.perf_counter()
 
-    hook = register_optimizer_step_post_hook(stepped)
-    Trainer.training_step = training_step
+    def work(me):
+        number[threading.get_ident()] = me
+        turns.wait(me)
+        torch.set_num_threads(threads)  # each thread has a setting of its own
+        try:
+            pupil = replace(student, model=copy.deepcopy(student.model) if own_copy else student.model)
+            with tempfile.TemporaryDirectory() as folder:
+                if sides[me].startswith("ours"):
+                    _ours(pupil, batches[me], replace(config, gradient_checkpointing="checkpointing" in sides[me]), seed, folder)
+                else:
+                    _peer_trainer(sides[me], pupil, batches[me], config, seed, folder).train()
+        except Enough:
+            pass
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            turns.pass_on(me, through=True)
+
+    hook, Trainer.training_step = register_optimizer_step_post_hook(stepped), training_step
     try:
-        yield seen
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if len(sides) == 1:  # in this thread: a profiler looks at it
+                work(0)
+            else:
+                crew = [threading.Thread(target=work, args=(me,)) for me in range(len(sides))]
+                for thread in crew:
+                    thread.start()
+                for thread in crew:
+                    thread.join()
     finally:
         Trainer.training_step = own
         hook.remove()
-
-
-def train_steps(side: str, student: Student, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0,
-                own_copy: bool = True, profiler=None) -> tuple[list[float], list[float]]:
-    """Train on the batches in their order, one optimiser step each, on one of TRAINERS. Returns (seconds of each step but the
-    first, losses of all steps in nats per supervised token). The student stays as it was (own_copy=False: it does not)."""
-    model = copy.deepcopy(student.model) if own_copy else student.model
-    pupil = replace(student, model=model)
-    with tempfile.TemporaryDirectory() as folder, watch_steps(len(batches), profiler) as seen, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            if side.startswith("ours"):
-                _ours(pupil, batches, replace(config, gradient_checkpointing="checkpointing" in side), seed, folder)
-            else:
-                _peer_trainer(side, pupil, batches, config, seed, folder).train()
-        except Enough:
-            pass
-    del pupil, model
     gc.collect()
-    if not len(seen["times"]) == len(seen["losses"]) == len(batches):
-        raise DataError(f"{side}: {len(seen['times'])} optimiser steps and {len(seen['losses'])} losses; expected {len(batches)} of each")
-    return np.diff(seen["times"]).tolist(), seen["losses"]
+    if failed:
+        raise failed[0]
+    for side, found, wanted in zip(sides, seen, batches):
+        if not len(found["times"]) == len(found["losses"]) == len(wanted):
+            raise DataError(f"{side}: {len(found['times'])} optimiser steps and {len(found['losses'])} losses; expected {len(wanted)} of each")
+    return [(found["times"][1:], found["losses"]) for found in seen]
 
 
 def _ours(student, batches, config, seed, folder):
@@ -362,23 +397,24 @@ def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 
 
 def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], config: TrainConfig, repeats: int,
                   sides: list[str], square: int = 2048) -> pd.DataFrame:
-    """Every optimiser step of every side, turn about: side, repeat, step, placement, tokens, seconds, loss, and, around our
-    own runs, the machine's product rates (GFLOP/s: square, own shapes) and the step's needed GFLOP."""
-    there = [s for s in sides if not TRAINERS[s][0] or find_spec(TRAINERS[s][0])]
+    """Every optimiser step of every peer among `sides` and of ours beside it on the same batches, a step of one and a step of the other:
+    side, beside (the peer), repeat, step, placement, tokens, seconds, loss, the machine's product rates around the pair (GFLOP/s:
+    square, own shapes) and the step's needed GFLOP."""
+    there = [s for s in sides if not s.startswith("ours") and (not TRAINERS[s][0] or find_spec(TRAINERS[s][0]))]
     rows = []
     for repeat in range(repeats):
-        for side in there:
-            work = batches[TRAINERS[side][1]]
-            mine = side.startswith("ours")
+        for peer in there:
+            pair, work = ["ours, grouped" if TRAINERS[peer][1] else "ours", peer], batches[TRAINERS[peer][1]]
             tokens = int(np.mean([sum(len(e.ids) for e in b) for _, b in work[1:]]))
-            before = product_rates(student.model, tokens, square) if mine else {}
-            seconds, losses = train_steps(side, student, [b for _, b in work], config)
-            after = product_rates(student.model, tokens, square) if mine else {}
-            for step, (placement, batch) in enumerate(work):
-                rows.append({"side": side, "repeat": repeat, "step": step, "placement": placement, "tokens": sum(len(e.ids) for e in batch),
-                             "seconds": seconds[step - 1] if step else np.nan, "loss": losses[step],
-                             "gflop": needed_flops(student.model, batch) / 1e9 if mine else np.nan,
-                             **{k: (before[k] + after[k]) / 2 if mine else np.nan for k in ("square", "own")}})
+            before = product_rates(student.model, tokens, square)
+            found = train_turn_about(pair, student, [[b for _, b in work]] * 2, config)
+            after = product_rates(student.model, tokens, square)
+            for side, (seconds, losses) in zip(pair, found):
+                for step, (placement, batch) in enumerate(work):
+                    rows.append({"side": side, "beside": peer, "repeat": repeat, "step": step, "placement": placement,
+                                 "tokens": sum(len(e.ids) for e in batch), "seconds": seconds[step - 1] if step else np.nan, "loss": losses[step],
+                                 "gflop": needed_flops(student.model, batch) / 1e9,
+                                 **{k: (before[k] + after[k]) / 2 for k in ("square", "own")}})
     return pd.DataFrame(rows)
 
 
@@ -390,8 +426,9 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
     for side in sides:
         if side.startswith("ours"):
             continue
-        mine = steps[steps["side"] == ("ours, grouped" if TRAINERS[side][1] else "ours")]
-        theirs, known = steps[steps["side"] == side], {}
+        mine, theirs, known = steps[steps["side"].str.startswith("ours") & (steps["beside"] == side)], steps[steps["side"] == side], {}
+        if not len(mine):  # the peer is not installed
+            mine = steps[steps["side"] == ("ours, grouped" if TRAINERS[side][1] else "ours")]
         if len(theirs):
             a, b = (x.sort_values(["repeat", "step"])["loss"].to_numpy() for x in (mine, theirs))
             known = {"check": close(a, b, 1e-5, "losses")}
@@ -472,7 +509,7 @@ def _peak(asked: dict) -> dict:
     if asked["side"].startswith("TRL"):
         import trl  # noqa: F401  its imports belong to what is loaded
     loaded = _held("VmRSS")
-    train_steps(asked["side"], student, batches, TrainConfig(batch_size=size), own_copy=False)
+    train_turn_about([asked["side"]], student, [batches], TrainConfig(batch_size=size), own_copy=False)
     return {"loaded_gb": loaded / 1e6, "peak_gb": _held("VmHWM") / 1e6}
 
 
@@ -753,9 +790,9 @@ def time_occlusion(student: Student, pairs: list[tuple[Example, str]], sizes: li
 # ---------------------------------------------------------------------------------------------------------------- profiles
 
 GROUPS = (  # the first group whose mark stands in an operation's name
+    ("loss", ("nll_loss", "log_softmax", "logsumexp", "cross_entropy", "HeadLoss", "LogSoftmax", "aten::amax", "aten::exp_", "aten::sub_")),
     ("attention", ("scaled_dot_product", "_flash_attention", "softmax")),
     ("optimiser", ("_fused_adam", "adam", "_foreach", "clip_grad", "linalg_vector_norm")),
-    ("loss", ("nll_loss", "log_softmax", "logsumexp", "cross_entropy")),
     ("matrix products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::matmul", "aten::linear", "mkldnn", "aten::dot")),
     ("tokenisation", ("tokenisation",)),
     ("copies and indexing", ("copy", "cat", "index", "clone", "fill", "zero", "contiguous", "to_copy", "select", "slice", "gather", "scatter",
@@ -821,7 +858,7 @@ def profile_training(side: str, student: Student, batch: list[Encoded], vocabula
     """`by_group` of `steps` optimiser steps of a trainer, after a first one that is not looked at."""
     seen = _profiler()
     with _silent():
-        seconds, _ = train_steps(side, student, [batch] * (steps + 1), TrainConfig(batch_size=len(batch)), profiler=seen)
+        ((seconds, _),) = train_turn_about([side], student, [[batch] * (steps + 1)], TrainConfig(batch_size=len(batch)), profiler=seen)
     return by_group(seen.key_averages(group_by_input_shape=True), sum(seconds), vocabulary)
 
 

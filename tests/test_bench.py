@@ -109,9 +109,28 @@ def test_another_loss_would_be_seen(inputs, llama):
 def test_watching_leaves_the_trainer_and_the_student_as_they_were(inputs, llama, tmp_path):
     own, before = Trainer.training_step, {k: v.clone() for k, v in llama.model.state_dict().items()}
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:8]]
-    seconds, losses = bench.train_steps("ours", llama, [sequences[:4], sequences[4:]], TrainConfig(batch_size=4))
-    assert len(seconds) == 1 and len(losses) == 2 and seconds[0] > 0
+    pair = bench.train_turn_about(["ours", "Trainer as it comes"], llama, [[sequences[:4], sequences[4:]]] * 2, TrainConfig(batch_size=4))
+    (alone,) = bench.train_turn_about(["ours"], llama, [[sequences[:4], sequences[4:]]], TrainConfig(batch_size=4))
+    assert all(len(seconds) == 1 and len(losses) == 2 and seconds[0] > 0 for seconds, losses in (*pair, alone))
+    assert pair[0][1] == alone[1]  # the other side's steps change nothing
     assert Trainer.training_step is own and all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
+
+
+def test_sides_take_turns_and_a_failing_one_ends_the_others_wait(inputs, llama, monkeypatch):
+    order, step = [], bench.Turns.pass_on
+
+    def pass_on(self, me, through=False):
+        order.append((me, through))
+        step(self, me, through)
+
+    monkeypatch.setattr(bench.Turns, "pass_on", pass_on)
+    sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:12]]
+    batches = [sequences[a:a + 4] for a in (0, 4, 8)]
+    bench.train_turn_about(["ours", "Trainer as it comes"], llama, [batches, batches[:2]], TrainConfig(batch_size=4))
+    assert order == [(0, False), (1, False), (0, False), (1, True), (0, True)]
+    monkeypatch.setattr(bench, "_peer_trainer", lambda *_: {}["a setting it does not know"])
+    with pytest.raises(KeyError, match="a setting it does not know"):
+        bench.train_turn_about(["Trainer as it comes", "ours"], llama, [batches] * 2, TrainConfig(batch_size=4))
 
 
 def test_needed_operations_are_those_that_torch_counts(inputs, llama):
