@@ -116,15 +116,24 @@ def makespan(seconds: list[float], devices: int) -> float:
     return max(free)
 
 
+def own_body(costs: dict, run: dict) -> int:
+    """The weights of the blocks that a measured run passed its prompts through itself."""
+    shares = costs.get("shared") and run["train_tokens"] and not run["arm"].startswith("pre_cot")
+    return costs["student"]["trained" if shares else "body"]
+
+
 def fit(costs: dict) -> tuple[Machine, list[float], list[float]]:
-    """This machine's rates from the measured runs: their medians, and every run's own (training, inference) rate in FLOP/s."""
+    """This machine's rates from the measured runs: their medians, and every run's own (training, inference) rate in FLOP/s.
+
+    "shared" costs come from runs that took what frozen blocks make of training sequences, and of the prompts of students that answer
+    first, from other runs: their own work is that of the other blocks."""
     s, v, unit, training = costs["student"], costs["values"], Machine(1, 1), []
-    answer = lambda r, n, **more: answer_seconds(unit, s["body"], s["head"], n, costs["microworld"], v,
+    answer = lambda r, n, **more: answer_seconds(unit, own_body(costs, r), s["head"], n, costs["microworld"], v,
                                                  r["arm"].startswith("pre_cot"), **more)
     inference = [answer(r, costs["test"]) / r["evaluate_seconds"] for r in costs["runs"]]
     for r in costs["runs"]:
         if r["train_tokens"]:
-            flops = train_flops(s["body"], s["head"], r["train_tokens"], r["supervised"], trained=s["trained"])
+            flops = train_flops(s["trained"] if costs.get("shared") else s["body"], s["head"], r["train_tokens"], r["supervised"], trained=s["trained"])
             checking = v["epochs"] * answer(r, costs["validation"], labels=False) / median(inference)
             training.append(flops / (r["train_seconds"] - checking))
     return Machine(median(training), median(inference)), training, inference
@@ -158,7 +167,7 @@ def gather() -> dict:
     key = next(iter(made))
     about = runs.read_json(runs.artifacts() / "runs" / key / "provenance.json", "`make train STUDY=quick`")
     return {"machine": {k: about[k] for k in ("processor", "cores", "threads", "torch")},
-            "microworld": world, "openbookqa": lengths(probe)[0],
+            "shared": base["train"]["frozen_layers"] > 0, "microworld": world, "openbookqa": lengths(probe)[0],
             "student": {"body": body, "head": head, "trained": round(body * (1 - base["train"]["frozen_layers"] / layers))},
             "test": len(runs.test_questions(base)), "validation": len(runs.study_data(base).validation), "runs": list(made.values()),
             "values": {k: base[k] for k in ("eval_batch_size", "max_new_tokens", "max_label_tokens")} | {"epochs": base["train"]["epochs"]}}

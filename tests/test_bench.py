@@ -302,3 +302,18 @@ def test_the_notebook_runs_at_smoke_size(tmp_path):
     findings = next(o.data["text/markdown"] for o in book.cells[-1].outputs if "text/markdown" in o.get("data", {}))
     missing = not find_spec("trl") or not find_spec("lm_eval")
     assert "0 show different results" in findings and ("0 wait for a peer" in findings) != missing, findings
+
+
+def test_the_committed_benchmark_is_this_notebook_at_its_full_size():
+    import yaml
+
+    path = ROOT / "notebooks" / "executed" / "benchmark" / "benchmark.ipynb"
+    book, source = nbformat.read(path, 4), nbformat.read(NOTEBOOK, 4)
+    cells = [c for c in book.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    assert [c.source for c in cells] == [c.source for c in source.cells]
+    assert all(c.execution_count and not any(o.output_type == "error" for o in c.outputs) for c in book.cells if c.cell_type == "code")
+    assert book.metadata.cotdistill.parameters == yaml.safe_load((ROOT / "notebooks" / "benchmark.yaml").read_text())
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 2**20 and not re.search(r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text))
+    findings = next(o.data["text/markdown"] for o in book.cells[-1].outputs if "text/markdown" in o.get("data", {}))
+    assert "0 wait for a peer" in findings

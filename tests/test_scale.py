@@ -109,11 +109,11 @@ def test_the_law_gives_back_the_runs_it_was_fitted_to():
     predicted = 0.0
     for r in COSTS["runs"]:
         pre = r["arm"].startswith("pre_cot")
-        answer = lambda n, labels=True: scale.answer_seconds(here, s["body"], s["head"], n, COSTS["microworld"], v, pre, labels)
+        answer = lambda n, labels=True: scale.answer_seconds(here, scale.own_body(COSTS, r), s["head"], n, COSTS["microworld"], v, pre, labels)
         predicted += answer(COSTS["test"])
         if r["train_tokens"]:
             predicted += v["epochs"] * answer(COSTS["validation"], labels=False)
-            predicted += scale.train_flops(s["body"], s["head"], r["train_tokens"], r["supervised"], trained=s["trained"]) / here.train
+            predicted += scale.train_flops(s["trained"] if COSTS.get("shared") else s["body"], s["head"], r["train_tokens"], r["supervised"], trained=s["trained"]) / here.train
     assert 0.7 < predicted / measured < 1.3 and len(COSTS["runs"]) == len(training) + 1 == len(inference)
 
 
