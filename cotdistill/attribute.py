@@ -30,7 +30,7 @@ from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale, fingerprint, read_jsonl
 from cotdistill.files import whole
 from cotdistill.format import SELECTORS, Arm, format_target, prompt_text
-from cotdistill.students import Student
+from cotdistill.students import Student, blocks_of
 from cotdistill.train import example_rng
 
 METHODS = SELECTORS
@@ -426,9 +426,8 @@ def randomise(student: Student, layers: int | None, seed: int) -> Student:
     Each parameter becomes normal numbers with its own mean and standard deviation, so activations keep their
     scale. A head that is tied to the embeddings changes only with None."""
     model = copy.deepcopy(student.model)
-    depth = model.config.num_hidden_layers
-    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth)
-    chosen = [model] if layers is None else list(blocks)[depth - layers:]
+    blocks = list(blocks_of(model))
+    chosen = [model] if layers is None else blocks[len(blocks) - layers:]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in (p for module in chosen for p in module.parameters()):

@@ -2,8 +2,8 @@
 elicitation. `notebooks/benchmark.ipynb` calls these functions; `python -m cotdistill.bench run` executes it.
 
 Rules. Both sides run in one process, turn about (ABAB), on the same tokens, in float32, with the same threads; medians over
-repeats. Whether they give the same results is checked first, on the results themselves. A peer gets its best settings: batch
-sizes are searched, and the search is shown. Peak memory is read from a fresh child process per side.
+repeats. Whether they give the same results is checked first, on the results themselves. A peer gets its best settings: the best
+of the batch sizes that are tried, all of them shown. Peak memory is read from a fresh child process per side.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
 from cotdistill.students import Student, load_student
-from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, sparse_embedding, weighted_loss
+from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, sparse_embedding, token_losses, weighted_loss
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
 # side -> (package it needs, batches grouped by length, settings in words)
@@ -395,6 +395,11 @@ def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 
     return {"square": 2.0 * size**3 / float(np.median(square)) / 1e9, "own": flops / sum(own) / 1e9 if own else float("nan")}
 
 
+def _ours_beside(peer: str) -> str:
+    """Our side on the batches that a peer gets."""
+    return "ours, grouped" if TRAINERS[peer][1] else "ours"
+
+
 def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], config: TrainConfig, repeats: int,
                   sides: list[str], square: int = 2048) -> pd.DataFrame:
     """Every optimiser step of every peer among `sides` and of ours beside it on the same batches, a step of one and a step of the other:
@@ -404,7 +409,7 @@ def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Enc
     rows = []
     for repeat in range(repeats):
         for peer in there:
-            pair, work = ["ours, grouped" if TRAINERS[peer][1] else "ours", peer], batches[TRAINERS[peer][1]]
+            pair, work = [_ours_beside(peer), peer], batches[TRAINERS[peer][1]]
             tokens = int(np.mean([sum(len(e.ids) for e in b) for _, b in work[1:]]))
             before = product_rates(student.model, tokens, square)
             found = train_turn_about(pair, student, [[b for _, b in work]] * 2, config)
@@ -428,7 +433,7 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
             continue
         mine, theirs, known = steps[steps["side"].str.startswith("ours") & (steps["beside"] == side)], steps[steps["side"] == side], {}
         if not len(mine):  # the peer is not installed
-            mine = steps[steps["side"] == ("ours, grouped" if TRAINERS[side][1] else "ours")]
+            mine = steps[steps["side"] == _ours_beside(side)]
         if len(theirs):
             a, b = (x.sort_values(["repeat", "step"])["loss"].to_numpy() for x in (mine, theirs))
             known = {"check": close(a, b, 1e-5, "losses")}
@@ -453,19 +458,10 @@ def first_losses(student: Student, steps: pd.DataFrame, batches: dict[bool, list
         if grouped not in exact:
             with torch.no_grad():
                 batch = collate(batches[grouped][0][1])
-                exact[grouped] = float(_double_losses(double, batch).mean())
+                exact[grouped] = float(token_losses(double, batch).mean())
         loss = float(steps.loc[(steps["side"] == side) & (steps["step"] == 0), "loss"].iloc[0])
         rows.append({"side": side, "loss": f"{loss:.7f}", "float64": f"{exact[grouped]:.7f}", "difference": f"{abs(loss / exact[grouped] - 1):.0e}"})
     return pd.DataFrame(rows)
-
-
-def _double_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """`token_losses` without its cast to float32."""
-    labels = batch["labels"][0]
-    asked = (labels != -100).nonzero().squeeze(1)
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=asked - 1, use_cache=False,
-                   cu_seq_lens_q=batch["cu_seq_lens_q"]).logits[0]
-    return torch.nn.functional.cross_entropy(logits, labels[asked], reduction="none")
 
 
 def limit_share(steps: pd.DataFrame) -> pd.DataFrame:

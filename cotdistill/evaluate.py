@@ -16,8 +16,8 @@ import torch
 
 from cotdistill.data import Example
 from cotdistill.format import label_text, parse_answer, prompt_text
-from cotdistill.students import GrowingLayer, Student, growing_cache, next_token_logits
-from cotdistill.train import TRUNK_LIMIT, _blocks, has_trunk, starting_from_trunk, stored
+from cotdistill.students import GrowingLayer, Student, blocks_of, growing_cache, next_token_logits
+from cotdistill.train import TRUNK_LIMIT, has_trunk, starting_from_trunk, stored
 
 
 @dataclass
@@ -44,7 +44,7 @@ def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inpu
     with starting_from_trunk(model, layers):
         if (layers, *key) in store:
             return model.base_model(**inputs, trunk=store[layers, *key]).last_hidden_state
-        hook = _blocks(model)[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        hook = blocks_of(model)[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
         try:
             found = model.base_model(**inputs).last_hidden_state
         finally:

@@ -153,6 +153,12 @@ def growing_cache() -> Cache:
     return Cache(layer_class_to_replicate=GrowingLayer)
 
 
+def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """The transformer blocks of a causal language model, the lowest first."""
+    depth = model.config.num_hidden_layers
+    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth)
+
+
 def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """The model's head on hidden states [n, width] -> float32 logits [n, vocabulary], capped where the model caps them."""
     logits = model.get_output_embeddings()(hidden).float()

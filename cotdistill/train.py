@@ -31,7 +31,7 @@ from transformers import Trainer, TrainingArguments
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
 from cotdistill.format import Arm, format_target, label_text, prompt_text
-from cotdistill.students import Student, changed, sha256
+from cotdistill.students import Student, blocks_of, changed, sha256
 
 PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
 TRUNK_LIMIT = 2 * 1024**3  # bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
@@ -184,13 +184,20 @@ def collate(batch: list[Encoded], arm_weight: float = 1.0, rationale_weight: flo
             "cu_seq_lens_q": borders, "weights": weights, "kinds": kinds[supervised]}
 
 
-def token_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy in nats of every supervised token, [S]. The head is applied at the S positions that predict them."""
+def _asked(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """The S positions that predict a supervised token, those tokens, and what a model is called with."""
     labels = batch["labels"][0]
     supervised = (labels != -100).nonzero().squeeze(1)
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], logits_to_keep=supervised - 1, use_cache=False,
-                   **{key: batch[key] for key in ("cu_seq_lens_q", "trunk") if key in batch}).logits[0]
-    return cross_entropy(logits.float(), labels[supervised], reduction="none")
+    named = {key: batch[key] for key in ("input_ids", "position_ids", "cu_seq_lens_q", "trunk") if key in batch}
+    return supervised - 1, labels[supervised], named | {"use_cache": False}
+
+
+def token_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy in nats of every supervised token, [S], in float32 (of a float64 model: in float64). The head is applied at the S
+    positions that predict them."""
+    places, wanted, named = _asked(batch)
+    logits = model(**named, logits_to_keep=places).logits[0]
+    return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), wanted, reduction="none")
 
 
 class HeadLoss(torch.autograd.Function):
@@ -236,14 +243,12 @@ def weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], share: torch
     take the plain way. Both are the same function, up to rounding."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if (head is None or head.bias is not None or getattr(model.config, "final_logit_softcapping", None)
-            or not head.weight.dtype == torch.float32 or head.weight.device.type != "cpu"):
+            or head.weight.dtype != torch.float32 or head.weight.device.type != "cpu"):
         losses = token_losses(model, batch)
         return (losses * share).sum(), losses.detach()
-    labels = batch["labels"][0]
-    supervised = (labels != -100).nonzero().squeeze(1)
-    hidden = model.base_model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
-                              **{key: batch[key] for key in ("cu_seq_lens_q", "trunk") if key in batch}).last_hidden_state[0]
-    return HeadLoss.apply(hidden[supervised - 1], head.weight, labels[supervised], share, limit)
+    places, wanted, named = _asked(batch)
+    hidden = model.base_model(**named).last_hidden_state[0]
+    return HeadLoss.apply(hidden[places], head.weight, wanted, share, limit)
 
 
 @contextmanager
@@ -453,11 +458,6 @@ def restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
             parameters[name].copy_(value)
 
 
-def _blocks(model: nn.Module) -> nn.ModuleList:
-    depth = model.config.num_hidden_layers
-    return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-
-
 def has_trunk(model: nn.Module, layers: int) -> bool:
     """Whether the lowest `layers` blocks make the same of a sequence every time: they are frozen, and drop nothing at random."""
     dropped = (value for name, value in model.config.to_dict().items() if "dropout" in name or "pdrop" in name)
@@ -482,7 +482,7 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
         return None
     if stored(store) + size > TRUNK_LIMIT:
         store.clear()
-    blocks, seen, found, before = _blocks(model), [], [None] * len(data), model.config._attn_implementation
+    blocks, seen, found, before = blocks_of(model), [], [None] * len(data), model.config._attn_implementation
     order = sorted(range(len(data)), key=lambda i: data[i].id)
     model.set_attn_implementation("packed")
     hook = blocks[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0][0]))
@@ -518,7 +518,7 @@ def _unless_trunk(forward, hidden_states, *args, **kwargs):
 @contextmanager
 def starting_from_trunk(model: nn.Module, layers: int):
     """While open, a call with `trunk` [1, T, width] leaves out the lowest `layers` blocks and goes on from those states."""
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
 
     def enter(module, given, named):
         return ((named["trunk"], *given[1:]), named) if "trunk" in named else None
@@ -545,7 +545,7 @@ def freeze(model: nn.Module, layers: int) -> None:
     if not 0 < layers < depth:
         raise DataError(f"frozen_layers is {layers}; expected 0 to {depth - 1} for this student of {depth} layers")
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    for module in [*embeddings, *_blocks(model)[:layers]]:
+    for module in [*embeddings, *blocks_of(model)[:layers]]:
         module.requires_grad_(False)
 
 
@@ -597,7 +597,7 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
     student.model.set_attn_implementation("packed")
-    mlps = [block.mlp for block in _blocks(student.model)] if config.compile else []
+    mlps = [block.mlp for block in blocks_of(student.model)] if config.compile else []
     for mlp in mlps:
         mlp.compile(backend=config.compile, dynamic=True)
     try:

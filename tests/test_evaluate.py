@@ -6,6 +6,7 @@ import torch
 from cotdistill import train
 from cotdistill.evaluate import accuracy, evaluate, feed, greedy, join, line_ids, score_options, select, start, validation_scores
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text
+from cotdistill.students import blocks_of
 from cotdistill.train import TrainConfig, encode_all, fine_tune
 
 LIMITS = dict(max_new_tokens=12, max_label_tokens=6)
@@ -139,10 +140,10 @@ def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
     store, calls = {}, []
     for run in range(2):
         with torch.no_grad():  # what training a run changes: everything above the first block
-            for parameter in train._blocks(student.model)[1].parameters():
+            for parameter in blocks_of(student.model)[1].parameters():
                 parameter.mul_(1.5)
         plain = evaluate(student, questions, placement, batch_size=4, **LIMITS)
-        hook = train._blocks(student.model)[0].mlp.register_forward_hook(lambda *_: calls.append(run))
+        hook = blocks_of(student.model)[0].mlp.register_forward_hook(lambda *_: calls.append(run))
         scored = [evaluate(student, questions, placement, batch_size=4, generate=False, trunk=(1, store), **LIMITS) for _ in range(2)][1]
         hook.remove()
         assert evaluate(student, questions, placement, batch_size=4, trunk=(1, store), **LIMITS) == plain
@@ -150,4 +151,4 @@ def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
     shared = placement != "pre_cot" and train.has_trunk(student.model, 1)  # not GPT-2, which trains with dropout
     assert len(store) == shared * 2 * -(-len(questions) // 4)  # prompts and options of each batch
     assert not shared or calls.count(0) and not calls.count(1)
-    assert not any("forward" in vars(block) for block in train._blocks(student.model))
+    assert not any("forward" in vars(block) for block in blocks_of(student.model))

@@ -10,6 +10,7 @@ from conftest import TINY, tiny
 from cotdistill import train
 from cotdistill.data import DataError
 from cotdistill.format import Arm, arm_from_name
+from cotdistill.students import blocks_of
 from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, choose_train, collate, encode_all, example_rng,
                               fine_tune, fitting, freeze, sparse_embedding, token_losses, trainable, weighted_loss)
 
@@ -213,7 +214,7 @@ def test_training_from_the_frozen_blocks_outputs_is_training_on_the_whole(name, 
         monkeypatch.setattr(train, "TRUNK_LIMIT", 0 if way == "whole" else 2**30)
         history, _ = fine_tune(student, passes, arm, config, 0, tmp_path / way, trunks=None if way == "own" else store)
         results[way] = history["loss"].to_numpy(), {n: p.detach().clone() for n, p in student.model.named_parameters()}
-        assert not any("forward" in vars(block) for block in train._blocks(student.model)) and student.model.config._attn_implementation == "sdpa"
+        assert not any("forward" in vars(block) for block in blocks_of(student.model)) and student.model.config._attn_implementation == "sdpa"
     assert bool(store) == (name != "tiny-gpt2")  # GPT-2 trains with dropout: each pass through its frozen blocks is another one
     np.testing.assert_allclose(results["own"][0], results["whole"][0], rtol=1e-5)
     for other, exact in (("own", False), ("shared", True), ("shared again", True)):
