@@ -529,7 +529,7 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
     in: shares add up to the whole. While it runs with `shared`, the model's attention is `shared_prefix_attention`."""
     import torch
 
-    from cotdistill.students import growing_cache, next_token_logits
+    from cotdistill.students import decoding, growing_cache, next_token_logits
 
     model, ends, clock = student.model, {student.eos_id, *end_ids}, time.perf_counter()
     before, length = model.config._attn_implementation, max(map(len, rows))
@@ -544,7 +544,7 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
     try:
         for step in range(max_new_tokens):
             seen = (dict(prefix=shared, visible=_visible(mask, positions, known)) if shared else dict(attention_mask=mask))
-            with torch.no_grad():
+            with torch.no_grad(), decoding(model):
                 hidden = model.base_model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, **seen).last_hidden_state
                 logits = next_token_logits(model, hidden[:, -1])
             if temperature:

@@ -16,7 +16,7 @@ import torch
 
 from cotdistill.data import Example
 from cotdistill.format import label_text, parse_answer, prompt_text
-from cotdistill.students import GrowingLayer, Student, blocks_of, growing_cache, next_token_logits
+from cotdistill.students import GrowingLayer, Student, blocks_of, decoding, growing_cache, next_token_logits
 from cotdistill.train import TRUNK_LIMIT, has_trunk, starting_from_trunk, stored
 
 
@@ -121,22 +121,23 @@ def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[
     Sequences that have ended leave the batch, an eighth of it at a time (a selection copies the cache)."""
     live, written, parked, order = list(range(len(state.lengths))), [[] for _ in state.lengths], [], []
     going = torch.ones(len(live), dtype=torch.bool)
-    for _ in range(limit):
-        token = state.logits.argmax(1)
-        going &= token != student.eos_id
-        if not going.any():
-            break
-        if (~going).sum() >= max(1, len(live) // 8):
-            out, stay = (~going).nonzero().flatten().tolist(), going.nonzero().flatten().tolist()
-            parked.append(select(state, out))
-            order += [live[slot] for slot in out]
-            state, live, token, going = select(state, stay), [live[slot] for slot in stay], token[stay], going[stay]
-        feed(student, state, token[:, None], going[:, None].clone())
-        for slot in going.nonzero().flatten().tolist():
-            mine = written[live[slot]]
-            mine.append(int(token[slot]))
-            if mine[-1] in stop if isinstance(stop, set) else mine[-len(stop):] == stop:
-                going[slot] = False
+    with decoding(student.model):
+        for _ in range(limit):
+            token = state.logits.argmax(1)
+            going &= token != student.eos_id
+            if not going.any():
+                break
+            if (~going).sum() >= max(1, len(live) // 8):
+                out, stay = (~going).nonzero().flatten().tolist(), going.nonzero().flatten().tolist()
+                parked.append(select(state, out))
+                order += [live[slot] for slot in out]
+                state, live, token, going = select(state, stay), [live[slot] for slot in stay], token[stay], going[stay]
+            feed(student, state, token[:, None], going[:, None].clone())
+            for slot in going.nonzero().flatten().tolist():
+                mine = written[live[slot]]
+                mine.append(int(token[slot]))
+                if mine[-1] in stop if isinstance(stop, set) else mine[-len(stop):] == stop:
+                    going[slot] = False
     if not parked:
         return written, state
     return written, join([*parked, state], np.argsort([*order, *live]).tolist())

@@ -226,14 +226,17 @@ class HeadLoss(torch.autograd.Function):
                 for_hidden[part] = (logits.t() @ weight) * scale
             if for_weight is not None:
                 torch.mm(logits, x * scale, out=for_weight) if not a else for_weight.addmm_(logits, x * scale)
-        ctx.gradients = for_hidden, for_weight
+        ctx.gradients, ctx.weight = (for_hidden, for_weight), weight
         ctx.mark_non_differentiable(losses)
         return (losses * share).sum(), losses
 
     @staticmethod
     def backward(ctx, outer, _):
-        found, ctx.gradients = ctx.gradients, None
-        return *(g if g is None or outer == 1 else g.mul_(outer) for g in found), None, None, None
+        (for_hidden, for_weight), weight = (g if g is None or outer == 1 else g.mul_(outer) for g in ctx.gradients), ctx.weight
+        del ctx.gradients, ctx.weight
+        if for_weight is not None and weight.is_leaf:  # put where it belongs: autograd would copy it to add a tied embedding's rows
+            weight.grad, for_weight = for_weight if weight.grad is None else weight.grad.add_(for_weight), None
+        return for_hidden, for_weight, None, None, None
 
 
 def weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], share: torch.Tensor, limit: int = 2**28) -> tuple[torch.Tensor, torch.Tensor]:
