@@ -205,6 +205,12 @@ def keep_memory(keep: bool = True) -> None:
             libc.mallopt(name, value)
 
 
+def one_heap() -> None:
+    """Threads started from here on share the main thread's heap: a heap of their own could not keep a tensor above 64 MB (glibc only)."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(-8, 1)
+
+
 def release_memory() -> None:
     """Hand what is free back to the kernel, between runs, for whoever else is on the machine."""
     if platform.libc_ver()[0] == "glibc":

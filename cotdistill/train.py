@@ -31,7 +31,7 @@ from transformers import Trainer, TrainingArguments
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
 from cotdistill.format import Arm, format_target, label_text, prompt_text
-from cotdistill.students import Student, blocks_of, changed, sha256
+from cotdistill.students import Student, blocks_of, changed, release_memory, sha256
 
 PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
 TRUNK_LIMIT = 2 * 1024**3  # bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
@@ -45,8 +45,8 @@ class TrainConfig:
 
     `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select` is "best"
     (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last". `compile` is a backend of
-    torch.compile ("inductor" on a GPU) for the blocks' MLPs, "" for none. Attention stays out: it depends on the lengths of each
-    batch's sequences and would be compiled again and again."""
+    torch.compile ("inductor"; on a CPU it needs a C++ compiler) for the blocks' MLPs and RMS norms, "" for none. Attention stays out:
+    it depends on the lengths of each batch's sequences and would be compiled again and again."""
 
     lr: float = 1e-4
     epochs: int = 3
@@ -539,6 +539,20 @@ def starting_from_trunk(model: nn.Module, layers: int):
                 block.forward = own
 
 
+@contextmanager
+def compiled(model: nn.Module, backend: str):
+    """While open, the blocks' MLPs and RMS norms go through torch.compile, once for all lengths: a few fused loops instead of a dozen
+    passes over memory. backend "": nothing is compiled."""
+    parts = [m for block in blocks_of(model) for m in block.modules() if m is block.mlp or "RMSNorm" in type(m).__name__] if backend else []
+    for part in parts:
+        part.compile(backend=backend, dynamic=True)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part._compiled_call_impl = None
+
+
 def freeze(model: nn.Module, layers: int) -> None:
     """Make everything trainable but, where layers > 0, the embeddings (with a tied head) and the lowest `layers` blocks."""
     model.requires_grad_(True)
@@ -600,11 +614,8 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
     student.model.set_attn_implementation("packed")
-    mlps = [block.mlp for block in blocks_of(student.model)] if config.compile else []
-    for mlp in mlps:
-        mlp.compile(backend=config.compile, dynamic=True)
     try:
-        with starting_from_trunk(student.model, config.frozen_layers), sparse_embedding(student.model):
+        with compiled(student.model, config.compile), starting_from_trunk(student.model, config.frozen_layers), sparse_embedding(student.model):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     except Exception as error:  # torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named here
         if type(error).__name__ != "UnpicklingError":
@@ -612,10 +623,9 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         raise DataError(f"{folder}: a checkpoint holds objects beside tensors, and was not loaded ({str(error).splitlines()[0][:80]}); "
                         "expected one that this program wrote: delete that folder and run again") from None
     finally:
-        for mlp in mlps:
-            mlp._compiled_call_impl = None
         student.model.set_attn_implementation("sdpa")
         student.model.eval()
+        release_memory()
     history = pd.DataFrame([row["distil"] for row in trainer.state.log_history if "distil" in row], columns=HISTORY)
     best_step = trainer.state.best_global_step if select_best else trainer.state.global_step
     best = history.loc[history["step"] == best_step, "epoch"]
