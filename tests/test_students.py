@@ -1,10 +1,15 @@
 """Tiny students of the three architectures, packed attention, and what happens where weights can't be had."""
 
+import platform
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from cotdistill.data import DataError
-from cotdistill.students import BUNDLED, best_dtype, gguf_path, load_student
+from cotdistill.students import BUNDLED, best_dtype, decoding, few_rows, gguf_path, load_student
 
 
 def test_packed_rows_equal_single_sequences(student):
@@ -90,3 +95,47 @@ def test_the_fused_call_of_a_gpu_is_the_same_attention_with_the_same_gradients()
     weights = torch.randn(fused.shape, generator=generator)
     for a, b in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (apart, fused))):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 6), (5, 1, 6), (7, 6), (70, 6)])
+def test_a_product_of_few_rows_is_the_linear_layer(bias, shape):
+    layer, x = torch.nn.Linear(6, 9, bias=bias), torch.randn(shape)
+    found = few_rows(layer, x)
+    torch.testing.assert_close(found, layer(x))
+    assert found.is_contiguous() and found.shape == (*shape[:-1], 9)
+
+
+def test_decoding_leaves_a_student_as_it_was(student):
+    """Its logits of a few rows are the same while open, also when opened twice, and its layers are the plain ones afterwards."""
+    ids = torch.tensor([student.encode("what is ice?")])
+    with torch.no_grad():
+        before = student.model(input_ids=ids).logits
+        with decoding(student.model), decoding(student.model):
+            meanwhile = student.model(input_ids=ids).logits
+        after = student.model(input_ids=ids).logits
+    torch.testing.assert_close(meanwhile, before, rtol=1e-4, atol=1e-5)
+    assert torch.equal(after, before) and not any("forward" in vars(m) for m in student.model.modules())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_and_can_be_handed_back():
+    """A tensor of 256 MB, made and freed again and again: the kernel gives its pages once, unless they are handed back."""
+    script = """
+import resource, torch
+from cotdistill.students import keep_memory, release_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def made(n, between=lambda: None):
+    before = faults()
+    for _ in range(n):
+        torch.ones(2**26); between()
+    return faults() - before
+keep_memory(); made(4)
+print(made(16), made(16, release_memory))
+keep_memory(False)
+print(made(16), 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    (kept, released), (plain, _) = (map(int, line.split()) for line in done.stdout.splitlines())
+    pages = 16 * 2**28 // resource.getpagesize()
+    assert kept < pages / 4 < pages / 2 < min(released, plain), (kept, released, plain, pages)
