@@ -25,14 +25,13 @@ import torch
 from captum.attr import IntegratedGradients
 from scipy import stats as sps
 from sklearn.metrics import average_precision_score
-from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale, fingerprint, read_jsonl
 from cotdistill.files import whole
 from cotdistill.format import SELECTORS, Arm, format_target, prompt_text
-from cotdistill.students import Student, blocks_of
+from cotdistill.students import Student, blocks_of, keys_and_values
 from cotdistill.train import example_rng
 
 METHODS = SELECTORS
@@ -100,14 +99,15 @@ def label_scorer(student: Student, parts: Parts, cache: Cache | None = None) -> 
     """A function from rationale embeddings [B, R, D] to log p(label) [B] in nats, summed over the label's
     tokens.
 
-    Differentiable in the embeddings. The prompt runs here, once, unless its `cache` of keys and values is
-    given; each call repeats that B times. The head runs at the positions that predict the label only."""
+    Differentiable in the embeddings. The prompt runs here, once, unless the keys and values of all that comes
+    before these embeddings are given as `cache`; each call repeats them B times. The head runs at the positions
+    that predict the label only."""
     model, device = student.model, student.model.device
     embed = model.get_input_embeddings()
     label = torch.tensor(parts.label, device=device)
     with torch.no_grad():
         tail = embed(torch.tensor([parts.frame + parts.label[:-1]], device=device))
-    cache = cache or _keys_and_values(student, parts.prefix)
+    cache = keys_and_values(student, parts.prefix) if cache is None else cache
 
     def score(embeds: torch.Tensor) -> torch.Tensor:
         past = copy.deepcopy(cache)
@@ -120,13 +120,6 @@ def label_scorer(student: Student, parts: Parts, cache: Cache | None = None) -> 
         return logits.log_softmax(-1)[:, torch.arange(len(label)), label].sum(1)
 
     return score
-
-
-@torch.no_grad()
-def _keys_and_values(student: Student, ids: list[int]) -> Cache:
-    """Those of a text's tokens, full length in every layer (also where a model's window slides), so that they can be cut."""
-    prompt = torch.tensor([ids], device=student.model.device)
-    return student.model(input_ids=prompt, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1).past_key_values
 
 
 @torch.no_grad()
@@ -212,18 +205,19 @@ def attribute(student: Student, example: Example, rationale: str, method: str, *
             return replace(result, scores=_attention(student, parts, method))
         if method == "embedding_similarity":
             return replace(result, scores=_similarity(student, parts))
-        score, (full, base) = label_scorer(student, parts), embed_rationale(student, parts, baseline)
+        full, base = embed_rationale(student, parts, baseline)
+        if method.startswith("occlusion"):
+            members = np.array(parts.words if method == "occlusion_word" else range(n))
+            ends, logps = _occluded(student, parts, members, full, base, batch_size)
+            share = (ends[0] - logps) / np.bincount(members)
+            return replace(result, scores=share[members], logp_full=ends[0], logp_baseline=ends[1])
+        score = label_scorer(student, parts)
         if method in ("input_x_gradient", "saliency"):
             x = full.requires_grad_()
             value = score(x)
             (gradient,) = torch.autograd.grad(value.sum(), x)
             scores = (gradient * x).sum(-1) if method == "input_x_gradient" else gradient.norm(dim=-1)
             return replace(result, scores=scores[0].detach().double().cpu().numpy(), logp_full=value.item())
-        if method.startswith("occlusion"):
-            members = np.array(parts.words if method == "occlusion_word" else range(n))
-            logps = _in_batches(score, torch.cat([full, base]), batch_size).numpy()
-            share = (logps[0] - _occluded(student, parts, members, full, base, batch_size)) / np.bincount(members)
-            return replace(result, scores=share[members], logp_full=logps[0], logp_baseline=logps[1])
         ends = _in_batches(score, torch.cat([full, base]), batch_size).numpy()
         paths = IntegratedGradients(score).attribute(full, base, n_steps=n_steps, internal_batch_size=batch_size)
         scores = paths.sum(-1)[0].double().cpu().numpy()
@@ -231,20 +225,23 @@ def attribute(student: Student, example: Example, rationale: str, method: str, *
                        logp_full=float(ends[0]), logp_baseline=float(ends[1]))
 
 
-def _occluded(student: Student, parts: Parts, members: np.ndarray, full: torch.Tensor, base: torch.Tensor, batch_size: int) -> np.ndarray:
-    """log p(label) in nats with each unit's tokens at the baseline; members [R]: the unit of each token.
+def _occluded(student: Student, parts: Parts, members: np.ndarray, full: torch.Tensor, base: torch.Tensor,
+              batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """log p(label) in nats as it is and with all tokens at the baseline, [2]; and with each unit's tokens there. members [R]: the unit
+    of each token.
 
-    Units in the order of the text, a few in a pass, which starts at the first token that one of them changes: what comes before it is
-    read from the keys and values of the rationale as it is, computed once. On average that is half of it."""
+    Units a few in a pass, which starts at the first token that one of them changes: what comes before it is read from the keys and
+    values of the rationale as it is, computed once and cut shorter from pass to pass, the last units first. On average that is half of it."""
     rows = torch.tensor(members[None] == np.unique(members)[:, None], device=full.device)
-    known, found = _keys_and_values(student, parts.prefix + parts.rationale), []
-    for part in rows.split(min(batch_size, OCCLUDED_TOGETHER)):
-        a = int(part.any(0).nonzero()[0])
-        cache = copy.deepcopy(known)
-        cache.crop(a - len(parts.rationale))  # negative: so many tokens less
-        rest = replace(parts, prefix=parts.prefix + parts.rationale[:a], rationale=parts.rationale[a:])
-        found.append(_in_batches(label_scorer(student, rest, cache), torch.where(part[:, :, None], base, full)[:, a:], batch_size))
-    return torch.cat(found).numpy()
+    known, found = keys_and_values(student, parts.prefix + parts.rationale), []
+
+    def score_from(a: int, variants: torch.Tensor) -> torch.Tensor:
+        known.crop(len(parts.prefix) + a - known.get_seq_length())  # negative: so many tokens less
+        return _in_batches(label_scorer(student, parts, known), variants[:, a:], batch_size)
+
+    for part in reversed(rows.split(min(batch_size, OCCLUDED_TOGETHER))):
+        found.insert(0, score_from(int(part.any(0).nonzero()[0]), torch.where(part[:, :, None], base, full)))
+    return score_from(0, torch.cat([full, base])).numpy(), torch.cat(found).numpy()
 
 
 def _human(id: str, n: int, selections: dict | None) -> np.ndarray:

@@ -2,8 +2,9 @@
 elicitation. `notebooks/benchmark.ipynb` calls these functions; `python -m cotdistill.bench run` executes it.
 
 Rules. Both sides run in one process, turn about (ABAB), on the same tokens, in float32, with the same threads; medians over
-repeats. Ours keeps freed memory (`students.keep_memory`), a peer has the C library's own thresholds. Whether they give the same results is checked first, on the results themselves. A peer gets its best settings: the best
-of the batch sizes that are tried, all of them shown. Peak memory is read from a fresh child process per side.
+repeats. Ours keeps freed memory (`students.keep_memory`), a peer has the C library's own thresholds. Whether they give the same
+results is checked first, on the results themselves. A peer gets its best settings: the best of the batch sizes that are tried, all
+of them shown. Peak memory is read from a fresh child process per side.
 """
 
 import argparse
@@ -123,18 +124,15 @@ def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, f
     ours and each peer: {"run": size -> result, "sizes": sizes to try, "settings": text, "target": ratio to reach,
     "needs": module}. First every side runs once per size, which warms it up and finds its best size; then
     same(our result, its result) -> (bool, text) is asked; then the sides run turn about, `repeats` times.
-    A peer whose module is missing gets a row that says so. floor: a call of nothing but what no side can do without, timed
-    in the same turns; `bound` is peer / floor, the ratio that nobody can exceed. gflop: instead, the operations that no side can do
-    without, at the rate of a big product in the same turns."""
+    A peer whose module is missing gets a row that says so. What no side can do without, measured in the same turns: floor, a call of
+    nothing else, and gflop, operations at the rate of a big product; `bound` is peer / their sum, the ratio that nobody can exceed."""
     sides = {"ours": ours, **{n: p for n, p in peers.items() if not p.get("needs") or find_spec(p["needs"])}}
     best, tried, results = {}, [], {}
     for name, side in sides.items():
         spent = {}
         keep_memory(name == "ours")
         for size in side["sizes"]:
-            started = time.perf_counter()
-            results[name] = side["run"](size)
-            spent[size] = time.perf_counter() - started
+            spent[size], results[name] = timed(side["run"], size)
         best[name] = min(spent, key=spent.get)
         tried += [{"work": work, "side": name, "batch": size, "seconds": s, "chosen": size == best[name]} for size, s in spent.items()]
     checks = {name: same(results["ours"], results[name]) for name in sides}
@@ -142,20 +140,21 @@ def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, f
     for _ in range(repeats):
         for name, side in sides.items():
             keep_memory(name == "ours")
-            started = time.perf_counter()
-            side["run"](best[name])
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(timed(side["run"], best[name])[0])
         keep_memory()
-        if gflop:
-            floors.append(gflop / square_rate())
-        if floor:
-            started = time.perf_counter()
-            floor(best["ours"])
-            floors.append(time.perf_counter() - started)
+        if floor or gflop:
+            floors.append((timed(floor, best["ours"])[0] if floor else 0.0) + (gflop / square_rate() if gflop else 0.0))
     rows = [row(work, name, peer.get("settings", ""), seconds["ours"], seconds.get(name), peer.get("target"), checks.get(name),
                 batch=best.get(name)) for name, peer in peers.items()]
     least = float(np.median(floors)) if floors else np.nan
     return pd.DataFrame([r | {"bound": r["peer_s"] / least} for r in rows]), pd.DataFrame(tried)
+
+
+def timed(call, *given) -> tuple[float, object]:
+    """Wall seconds of call(*given), and what it returned."""
+    started = time.perf_counter()
+    found = call(*given)
+    return time.perf_counter() - started, found
 
 
 def row(work: str, peer: str, settings: str, ours: list[float], theirs: list[float] | None, target: float | None,
@@ -269,6 +268,10 @@ def train_turn_about(sides: list[str], student: Student, batches: list[list[list
         seen[number[threading.get_ident()]]["losses"].append(float(loss.detach()))
         return loss
 
+    def my_turn(me):
+        turns.wait(me)
+        keep_memory(not is_peer(sides[me]))
+
     def stepped(*_):
         me = number[threading.get_ident()]
         seen[me]["times"].append(time.perf_counter() - seen[me]["since"])
@@ -279,15 +282,13 @@ def train_turn_about(sides: list[str], student: Student, batches: list[list[list
                 profiler.stop()
             raise Enough
         turns.pass_on(me)
-        turns.wait(me)
-        keep_memory(not is_peer(sides[me]))
+        my_turn(me)
         seen[me]["since"] = time.perf_counter()
 
     def work(me):
         number[threading.get_ident()] = me
-        turns.wait(me)
+        my_turn(me)
         torch.set_num_threads(threads)  # each thread has a setting of its own
-        keep_memory(not is_peer(sides[me]))
         try:
             pupil = replace(student, model=copy.deepcopy(student.model) if own_copy else student.model)
             with tempfile.TemporaryDirectory() as folder:
@@ -396,12 +397,8 @@ def weights_of(model: nn.Module) -> tuple[int, int]:
 
 def square_rate(size: int = 2048, tries: int = 3) -> float:
     """GFLOP/s of the float32 product of two [size, size] matrices, right now: the median of some tries."""
-    (a, b), spent = torch.randn(2, size, size), []
-    for _ in range(tries):
-        started = time.perf_counter()
-        a @ b
-        spent.append(time.perf_counter() - started)
-    return 2.0 * size**3 / float(np.median(spent)) / 1e9
+    a, b = torch.randn(2, size, size)
+    return 2.0 * size**3 / float(np.median([timed(torch.mm, a, b)[0] for _ in range(tries)])) / 1e9
 
 
 def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 3) -> dict[str, float]:
@@ -414,11 +411,7 @@ def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 
     own, flops = [], 0.0
     for (out, into), count in shapes.items():
         x, w, y = torch.randn(tokens, into), torch.randn(out, into), torch.randn(tokens, out)
-        spent = []
-        for _ in range(tries):
-            started = time.perf_counter()
-            x @ w.T, y @ w, y.T @ x
-            spent.append(time.perf_counter() - started)
+        spent = [timed(lambda: (x @ w.T, y @ w, y.T @ x))[0] for _ in range(tries)]
         own.append(float(np.median(spent)) * count)
         flops += 6.0 * tokens * out * into * count
     return {"square": square_rate(size, tries), "own": flops / sum(own) / 1e9 if own else float("nan")}
@@ -508,7 +501,7 @@ def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
 
 def peak_memory(student: str, sides: list[str], settings: dict) -> pd.DataFrame:
     """Peak resident memory in GB of training two batches, each side in a fresh child process: while loading (imports and
-    weights) and in all. settings: the arguments of `texts` under "texts", "batch_size", "placement", "compile"."""
+    weights) and in all. settings: the arguments of `texts` under "texts", "batch_size", "placement"."""
     rows = []
     for side in sides:
         if TRAINERS[side][0] and not find_spec(TRAINERS[side][0]):
@@ -535,7 +528,7 @@ def _peak(asked: dict) -> dict:
         import trl  # noqa: F401  its imports belong to what is loaded
     keep_memory(not is_peer(asked["side"]))
     loaded = _held("VmRSS")
-    train_turn_about([asked["side"]], student, [batches], TrainConfig(batch_size=size, compile=asked.get("compile", "")), own_copy=False)
+    train_turn_about([asked["side"]], student, [batches], TrainConfig(batch_size=size), own_copy=False)
     return {"loaded_gb": loaded / 1e6, "peak_gb": _held("VmHWM") / 1e6}
 
 
@@ -727,15 +720,10 @@ def time_elicitation(student: Student, examples: list[Example], demonstrations: 
 
     peer = {"run": theirs, "sizes": sizes, "target": target,
             "settings": f"model.generate on whole prompts ({len(ids[0][0])} tokens shared), at most {max_new_tokens} tokens"}
-    linear, _ = weights_of(student.model)
-
-    def floor(size):
-        steps_only(student, max_new_tokens * -(-len(ids) // size))
-
-    found, tried = compare(f"elicitation, {len(demonstrations)} demonstrations, {len(ids)} questions", {"run": ours, "sizes": own_sizes},
-                           {"HF generate": peer}, lambda a, b: equal(a, b, "texts alike"), repeats, floor)
-    reading = 2e-9 * linear * (len(ids[0][0]) + sum(len(own) for _, own in ids)) / square_rate()  # the prefix once, then the questions
-    return found.assign(bound=found["peer_s"] / (found["peer_s"] / found["bound"] + reading)), tried
+    reading = 2e-9 * weights_of(student.model)[0] * (len(ids[0][0]) + sum(len(own) for _, own in ids))  # the prefix once, then the questions
+    return compare(f"elicitation, {len(demonstrations)} demonstrations, {len(ids)} questions", {"run": ours, "sizes": own_sizes},
+                   {"HF generate": peer}, lambda a, b: equal(a, b, "texts alike"), repeats,
+                   floor=lambda size: steps_only(student, max_new_tokens * -(-len(ids) // size)), gflop=reading)
 
 
 # ------------------------------------------------------------------------------------------------------------ attribution

@@ -467,15 +467,12 @@ def next_probabilities(logits, temperature: float, top_p: float, top_k: int):
 
 def prefix_cache(student, ids: list[int]):
     """Keys and values of the shared prefix, one pair of [1, kv_heads, length, width] per layer, computed in one pass."""
-    import torch
-    from transformers import DynamicCache
     from transformers.modeling_utils import AttentionInterface
 
+    from cotdistill.students import keys_and_values
+
     AttentionInterface.register("shared_prefix", shared_prefix_attention)
-    cache = DynamicCache()  # without a config: full-length layers, also where the model's window slides
-    with torch.no_grad():
-        student.model(torch.tensor([ids], device=student.model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    return [(layer.keys, layer.values) for layer in keys_and_values(student, ids).layers]
 
 
 def shared_prefix_attention(module, query, key, value, attention_mask=None, scaling=None, sliding_window=None, *, prefix,
@@ -542,37 +539,38 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
     if shared:
         model.set_attn_implementation("shared_prefix")
     try:
-        for step in range(max_new_tokens):
-            seen = (dict(prefix=shared, visible=_visible(mask, positions, known)) if shared else dict(attention_mask=mask))
-            with torch.no_grad(), decoding(model):
-                hidden = model.base_model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, **seen).last_hidden_state
-                logits = next_token_logits(model, hidden[:, -1])
-            if temperature:
-                sums = next_probabilities(logits, temperature, top_p, top_k).cumsum(-1).cpu().numpy()
-                chosen = [int(np.searchsorted(row, draws[i].random() * row[-1], side="right")) for row, i in zip(sums, live)]
-            else:
-                chosen = logits.argmax(-1).tolist()
-            now, keep = time.perf_counter(), []
-            for i in live:
-                spent[i] += (now - clock) / len(live)
-            clock = now
-            for slot, (i, token) in enumerate(zip(live, chosen)):
-                ended = token in ends
-                new[i] += [] if ended else [token]
-                stopped = not ended and bool(stop) and stop in student.decode(new[i][-len(stop) - 2:])
-                if ended or stopped or step + 1 == max_new_tokens:
-                    yield i, new[i], not (ended or stopped), spent[i]
+        with decoding(model):
+            for step in range(max_new_tokens):
+                seen = (dict(prefix=shared, visible=_visible(mask, positions, known)) if shared else dict(attention_mask=mask))
+                with torch.no_grad():
+                    hidden = model.base_model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, **seen).last_hidden_state
+                    logits = next_token_logits(model, hidden[:, -1])
+                if temperature:
+                    sums = next_probabilities(logits, temperature, top_p, top_k).cumsum(-1).cpu().numpy()
+                    chosen = [int(np.searchsorted(row, draws[i].random() * row[-1], side="right")) for row, i in zip(sums, live)]
                 else:
-                    keep.append(slot)
-            if not keep:
-                return
-            if len(keep) < len(live):
-                index = torch.tensor(keep, device=mask.device)
-                cache.batch_select_indices(index)
-                mask, positions, live = mask[index], positions[index], [live[slot] for slot in keep]
-            inputs = torch.tensor([[new[i][-1]] for i in live], device=mask.device)
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-            positions = positions[:, -1:] + 1
+                    chosen = logits.argmax(-1).tolist()
+                now, keep = time.perf_counter(), []
+                for i in live:
+                    spent[i] += (now - clock) / len(live)
+                clock = now
+                for slot, (i, token) in enumerate(zip(live, chosen)):
+                    ended = token in ends
+                    new[i] += [] if ended else [token]
+                    stopped = not ended and bool(stop) and stop in student.decode(new[i][-len(stop) - 2:])
+                    if ended or stopped or step + 1 == max_new_tokens:
+                        yield i, new[i], not (ended or stopped), spent[i]
+                    else:
+                        keep.append(slot)
+                if not keep:
+                    return
+                if len(keep) < len(live):
+                    index = torch.tensor(keep, device=mask.device)
+                    cache.batch_select_indices(index)
+                    mask, positions, live = mask[index], positions[index], [live[slot] for slot in keep]
+                inputs = torch.tensor([[new[i][-1]] for i in live], device=mask.device)
+                mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+                positions = positions[:, -1:] + 1
     finally:
         if shared:
             model.set_attn_implementation(before)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -194,27 +194,40 @@ def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Ten
     return logits if not cap else torch.tanh(logits / cap) * cap
 
 
+def keys_and_values(student: Student, ids: list[int]) -> Cache:
+    """Those of a text's tokens, computed in one pass: full length in every layer (also where a model's window slides), so that they
+    can be cut."""
+    text = torch.tensor([ids], device=student.model.device)
+    with torch.no_grad():
+        return student.model(input_ids=text, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1).past_key_values
+
+
+def _glibc():
+    """The C library, where it is glibc; else None."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
 def keep_memory(keep: bool = True) -> None:
     """Keep what tensors free for the next ones instead of handing it back to the kernel, which clears every page of it before it comes
     again (a third of a training step of gemma, whose gradients are large). It stays until `release_memory`. glibc only; elsewhere,
     nothing. keep=False: the thresholds at which glibc's own adaptation ends, blocks of 32 MB are given back."""
-    if platform.libc_ver()[0] == "glibc":
-        mmap_threshold, trim_threshold, mmap_max = -3, -1, -4  # mallopt(3)
-        libc = ctypes.CDLL(None)
+    mmap_threshold, trim_threshold, mmap_max = -3, -1, -4  # mallopt(3)
+    if libc := _glibc():
         for name, value in ((mmap_max, 0 if keep else 65536), (trim_threshold, -1), (mmap_threshold, 2**25)):
             libc.mallopt(name, value)
 
 
 def one_heap() -> None:
     """Threads started from here on share the main thread's heap: a heap of their own could not keep a tensor above 64 MB (glibc only)."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(-8, 1)
+    arena_max = -8
+    if libc := _glibc():
+        libc.mallopt(arena_max, 1)
 
 
 def release_memory() -> None:
     """Hand what is free back to the kernel, between runs, for whoever else is on the machine."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if libc := _glibc():
+        libc.malloc_trim(0)
 
 
 AttentionInterface.register("packed", packed_attention)
