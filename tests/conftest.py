@@ -66,6 +66,14 @@ def rationales(questions):
     return {e.id: Rationale(e.id, texts[i % 6], e.answer) for i, e in enumerate(questions)}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """All tests of the smoke study run in one worker: its two runs of six notebooks are the longest work here, and are made once."""
+    for item in items:
+        if "smoke" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("smoke"))
+
+
 def needs_shared():
     return pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here: the embedded dataset carries the default")
 

@@ -95,7 +95,6 @@ def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
     np.testing.assert_allclose(np.concatenate(alone["scores"].tolist()), np.concatenate(both["scores"].tolist()), atol=1e-3)
 
 
-@pytest.mark.xdist_group("smoke")
 def test_a_run_without_its_notebook_has_the_notebooks_setting(smoke, monkeypatch):
     """`study_base` builds what notebook 02 writes: equal but for the one key that the notebook keeps to itself."""
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(smoke[0] / "artifacts"))

@@ -111,7 +111,6 @@ def test_without_rationales_or_runs_it_says_what_is_missing(world, store):
     assert explore.finished_studies() == [] and "make smoke" in explore.replot().value
 
 
-@pytest.mark.xdist_group("smoke")
 def test_a_finished_study_is_replotted(smoke, monkeypatch):
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(smoke[0] / "artifacts"))
     box = explore.replot(bootstrap=50)

@@ -44,7 +44,6 @@ def test_a_parameter_has_one_type_in_all_notebooks():
             assert types.setdefault(key, type(value)) is type(value), key
 
 
-@pytest.mark.xdist_group("smoke")
 def test_all_notebooks_execute_and_a_second_run_trains_nothing(smoke):
     store, seconds = smoke
     assert all((store / "first" / "smoke" / path.name).is_file() for path in NOTEBOOKS)
@@ -52,7 +51,6 @@ def test_all_notebooks_execute_and_a_second_run_trains_nothing(smoke):
     assert "epoch 1/" not in seconds[1][1] and seconds[1][1].count("from the store") == seconds[0][1].count("generated")
 
 
-@pytest.mark.xdist_group("smoke")
 def test_both_runs_say_the_same(smoke):
     store, _ = smoke
     def tables(folder, name):
@@ -72,7 +70,6 @@ def check_executed(path):
     assert not [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "error"]
 
 
-@pytest.mark.xdist_group("smoke")
 def test_executed_smoke_notebooks_are_fit_to_commit(smoke):
     for path in NOTEBOOKS:
         check_executed(smoke[0] / "first" / "smoke" / path.name)
@@ -87,7 +84,6 @@ def test_committed_evidence(path):
     assert ran == [c.source for c in source.cells]
 
 
-@pytest.mark.xdist_group("smoke")
 def test_status_knows_the_stages(smoke):
     done = subprocess.run([sys.executable, "-m", "cotdistill.study", "status", "smoke"], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts")})
@@ -109,7 +105,6 @@ def test_a_failing_notebook_leaves_no_half_file_and_says_why(tmp_path):
     assert json.dumps(after.stdout)
 
 
-@pytest.mark.xdist_group("smoke")
 def test_a_second_study_is_pooled_with_the_first(smoke, tmp_path):
     """06 takes a list of studies; one that makes no corrupted arm still gets its verdicts and its forest plot."""
     (tmp_path / "twin.yaml").write_text("data_seed: 3\nepochs: 1\npooled_studies: [smoke]\n")

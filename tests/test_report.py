@@ -55,7 +55,6 @@ def test_the_site_in_a_browser(site, tmp_path):
         browser.close()
 
 
-@pytest.mark.xdist_group("smoke")
 def test_verdicts_in_the_terminal_are_those_of_the_notebook(smoke):
     path = smoke[0] / "artifacts" / "studies" / "smoke" / "verdicts.json"
     before = json.loads(path.read_text())["verdicts"]
@@ -66,7 +65,6 @@ def test_verdicts_in_the_terminal_are_those_of_the_notebook(smoke):
     assert path.with_suffix(".csv").is_file()
 
 
-@pytest.mark.xdist_group("smoke")
 def test_missing_study_says_what_to_run(smoke):
     done = command(smoke, "site", "nothing")
     assert done.returncode == 1 and "`make figures STUDY=nothing`" in done.stderr and done.stderr.count("\n") == 1

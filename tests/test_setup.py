@@ -5,6 +5,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,12 @@ def test_installed_versions_are_the_pinned_ones():
 
     wrong = {d: version(d.split("==")[0]) for d in PROJECT["dependencies"] if version(d.split("==")[0]).split("+")[0] != d.split("==")[1]}
     assert not wrong
+
+
+@pytest.mark.xdist_group("pins")
+def test_tests_of_one_group_share_a_worker(request):
+    """pytest 9.2.0 makes xdist 3.8.0 forget its groups (pytest-dev/pytest-xdist#1386): the smoke study was made once per worker."""
+    assert request.node.nodeid.endswith("@pins") or not getattr(request.config.option, "loadgroup", False)
 
 
 def test_the_cluster_extra_is_pinned_and_make_installs_it_where_it_is_needed():
@@ -46,8 +53,6 @@ def test_make_help_lists_every_target():
 def test_nothing_of_the_local_data_is_committed():
     """No question and no rationale of ../shared/data stands in a tracked file."""
     import json
-
-    import pytest
 
     shared = ROOT.parent / "shared" / "data"
     if not shared.is_dir() or not (ROOT / ".git").exists():

@@ -83,7 +83,6 @@ def test_training_killed_in_an_epoch_goes_on_from_its_checkpoint_to_the_same_wei
 
 # ---------------------------------------------------------------- through notebooks
 
-@pytest.mark.xdist_group("smoke")
 def test_two_at_once_make_each_run_once_and_a_second_fresh_run_gives_the_same(smoke, tmp_path):
     """Two `study run` on one new store, then kills of kernel and papermill: against the store of the session's first run."""
     store, executed = tmp_path / "store", tmp_path / "executed"
