@@ -31,7 +31,7 @@ from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale, fingerprint, read_jsonl
 from cotdistill.files import whole
 from cotdistill.format import SELECTORS, Arm, format_target, prompt_text
-from cotdistill.students import Student, blocks_of, keys_and_values
+from cotdistill.students import Student, blocks_of, keys_and_values, prepacked
 from cotdistill.train import example_rng
 
 METHODS = SELECTORS
@@ -81,12 +81,13 @@ def split_sequence(student: Student, example: Example, rationale: str, label_for
 
 @contextmanager
 def frozen(model: torch.nn.Module):
-    """Evaluation mode and no gradient for any parameter (only inputs need one), then everything as it was
+    """Evaluation mode, no gradient for any parameter (only inputs need one) and `prepacked` weights, then everything as it was
     before."""
     training, flags = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     try:
-        yield
+        with prepacked(model):
+            yield
     finally:
         model.train(training)
         for parameter, flag in zip(model.parameters(), flags):
@@ -435,8 +436,9 @@ def faithfulness(student: Student, example: Example, rationale: str, scores: dic
 def faithfulness_all(student: Student, examples: list[Example], rationales: dict[str, Rationale],
                      by_method: dict[str, list[Attribution]], **settings) -> pd.DataFrame:
     """`faithfulness` of each question under each method's scores (attributions in the order of `examples`), as one table."""
-    return pd.concat([faithfulness(student, e, rationales[e.id].text, {m: found[i].scores for m, found in by_method.items()}, **settings)
-                      for i, e in enumerate(examples)], ignore_index=True)
+    with frozen(student.model):
+        return pd.concat([faithfulness(student, e, rationales[e.id].text, {m: found[i].scores for m, found in by_method.items()}, **settings)
+                          for i, e in enumerate(examples)], ignore_index=True)
 
 
 def randomise(student: Student, layers: int | None, seed: int) -> Student:

@@ -33,11 +33,11 @@ from transformers import DataCollatorForSeq2Seq, StoppingCriteria, StoppingCrite
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cotdistill import elicit, study
-from cotdistill.attribute import Parts, attribute, split_sequence
+from cotdistill.attribute import Parts, attribute, frozen, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
-from cotdistill.students import Student, keep_memory, load_student, one_heap
+from cotdistill.students import Student, keep_memory, load_student, one_heap, prepacked
 from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, sparse_embedding, token_losses, weighted_loss
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
@@ -576,8 +576,9 @@ def time_scoring(student: Student, examples: list[Example], sizes: list[int], ow
 def prompts_only(student: Student, examples: list[Example], placement: str, batch_size: int) -> None:
     """One pass over the prompts, in batches of about the same length: what scoring and answering can't do without."""
     prompts = sorted((student.bos_ids + student.encode(prompt_text(e, placement)) for e in examples), key=len)
-    for begin in range(0, len(prompts), batch_size):
-        start(student, prompts[begin:begin + batch_size])
+    with prepacked(student.model):
+        for begin in range(0, len(prompts), batch_size):
+            start(student, prompts[begin:begin + batch_size])
 
 
 def steps_only(student: Student, steps: int) -> None:
@@ -706,12 +707,13 @@ def time_elicitation(student: Student, examples: list[Example], demonstrations: 
     ends = elicit._end_ids(student)
 
     def ours(size):
-        shared, texts_ = elicit.prefix_cache(student, ids[0][0]), [""] * len(ids)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i][1]))
-        for begin in range(0, len(order), size):
-            rows = order[begin:begin + size]
-            for i, new, _, _ in elicit.generate(student, [ids[r][1] for r in rows], shared, max_new_tokens=max_new_tokens, end_ids=ends):
-                texts_[rows[i]] = student.decode(new).split(elicit.STOP)[0]
+        order, texts_ = sorted(range(len(ids)), key=lambda i: len(ids[i][1])), [""] * len(ids)
+        with prepacked(student.model):
+            shared = elicit.prefix_cache(student, ids[0][0])
+            for begin in range(0, len(order), size):
+                rows = order[begin:begin + size]
+                for i, new, _, _ in elicit.generate(student, [ids[r][1] for r in rows], shared, max_new_tokens=max_new_tokens, end_ids=ends):
+                    texts_[rows[i]] = student.decode(new).split(elicit.STOP)[0]
         return texts_
 
     def theirs(size):
@@ -787,7 +789,8 @@ def time_gradients(student: Student, pairs: list[tuple[Example, str]], n_steps: 
     """Integrated gradients: `attribute` against captum on the whole sequence, in the `ways` of `captum_gradients`. Attributions
     must agree to 1e-4 of the largest."""
     def ours(size):
-        return np.concatenate([attribute(student, e, r, "integrated_gradients", n_steps=n_steps, batch_size=size).scores for e, r in pairs])
+        with frozen(student.model):  # as `attribute_all` does
+            return np.concatenate([attribute(student, e, r, "integrated_gradients", n_steps=n_steps, batch_size=size).scores for e, r in pairs])
 
     def theirs(how):
         return lambda size: np.concatenate([captum_gradients(student, e, r, n_steps, size, how) for e, r in pairs])
@@ -807,10 +810,11 @@ def time_occlusion(student: Student, pairs: list[tuple[Example, str]], sizes: li
     largest log probability's scale."""
     def ours(size):
         found = []
-        for e, r in pairs:
-            a = attribute(student, e, r, "occlusion_word", batch_size=size)
-            words = np.array(a.words)
-            found.append([a.scores[words == w].sum() for w in np.unique(words)])
+        with frozen(student.model):
+            for e, r in pairs:
+                a = attribute(student, e, r, "occlusion_word", batch_size=size)
+                words = np.array(a.words)
+                found.append([a.scores[words == w].sum() for w in np.unique(words)])
         return np.concatenate(found)
 
     scale = max(abs(attribute(student, e, r, "occlusion_word", batch_size=own_sizes[0]).logp_full) for e, r in pairs)

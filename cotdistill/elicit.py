@@ -526,7 +526,7 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
     in: shares add up to the whole. While it runs with `shared`, the model's attention is `shared_prefix_attention`."""
     import torch
 
-    from cotdistill.students import decoding, growing_cache, next_token_logits
+    from cotdistill.students import growing_cache, next_token_logits, prepacked
 
     model, ends, clock = student.model, {student.eos_id, *end_ids}, time.perf_counter()
     before, length = model.config._attn_implementation, max(map(len, rows))
@@ -539,7 +539,7 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
     if shared:
         model.set_attn_implementation("shared_prefix")
     try:
-        with decoding(model):
+        with prepacked(model):
             for step in range(max_new_tokens):
                 seen = (dict(prefix=shared, visible=_visible(mask, positions, known)) if shared else dict(attention_mask=mask))
                 with torch.no_grad():
@@ -596,7 +596,7 @@ def elicit_transformers(examples: list[Example], student, out_path: str | Path, 
 
     What is in `out_path` by the same settings is not asked again. Questions of about the same length share a batch.
     Raises DataError for settings out of range and for a prompt that does not fit the model."""
-    from cotdistill.students import best_device, best_dtype, load_student
+    from cotdistill.students import best_device, best_dtype, load_student, prepacked
 
     if isinstance(student, str):
         student = load_student(student, best_dtype("auto", best_device(device)), best_device(device))
@@ -626,19 +626,20 @@ def elicit_transformers(examples: list[Example], student, out_path: str | Path, 
         todo = sorted((job for job in jobs if _key(job) not in records), key=lambda job: len(ids[job["id"]][1]))
         show, done = _progress(len(jobs), len(jobs) - len(todo), f"{student.name}, {mode}"), len(jobs) - len(todo)
         prefix = ids[todo[0]["id"]][0] if todo and share_prefix and len(prefixes) == 1 else []
-        shared = prefix_cache(student, prefix) if prefix else None
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start:start + batch_size]
-            rows = [ids[job["id"]][1] if shared else sum(ids[job["id"]], []) for job in batch]
-            for i, new, cut, seconds in generate(
-                    student, rows, shared, temperature=temperature, top_p=top_p, top_k=top_k,
-                    max_new_tokens=max_new_tokens, end_ids=_end_ids(student),
-                    seeds=[sample_seed(seed, job["id"], job["sample"]) for job in batch]):
-                record = _finish(batch[i], by_id[batch[i]["id"]], student.decode(new), cut, seconds)
-                _append(file, record)
-                records[_key(record)] = record
-            done += len(batch)
-            show(done)
+        with prepacked(student.model):
+            shared = prefix_cache(student, prefix) if prefix else None
+            for start in range(0, len(todo), batch_size):
+                batch = todo[start:start + batch_size]
+                rows = [ids[job["id"]][1] if shared else sum(ids[job["id"]], []) for job in batch]
+                for i, new, cut, seconds in generate(
+                        student, rows, shared, temperature=temperature, top_p=top_p, top_k=top_k,
+                        max_new_tokens=max_new_tokens, end_ids=_end_ids(student),
+                        seeds=[sample_seed(seed, job["id"], job["sample"]) for job in batch]):
+                    record = _finish(batch[i], by_id[batch[i]["id"]], student.decode(new), cut, seconds)
+                    _append(file, record)
+                    records[_key(record)] = record
+                done += len(batch)
+                show(done)
     return [records[_key(job)] for job in jobs]
 
 

@@ -16,7 +16,7 @@ import torch
 
 from cotdistill.data import Example
 from cotdistill.format import label_text, parse_answer, prompt_text
-from cotdistill.students import GrowingLayer, Student, blocks_of, decoding, growing_cache, next_token_logits
+from cotdistill.students import GrowingLayer, Student, blocks_of, growing_cache, next_token_logits, prepacked
 from cotdistill.train import TRUNK_LIMIT, has_trunk, starting_from_trunk, stored
 
 
@@ -121,7 +121,7 @@ def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[
     Sequences that have ended leave the batch, an eighth of it at a time (a selection copies the cache)."""
     live, written, parked, order = list(range(len(state.lengths))), [[] for _ in state.lengths], [], []
     going = torch.ones(len(live), dtype=torch.bool)
-    with decoding(student.model):
+    with prepacked(student.model):
         for _ in range(limit):
             token = state.logits.argmax(1)
             going &= token != student.eos_id
@@ -214,36 +214,37 @@ def evaluate(student: Student, examples: list[Example], placement: str, label_fo
     prompts = [student.bos_ids + student.encode(prompt_text(e, placement, label_format)) for e in examples]
     order, found = sorted(range(len(examples)), key=lambda i: len(prompts[i])), [None] * len(examples)
     trunk = trunk if trunk and placement != "pre_cot" and has_trunk(student.model, trunk[0]) else None
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin:begin + batch_size]
-        asked = [prompts[i] for i in rows]
-        state = start(student, asked, trunk)
-        thoughts, cut = [[]] * len(rows), [False] * len(rows)
-        if placement == "pre_cot":
-            thoughts, state = greedy(student, state, max_new_tokens, rationale_stop)
-            missing = [not ids[-len(rationale_stop):] == rationale_stop for ids in thoughts]
-            cut = [missed and len(ids) >= max_new_tokens for missed, ids in zip(missing, thoughts)]
-            add = torch.tensor([rationale_stop] * len(rows))  # a rationale that never ended is asked for its answer all the same
-            if any(missing):
-                feed(student, state, add, torch.tensor(missing)[:, None].expand_as(add).contiguous())
-        options = [[student.encode(label_text(examples[i], o, label_format)) for o in range(len(examples[i].choices))]
-                   for i in rows]
-        scores, labels = score_options(student, state, options, trunk, tuple(map(tuple, asked)))
-        left = [row for row, label in enumerate(labels) if label is None or len(label) > max_label_tokens]
-        if generate and left:
-            open_ended = start(student, [asked[row] for row in left]) if trunk else select(state, left)
-            for row, label in zip(left, greedy(student, open_ended, max_label_tokens, line)[0]):
-                labels[row] = label
-        for row, i in enumerate(rows):
-            example, label = examples[i], labels[row] if generate else []
-            text = student.decode(label)
-            thought = thoughts[row][:-len(rationale_stop)] if thoughts[row][-len(rationale_stop):] == rationale_stop else thoughts[row]
-            unended = len(label) >= max_label_tokens and label[-1] not in line
-            found[i] = {"id": example.id, "gold": example.answer, "rationale": student.decode(thought).strip(), "text": text.strip(),
-                        "generated": parse_answer(text, example.choices, label_format) if not unended else None,
-                        "scores": [round(s, 6) for s in scores[row]], "choice": int(np.argmax(scores[row])),
-                        "tokens": len(thoughts[row]) + len(label), "cut_off": bool(cut[row] or unended)}
-        progress(min(begin + batch_size, len(order)))
+    with prepacked(student.model):
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin:begin + batch_size]
+            asked = [prompts[i] for i in rows]
+            state = start(student, asked, trunk)
+            thoughts, cut = [[]] * len(rows), [False] * len(rows)
+            if placement == "pre_cot":
+                thoughts, state = greedy(student, state, max_new_tokens, rationale_stop)
+                missing = [not ids[-len(rationale_stop):] == rationale_stop for ids in thoughts]
+                cut = [missed and len(ids) >= max_new_tokens for missed, ids in zip(missing, thoughts)]
+                add = torch.tensor([rationale_stop] * len(rows))  # a rationale that never ended is asked for its answer all the same
+                if any(missing):
+                    feed(student, state, add, torch.tensor(missing)[:, None].expand_as(add).contiguous())
+            options = [[student.encode(label_text(examples[i], o, label_format)) for o in range(len(examples[i].choices))]
+                       for i in rows]
+            scores, labels = score_options(student, state, options, trunk, tuple(map(tuple, asked)))
+            left = [row for row, label in enumerate(labels) if label is None or len(label) > max_label_tokens]
+            if generate and left:
+                open_ended = start(student, [asked[row] for row in left]) if trunk else select(state, left)
+                for row, label in zip(left, greedy(student, open_ended, max_label_tokens, line)[0]):
+                    labels[row] = label
+            for row, i in enumerate(rows):
+                example, label = examples[i], labels[row] if generate else []
+                text = student.decode(label)
+                thought = thoughts[row][:-len(rationale_stop)] if thoughts[row][-len(rationale_stop):] == rationale_stop else thoughts[row]
+                unended = len(label) >= max_label_tokens and label[-1] not in line
+                found[i] = {"id": example.id, "gold": example.answer, "rationale": student.decode(thought).strip(), "text": text.strip(),
+                            "generated": parse_answer(text, example.choices, label_format) if not unended else None,
+                            "scores": [round(s, 6) for s in scores[row]], "choice": int(np.argmax(scores[row])),
+                            "tokens": len(thoughts[row]) + len(label), "cut_off": bool(cut[row] or unended)}
+            progress(min(begin + batch_size, len(order)))
     return found
 
 

@@ -31,7 +31,7 @@ from transformers import Trainer, TrainingArguments
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
 from cotdistill.format import Arm, format_target, label_text, prompt_text
-from cotdistill.students import Student, blocks_of, changed, release_memory, sha256
+from cotdistill.students import Student, blocks_of, changed, prepacked, release_memory, sha256
 
 PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
 TRUNK_LIMIT = 2 * 1024**3  # bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
@@ -492,16 +492,17 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
     for block in blocks[layers:]:
         block.forward = _nothing
     try:
-        for a in range(0, len(order), 16):
-            group = [data[i] for i in order[a:a + 16]]
-            key = layers, tuple(e.ids for e in group)
-            if key not in store:
-                batch = collate(group)
-                model.base_model(use_cache=False, **{name: batch[name].to(model.device) if name != "cu_seq_lens_q" else batch[name]
-                                                     for name in ("input_ids", "position_ids", "cu_seq_lens_q")})
-                store[key] = [part.clone() for part in seen.pop().split([len(e.ids) for e in group])]
-            for i, states in zip(order[a:a + 16], store[key]):
-                found[i] = states
+        with prepacked(model):
+            for a in range(0, len(order), 16):
+                group = [data[i] for i in order[a:a + 16]]
+                key = layers, tuple(e.ids for e in group)
+                if key not in store:
+                    batch = collate(group)
+                    model.base_model(use_cache=False, **{name: batch[name].to(model.device) if name != "cu_seq_lens_q" else batch[name]
+                                                         for name in ("input_ids", "position_ids", "cu_seq_lens_q")})
+                    store[key] = [part.clone() for part in seen.pop().split([len(e.ids) for e in group])]
+                for i, states in zip(order[a:a + 16], store[key]):
+                    found[i] = states
     finally:
         hook.remove()
         for block in blocks[layers:]:

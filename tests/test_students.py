@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cotdistill.data import DataError
-from cotdistill.students import BUNDLED, best_dtype, decoding, few_rows, gguf_path, load_student
+from cotdistill.students import BUNDLED, Prepacked, best_dtype, gguf_path, load_student, prepacked
 
 
 def test_packed_rows_equal_single_sequences(student):
@@ -98,20 +98,38 @@ def test_the_fused_call_of_a_gpu_is_the_same_attention_with_the_same_gradients()
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 6), (5, 1, 6), (7, 6), (70, 6)])
-def test_a_product_of_few_rows_is_the_linear_layer(bias, shape):
-    layer, x = torch.nn.Linear(6, 9, bias=bias), torch.randn(shape)
-    found = few_rows(layer, x)
-    torch.testing.assert_close(found, layer(x))
-    assert found.is_contiguous() and found.shape == (*shape[:-1], 9)
+@pytest.mark.parametrize("shape", [(1, 1, 6), (5, 1, 6), (7, 6), (70, 6), (2, 300, 6), (0, 6)])
+def test_a_prepacked_product_is_the_linear_layer_with_the_same_gradient(bias, shape):
+    layer, x = torch.nn.Linear(6, 9, bias=bias).requires_grad_(False), torch.randn(shape, requires_grad=True)
+    found, wanted = Prepacked(layer)(x), layer(x)
+    torch.testing.assert_close(found, wanted)
+    weights = torch.randn(wanted.shape)
+    (a,), (b,) = (torch.autograd.grad((out * weights).sum(), x) for out in (found, wanted))
+    torch.testing.assert_close(a, b)
 
 
-def test_decoding_leaves_a_student_as_it_was(student):
-    """Its logits of a few rows are the same while open, also when opened twice, and its layers are the plain ones afterwards."""
+def test_prepacked_weights_follow_a_change_and_leave_training_alone():
+    layer, x = torch.nn.Linear(6, 9), torch.randn(5, 6)
+    fast = Prepacked(layer)
+    (gradient,) = torch.autograd.grad(fast(x).sum(), layer.weight)
+    torch.testing.assert_close(gradient, x.sum(0).expand(9, 6))
+    with torch.no_grad():
+        before = fast(x)
+        layer.weight.mul_(2)
+        torch.testing.assert_close(fast(x), layer(x))
+        assert not torch.allclose(fast(x), before)
+        again = layer.weight * 3
+    layer.load_state_dict({"weight": again, "bias": layer.bias})
+    torch.testing.assert_close(fast(x.requires_grad_()), layer(x))
+
+
+def test_prepacked_leaves_a_student_as_it_was(student):
+    """Its logits are the same while open, also when opened twice, and its layers are the plain ones afterwards."""
     ids = torch.tensor([student.encode("what is ice?")])
     with torch.no_grad():
         before = student.model(input_ids=ids).logits
-        with decoding(student.model), decoding(student.model):
+        with prepacked(student.model), prepacked(student.model):
+            assert any("forward" in vars(m) for m in student.model.modules()) or student.name == "tiny-gpt2"
             meanwhile = student.model(input_ids=ids).logits
         after = student.model(input_ids=ids).logits
     torch.testing.assert_close(meanwhile, before, rtol=1e-4, atol=1e-5)
