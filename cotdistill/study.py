@@ -144,8 +144,52 @@ def load_study(study: str) -> dict:
     return {"study": path.stem, **values}
 
 
-def run_stage(stage: str, values: dict, executed: Path) -> None:
-    """Execute one notebook with the study's values; the result replaces the old one only when it is whole.
+def start_kernel(imports: str = "cotdistill.attribute, cotdistill.runs, cotdistill.plots"):
+    """A Jupyter kernel for a notebook that comes next: while another one computes, it starts and imports what takes seconds (torch,
+    transformers). Its namespace stays empty, and it ends with this process at the latest."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_core.utils import run_sync
+
+    kernel = AsyncKernelManager(kernel_name="python3")
+    run_sync(kernel.start_kernel)(cwd=str(root()), extra_arguments=[
+        "--IPKernelApp.log_level=50", "--HistoryManager.hist_file=:memory:", f"--IPKernelApp.exec_lines=exec('import {imports}', {{}})"])
+    return kernel
+
+
+def stop_kernel(kernel) -> None:
+    """End a kernel of `start_kernel`, whatever it is doing."""
+    from jupyter_core.utils import run_sync
+
+    run_sync(kernel.shutdown_kernel)(now=True)
+
+
+def alive(kernel) -> bool:
+    """Whether a kernel of `start_kernel` still runs: it may have been killed before its turn came."""
+    from jupyter_core.utils import run_sync
+
+    return run_sync(kernel.is_alive)()
+
+
+def run_stages(stages: list[str], values: dict, executed: Path) -> None:
+    """Execute notebook after notebook, each in a kernel of its own; the next one's starts meanwhile. Raises DataError, as `run_stage`."""
+    ahead = None
+    try:
+        for number, stage in enumerate(stages, 1):
+            mine, ahead = ahead, None
+            try:
+                ahead = start_kernel() if number < len(stages) else None
+                run_stage(stage, values, executed, mine)
+            finally:
+                if mine:
+                    stop_kernel(mine)
+    finally:
+        if ahead:
+            stop_kernel(ahead)
+
+
+def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
+    """Execute one notebook with the study's values; the result replaces the old one only when it is whole. kernel: one of
+    `start_kernel`; None, or one that died meanwhile: papermill starts its own.
 
     Raises DataError: what the notebook ended with, in one line; a failed write (OSError) names the folder and the way out."""
     import papermill
@@ -161,11 +205,11 @@ def run_stage(stage: str, values: dict, executed: Path) -> None:
     failed.unlink(missing_ok=True)
     print(f"== {name} ({values['study']})", flush=True)
     started = time.time()
+    given = {"km": kernel} if kernel and alive(kernel) else {"extra_arguments": ["--IPKernelApp.log_level=50"]}
     try:
         papermill.execute_notebook(str(source), str(part), parameters=mine, kernel_name="python3", progress_bar=False,
                                    cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr, start_timeout=600,
-                                   iopub_timeout=120,  # a busy machine is no dead kernel: the defaults are 60 s and 4 s
-                                   extra_arguments=["--IPKernelApp.log_level=50"])
+                                   iopub_timeout=120, **given)  # a busy machine is no dead kernel: the defaults are 60 s and 4 s
     except Exception as error:
         kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
         if kind == "DeadKernelError" or "Kernel died" in said:
@@ -283,8 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
         executed = root() / (chosen.executed or "notebooks/executed")
         for stage in chosen.stages or there:
             notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
-        for stage in chosen.stages or there:
-            run_stage(stage, values, executed)
+        run_stages(list(chosen.stages or there), values, executed)
         print(f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
               f"{os.path.relpath(executed / values['study'])}", flush=True)
         return 0

@@ -18,7 +18,7 @@ import pytest
 
 import kill_harness as harness
 from cotdistill import files, runs
-from cotdistill.study import run_stage
+from cotdistill.study import alive, run_stage, run_stages, start_kernel, stop_kernel
 
 
 def test_a_run_killed_before_its_writes_ends_as_if_it_had_not_been(tmp_path):
@@ -135,6 +135,38 @@ def test_a_notebook_that_fails_leaves_the_whole_one_and_shows_itself(store, tmp_
     monkeypatch.setattr(papermill, "execute_notebook", works)
     run_stage("evaluate", {"study": "smoke"}, tmp_path / "executed")
     assert [p.name for p in folder.iterdir()] == ["03_evaluate.ipynb"]
+
+
+def test_the_next_notebooks_kernel_is_started_ahead_and_a_dead_one_is_replaced(store, tmp_path, monkeypatch):
+    import papermill
+
+    given = []
+
+    def works(source, part, **how):
+        given.append(how.get("km"))
+        Path(part).write_text(json.dumps({"cells": [], "metadata": {}}))
+
+    monkeypatch.setattr(papermill, "execute_notebook", works)
+    run_stages(["evaluate", "shuffle"], {"study": "smoke"}, tmp_path / "executed")
+    assert given[0] is None and given[1] is not None and not alive(given[1])
+    run_stage("evaluate", {"study": "smoke"}, tmp_path / "executed", given[1])
+    assert given[2] is None and len(list((tmp_path / "executed" / "smoke").iterdir())) == 2
+
+
+def test_a_kernel_started_ahead_has_an_empty_namespace_and_its_imports():
+    kernel = start_kernel("cotdistill.corrupt")
+    try:
+        client = kernel.blocking_client()
+        client.start_channels()
+        client.wait_for_ready(timeout=120)
+        said = []
+        client.execute_interactive("import sys; print('cotdistill.corrupt' in sys.modules, 'cotdistill' in dir())", timeout=60,
+                                   output_hook=lambda message: said.append(message["content"].get("text", "")))
+        assert "".join(said) == "True False\n"
+    finally:
+        client.stop_channels()
+        stop_kernel(kernel)
+    assert not alive(kernel)
 
 
 # ---------------------------------------------------------------- locks and parts
