@@ -37,7 +37,7 @@ from cotdistill.attribute import Parts, attribute, frozen, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
-from cotdistill.students import Prepacked, Student, keep_memory, load_student, one_heap, prepacked
+from cotdistill.students import Prepacked, Student, blocks_of, keep_memory, load_student, one_heap, prepacked
 from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, sparse_embedding, token_losses, weighted_loss
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
@@ -408,6 +408,25 @@ def best_rate(size: int = 2048, tries: int = 3) -> float:
         return square_rate(size, tries)
     layer(x)
     return max(square_rate(size, tries), 2.0 * size**3 / float(np.median([timed(layer, x)[0] for _ in range(tries)])) / 1e9)
+
+
+def prepacked_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:
+    """GFLOP/s of all linear layers of the model's blocks one after the other (so the weights come from memory, as they do in use), by the
+    rows of their input: plain, `prepacked`, and the ratio. Medians, turn about; laying the weights out is not counted."""
+    layers = [m for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)]
+    found, fast = [], [Prepacked(m) for m in layers]
+    with torch.no_grad():
+        for n in rows:
+            inputs = {m.in_features: torch.randn(n, m.in_features) for m in layers}
+            sides = {"plain": layers, "prepacked": fast}
+            spent = {side: [] for side in sides}
+            for turn in range(tries + 1):
+                for side, called in sides.items():
+                    spent[side] += [timed(lambda: [f(inputs[m.in_features]) for f, m in zip(called, layers)])[0]][:turn]  # the first warms up
+            flops = 2e-9 * n * sum(m.weight.numel() for m in layers)
+            found.append({"rows": n, **{side: flops / float(np.median(s)) for side, s in spent.items()}})
+    table = pd.DataFrame(found).set_index("rows")
+    return table.assign(ratio=table["prepacked"] / table["plain"])
 
 
 def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 3) -> dict[str, float]:

@@ -159,6 +159,12 @@ def test_product_rates_and_shares(llama, inputs):
     assert bench.limit_rows(bench.limit_share(steps), "x")["reached"].tolist() == ["yes"]
 
 
+def test_rates_of_plain_and_prepacked_products(llama):
+    rates = bench.prepacked_rates(llama.model, [1, 5], tries=1)
+    assert rates.index.tolist() == [1, 5] and (rates > 0).all(axis=None)
+    assert np.allclose(rates["ratio"], rates["prepacked"] / rates["plain"])
+
+
 # -------------------------------------------------------------------------------------- scoring, generation, attribution
 
 def test_scores_are_those_of_plain_forward_passes(llama):
