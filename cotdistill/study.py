@@ -14,6 +14,7 @@ import reprlib
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -177,7 +178,8 @@ def run_stages(stages: list[str], values: dict, executed: Path) -> None:
         for number, stage in enumerate(stages, 1):
             mine, ahead = ahead, None
             try:
-                ahead = start_kernel() if number < len(stages) else None
+                with suppress(Exception):  # where none can be started, papermill says why when it comes to it
+                    ahead = start_kernel() if number < len(stages) else None
                 run_stage(stage, values, executed, mine)
             finally:
                 if mine:

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from cotdistill import students
 from cotdistill.data import DataError
 from cotdistill.students import BUNDLED, Prepacked, best_dtype, gguf_path, load_student, prepacked
 
@@ -134,6 +135,12 @@ def test_prepacked_leaves_a_student_as_it_was(student):
         after = student.model(input_ids=ids).logits
     torch.testing.assert_close(meanwhile, before, rtol=1e-4, atol=1e-5)
     assert torch.equal(after, before) and not any("forward" in vars(m) for m in student.model.modules())
+
+
+def test_a_student_too_large_to_be_held_twice_is_not_prepacked(llama, monkeypatch):
+    monkeypatch.setattr(students, "PREPACK_LIMIT", 1000)
+    with prepacked(llama.model):
+        assert not any("forward" in vars(m) for m in llama.model.modules())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")

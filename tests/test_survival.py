@@ -150,6 +150,7 @@ def test_the_next_notebooks_kernel_is_started_ahead_and_a_dead_one_is_replaced(s
     run_stages(["evaluate", "shuffle"], {"study": "smoke"}, tmp_path / "executed")
     assert given[0] is None and given[1] is not None and not alive(given[1])
     run_stage("evaluate", {"study": "smoke"}, tmp_path / "executed", given[1])
+    stop_kernel(given[1])  # a second time: nothing happens
     assert given[2] is None and len(list((tmp_path / "executed" / "smoke").iterdir())) == 2
 
 

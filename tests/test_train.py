@@ -9,6 +9,7 @@ import torch
 from conftest import TINY, tiny
 from cotdistill import train
 from cotdistill.data import DataError
+from cotdistill.evaluate import evaluate, validation_scores
 from cotdistill.format import Arm, arm_from_name
 from cotdistill.students import blocks_of
 from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, choose_train, collate, encode_all, example_rng,
@@ -240,8 +241,9 @@ def test_a_compiled_student_learns_the_same(student, questions, rationales, tmp_
     for backend in ("", "aot_eager"):
         counters.clear()
         student, config = tiny(student.name), replace(QUICK, compile=backend)
-        history, _ = fine_tune(student, passes_of(student, questions, rationales, epochs=2), Arm("post_cot"), config, 0, tmp_path / (backend or "plain"))
-        losses[backend], graphs[backend] = history["loss"].to_numpy(), counters["stats"]["unique_graphs"]
+        history, _ = fine_tune(student, passes_of(student, questions, rationales, epochs=2), Arm("post_cot"), config, 0, tmp_path / (backend or "plain"),
+                               lambda: validation_scores(evaluate(student, questions[:4], "post_cot", generate=False)))
+        losses[backend], graphs[backend] = history[["loss", "validation_label_nll"]].to_numpy(), counters["stats"]["unique_graphs"]
     assert graphs[""] == 0 < graphs["aot_eager"]
     np.testing.assert_allclose(losses["aot_eager"], losses[""], rtol=1e-5)
     with pytest.raises(DataError, match="compile is 'fast'; expected one of"):
