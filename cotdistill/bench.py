@@ -222,8 +222,8 @@ def pick_batches(sequences: list[Encoded], batch_size: int, n: int, grouped: boo
 
 def training_batches(encoded: dict[str, list[Encoded]], batch_size: int, n: int, seed: int = 0) -> dict[bool, list[tuple[str, list[Encoded]]]]:
     """grouped -> the batches of one run, each with its placement: twice the longest as a warm-up, which meets the memory that a run of
-    hundreds of steps has long met (a page costs most when it is touched first), and n per placement. The two orders have the sequences of different batches, and every trainer of an
-    order sees the same batches one after the other."""
+    hundreds of steps has long met (a page costs most when it is touched first), and n per placement. The two orders have the
+    sequences of different batches, and every trainer of an order sees the same batches one after the other."""
     found = {}
     for grouped in (False, True):
         parts = {p: pick_batches(encoded[p], batch_size, n, grouped, seed) for p in encoded}
@@ -396,19 +396,17 @@ def weights_of(model: nn.Module) -> tuple[int, int]:
     return linear, head.weight.numel()
 
 
-def square_rate(size: int = 2048, tries: int = 3) -> float:
+def square_rate(size: int = 2048, tries: int = 3, product=torch.mm) -> float:
     """GFLOP/s of the float32 product of two [size, size] matrices, right now: the median of some tries."""
     a, b = torch.randn(2, size, size)
-    return 2.0 * size**3 / float(np.median([timed(torch.mm, a, b)[0] for _ in range(tries)])) / 1e9
+    return 2.0 * size**3 / float(np.median([timed(product, a, b)[0] for _ in range(tries)])) / 1e9
 
 
 def best_rate(size: int = 2048, tries: int = 3) -> float:
-    """GFLOP/s of the faster one of two libraries' float32 products, right now: plain ones and those of `prepacked` weights."""
-    x, layer = torch.randn(size, size), Prepacked(nn.Linear(size, size, bias=False).requires_grad_(False))
-    if not torch.backends.mkldnn.is_available():
-        return square_rate(size, tries)
-    layer(x)
-    return max(square_rate(size, tries), 2.0 * size**3 / float(np.median([timed(layer, x)[0] for _ in range(tries)])) / 1e9)
+    """`square_rate` of the faster one of two libraries: plain products and those of `prepacked` weights."""
+    layer = Prepacked(nn.Linear(size, size, bias=False).requires_grad_(False))
+    layer(torch.randn(1, size))  # laying the weights out is not counted
+    return max(square_rate(size, tries), square_rate(size, tries, lambda a, _: layer(a)))
 
 
 def prepacked_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:

@@ -168,8 +168,8 @@ class Prepacked:
     torch.compile does to a frozen model): 1.2 times the speed of a plain product at 400 rows, twice at 8 to 64 (float32, measured on
     AVX-512; plain BLAS reads the weights anew for every few rows).
 
-    For weights that stay as they are: where they are trained, the call is the layer's own. Weights that were changed in place since
-    are laid out again."""
+    For weights that stay as they are: where they are trained, or torch was built without oneDNN, the call is the layer's own. Weights that
+    were changed in place since are laid out again."""
 
     def __init__(self, layer: torch.nn.Linear):
         self.layer, self.version, self.packs = layer, None, {}
@@ -185,7 +185,7 @@ class Prepacked:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         learns = torch.is_grad_enabled()
-        if learns and self.layer.weight.requires_grad or not x.numel():
+        if learns and self.layer.weight.requires_grad or not x.numel() or not torch.backends.mkldnn.is_available():
             return torch.nn.functional.linear(x, self.layer.weight, self.layer.bias)
         return _Product.apply(x, self) if learns and x.requires_grad else _product(x, self.weight(), self.layer.bias)
 
@@ -212,10 +212,9 @@ def prepacked(model: torch.nn.Module):
     """While open, the linear layers of a float32 model on a CPU are `Prepacked`, for passes that don't train it: scoring, generation,
     attribution, the outputs of frozen blocks. It takes the memory of the weights once more (twice with gradients), until it closes.
 
-    On another device, in another dtype, where torch was built without oneDNN, and where the weights take more than PREPACK_LIMIT
-    bytes, nothing changes."""
+    On another device, in another dtype, and where the weights take more than PREPACK_LIMIT bytes, nothing changes."""
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.float32 and "forward" not in vars(m)]
-    fits = sum(m.weight.nbytes for m in layers) <= PREPACK_LIMIT and model.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    fits = sum(m.weight.nbytes for m in layers) <= PREPACK_LIMIT and model.device.type == "cpu"
     layers = layers if fits else []
     for layer in layers:
         layer.forward = Prepacked(layer)

@@ -24,6 +24,7 @@ from cotdistill.files import part_of, sweep, whole
 
 NOTEBOOKS = {"elicit": "01_elicit", "train": "02_train", "evaluate": "03_evaluate", "shuffle": "04_shuffle",
              "attribute": "05_attribute_and_mask", "figures": "06_figures"}
+QUIET = "--IPKernelApp.log_level=50"  # for a kernel: its own notes are not the notebook's
 RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
 RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
 LIMITS = {  # parameter -> lowest and highest value, found before anything runs; for all other numbers 0 and none
@@ -153,7 +154,7 @@ def start_kernel(imports: str = "cotdistill.attribute, cotdistill.runs, cotdisti
 
     kernel = AsyncKernelManager(kernel_name="python3")
     run_sync(kernel.start_kernel)(cwd=str(root()), extra_arguments=[
-        "--IPKernelApp.log_level=50", "--HistoryManager.hist_file=:memory:", f"--IPKernelApp.exec_lines=exec('import {imports}', {{}})"])
+        QUIET, "--HistoryManager.hist_file=:memory:", f"--IPKernelApp.exec_lines=exec('import {imports}', {{}})"])
     return kernel
 
 
@@ -207,7 +208,7 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
     failed.unlink(missing_ok=True)
     print(f"== {name} ({values['study']})", flush=True)
     started = time.time()
-    given = {"km": kernel} if kernel and alive(kernel) else {"extra_arguments": ["--IPKernelApp.log_level=50"]}
+    given = {"km": kernel} if kernel and alive(kernel) else {"extra_arguments": [QUIET]}
     try:
         papermill.execute_notebook(str(source), str(part), parameters=mine, kernel_name="python3", progress_bar=False,
                                    cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr, start_timeout=600,
