@@ -5,7 +5,7 @@ The order is rationale first, as in pre_cot: a label that comes before its ratio
 sequence is prompt + " <rationale>" + "\\nAnswer:" + " <label>\\n", in the pieces a student is trained on, and
 only the rationale's embeddings move; question and label stay fixed. The prompt's keys and values are
 therefore constant: they are computed once and shared by all steps, which is exact (tests compare with captum
-on whole, uncached sequences). Occlusion shares more: up to the word that it takes out, the rationale is the same.
+on whole, uncached sequences). Occlusion and deletion share more: up to the first token that they take out, the rationale is the same.
 
 Scores are in nats unless said otherwise, one per rationale token; positive means "speaks for the label".
 """
@@ -26,6 +26,7 @@ from captum.attr import IntegratedGradients
 from scipy import stats as sps
 from sklearn.metrics import average_precision_score
 from transformers.cache_utils import Cache
+from transformers.modeling_utils import AttentionInterface
 
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale, fingerprint, read_jsonl
@@ -36,7 +37,6 @@ from cotdistill.train import example_rng
 
 METHODS = SELECTORS
 BASELINES = ("filler", "mean", "zero")
-OCCLUDED_TOGETHER = 8  # units in a pass: more would share less of the text before them, fewer would fill no matrix product
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of tokens, as in ERASER
 
 
@@ -95,19 +95,18 @@ def frozen(model: torch.nn.Module):
 
 # -------------------------------------------------------------------------------------------- the score
 
-def label_scorer(student: Student, parts: Parts, cache: Cache | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from rationale embeddings [B, R, D] to log p(label) [B] in nats, summed over the label's
     tokens.
 
-    Differentiable in the embeddings. The prompt runs here, once, unless the keys and values of all that comes
-    before these embeddings are given as `cache`; each call repeats them B times. The head runs at the positions
-    that predict the label only."""
+    Differentiable in the embeddings. The prompt runs here, once; each call repeats its keys and values B times.
+    The head runs at the positions that predict the label only."""
     model, device = student.model, student.model.device
     embed = model.get_input_embeddings()
     label = torch.tensor(parts.label, device=device)
     with torch.no_grad():
         tail = embed(torch.tensor([parts.frame + parts.label[:-1]], device=device))
-    cache = keys_and_values(student, parts.prefix) if cache is None else cache
+    cache = keys_and_values(student, parts.prefix)
 
     def score(embeds: torch.Tensor) -> torch.Tensor:
         past = copy.deepcopy(cache)
@@ -147,16 +146,67 @@ def embed_rationale(student: Student, parts: Parts, baseline: str = "filler") ->
     return full, base.expand_as(full).clone()
 
 
+def attention_after(module, query, key, value, attention_mask=None, dropout=0.0, scaling=None, sliding_window=None, *,
+                    known: Cache, starts: list[int], lengths: list[int], **kwargs):
+    """Attention of several continuations of one known text, each from its own place, laid end to end in one row without
+    padding (`model.set_attn_implementation("after")`).
+
+    query [1, heads, T, d], key and value [1, kv_heads, T, d] with T = sum(lengths): continuation i has lengths[i] tokens and sees the
+    first starts[i] tokens of `known`, and itself up to each token."""
+    layer, groups = known.layers[module.layer_idx], query.shape[1] // key.shape[1]
+    old, new = ((k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)) if groups > 1 else (k, v)
+                for k, v in ((layer.keys, layer.values), (key, value)))
+    places, outs = torch.arange(layer.keys.shape[2] + max(lengths), device=query.device), []
+    for q, k, v, a, n in zip(query.split(lengths, 2), new[0].split(lengths, 2), new[1].split(lengths, 2), starts, lengths):
+        back = places[a:a + n, None] - places[None, :a + n]  # how far back a token looks
+        seen = (back >= 0) & (back < sliding_window) if sliding_window else back >= 0
+        outs.append(torch.nn.functional.scaled_dot_product_attention(
+            q, torch.cat([old[0][:, :, :a], k], 2), torch.cat([old[1][:, :, :a], v], 2), attn_mask=seen, dropout_p=dropout, scale=scaling))
+    return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("after", attention_after)
+
+
+@torch.no_grad()
+def variant_logps(student: Student, parts: Parts, full: torch.Tensor, base: torch.Tensor, keep: np.ndarray,
+                  batch_size: int) -> np.ndarray:
+    """log p(label) in nats of N variants of a rationale, [N]: `keep` [N, R] bool, tokens not kept are at the baseline; full and base
+    [1, R, D] as from `embed_rationale`.
+
+    Up to the first token that it replaces, a variant is the rationale as it is, whose keys and values are computed once: only the rest
+    of it runs, `batch_size` variants in a pass, end to end (`attention_after`). The head runs at the positions that predict the label."""
+    model, before, device = student.model, student.model.config._attn_implementation, full.device
+    label, known = torch.tensor(parts.label, device=device), keys_and_values(student, parts.prefix + parts.rationale)
+    tail = model.get_input_embeddings()(torch.tensor([parts.frame + parts.label[:-1]], device=device))
+    first = [int(row.argmin()) if not row.all() else len(row) for row in keep]
+    model.set_attn_implementation("after")
+    try:
+        found = []
+        for at in range(0, len(keep), batch_size):
+            chosen = list(zip(torch.tensor(keep[at:at + batch_size], device=device), first[at:at + batch_size]))
+            pieces = [torch.cat([torch.where(row[None, a:, None], full[:, a:], base[:, a:]), tail], 1) for row, a in chosen]
+            starts, lengths = [len(parts.prefix) + a for _, a in chosen], [piece.shape[1] for piece in pieces]
+            ends = np.cumsum(lengths)
+            logits = model(
+                inputs_embeds=torch.cat(pieces, 1), use_cache=False, known=known, starts=starts, lengths=lengths,
+                position_ids=torch.cat([torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths)])[None],
+                logits_to_keep=torch.tensor([p for end in ends for p in range(end - len(label), end)], device=device)).logits
+            logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).view(len(chosen), len(label), -1)
+            found.append(logps[:, torch.arange(len(label)), label].sum(1).double().cpu())
+    finally:
+        model.set_attn_implementation(before)
+    return torch.cat(found).numpy()
+
+
 def removal_logps(student: Student, example: Example, rationale: str, keep: np.ndarray, *, label_format: str = "text",
                   baseline: str = "filler", batch_size: int = 32) -> np.ndarray:
     """log p(label) in nats for N variants of a rationale: `keep` [N, R] bool; tokens not kept are at the
     baseline."""
     parts = split_sequence(student, example, rationale, label_format)
-    full, base = embed_rationale(student, parts, baseline)
     keep, back = np.unique(np.asarray(keep, dtype=bool), axis=0, return_inverse=True)
     with frozen(student.model):
-        rows = torch.where(torch.tensor(keep, device=full.device)[:, :, None], full, base)
-        return _in_batches(label_scorer(student, parts), rows, batch_size).numpy()[back.ravel()]
+        return variant_logps(student, parts, *embed_rationale(student, parts, baseline), keep, batch_size)[back.ravel()]
 
 
 # -------------------------------------------------------------------------------------------- the methods
@@ -208,9 +258,11 @@ def attribute(student: Student, example: Example, rationale: str, method: str, *
         full, base = embed_rationale(student, parts, baseline)
         if method.startswith("occlusion"):
             members = np.array(parts.words if method == "occlusion_word" else range(n))
-            ends, logps = _occluded(student, parts, members, full, base, batch_size)
-            share = (ends[0] - logps) / np.bincount(members)
-            return replace(result, scores=share[members], logp_full=ends[0], logp_baseline=ends[1])
+            units = np.unique(members)
+            keep = np.concatenate([np.ones((1, n), bool), np.zeros((1, n), bool), members[None] != units[:, None]])
+            whole, nothing, *logps = variant_logps(student, parts, full, base, keep, batch_size)
+            share = (whole - np.array(logps)) / np.bincount(members)
+            return replace(result, scores=share[members], logp_full=whole, logp_baseline=nothing)
         score = label_scorer(student, parts)
         if method in ("input_x_gradient", "saliency"):
             x = full.requires_grad_()
@@ -223,25 +275,6 @@ def attribute(student: Student, example: Example, rationale: str, method: str, *
         scores = paths.sum(-1)[0].double().cpu().numpy()
         return replace(result, scores=scores, delta=float(scores.sum() - (ends[0] - ends[1])),
                        logp_full=float(ends[0]), logp_baseline=float(ends[1]))
-
-
-def _occluded(student: Student, parts: Parts, members: np.ndarray, full: torch.Tensor, base: torch.Tensor,
-              batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """log p(label) in nats as it is and with all tokens at the baseline, [2]; and with each unit's tokens there. members [R]: the unit
-    of each token.
-
-    Units a few in a pass, which starts at the first token that one of them changes: what comes before it is read from the keys and
-    values of the rationale as it is, computed once and cut shorter from pass to pass, the last units first. On average that is half of it."""
-    rows = torch.tensor(members[None] == np.unique(members)[:, None], device=full.device)
-    known, found = keys_and_values(student, parts.prefix + parts.rationale), []
-
-    def score_from(a: int, variants: torch.Tensor) -> torch.Tensor:
-        known.crop(len(parts.prefix) + a - known.get_seq_length())  # negative: so many tokens less
-        return _in_batches(label_scorer(student, parts, known), variants[:, a:], batch_size)
-
-    for part in reversed(rows.split(min(batch_size, OCCLUDED_TOGETHER))):
-        found.insert(0, score_from(int(part.any(0).nonzero()[0]), torch.where(part[:, :, None], base, full)))
-    return score_from(0, torch.cat([full, base])).numpy(), torch.cat(found).numpy()
 
 
 def _human(id: str, n: int, selections: dict | None) -> np.ndarray:

@@ -1,10 +1,10 @@
 """How fast the study's work is beside what a researcher would otherwise pick: training, scoring, generation, attribution,
 elicitation. `notebooks/benchmark.ipynb` calls these functions; `python -m cotdistill.bench run` executes it.
 
-Rules. Both sides run in one process, turn about (ABAB), on the same tokens, in float32, with the same threads; medians over
-repeats. Ours keeps freed memory (`students.keep_memory`), a peer has the C library's own thresholds. Whether they give the same
-results is checked first, on the results themselves. A peer gets its best settings: the best of the batch sizes that are tried, all
-of them shown. Peak memory is read from a fresh child process per side.
+Rules. Both sides run turn about (ABAB), on the same tokens, in float32, with the same threads; medians over repeats. Training
+sides have a process each, held after every step, because in one process the memory of one slows the other; the rest shares one process. Ours
+keeps freed memory (`students.keep_memory`), a peer has the C library's own thresholds. Whether they give the same results is checked first, on
+the results themselves. A peer gets its best settings: the best of the batch sizes that are tried, all of them shown.
 """
 
 import argparse
@@ -16,11 +16,10 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from cotdistill.attribute import Parts, attribute, frozen, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
-from cotdistill.students import Prepacked, Student, blocks_of, keep_memory, load_student, one_heap, prepacked
+from cotdistill.students import Prepacked, Student, blocks_of, keep_memory, load_student, prepacked
 from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, sparse_embedding, token_losses, weighted_loss
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
@@ -45,7 +44,7 @@ PLACEMENTS = ("label_only", "pre_cot", "post_cot")
 TRAINERS = {
     "ours": (None, False, "no padding, the head at supervised positions"),
     "ours, grouped": (None, True, "the same on the grouped batches"),
-    "itself, not compiled": (None, False, "ours without torch.compile"),
+    "itself, compiled": (None, False, "ours with torch.compile of the blocks' MLPs and norms"),
     "ours, checkpointing": (None, False, "the same, the blocks' activations made again in the backward pass"),
     "TRL as it comes": ("trl", False, "SFTTrainer, completion-only loss; activation checkpointing, padding, random order"),
     "TRL at its best": ("trl", True, "SFTTrainer, completion-only loss; no checkpointing, grouped by length"),
@@ -118,14 +117,16 @@ def optional_student(name: str) -> Student | None:
 
 # --------------------------------------------------------------------------------------------------------------- comparing
 
-def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, floor=None, gflop: float = 0.0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, floor=None, gflop: float = 0.0,
+            vocabulary: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Time one piece of work on both sides: a table with a row per peer, and the search for batch sizes.
 
     ours and each peer: {"run": size -> result, "sizes": sizes to try, "settings": text, "target": ratio to reach,
     "needs": module}. First every side runs once per size, which warms it up and finds its best size; then
     same(our result, its result) -> (bool, text) is asked; then the sides run turn about, `repeats` times.
     A peer whose module is missing gets a row that says so. What no side can do without, measured in the same turns: floor, a call of
-    nothing else, and gflop, operations at the rate of a big product; `bound` is peer / their sum, the ratio that nobody can exceed."""
+    nothing else, and gflop, operations at the rate of a big product; `bound` is peer / their sum, the ratio that nobody can exceed. With a
+    vocabulary, `kernels` is the ratio that our side would reach if nothing but its matrix products and attention took time, from a profile."""
     sides = {"ours": ours, **{n: p for n, p in peers.items() if not p.get("needs") or find_spec(p["needs"])}}
     best, tried, results = {}, [], {}
     for name, side in sides.items():
@@ -147,7 +148,8 @@ def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, f
     rows = [row(work, name, peer.get("settings", ""), seconds["ours"], seconds.get(name), peer.get("target"), checks.get(name),
                 batch=best.get(name)) for name, peer in peers.items()]
     least = float(np.median(floors)) if floors else np.nan
-    return pd.DataFrame([r | {"bound": r["peer_s"] / least} for r in rows]), pd.DataFrame(tried)
+    alone = profile(lambda: ours["run"](best["ours"]), vocabulary).reindex(KERNELS).sum() if vocabulary else np.nan
+    return pd.DataFrame([r | {"bound": r["peer_s"] / least, "kernels": r["peer_s"] / alone} for r in rows]), pd.DataFrame(tried)
 
 
 def timed(call, *given) -> tuple[float, object]:
@@ -236,99 +238,123 @@ class Enough(Exception):
     """Raised inside a training loop after the last measured step: no checkpoint is written, no epoch ends."""
 
 
-class Turns:
-    """Whose turn it is among n threads, of which one works at a time; those that are through are passed over."""
+def train_side(side: str, student: Student, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0,
+               stepped=lambda seconds, loss: None) -> None:
+    """Train the student, which changes, the way of one side of TRAINERS on the batches in their order.
 
-    def __init__(self, n: int):
-        self.now, self.left, self.changed = 0, list(range(n)), threading.Condition()
-
-    def wait(self, me: int) -> None:
-        with self.changed:
-            self.changed.wait_for(lambda: self.now == me)
-
-    def pass_on(self, me: int, through: bool = False) -> None:
-        with self.changed:
-            later = [i for i in self.left if i > me] + [i for i in self.left if i < me]
-            self.left = [i for i in self.left if not through or i != me]
-            self.now = later[0] if later else me
-            self.changed.notify_all()
-
-
-def train_turn_about(sides: list[str], student: Student, batches: list[list[list[Encoded]]], config: TrainConfig, seed: int = 0,
-                     own_copy: bool = True, profiler=None) -> list[tuple[list[float], list[float]]]:
-    """Train each side of TRAINERS on its batches in their order, an optimiser step of one side, then one of the next: a machine's
-    speed changes from minute to minute, and this way every side meets the same. Each side is a whole training loop of its own in a
-    thread of its own, held after each step. For each side: (seconds of each step but the first, losses of all steps in nats per
-    supervised token). The student stays as it was (own_copy=False: it does not). profiler: sees all steps but the first, of one side."""
-    turns, number, threads = Turns(len(sides)), {}, torch.get_num_threads()
-    one_heap()
-    seen, failed, own = [{"times": [], "losses": [], "since": 0.0} for _ in sides], [], Trainer.training_step
+    stepped is called after every optimiser step, outside its time, with its wall seconds (the first one's hold all preparations) and its
+    loss in nats per supervised token. Raises DataError where there were fewer or more steps than batches."""
+    config = replace(config, gradient_checkpointing="checkpointing" in side, compile="inductor" if side == "itself, compiled" else "")
+    own, losses, since, count = Trainer.training_step, [], [time.perf_counter()], [0]
 
     def training_step(self, *args, **kwargs):
         loss = own(self, *args, **kwargs)
-        seen[number[threading.get_ident()]]["losses"].append(float(loss.detach()))
+        losses.append(float(loss.detach()))
         return loss
 
-    def my_turn(me):
-        turns.wait(me)
-        keep_memory(not is_peer(sides[me]))
-
-    def stepped(*_):
-        me = number[threading.get_ident()]
-        seen[me]["times"].append(time.perf_counter() - seen[me]["since"])
-        if profiler and len(seen[me]["times"]) == 1:
-            profiler.start()
-        if len(seen[me]["times"]) >= len(batches[me]):
-            if profiler:
-                profiler.stop()
+    def after_step(*_):
+        count[0] += 1
+        stepped(time.perf_counter() - since[0], losses[-1])
+        if count[0] >= len(batches):
             raise Enough
-        turns.pass_on(me)
-        my_turn(me)
-        seen[me]["since"] = time.perf_counter()
+        since[0] = time.perf_counter()
 
-    def work(me):
-        number[threading.get_ident()] = me
-        my_turn(me)
-        torch.set_num_threads(threads)  # each thread has a setting of its own
-        try:
-            pupil = replace(student, model=copy.deepcopy(student.model) if own_copy else student.model)
-            with tempfile.TemporaryDirectory() as folder:
-                if not is_peer(sides[me]):
-                    own_config = replace(config, gradient_checkpointing="checkpointing" in sides[me],
-                                         compile="" if "not compiled" in sides[me] else config.compile)
-                    _ours(pupil, batches[me], own_config, seed, folder)
-                else:
-                    _peer_trainer(sides[me], pupil, batches[me], config, seed, folder).train()
-        except Enough:
-            pass
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            turns.pass_on(me, through=True)
-
-    hook, Trainer.training_step = register_optimizer_step_post_hook(stepped), training_step
+    hook, Trainer.training_step = register_optimizer_step_post_hook(after_step), training_step
+    keep_memory(not is_peer(side))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
-            if len(sides) == 1:  # in this thread: a profiler looks at it
-                work(0)
+            if is_peer(side):
+                _peer_trainer(side, student, batches, config, seed, folder).train()
             else:
-                crew = [threading.Thread(target=work, args=(me,)) for me in range(len(sides))]
-                for thread in crew:
-                    thread.start()
-                for thread in crew:
-                    thread.join()
+                _ours(student, batches, config, seed, folder)
+    except Enough:
+        pass
     finally:
         Trainer.training_step = own
         hook.remove()
         keep_memory()
-    gc.collect()
-    if failed:
-        raise failed[0]
-    for side, found, wanted in zip(sides, seen, batches):
-        if not len(found["times"]) == len(found["losses"]) == len(wanted):
-            raise DataError(f"{side}: {len(found['times'])} optimiser steps and {len(found['losses'])} losses; expected {len(wanted)} of each")
-    return [(found["times"][1:], found["losses"]) for found in seen]
+        gc.collect()
+    if not count[0] == len(losses) == len(batches):
+        raise DataError(f"{side}: {count[0]} optimiser steps and {len(losses)} losses; expected {len(batches)} of each")
+
+
+def train_turn_about(sides: list[str], student: str, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0) -> list[dict]:
+    """`train_side` of each side in a fresh process of its own, an optimiser step of one, then the same step of the next: a machine's speed
+    changes from minute to minute, and this way every side meets the same, with no other model in its memory.
+
+    student: a name or path for `load_student`. For each side: "seconds" of the steps, nan for the first, "losses" of all in nats per
+    supervised token, and GB of memory: "loaded_gb" with imports and weights, "peak_gb" ever held. Raises DataError with what a
+    process ended with."""
+    asked = {"student": student, "threads": torch.get_num_threads(), "config": asdict(config), "seed": seed,
+             "batches": [[[e.id, e.ids, e.kinds] for e in batch] for batch in batches]}
+    with ExitStack() as stack:
+        children = [stack.enter_context(_process(side)) for side in sides]
+        for send, side in zip(children, sides):
+            send.write(json.dumps(asked | {"side": side}))
+        loaded = [child.read() for child in children]
+        found = [known | {"seconds": [], "losses": []} for known in loaded]
+        for step in range(len(batches)):
+            for child, side in zip(children, found):
+                child.write("go")
+                told = child.read()
+                side["seconds"].append(told["seconds"] if step else np.nan)
+                side["losses"].append(told["loss"])
+                side["peak_gb"] = told["peak_gb"]
+    return found
+
+
+class _process:
+    """One side's child process, a line to it and a line from it at a time; killed on leaving."""
+
+    def __init__(self, side: str):
+        self.side, self.errors = side, tempfile.TemporaryFile("w+")
+        self.child = subprocess.Popen([sys.executable, "-m", "cotdistill.bench", "side"], cwd=study.root(), text=True, stdin=subprocess.PIPE,
+                                      stdout=subprocess.PIPE, stderr=self.errors, env=os.environ | {"PYTHONPATH": str(study.root())})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.child.kill()
+        self.child.communicate()
+        self.errors.close()
+
+    def write(self, line: str) -> None:
+        try:
+            print(line, file=self.child.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # the next reading says what it ended with
+
+    def read(self) -> dict:
+        line = self.child.stdout.readline()
+        if not line:
+            code = self.child.wait()
+            self.errors.seek(0)
+            raise DataError(f"{self.side}: its process ended with {code}: {(self.errors.read().strip().splitlines() or ['nothing said'])[-1]}")
+        return json.loads(line)
+
+
+def be_a_side() -> None:
+    """The child of `train_turn_about`: its settings on the first line of standard input, then a line for every step to make; on standard
+    output a line once it is ready and one per step. What libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def tell(**found):
+        print(json.dumps(found), file=answers, flush=True)
+        if not sys.stdin.readline():  # the parent is gone
+            sys.exit(1)
+
+    asked = json.loads(sys.stdin.readline())
+    torch.set_num_threads(asked["threads"])
+    student = load_student(asked["student"])
+    if asked["side"].startswith("TRL"):
+        import trl  # noqa: F401  its imports belong to what is loaded
+    batches = [[Encoded(id, tuple(ids), tuple(kinds)) for id, ids, kinds in batch] for batch in asked["batches"]]
+    tell(loaded_gb=_held("VmRSS") / 1e6)
+    train_side(asked["side"], student, batches, TrainConfig(**asked["config"]), asked["seed"],
+               lambda seconds, loss: tell(seconds=seconds, loss=loss, peak_gb=_held("VmHWM") / 1e6))
 
 
 def is_peer(side: str) -> bool:
@@ -396,6 +422,11 @@ def weights_of(model: nn.Module) -> tuple[int, int]:
     return linear, head.weight.numel()
 
 
+def vocabulary_of(student: Student) -> int:
+    """Rows of the head: how many tokens the student can choose from."""
+    return student.model.get_output_embeddings().weight.shape[0]
+
+
 def square_rate(size: int = 2048, tries: int = 3, product=torch.mm) -> float:
     """GFLOP/s of the float32 product of two [size, size] matrices, right now: the median of some tries."""
     a, b = torch.randn(2, size, size)
@@ -451,9 +482,9 @@ def _ours_beside(peer: str) -> str:
 
 def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], config: TrainConfig, repeats: int,
                   sides: list[str], square: int = 2048) -> pd.DataFrame:
-    """Every optimiser step of every peer among `sides` and of ours beside it on the same batches, a step of one and a step of the other:
-    side, beside (the peer), repeat, step, placement, tokens, seconds, loss, the machine's product rates around the pair (GFLOP/s:
-    square, own shapes) and the step's needed GFLOP."""
+    """Every optimiser step of every peer among `sides` and of ours beside it on the same batches (`train_turn_about`, of the student as it
+    is loaded by its name): side, beside (the peer), repeat, step, placement, tokens, seconds, loss, the machine's product rates around the
+    pair (GFLOP/s: square, own shapes) and the step's needed GFLOP."""
     there = [s for s in sides if not s.startswith("ours") and (not TRAINERS[s][0] or find_spec(TRAINERS[s][0]))]
     rows = []
     for repeat in range(repeats):
@@ -461,21 +492,37 @@ def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Enc
             pair, work = [_ours_beside(peer), peer], batches[TRAINERS[peer][1]]
             tokens = int(np.mean([sum(len(e.ids) for e in b) for _, b in work[1:]]))
             before = product_rates(student.model, tokens, square)
-            found = train_turn_about(pair, student, [[b for _, b in work]] * 2, config)
+            found = train_turn_about(pair, student.name, [b for _, b in work], config)
             after = product_rates(student.model, tokens, square)
-            for side, (seconds, losses) in zip(pair, found):
+            for side, made in zip(pair, found):
                 for step, (placement, batch) in enumerate(work):
                     rows.append({"side": side, "beside": peer, "repeat": repeat, "step": step, "placement": placement,
-                                 "tokens": sum(len(e.ids) for e in batch), "seconds": seconds[step - 1] if step else np.nan, "loss": losses[step],
+                                 "tokens": sum(len(e.ids) for e in batch), "seconds": made["seconds"][step], "loss": made["losses"][step],
                                  "gflop": needed_flops(student.model, batch) / 1e9,
                                  **{k: (before[k] + after[k]) / 2 for k in ("square", "own")}})
     return pd.DataFrame(rows)
 
 
-def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sides: list[str]) -> pd.DataFrame:
+KERNELS = ["matrix products", "head", "attention", "optimiser"]  # groups of `by_group` that the libraries' kernels do
+
+
+def kernel_shares(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], square: int = 2048) -> pd.Series:
+    """By placement: the share of the limit (`limit_share`) that our training would reach if nothing but its kernels took time: matrix
+    products, attention and optimiser as torch's libraries run them at these shapes, from a profile of two steps."""
+    vocabulary, shares = vocabulary_of(student), {}
+    for placement, batch in batches[True]:
+        if placement in PLACEMENTS and placement not in shares:
+            before = square_rate(square)
+            spent = profile_training("ours", student, batch, vocabulary, steps=2).reindex(KERNELS).sum() / 2
+            shares[placement] = needed_flops(student.model, batch) / 1e9 / spent / ((before + square_rate(square)) / 2)
+    return pd.Series(shares)
+
+
+def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sides: list[str], kernels: pd.Series) -> pd.DataFrame:
     """`time_training`'s steps as result rows: one per peer and placement (seconds per optimiser step). A peer is compared with
     our run on the same batches, and its loss of every step with ours. `bound` is the ratio that a step of nothing but its needed
-    operations, at the rate of a big product, would reach: no implementation in float32 can be further ahead of this peer."""
+    operations, at the rate of a big product, would reach: no implementation in float32 can be further ahead of this peer. `kernels`
+    (`kernel_shares`) is the ratio that a step of nothing but its kernels would reach."""
     rows = []
     for side in sides:
         if side.startswith("ours"):
@@ -492,7 +539,7 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
                 part = mine[mine["placement"] == placement]
                 bound = float(np.median(their) / (part["gflop"] / part["square"]).median()) if their else np.nan
                 rows.append(row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check"))
-                            | {"bound": bound})
+                            | {"bound": bound, "kernels": bound * kernels[placement]})
     return pd.DataFrame(rows)
 
 
@@ -526,37 +573,15 @@ def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def peak_memory(student: str, sides: list[str], settings: dict) -> pd.DataFrame:
-    """Peak resident memory in GB of training two batches, each side in a fresh child process: while loading (imports and
-    weights) and in all. settings: the arguments of `texts` under "texts", "batch_size", "placement"."""
+def peak_memory(student: Student, sides: list[str], sequences: list[Encoded], config: TrainConfig) -> pd.DataFrame:
+    """Memory in GB of training two batches, each side in a fresh process: "loaded_gb" with imports and weights, "peak_gb" ever held."""
     rows = []
     for side in sides:
-        if TRAINERS[side][0] and not find_spec(TRAINERS[side][0]):
-            rows.append({"side": side, "loaded_gb": np.nan, "peak_gb": np.nan})
-            continue
-        asked = json.dumps({"student": student, "side": side, "threads": torch.get_num_threads(), **settings})
-        done = subprocess.run([sys.executable, "-m", "cotdistill.bench", "peak", asked], cwd=study.root(), capture_output=True, text=True,
-                              env=os.environ | {"PYTHONPATH": str(study.root())})
-        if done.returncode:
-            raise DataError(f"peak memory of {side}: the child ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
-        rows.append({"side": side, **json.loads(done.stdout.strip().splitlines()[-1])})
+        found = {"loaded_gb": np.nan, "peak_gb": np.nan}
+        if not TRAINERS[side][0] or find_spec(TRAINERS[side][0]):
+            (found,) = train_turn_about([side], student.name, pick_batches(sequences, config.batch_size, 2, TRAINERS[side][1]), config)
+        rows.append({"side": side, **{name: found[name] for name in ("loaded_gb", "peak_gb")}})
     return pd.DataFrame(rows)
-
-
-def _peak(asked: dict) -> dict:
-    """The child's part: two training steps, then what the kernel says the process ever held."""
-    torch.set_num_threads(asked["threads"])
-    student = load_student(asked["student"])
-    examples, rationales = texts(**asked["texts"])
-    size, grouped = asked["batch_size"], TRAINERS[asked["side"]][1]
-    sequences = [encode(student, e, rationales[e.id].text, Arm(asked["placement"])) for e in examples]
-    batches = pick_batches(sequences, size, 2, grouped)
-    if asked["side"].startswith("TRL"):
-        import trl  # noqa: F401  its imports belong to what is loaded
-    keep_memory(not is_peer(asked["side"]))
-    loaded = _held("VmRSS")
-    train_turn_about([asked["side"]], student, [batches], TrainConfig(batch_size=size), own_copy=False)
-    return {"loaded_gb": loaded / 1e6, "peak_gb": _held("VmHWM") / 1e6}
 
 
 def _held(name: str) -> float:
@@ -828,7 +853,7 @@ def time_gradients(student: Student, pairs: list[tuple[Example, str]], n_steps: 
     peers = {f"captum, {how}": {"run": theirs(how), "sizes": sizes, "target": targets.get(how), "settings": "LayerIntegratedGradients"}
              for how in ways}
     return compare(f"integrated gradients, {n_steps} steps", {"run": ours, "sizes": own_sizes}, peers,
-                   lambda a, b: close(a, b, 1e-4, "attributions"), repeats, gflop=least)
+                   lambda a, b: close(a, b, 1e-4, "attributions"), repeats, gflop=least, vocabulary=vocabulary_of(student))
 
 
 def time_occlusion(student: Student, pairs: list[tuple[Example, str]], sizes: list[int], own_sizes: list[int], repeats: int,
@@ -858,7 +883,7 @@ def time_occlusion(student: Student, pairs: list[tuple[Example, str]], sizes: li
     for p in (split_sequence(student, e, r) for e, r in pairs):
         starts, whole = np.unique(p.words, return_index=True)[1], len(p.rationale + p.frame + p.label) - 1
         least += 2e-9 * sum(linear * (whole - int(a)) + head * len(p.label) for a in starts)
-    return compare("occlusion of every word", {"run": ours, "sizes": own_sizes}, peers, same, repeats, gflop=least)
+    return compare("occlusion of every word", {"run": ours, "sizes": own_sizes}, peers, same, repeats, gflop=least, vocabulary=vocabulary_of(student))
 
 
 # ---------------------------------------------------------------------------------------------------------------- profiles
@@ -929,18 +954,24 @@ def profile(call, vocabulary: int) -> pd.Series:
 
 
 def profile_training(side: str, student: Student, batch: list[Encoded], vocabulary: int, steps: int = 2) -> pd.Series:
-    """`by_group` of `steps` optimiser steps of a trainer, after a first one that is not looked at."""
-    seen = _profiler()
+    """`by_group` of `steps` optimiser steps of a trainer, after a first one that is not looked at; the student stays as it was."""
+    seen, times = _profiler(), []
+
+    def stepped(seconds, _):
+        times.append(seconds)
+        (seen.start if len(times) == 1 else seen.stop if len(times) > steps else int)()
+
     with _silent():
-        ((seconds, _),) = train_turn_about([side], student, [[batch] * (steps + 1)], TrainConfig(batch_size=len(batch)), profiler=seen)
-    return by_group(seen.key_averages(group_by_input_shape=True), sum(seconds), vocabulary)
+        train_side(side, replace(student, model=copy.deepcopy(student.model)), [batch] * (steps + 1), TrainConfig(batch_size=len(batch)),
+                   stepped=stepped)
+    return by_group(seen.key_averages(group_by_input_shape=True), sum(times[1:]), vocabulary)
 
 
 def profiles(student: Student, examples: list[Example], rationales: dict[str, Rationale], batch: list[Encoded], n_steps: int = 8,
              generator: Student | None = None, max_new_tokens: int = 32) -> pd.DataFrame:
     """Training (two steps; ours and the Trainer's), scoring, pre_cot generation and integrated gradients, side by side as shares of each stage's time by
     kind of operation; the last row holds its seconds. n_steps: of the integral; generator: a student that ends its texts."""
-    vocabulary, writer, first = student.model.get_output_embeddings().weight.shape[0], generator or student, examples[0]
+    vocabulary, writer, first = vocabulary_of(student), generator or student, examples[0]
     stages = {
         "scoring": lambda: evaluate(student, examples, "label_only", generate=False),
         "pre_cot generation": lambda: evaluate(writer, examples, "pre_cot", max_new_tokens=max_new_tokens),
@@ -1110,30 +1141,32 @@ def reproduce_rows(table: pd.DataFrame, limits: dict[str, float]) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def limit_rows(shares: pd.DataFrame, work: str, target: float = 0.8) -> pd.DataFrame:
-    """`limit_share` as result rows: the ratio is the share of the rate of a big square product."""
+def limit_rows(shares: pd.DataFrame, work: str, kernels: pd.Series, target: float = 0.8) -> pd.DataFrame:
+    """`limit_share` as result rows: the ratio is the share of the rate of a big square product; kernels: `kernel_shares`."""
     return pd.DataFrame([{"work": f"{work}, {r.placement}: share of the limit", "peer": "float32 matrix product",
                           "settings": f"{r.square_gflop_s:.0f} GFLOP/s", "ours_s": np.nan, "peer_s": np.nan, "ratio": r.share_of_square,
-                          "target": target, "reached": "yes" if r.share_of_square >= target else "no", "same": "–"} for r in shares.itertuples()])
+                          "target": target, "reached": "yes" if r.share_of_square >= target else "no", "same": "–",
+                          "bound": 1.0, "kernels": kernels[r.placement]} for r in shares.itertuples()])
 
 
 def memory_rows(peaks: pd.DataFrame, work: str, least: float, target: float = 2.0) -> pd.DataFrame:
-    """`peak_memory` as result rows, one per peer and setting of ours: GB instead of seconds, the ratio is peer / ours; least: GB of
-    weights, gradients and moments, from which `bound`."""
-    peak, rows = peaks.set_index("side")["peak_gb"], []
+    """`peak_memory` as result rows, one per peer and setting of ours: GB instead of seconds, the ratio is peer / ours. least: GB of
+    weights, gradients and the two moments; with what our process holds beside its weights (imports), it gives `bound`."""
+    peak, loaded, rows = *(peaks.set_index("side")[name] for name in ("peak_gb", "loaded_gb")), []
     for mine in (side for side in peak.index if side.startswith("ours")):
         for side in (side for side in peak.index if not side.startswith("ours")):
             missing, ratio = pd.isna(peak[side]), peak[side] / peak[mine]
             rows.append({"work": f"{work}: peak memory in GB, {mine}", "peer": side, "settings": TRAINERS[side][2], "ours_s": peak[mine],
                          "peer_s": peak[side], "ratio": ratio, "target": target, "reached": "not installed" if missing else
-                         "yes" if ratio >= target else "no", "same": "not installed" if missing else "–", "bound": peak[side] / least})
+                         "yes" if ratio >= target else "no", "same": "not installed" if missing else "–", "bound": peak[side] / (least + loaded[mine] - least / 4)})
     return pd.DataFrame(rows)
 
 
-def out_of_reach(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows not reached whose target is above their bound: no implementation can reach it in float32 on this machine."""
-    numbers = rows.assign(target=pd.to_numeric(rows["target"], errors="coerce"), bound=rows.get("bound", np.nan))
-    return numbers[(numbers["bound"] < numbers["target"]) & (numbers["reached"] != "yes")]
+def out_of_reach(rows: pd.DataFrame, by: str = "bound") -> pd.DataFrame:
+    """The rows not reached whose target is above their `bound` (no implementation can reach it in float32 on this machine) or, by="kernels",
+    above what is left where nothing but the libraries' kernels takes time."""
+    numbers = rows.assign(target=pd.to_numeric(rows["target"], errors="coerce"), **{by: rows.get(by, np.nan)})
+    return numbers[(numbers[by] < numbers["target"]) & (numbers["reached"] != "yes")]
 
 
 def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -1178,7 +1211,7 @@ def run(values: dict, out: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`run [values.yaml] [--executed DIR]` executes the notebook; `peak JSON` is a child of `peak_memory`."""
+    """`run [values.yaml] [--executed DIR]` executes the notebook; `side` is a child of `train_turn_about`."""
     import yaml
 
     parser = argparse.ArgumentParser(prog="python -m cotdistill.bench", description=__doc__.splitlines()[0])
@@ -1186,12 +1219,10 @@ def main(arguments: list[str] | None = None) -> int:
     asked = commands.add_parser("run")
     asked.add_argument("values", nargs="?", default=None)
     asked.add_argument("--executed", default="notebooks/executed/benchmark")
-    commands.add_parser("peak").add_argument("settings")
+    commands.add_parser("side")
     chosen = parser.parse_args(arguments)
-    if chosen.command == "peak":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            print(json.dumps(_peak(json.loads(chosen.settings))))
+    if chosen.command == "side":
+        be_a_side()
         return 0
     try:
         values = yaml.safe_load(Path(chosen.values).read_text(encoding="utf-8")) if chosen.values else {}

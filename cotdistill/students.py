@@ -255,13 +255,6 @@ def keep_memory(keep: bool = True) -> None:
             libc.mallopt(name, value)
 
 
-def one_heap() -> None:
-    """Threads started from here on share the main thread's heap: a heap of their own could not keep a tensor above 64 MB (glibc only)."""
-    arena_max = -8
-    if libc := _glibc():
-        libc.mallopt(arena_max, 1)
-
-
 def release_memory() -> None:
     """Hand what is free back to the kernel, between runs, for whoever else is on the machine."""
     if libc := _glibc():

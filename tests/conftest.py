@@ -16,7 +16,7 @@ import torch
 torch.set_num_threads(1)
 
 from cotdistill.data import Example, Rationale
-from cotdistill.students import TINY, load_student
+from cotdistill.students import TINY, Student, load_student
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _students = {}
@@ -31,6 +31,21 @@ def tiny(name: str):
     student.model.load_state_dict(weights)
     student.model.requires_grad_(True).eval()
     return student
+
+
+def sliding_student() -> Student:
+    """A two-layer Gemma 3 whose first layer sees 16 tokens only."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    base = load_student("tiny-gemma")
+    config = AutoConfig.for_model("gemma3_text", vocab_size=len(base.tokenizer), hidden_size=32, num_hidden_layers=2, head_dim=8,
+                                  num_attention_heads=4, num_key_value_heads=1, intermediate_size=64, sliding_window=16,
+                                  max_position_embeddings=1024, initializer_range=0.3, pad_token_id=base.pad_id,
+                                  eos_token_id=base.eos_id, layer_types=["sliding_attention", "full_attention"])
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = base.eos_id, base.pad_id
+    return Student("tiny-gemma3", model, base.tokenizer, "x", "", base.eos_id, base.pad_id, base.filler_id, base.bos_ids)
 
 
 @pytest.fixture(params=TINY)

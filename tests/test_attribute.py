@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from captum.attr import InputXGradient, LayerIntegratedGradients, Saliency
+from conftest import sliding_student
 from scipy import stats as sps
 
 from cotdistill import attribute as A
@@ -135,6 +136,20 @@ def test_occlusion_equals_brute_force(name):
     words = A.attribute(s, EXAMPLE, TEXT, "occlusion_word")
     expected = [fall({i for i in range(n) if parts.words[i] == w}) for w in range(len(TEXT.split()))]
     assert np.allclose(A.aggregate_to_words(words.scores, words.words), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*TINY, "sliding"])
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_variants_that_start_at_different_places_equal_whole_passes(name, batch_size):
+    s = sliding_student() if name == "sliding" else student(name)
+    parts, rng = A.split_sequence(s, EXAMPLE, TEXT), np.random.default_rng(0)
+    n, before = len(parts.rationale), s.model.config._attn_implementation
+    assert name != "sliding" or len(parts.prefix) > s.model.config.sliding_window
+    keep = np.array([[t < a or rng.random() < 0.5 for t in range(n)] for a in rng.integers(n + 1, size=9)] + [[True] * n, [False] * n])
+    found = A.removal_logps(s, EXAMPLE, TEXT, keep, batch_size=batch_size)
+    exact = [whole_logp(s.model, parts, [t if k else s.filler_id for t, k in zip(parts.rationale, row)]) for row in keep]
+    assert np.allclose(found, exact, atol=1e-4)
+    assert s.model.config._attn_implementation == before
 
 
 @pytest.mark.parametrize("name", TINY)

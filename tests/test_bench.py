@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from cotdistill.train import PROMPT, TrainConfig, collate, encode, token_losses
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "benchmark.ipynb"
+HALF = pd.Series(0.5, list(bench.PLACEMENTS))
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +72,8 @@ def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
     student = tiny("tiny-llama")
     batches = bench.training_batches(bench.encode_placements(student, *inputs), 4, 1)
     steps = bench.time_training(student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64)
-    rows = bench.training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer])
-    assert alike(rows, 3) and (rows["reached"] == "yes").all() and (rows["bound"] > rows["ratio"]).all()
+    rows = bench.training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer], HALF)
+    assert alike(rows, 3) and (rows["reached"] == "yes").all() and (rows["bound"] > rows["ratio"]).all() and np.allclose(rows["kernels"], rows["bound"] / 2)
     losses = steps[steps["side"] == peer].sort_values("step")["loss"].to_numpy()
     assert len(losses) == 5 and abs(losses[-1] - losses[0]) > 1e-3  # it trained, so equality says something
     with torch.no_grad():  # the first loss, by the definition
@@ -101,36 +103,62 @@ def test_another_loss_would_be_seen(inputs, llama):
     batches = bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1)
     steps = bench.time_training(llama, batches, TrainConfig(batch_size=4), 1, ["ours", "Trainer as it comes"], 64)
     steps.loc[steps["side"] != "ours", "loss"] *= 1 + 1e-4
-    rows = bench.training_rows(steps, "tiny", {"Trainer as it comes": 0.0}, ["ours", "Trainer as it comes"])
+    rows = bench.training_rows(steps, "tiny", {"Trainer as it comes": 0.0}, ["ours", "Trainer as it comes"], HALF)
     assert rows["same"].str.startswith("NO").all() and (rows["reached"] == "no").all()
     assert "3 show different results" in bench.count_reached(rows)
 
 
-def test_watching_leaves_the_trainer_and_the_student_as_they_were(inputs, llama, tmp_path):
-    own, before = Trainer.training_step, {k: v.clone() for k, v in llama.model.state_dict().items()}
-    sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:8]]
-    pair = bench.train_turn_about(["ours", "Trainer as it comes"], llama, [[sequences[:4], sequences[4:]]] * 2, TrainConfig(batch_size=4))
-    (alone,) = bench.train_turn_about(["ours"], llama, [[sequences[:4], sequences[4:]]], TrainConfig(batch_size=4))
-    assert all(len(seconds) == 1 and len(losses) == 2 and seconds[0] > 0 for seconds, losses in (*pair, alone))
-    assert pair[0][1] == alone[1]  # the other side's steps change nothing
-    assert Trainer.training_step is own and all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
+def test_watching_leaves_the_trainer_as_it_was_and_a_step_alone_is_the_step_beside_another(inputs, llama):
+    own, sequences = Trainer.training_step, [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:8]]
+    batches, seen, config = [sequences[:4], sequences[4:]], [], TrainConfig(batch_size=4)
+    bench.train_side("ours", llama, batches, config, stepped=lambda seconds, loss: seen.append((seconds, loss)))
+    assert Trainer.training_step is own and len(seen) == 2 and all(seconds > 0 for seconds, _ in seen)
+    sides = bench.train_turn_about(["ours", "Trainer as it comes"], "tiny-llama", batches, config)  # in processes of their own
+    assert [loss for _, loss in seen] == sides[0]["losses"]
+    for side in sides:
+        assert len(side["losses"]) == 2 and np.isnan(side["seconds"][0]) and side["seconds"][1] > 0
+        assert 0.1 < side["loaded_gb"] <= side["peak_gb"] < 4
 
 
-def test_sides_take_turns_and_a_failing_one_ends_the_others_wait(inputs, llama, monkeypatch):
-    order, step = [], bench.Turns.pass_on
+def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said(inputs, llama):
+    sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
+    asked = {"student": "tiny-llama", "threads": 1, "config": {"batch_size": 4}, "seed": 0, "side": "ours",
+             "batches": [[[e.id, e.ids, e.kinds] for e in sequences]] * 2}
+    with bench._process("ours") as child:
+        child.write(json.dumps(asked))
+        assert set(child.read()) == {"loaded_gb"}
+        child.child.stdin.flush()
+        assert not select.select([child.child.stdout], [], [], 2)[0]  # it waits
+        child.write("go")
+        assert set(child.read()) == {"seconds", "loss", "peak_gb"}
+        child.child.stdin.close()  # the parent is gone
+        assert child.child.wait(60) == 1
+        with pytest.raises(DataError, match="ours: its process ended with 1"):
+            child.read()
+        child.child.stdin = None
+    with pytest.raises(DataError, match="Trainer as it comes: its process ended with 1: .*tiny-lama"):
+        bench.train_turn_about(["Trainer as it comes"], "./tiny-lama", [sequences], TrainConfig(batch_size=4))
 
-    def pass_on(self, me, through=False):
-        order.append((me, through))
-        step(self, me, through)
 
-    monkeypatch.setattr(bench.Turns, "pass_on", pass_on)
-    sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:12]]
-    batches = [sequences[a:a + 4] for a in (0, 4, 8)]
-    bench.train_turn_about(["ours", "Trainer as it comes"], llama, [batches, batches[:2]], TrainConfig(batch_size=4))
-    assert order == [(0, False), (1, False), (0, False), (1, True), (0, True)]
-    monkeypatch.setattr(bench, "_peer_trainer", lambda *_: {}["a setting it does not know"])
-    with pytest.raises(KeyError, match="a setting it does not know"):
-        bench.train_turn_about(["Trainer as it comes", "ours"], llama, [batches] * 2, TrainConfig(batch_size=4))
+def test_a_side_with_another_number_of_steps_is_an_error(inputs, llama):
+    sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:6]]
+    with pytest.raises(DataError, match="1 optimiser steps and 1 losses; expected 2"):
+        bench.train_side("ours", llama, [sequences[:4], []], TrainConfig(batch_size=4))
+
+
+def test_kernels_take_a_part_of_the_time(inputs, llama):
+    batches = bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1)
+    shares = bench.kernel_shares(llama, batches, 64)
+    assert list(shares.index) == list(bench.PLACEMENTS) and (shares > 0).all() and np.isfinite(shares).all()
+    rows = bench.limit_rows(pd.DataFrame({"placement": ["pre_cot"], "square_gflop_s": [1.0], "share_of_square": [0.6]}), "tiny",
+                            pd.Series({"pre_cot": 0.7}))
+    assert len(bench.out_of_reach(rows, "kernels")) == 1 and not len(bench.out_of_reach(rows))
+
+
+def test_peak_memory_counts_what_a_process_holds_beside_its_weights():
+    peaks = pd.DataFrame({"side": ["ours", "Trainer as it comes"], "loaded_gb": [1.5, 1.6], "peak_gb": [6.0, 9.0]})
+    (row,) = bench.memory_rows(peaks, "a student", least=4.0).itertuples()
+    assert row.ratio == 1.5 and row.bound == 9.0 / (4.0 + 0.5) and row.reached == "no"
 
 
 def test_needed_operations_are_those_that_torch_counts(inputs, llama):
@@ -156,7 +184,7 @@ def test_product_rates_and_shares(llama, inputs):
                           "seconds": [np.nan, 2.0], "gflop": [1.0, 80.0], "square": [50.0, 50.0], "own": [40.0, 40.0]})
     share = bench.limit_share(steps).iloc[0]
     assert (share["tokens_per_s"], share["share_of_square"], share["share_of_own"]) == (50.0, 0.8, 1.0)
-    assert bench.limit_rows(bench.limit_share(steps), "x")["reached"].tolist() == ["yes"]
+    assert bench.limit_rows(bench.limit_share(steps), "x", HALF)["reached"].tolist() == ["yes"]
 
 
 def test_rates_of_plain_and_prepacked_products(llama):
@@ -282,7 +310,7 @@ def test_the_full_size_has_known_parameters_of_the_right_type(tmp_path):
     defaults, full = study.notebook_parameters(NOTEBOOK), yaml.safe_load((NOTEBOOK.with_suffix(".yaml")).read_text())
     for key, value in full.items():
         study.check_value(key, value, defaults[key], "benchmark.yaml")
-    assert set(full["train_sides"]) | set(full["memory_sides"]) <= set(bench.TRAINERS)
+    assert set(full["train_sides"]) | set(full["second_sides"]) | set(full["memory_sides"]) <= set(bench.TRAINERS)
     with pytest.raises(DataError, match="unknown parameter 'studnet'"):
         bench.run({"studnet": "x"}, tmp_path)
 

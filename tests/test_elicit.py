@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from conftest import sliding_student
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from cotdistill.data import LETTERS, DataError, Example, Rationale
 from cotdistill.elicit import (Demonstration, build_messages, build_prompt, choose, compare_teachers, demonstrations_path,
                                elicit_transformers, filter_rationales, generate, load_demonstrations, next_probabilities, parse_completion,
                                prefix_cache, prompt_hash, prompt_ids, quality_card, read_records, rebuild_prompt, time_shared_prefix)
-from cotdistill.students import TINY, Student, load_student
+from cotdistill.students import TINY, load_student
 
 torch.set_num_threads(1)
 TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
@@ -28,21 +29,6 @@ EXAMPLES = [Example("a", "What melts in the sun?", ("ice", "wood"), 0),
             Example("c", "Who knows how?", ("the baker", "nobody at all", "the cat"), 2)]
 SHOWN = [Demonstration(Example("d1", "What color is snow?", ("white", "red"), 0), "Snow is frozen water. It is white."),
          Demonstration(Example("d2", "What is a cup used for?", ("sawing", "drinking"), 1), "A cup holds tea. Tea is for drinking.")]
-
-
-def sliding_student() -> Student:
-    """A two-layer Gemma 3 whose first layer sees 16 tokens only."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    base = load_student("tiny-gemma")
-    config = AutoConfig.for_model("gemma3_text", vocab_size=len(base.tokenizer), hidden_size=32, num_hidden_layers=2, head_dim=8,
-                                  num_attention_heads=4, num_key_value_heads=1, intermediate_size=64, sliding_window=16,
-                                  max_position_embeddings=1024, initializer_range=0.3, pad_token_id=base.pad_id,
-                                  eos_token_id=base.eos_id, layer_types=["sliding_attention", "full_attention"])
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = base.eos_id, base.pad_id
-    return Student("tiny-gemma3", model, base.tokenizer, "x", "", base.eos_id, base.pad_id, base.filler_id, base.bos_ids)
 
 
 def record(id, sample=0, rationale="Because.", answer="A", **changes):
