@@ -126,7 +126,7 @@ def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, f
     same(our result, its result) -> (bool, text) is asked; then the sides run turn about, `repeats` times.
     A peer whose module is missing gets a row that says so. What no side can do without, measured in the same turns: floor, a call of
     nothing else, and gflop, operations at the rate of a big product; `bound` is peer / their sum, the ratio that nobody can exceed. With a
-    vocabulary, `kernels` is the ratio that our side would reach if nothing but its matrix products and attention took time, from a profile."""
+    vocabulary, `kernels` is the ratio over the share of our work that is spent in matrix products and attention (`kernel_share`)."""
     sides = {"ours": ours, **{n: p for n, p in peers.items() if not p.get("needs") or find_spec(p["needs"])}}
     best, tried, results = {}, [], {}
     for name, side in sides.items():
@@ -148,8 +148,8 @@ def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, f
     rows = [row(work, name, peer.get("settings", ""), seconds["ours"], seconds.get(name), peer.get("target"), checks.get(name),
                 batch=best.get(name)) for name, peer in peers.items()]
     least = float(np.median(floors)) if floors else np.nan
-    alone = profile(lambda: ours["run"](best["ours"]), vocabulary).reindex(KERNELS).sum() if vocabulary else np.nan
-    return pd.DataFrame([r | {"bound": r["peer_s"] / least, "kernels": r["peer_s"] / alone} for r in rows]), pd.DataFrame(tried)
+    share = kernel_share(profile(lambda: ours["run"](best["ours"]), vocabulary)) if vocabulary else np.nan
+    return pd.DataFrame([r | {"bound": r["peer_s"] / least, "kernels": r["ratio"] / share} for r in rows]), pd.DataFrame(tried)
 
 
 def timed(call, *given) -> tuple[float, object]:
@@ -506,23 +506,23 @@ def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Enc
 KERNELS = ["matrix products", "head", "attention", "optimiser"]  # groups of `by_group` that the libraries' kernels do
 
 
-def kernel_shares(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], square: int = 2048) -> pd.Series:
-    """By placement: the share of the limit (`limit_share`) that our training would reach if nothing but its kernels took time: matrix
-    products, attention and optimiser as torch's libraries run them at these shapes, from a profile of two steps."""
-    vocabulary, shares = vocabulary_of(student), {}
-    for placement, batch in batches[True]:
-        if placement in PLACEMENTS and placement not in shares:
-            before = square_rate(square)
-            spent = profile_training("ours", student, batch, vocabulary, steps=2).reindex(KERNELS).sum() / 2
-            shares[placement] = needed_flops(student.model, batch) / 1e9 / spent / ((before + square_rate(square)) / 2)
-    return pd.Series(shares)
+def kernel_share(profiled: pd.Series) -> float:
+    """The share of a profile (`by_group`) that is spent in kernels. A ratio divided by it is what our side would reach if nothing but
+    these took time: who is ahead of that must have faster products, not less around them."""
+    return float(profiled.reindex(KERNELS).sum() / profiled.sum())
+
+
+def training_kernels(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], steps: int = 2) -> pd.Series:
+    """By placement: `kernel_share` of our optimiser steps on the first batch of each."""
+    first = {placement: batch for placement, batch in reversed(batches[True]) if placement in PLACEMENTS}
+    return pd.Series({p: kernel_share(profile_training("ours", student, first[p], vocabulary_of(student), steps)) for p in PLACEMENTS})
 
 
 def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sides: list[str], kernels: pd.Series) -> pd.DataFrame:
     """`time_training`'s steps as result rows: one per peer and placement (seconds per optimiser step). A peer is compared with
     our run on the same batches, and its loss of every step with ours. `bound` is the ratio that a step of nothing but its needed
     operations, at the rate of a big product, would reach: no implementation in float32 can be further ahead of this peer. `kernels`
-    (`kernel_shares`) is the ratio that a step of nothing but its kernels would reach."""
+    is the ratio over the share of our step that is spent in kernels (`training_kernels`)."""
     rows = []
     for side in sides:
         if side.startswith("ours"):
@@ -538,8 +538,8 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
             if ours:
                 part = mine[mine["placement"] == placement]
                 bound = float(np.median(their) / (part["gflop"] / part["square"]).median()) if their else np.nan
-                rows.append(row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check"))
-                            | {"bound": bound, "kernels": bound * kernels[placement]})
+                found = row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check"))
+                rows.append(found | {"bound": bound, "kernels": found["ratio"] / kernels[placement]})
     return pd.DataFrame(rows)
 
 
@@ -1142,11 +1142,11 @@ def reproduce_rows(table: pd.DataFrame, limits: dict[str, float]) -> pd.DataFram
 
 
 def limit_rows(shares: pd.DataFrame, work: str, kernels: pd.Series, target: float = 0.8) -> pd.DataFrame:
-    """`limit_share` as result rows: the ratio is the share of the rate of a big square product; kernels: `kernel_shares`."""
+    """`limit_share` as result rows: the ratio is the share of the rate of a big square product; kernels: `training_kernels`."""
     return pd.DataFrame([{"work": f"{work}, {r.placement}: share of the limit", "peer": "float32 matrix product",
                           "settings": f"{r.square_gflop_s:.0f} GFLOP/s", "ours_s": np.nan, "peer_s": np.nan, "ratio": r.share_of_square,
                           "target": target, "reached": "yes" if r.share_of_square >= target else "no", "same": "–",
-                          "bound": 1.0, "kernels": kernels[r.placement]} for r in shares.itertuples()])
+                          "bound": 1.0, "kernels": r.share_of_square / kernels[r.placement]} for r in shares.itertuples()])
 
 
 def memory_rows(peaks: pd.DataFrame, work: str, least: float, target: float = 2.0) -> pd.DataFrame:

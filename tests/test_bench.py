@@ -73,7 +73,7 @@ def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
     batches = bench.training_batches(bench.encode_placements(student, *inputs), 4, 1)
     steps = bench.time_training(student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64)
     rows = bench.training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer], HALF)
-    assert alike(rows, 3) and (rows["reached"] == "yes").all() and (rows["bound"] > rows["ratio"]).all() and np.allclose(rows["kernels"], rows["bound"] / 2)
+    assert alike(rows, 3) and (rows["reached"] == "yes").all() and (rows["bound"] > rows["ratio"]).all() and np.allclose(rows["kernels"], rows["ratio"] * 2)
     losses = steps[steps["side"] == peer].sort_values("step")["loss"].to_numpy()
     assert len(losses) == 5 and abs(losses[-1] - losses[0]) > 1e-3  # it trained, so equality says something
     with torch.no_grad():  # the first loss, by the definition
@@ -147,11 +147,12 @@ def test_a_side_with_another_number_of_steps_is_an_error(inputs, llama):
 
 
 def test_kernels_take_a_part_of_the_time(inputs, llama):
-    batches = bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1)
-    shares = bench.kernel_shares(llama, batches, 64)
-    assert list(shares.index) == list(bench.PLACEMENTS) and (shares > 0).all() and np.isfinite(shares).all()
+    shares = bench.training_kernels(llama, bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1))
+    assert list(shares.index) == list(bench.PLACEMENTS) and shares.between(0.01, 0.99).all()
+    assert bench.kernel_share(pd.Series({"head": 1.0, "attention": 2.0, "copies and indexing": 1.0})) == 0.75
     rows = bench.limit_rows(pd.DataFrame({"placement": ["pre_cot"], "square_gflop_s": [1.0], "share_of_square": [0.6]}), "tiny",
-                            pd.Series({"pre_cot": 0.7}))
+                            pd.Series({"pre_cot": 0.8}))
+    assert rows["kernels"].tolist() == [pytest.approx(0.75)]
     assert len(bench.out_of_reach(rows, "kernels")) == 1 and not len(bench.out_of_reach(rows))
 
 
