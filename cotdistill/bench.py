@@ -289,22 +289,21 @@ def train_turn_about(sides: list[str], student: str, batches: list[list[Encoded]
     asked = {"student": student, "threads": torch.get_num_threads(), "config": asdict(config), "seed": seed,
              "batches": [[[e.id, e.ids, e.kinds] for e in batch] for batch in batches]}
     with ExitStack() as stack:
-        children = [stack.enter_context(_process(side)) for side in sides]
-        for send, side in zip(children, sides):
-            send.write(json.dumps(asked | {"side": side}))
-        loaded = [child.read() for child in children]
-        found = [known | {"seconds": [], "losses": []} for known in loaded]
+        children = [stack.enter_context(Process(side)) for side in sides]
+        for child, side in zip(children, sides):
+            child.write(json.dumps(asked | {"side": side}))
+        found = [child.read() | {"seconds": [], "losses": []} for child in children]
         for step in range(len(batches)):
-            for child, side in zip(children, found):
+            for child, made in zip(children, found):
                 child.write("go")
                 told = child.read()
-                side["seconds"].append(told["seconds"] if step else np.nan)
-                side["losses"].append(told["loss"])
-                side["peak_gb"] = told["peak_gb"]
+                made["seconds"].append(told["seconds"] if step else np.nan)
+                made["losses"].append(told["loss"])
+                made["peak_gb"] = told["peak_gb"]
     return found
 
 
-class _process:
+class Process:
     """One side's child process, a line to it and a line from it at a time; killed on leaving."""
 
     def __init__(self, side: str):

@@ -124,10 +124,9 @@ def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
     asked = {"student": "tiny-llama", "threads": 1, "config": {"batch_size": 4}, "seed": 0, "side": "ours",
              "batches": [[[e.id, e.ids, e.kinds] for e in sequences]] * 2}
-    with bench._process("ours") as child:
+    with bench.Process("ours") as child:
         child.write(json.dumps(asked))
         assert set(child.read()) == {"loaded_gb"}
-        child.child.stdin.flush()
         assert not select.select([child.child.stdout], [], [], 2)[0]  # it waits
         child.write("go")
         assert set(child.read()) == {"seconds", "loss", "peak_gb"}
