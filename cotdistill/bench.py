@@ -245,7 +245,7 @@ def train_side(side: str, student: Student, batches: list[list[Encoded]], config
     stepped is called after every optimiser step, outside its time, with its wall seconds (the first one's hold all preparations) and its
     loss in nats per supervised token. Raises DataError where there were fewer or more steps than batches."""
     config = replace(config, gradient_checkpointing="checkpointing" in side, compile="inductor" if side == "itself, compiled" else "")
-    own, losses, since, count = Trainer.training_step, [], [time.perf_counter()], [0]
+    own, losses, seconds, since = Trainer.training_step, [], [], [time.perf_counter()]
 
     def training_step(self, *args, **kwargs):
         loss = own(self, *args, **kwargs)
@@ -253,9 +253,9 @@ def train_side(side: str, student: Student, batches: list[list[Encoded]], config
         return loss
 
     def after_step(*_):
-        count[0] += 1
-        stepped(time.perf_counter() - since[0], losses[-1])
-        if count[0] >= len(batches):
+        seconds.append(time.perf_counter() - since[0])
+        stepped(seconds[-1], losses[-1])
+        if len(seconds) >= len(batches):
             raise Enough
         since[0] = time.perf_counter()
 
@@ -275,8 +275,8 @@ def train_side(side: str, student: Student, batches: list[list[Encoded]], config
         hook.remove()
         keep_memory()
         gc.collect()
-    if not count[0] == len(losses) == len(batches):
-        raise DataError(f"{side}: {count[0]} optimiser steps and {len(losses)} losses; expected {len(batches)} of each")
+    if not len(seconds) == len(losses) == len(batches):
+        raise DataError(f"{side}: {len(seconds)} optimiser steps and {len(losses)} losses; expected {len(batches)} of each")
 
 
 def train_turn_about(sides: list[str], student: str, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0) -> list[dict]:
@@ -958,7 +958,10 @@ def profile_training(side: str, student: Student, batch: list[Encoded], vocabula
 
     def stepped(seconds, _):
         times.append(seconds)
-        (seen.start if len(times) == 1 else seen.stop if len(times) > steps else int)()
+        if len(times) == 1:
+            seen.start()
+        elif len(times) > steps:
+            seen.stop()
 
     with _silent():
         train_side(side, replace(student, model=copy.deepcopy(student.model)), [batch] * (steps + 1), TrainConfig(batch_size=len(batch)),
