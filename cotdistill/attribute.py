@@ -95,6 +95,20 @@ def frozen(model: torch.nn.Module):
 
 # -------------------------------------------------------------------------------------------- the score
 
+def _after_rationale(student: Student, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    """The label's ids [L], and the embeddings of the frame and of the label up to its last token, [1, F + L - 1, D]."""
+    device = student.model.device
+    with torch.no_grad():
+        tail = student.model.get_input_embeddings()(torch.tensor([parts.frame + parts.label[:-1]], device=device))
+    return torch.tensor(parts.label, device=device), tail
+
+
+def _label_logp(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """log p(label) [B] in nats from the logits [B, L, V] at the positions that predict the label's L tokens, in float32 at least."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.log_softmax(-1)[:, torch.arange(len(label)), label].sum(1)
+
+
 def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from rationale embeddings [B, R, D] to log p(label) [B] in nats, summed over the label's
     tokens.
@@ -102,11 +116,7 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
     Differentiable in the embeddings. The prompt runs here, once; each call repeats its keys and values B times.
     The head runs at the positions that predict the label only."""
     model, device = student.model, student.model.device
-    embed = model.get_input_embeddings()
-    label = torch.tensor(parts.label, device=device)
-    with torch.no_grad():
-        tail = embed(torch.tensor([parts.frame + parts.label[:-1]], device=device))
-    cache = keys_and_values(student, parts.prefix)
+    (label, tail), cache = _after_rationale(student, parts), keys_and_values(student, parts.prefix)
 
     def score(embeds: torch.Tensor) -> torch.Tensor:
         past = copy.deepcopy(cache)
@@ -114,9 +124,7 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
         rows = torch.cat([embeds, tail.expand(len(embeds), -1, -1)], 1)
         places = torch.arange(rows.shape[1] - len(label), rows.shape[1], device=device)
         # places, not their number: a slice of the last few is not contiguous, and the head would read its weights for every row
-        logits = model(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=places).logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits.log_softmax(-1)[:, torch.arange(len(label)), label].sum(1)
+        return _label_logp(model(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=places).logits, label)
 
     return score
 
@@ -177,8 +185,7 @@ def variant_logps(student: Student, parts: Parts, full: torch.Tensor, base: torc
     Up to the first token that it replaces, a variant is the rationale as it is, whose keys and values are computed once: only the rest
     of it runs, `batch_size` variants in a pass, end to end (`attention_after`). The head runs at the positions that predict the label."""
     model, before, device = student.model, student.model.config._attn_implementation, full.device
-    label, known = torch.tensor(parts.label, device=device), keys_and_values(student, parts.prefix + parts.rationale)
-    tail = model.get_input_embeddings()(torch.tensor([parts.frame + parts.label[:-1]], device=device))
+    (label, tail), known = _after_rationale(student, parts), keys_and_values(student, parts.prefix + parts.rationale)
     first = [int(row.argmin()) if not row.all() else len(row) for row in keep]
     model.set_attn_implementation("after")
     try:
@@ -192,8 +199,7 @@ def variant_logps(student: Student, parts: Parts, full: torch.Tensor, base: torc
                 inputs_embeds=torch.cat(pieces, 1), use_cache=False, known=known, starts=starts, lengths=lengths,
                 position_ids=torch.cat([torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths)])[None],
                 logits_to_keep=torch.tensor([p for end in ends for p in range(end - len(label), end)], device=device)).logits
-            logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).view(len(chosen), len(label), -1)
-            found.append(logps[:, torch.arange(len(label)), label].sum(1).double().cpu())
+            found.append(_label_logp(logits.view(len(chosen), len(label), -1), label).double().cpu())
     finally:
         model.set_attn_implementation(before)
     return torch.cat(found).numpy()

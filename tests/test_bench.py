@@ -139,6 +139,22 @@ def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said
         bench.train_turn_about(["Trainer as it comes"], "./tiny-lama", [sequences], TrainConfig(batch_size=4))
 
 
+def test_sides_take_turns(inputs, llama, monkeypatch):
+    order = []
+
+    class Noted(bench.Process):
+        def read(self):
+            found = super().read()
+            order.append((self.side, "loss" in found))
+            return found
+
+    monkeypatch.setattr(bench, "Process", Noted)
+    sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
+    bench.train_turn_about(["ours", "Trainer as it comes"], "tiny-llama", [sequences] * 3, TrainConfig(batch_size=4))
+    pair = ["ours", "Trainer as it comes"]
+    assert order == [(side, False) for side in pair] + [(side, True) for side in pair * 3]
+
+
 def test_a_side_with_another_number_of_steps_is_an_error(inputs, llama):
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:6]]
     with pytest.raises(DataError, match="1 optimiser steps and 1 losses; expected 2"):
@@ -285,7 +301,9 @@ def test_laws_are_found_again():
 def test_a_profile_adds_up_and_knows_the_head(llama, inputs, capfd):
     vocabulary = llama.model.config.vocab_size
     batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:2]]
+    before = {k: v.clone() for k, v in llama.model.state_dict().items()}
     found = bench.profile_training("ours", llama, batch, vocabulary, steps=1)
+    assert all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
     assert capfd.readouterr().err == ""  # the profiler's own lines would end up in the notebook
     assert {"matrix products", "head", "optimiser", "attention", "loss", "Python and the rest"} <= set(found.index) and (found >= 0).all()
 
