@@ -20,6 +20,7 @@ import time
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DataCollatorForSeq2Seq, StoppingCriteria, StoppingCriteriaList, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -36,7 +38,8 @@ from cotdistill.attribute import Parts, attribute, frozen, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
-from cotdistill.students import Prepacked, Student, blocks_of, keep_memory, load_student, prepacked
+from cotdistill.students import (ROWS, Prepacked, Student, blocks_of, keep_memory, learning, load_student, prepacked, product,
+                                 weight_gradient)
 from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, sparse_embedding, token_losses, weighted_loss
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
@@ -400,17 +403,21 @@ def _peer_trainer(side, student, batches, config, seed, folder):
     return trainer
 
 
-def needed_flops(model: nn.Module, batch: list[Encoded]) -> float:
-    """Floating-point operations that one training step on a batch can't do without: 6 per weight of a linear layer and token
-    (forward, and two products backward), the head at supervised positions only, causal attention scores and their
-    weighted sum. Norms, activations and the optimiser count nothing."""
+def needed_flops(model: nn.Module, batch: list[Encoded], least: bool = False) -> float:
+    """Floating-point operations that one training step on a batch needs: 6 per weight of a linear layer and token (forward, and two
+    products backward), the head at supervised positions only, causal attention scores and their weighted sum. Norms, activations and
+    the optimiser count nothing.
+
+    least: without those of the last block that nothing is learnt from (`last_block_at_places`): its weights but the keys' and values',
+    at positions that predict no supervised token."""
     config, (linear, head) = model.config, weights_of(model)
     tokens = sum(len(e.ids) for e in batch)
     asked = sum(kind != PROMPT for e in batch for kind in e.kinds)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pairs = sum(len(e.ids) * (len(e.ids) + 1) / 2 for e in batch)
     attention = 3 * 4 * config.num_attention_heads * width * pairs * config.num_hidden_layers
-    return 6.0 * (linear * tokens + head * asked) + attention
+    spared = linear / config.num_hidden_layers - 2 * config.hidden_size * width * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return 6.0 * (linear * tokens + head * asked - (spared * (tokens - asked) if least else 0)) + attention
 
 
 def weights_of(model: nn.Module) -> tuple[int, int]:
@@ -439,39 +446,68 @@ def best_rate(size: int = 2048, tries: int = 3) -> float:
     return max(square_rate(size, tries), square_rate(size, tries, lambda a, _: layer(a)))
 
 
-def prepacked_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:
+def layer_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:
     """GFLOP/s of all linear layers of the model's blocks one after the other (so the weights come from memory, as they do in use), by the
-    rows of their input: plain, `prepacked`, and the ratio. Medians, turn about; laying the weights out is not counted."""
+    rows of their input: plain (torch's own, MKL), oneDNN (`product`) and `prepacked`, the last two also as ratios to plain. Medians, turn
+    about; laying the weights out is not counted."""
     layers = [m for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)]
-    found, fast = [], [Prepacked(m) for m in layers]
+    found, sides = [], {"plain": layers, "oneDNN": [partial(product, weight=m.weight, bias=m.bias) for m in layers],
+                        "prepacked": [Prepacked(m) for m in layers]}
     with torch.no_grad():
         for n in rows:
-            inputs = {m.in_features: torch.randn(n, m.in_features) for m in layers}
-            sides = {"plain": layers, "prepacked": fast}
-            spent = {side: [] for side in sides}
+            inputs, spent = {m.in_features: torch.randn(n, m.in_features) for m in layers}, {side: [] for side in sides}
             for turn in range(tries + 1):
                 for side, called in sides.items():
                     spent[side] += [timed(lambda: [f(inputs[m.in_features]) for f, m in zip(called, layers)])[0]][:turn]  # the first warms up
             flops = 2e-9 * n * sum(m.weight.numel() for m in layers)
             found.append({"rows": n, **{side: flops / float(np.median(s)) for side, s in spent.items()}})
     table = pd.DataFrame(found).set_index("rows")
-    return table.assign(ratio=table["prepacked"] / table["plain"])
+    return table.assign(oneDNN_ratio=table["oneDNN"] / table["plain"], prepacked_ratio=table["prepacked"] / table["plain"])
+
+
+def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd.DataFrame:
+    """GFLOP/s of the products of a training step on a batch: plain (torch's own), ours, their ratio. Rows: forward, gradient of the
+    input, gradient of the weight (of all linear layers of the blocks one after the other), logits and the gradient of their input.
+    Medians, turn about."""
+    tokens, asked = sum(len(e.ids) for e in batch), sum(kind != PROMPT for e in batch for kind in e.kinds)
+    tokens += -tokens % ROWS
+    layers = [m.weight for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)]
+    head = model.get_output_embeddings().weight
+    into, out = ({n: torch.randn(tokens, n) for n in sizes} for sizes in ({w.shape[1] for w in layers}, {w.shape[0] for w in layers}))
+    hidden, logits = torch.randn(asked, head.shape[1]), torch.randn(asked, head.shape[0])
+    body, top = 2e-9 * tokens * sum(w.numel() for w in layers), 2e-9 * asked * head.numel()
+    works = {"forward": (body, lambda: [into[w.shape[1]] @ w.t() for w in layers], lambda: [product(into[w.shape[1]], w) for w in layers]),
+             "gradient of the input": (body, lambda: [out[w.shape[0]] @ w for w in layers], lambda: [product(out[w.shape[0]], w.t()) for w in layers]),
+             "gradient of the weight": (body, lambda: [out[w.shape[0]].t() @ into[w.shape[1]] for w in layers],
+                                        lambda: [weight_gradient(out[w.shape[0]], into[w.shape[1]]) for w in layers]),
+             "logits": (top, lambda: hidden @ head.t(), lambda: product(hidden, head)),
+             "gradient of the logits' input": (top, lambda: logits @ head, lambda: product(logits, head.t()))}
+    found = []
+    with torch.no_grad():
+        for name, (gflop, *sides) in works.items():
+            spent = [[], []]
+            for turn in range(tries + 1):
+                for seconds, call in zip(spent, sides):
+                    seconds += [timed(call)[0]][:turn]  # the first warms up
+            found.append({"product": name, **{side: gflop / float(np.median(s)) for side, s in zip(("plain", "ours"), spent)}})
+    table = pd.DataFrame(found).set_index("product")
+    return table.assign(ratio=table["ours"] / table["plain"])
 
 
 def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 3) -> dict[str, float]:
-    """GFLOP/s of float32 matrix products, right now: "square", `square_rate`; and "own", the three products of
-    every linear layer of the model (forward, gradient of the input, gradient of the weight) for `tokens` rows."""
+    """GFLOP/s of float32 matrix products, right now: "square", `square_rate`; "best", `best_rate`; and "own", the three products of
+    every linear layer of the model (forward, gradient of the input, gradient of the weight) for `tokens` rows, as we train on them."""
     shapes = {}
     for m in model.modules():
         if isinstance(m, nn.Linear) and m is not model.get_output_embeddings():
             shapes[tuple(m.weight.shape)] = shapes.get(tuple(m.weight.shape), 0) + 1
-    own, flops = [], 0.0
+    own, flops, tokens = [], 0.0, tokens + -tokens % ROWS
     for (out, into), count in shapes.items():
         x, w, y = torch.randn(tokens, into), torch.randn(out, into), torch.randn(tokens, out)
-        spent = [timed(lambda: (x @ w.T, y @ w, y.T @ x))[0] for _ in range(tries)]
+        spent = [timed(lambda: (product(x, w), product(y, w.t()), weight_gradient(y, x)))[0] for _ in range(tries)]
         own.append(float(np.median(spent)) * count)
         flops += 6.0 * tokens * out * into * count
-    return {"square": square_rate(size, tries), "own": flops / sum(own) / 1e9 if own else float("nan")}
+    return {"square": square_rate(size, tries), "best": best_rate(size, tries), "own": flops / sum(own) / 1e9 if own else float("nan")}
 
 
 def _ours_beside(peer: str) -> str:
@@ -483,7 +519,7 @@ def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Enc
                   sides: list[str], square: int = 2048) -> pd.DataFrame:
     """Every optimiser step of every peer among `sides` and of ours beside it on the same batches (`train_turn_about`, of the student as it
     is loaded by its name): side, beside (the peer), repeat, step, placement, tokens, seconds, loss, the machine's product rates around the
-    pair (GFLOP/s: square, own shapes) and the step's needed GFLOP."""
+    pair (GFLOP/s: square, best, own shapes) and the step's needed GFLOP."""
     there = [s for s in sides if not s.startswith("ours") and (not TRAINERS[s][0] or find_spec(TRAINERS[s][0]))]
     rows = []
     for repeat in range(repeats):
@@ -497,16 +533,16 @@ def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Enc
                 for step, (placement, batch) in enumerate(work):
                     rows.append({"side": side, "beside": peer, "repeat": repeat, "step": step, "placement": placement,
                                  "tokens": sum(len(e.ids) for e in batch), "seconds": made["seconds"][step], "loss": made["losses"][step],
-                                 "gflop": needed_flops(student.model, batch) / 1e9,
-                                 **{k: (before[k] + after[k]) / 2 for k in ("square", "own")}})
+                                 "gflop": needed_flops(student.model, batch) / 1e9, "least_gflop": needed_flops(student.model, batch, True) / 1e9,
+                                 **{k: (before[k] + after[k]) / 2 for k in ("square", "best", "own")}})
     return pd.DataFrame(rows)
 
 
-KERNELS = ["matrix products", "head", "attention", "optimiser"]  # groups of `by_group` that the libraries' kernels do
+KERNELS = ["matrix products", "head", "attention", "optimiser"]  # groups of a `Clock` that the libraries' kernels do
 
 
 def kernel_share(profiled: pd.Series) -> float:
-    """The share of a profile (`by_group`) that is spent in kernels. A ratio divided by it is what our side would reach if nothing but
+    """The share of a `profile` that is spent in kernels. A ratio divided by it is what our side would reach if nothing but
     these took time: who is ahead of that must have faster products, not less around them."""
     return float(profiled.reindex(KERNELS).sum() / profiled.sum())
 
@@ -519,8 +555,8 @@ def training_kernels(student: Student, batches: dict[bool, list[tuple[str, list[
 
 def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sides: list[str], kernels: pd.Series) -> pd.DataFrame:
     """`time_training`'s steps as result rows: one per peer and placement (seconds per optimiser step). A peer is compared with
-    our run on the same batches, and its loss of every step with ours. `bound` is the ratio that a step of nothing but its needed
-    operations, at the rate of a big product, would reach: no implementation in float32 can be further ahead of this peer. `kernels`
+    our run on the same batches, and its loss of every step with ours. `bound` is the ratio that a step of nothing but the least
+    operations, at the rate of a big product of the faster library, would reach: no implementation in float32 can be further ahead of this peer. `kernels`
     is the ratio over the share of our step that is spent in kernels (`training_kernels`)."""
     rows = []
     for side in sides:
@@ -536,7 +572,7 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
             ours, their = (x.loc[x["placement"] == placement, "seconds"].tolist() for x in (mine, theirs))
             if ours:
                 part = mine[mine["placement"] == placement]
-                bound = float(np.median(their) / (part["gflop"] / part["square"]).median()) if their else np.nan
+                bound = float(np.median(their) / (part["least_gflop"] / part["best"]).median()) if their else np.nan
                 found = row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check"))
                 rows.append(found | {"bound": bound, "kernels": found["ratio"] / kernels[placement]})
     return pd.DataFrame(rows)
@@ -561,13 +597,16 @@ def first_losses(student: Student, steps: pd.DataFrame, batches: dict[bool, list
 
 def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
     """Our training against the machine's own limit, by placement: tokens/s, needed GFLOP/s, and its share of the rate of a
-    big square product and of the products at the model's own shapes, both measured around the very run."""
+    big square product (torch's own), of the faster library's (with only the `least` operations counted) and of the products at the
+    model's own shapes, all measured around the very run."""
     rows = []
     for placement, part in steps[steps["side"].str.startswith("ours") & (steps["placement"] != "warm-up")].groupby("placement", sort=False):
         rate = part["gflop"] / part["seconds"]
         rows.append({"placement": placement, "steps": len(part), "tokens_per_s": float((part["tokens"] / part["seconds"]).median()),
                      "needed_gflop_s": float(rate.median()), "square_gflop_s": float(part["square"].median()),
-                     "own_gflop_s": float(part["own"].median()), "share_of_square": float((rate / part["square"]).median()),
+                     "best_gflop_s": float(part["best"].median()), "own_gflop_s": float(part["own"].median()),
+                     "share_of_square": float((rate / part["square"]).median()),
+                     "share_of_best": float((part["least_gflop"] / part["seconds"] / part["best"]).median()),
                      "share_of_own": float((rate / part["own"]).median())})
     return pd.DataFrame(rows)
 
@@ -888,90 +927,77 @@ def time_occlusion(student: Student, pairs: list[tuple[Example, str]], sizes: li
 # ---------------------------------------------------------------------------------------------------------------- profiles
 
 GROUPS = (  # the first group whose mark stands in an operation's name
-    ("loss", ("nll_loss", "log_softmax", "logsumexp", "cross_entropy", "HeadLoss", "LogSoftmax", "aten::amax", "aten::exp_", "aten::sub_")),
+    ("loss", ("nll_loss", "log_softmax", "logsumexp", "aten.exp_")),
     ("attention", ("scaled_dot_product", "_flash_attention", "softmax")),
-    ("optimiser", ("_fused_adam", "adam", "_foreach", "clip_grad", "linalg_vector_norm")),
-    ("matrix products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::matmul", "aten::linear", "mkldnn::_linear", "aten::dot")),
-    ("tokenisation", ("tokenisation",)),
-    ("copies and indexing", ("reorder", "copy", "cat", "index", "clone", "fill", "zero", "contiguous", "to_copy", "select", "slice", "gather", "scatter",
-                             "embedding", "empty", "resize", "repeat", "expand")),
+    ("optimiser", ("_fused_adam", "_foreach", "linalg_vector_norm")),
+    ("matrix products", ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "mkldnn._linear")),
+    ("copies and indexing", ("reorder", "copy", "cat", "index", "clone", "fill", "zero", "select", "slice", "gather", "scatter", "embedding",
+                             "new_empty", "empty", "resize", "repeat", "expand", "view", "transpose", "aten.t.", "permute", "split", "squeeze", "detach")),
 )
 
 
-def by_group(events, wall: float, vocabulary: int) -> pd.Series:
-    """Seconds by kind of operation: self time on the CPU of the profiler's events; what is left of the wall time is Python.
-    Matrix products with the vocabulary among their sizes are the head's."""
-    spent = {}
-    for event in events:
-        group = next((g for g, marks in GROUPS if any(m in event.key for m in marks)), "norms and activations")
-        if group == "matrix products" and any(vocabulary in shape for shape in event.input_shapes if isinstance(shape, (list, tuple))):
+class Clock(TorchDispatchMode):
+    """While open, every operation that is called is timed by itself: `spent`, wall seconds by kind (GROUPS). Matrix products with the
+    vocabulary among their sizes are the head's. It costs a twentieth of a training step, between the operations; torch's profiler a
+    fifth, and its records lie between the tensors in memory, which slows the products themselves."""
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        self.vocabulary, self.spent = vocabulary, {}
+
+    def __torch_dispatch__(self, called, types, given=(), named=None):
+        seconds, found = timed(lambda: called(*given, **(named or {})))
+        group = next((g for g, marks in GROUPS if any(m in str(called) for m in marks)), "norms and activations")
+        if group == "matrix products" and any(isinstance(x, torch.Tensor) and self.vocabulary in x.shape for x in given):
             group = "head"
-        spent[group] = spent.get(group, 0.0) + event.self_cpu_time_total / 1e6
-    spent["Python and the rest"] = max(0.0, wall - sum(spent.values()))
-    return pd.Series(spent)
+        self.add(group, seconds)
+        return found
+
+    def add(self, group: str, seconds: float) -> None:
+        self.spent[group] = self.spent.get(group, 0.0) + seconds
 
 
-@contextmanager
-def _silent():
-    """While open, what libraries write to the process's standard error is dropped: the profiler tells when it starts and stops."""
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
-def _profiler():
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    return profiler(activities=[ProfilerActivity.CPU], record_shapes=True)
+def _with_rest(spent: dict[str, float], wall: float) -> pd.Series:
+    """Seconds by kind of operation; what is left of the wall time, measured without the clock, is Python."""
+    return pd.Series(spent | {"Python and the rest": max(0.0, wall - sum(spent.values()))})
 
 
 def profile(call, vocabulary: int) -> pd.Series:
-    """`by_group` of one call, tokenisation marked."""
-    from torch.profiler import record_function
+    """Wall seconds of one call by kind of operation (`Clock`), tokenisation among them: it runs once without the clock, once with it."""
+    wall, own, clock = timed(call)[0], Student.encode, Clock(vocabulary)
 
-    own = Student.encode
+    def encode_timed(self, text):
+        seconds, found = timed(own, self, text)
+        clock.add("tokenisation", seconds)
+        return found
 
-    def encode_marked(self, text):
-        with record_function("tokenisation"):
-            return own(self, text)
-
-    Student.encode = encode_marked
+    Student.encode = encode_timed
     try:
-        with _silent(), _profiler() as seen:
-            started = time.perf_counter()
+        with clock:
             call()
-            wall = time.perf_counter() - started
     finally:
         Student.encode = own
-    return by_group(seen.key_averages(group_by_input_shape=True), wall, vocabulary)
+    return _with_rest(clock.spent, wall)
 
 
 def profile_training(side: str, student: Student, batch: list[Encoded], vocabulary: int, steps: int = 2) -> pd.Series:
-    """`by_group` of `steps` optimiser steps of a trainer, after a first one that is not looked at; the student stays as it was."""
-    seen, times = _profiler(), []
+    """Wall seconds of an optimiser step of a trainer by kind of operation: the mean of `steps` with the clock, after two that are not
+    looked at and `steps` without it. The student stays as it was."""
+    clock, times = Clock(vocabulary), []
+    with ExitStack() as stack:
+        def stepped(seconds, _):
+            times.append(seconds)
+            if len(times) == 2 + steps:
+                stack.enter_context(clock)
 
-    def stepped(seconds, _):
-        times.append(seconds)
-        if len(times) == 1:
-            seen.start()
-        elif len(times) > steps:
-            seen.stop()
-
-    with _silent():
-        train_side(side, replace(student, model=copy.deepcopy(student.model)), [batch] * (steps + 1), TrainConfig(batch_size=len(batch)),
+        train_side(side, replace(student, model=copy.deepcopy(student.model)), [batch] * (2 + 2 * steps), TrainConfig(batch_size=len(batch)),
                    stepped=stepped)
-    return by_group(seen.key_averages(group_by_input_shape=True), sum(times[1:]), vocabulary)
+    return _with_rest({group: seconds / steps for group, seconds in clock.spent.items()}, float(np.median(times[2:2 + steps])))
 
 
 def profiles(student: Student, examples: list[Example], rationales: dict[str, Rationale], batch: list[Encoded], n_steps: int = 8,
              generator: Student | None = None, max_new_tokens: int = 32) -> pd.DataFrame:
-    """Training (two steps; ours and the Trainer's), scoring, pre_cot generation and integrated gradients, side by side as shares of each stage's time by
+    """Training (an optimiser step; ours and the Trainer's), scoring, pre_cot generation and integrated gradients, side by side as shares of each stage's time by
     kind of operation; the last row holds its seconds. n_steps: of the integral; generator: a student that ends its texts."""
     vocabulary, writer, first = vocabulary_of(student), generator or student, examples[0]
     stages = {
@@ -1014,7 +1040,7 @@ def backward_step(student: Student, batch: list[Encoded]) -> float:
     student.model.set_attn_implementation("packed")
     try:
         found = collate(batch)
-        with sparse_embedding(student.model):
+        with learning(student.model), sparse_embedding(student.model):
             loss, _ = weighted_loss(student.model, found, found["weights"] / len(found["weights"]))
             loss.backward()
     finally:
@@ -1144,11 +1170,12 @@ def reproduce_rows(table: pd.DataFrame, limits: dict[str, float]) -> pd.DataFram
 
 
 def limit_rows(shares: pd.DataFrame, work: str, kernels: pd.Series, target: float = 0.8) -> pd.DataFrame:
-    """`limit_share` as result rows: the ratio is the share of the rate of a big square product; kernels: `training_kernels`."""
+    """`limit_share` as result rows: the ratio is the share of the rate of a big square product (the bound: of the faster library's);
+    kernels: `training_kernels`."""
     return pd.DataFrame([{"work": f"{work}, {r.placement}: share of the limit", "peer": "float32 matrix product",
                           "settings": f"{r.square_gflop_s:.0f} GFLOP/s", "ours_s": np.nan, "peer_s": np.nan, "ratio": r.share_of_square,
                           "target": target, "reached": "yes" if r.share_of_square >= target else "no", "same": "–",
-                          "bound": 1.0, "kernels": r.share_of_square / kernels[r.placement]} for r in shares.itertuples()])
+                          "bound": r.best_gflop_s / r.square_gflop_s, "kernels": r.share_of_square / kernels[r.placement]} for r in shares.itertuples()])
 
 
 def memory_rows(peaks: pd.DataFrame, work: str, least: float, target: float = 2.0) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import torch
 
 from cotdistill import students
 from cotdistill.data import DataError
-from cotdistill.students import BUNDLED, Prepacked, best_dtype, gguf_path, load_student, prepacked
+from cotdistill.students import BUNDLED, LinearFunction, Prepacked, best_dtype, gguf_path, load_student, prepacked
 
 
 def test_packed_rows_equal_single_sequences(student):
@@ -107,6 +107,21 @@ def test_a_prepacked_product_is_the_linear_layer_with_the_same_gradient(bias, sh
     weights = torch.randn(wanted.shape)
     (a,), (b,) = (torch.autograd.grad((out * weights).sum(), x) for out in (found, wanted))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("out, into", [(12, 20), (6, 20)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_product_that_trains_is_the_linear_layer_with_the_same_gradients(bias, out, into):
+    """Against torch's own, in float32 and (where oneDNN has no part) in float64; by autograd's own numerical check too."""
+    for dtype in (torch.float32, torch.float64):
+        layer, x = torch.nn.Linear(into, out, bias, dtype=dtype), torch.randn(2, 5, into, dtype=dtype, requires_grad=True)
+        ours = LinearFunction.apply(x, layer.weight, layer.bias)
+        given = torch.randn_like(ours)
+        leaves = [x, *layer.parameters()]
+        torch.testing.assert_close(ours, layer(x))
+        torch.testing.assert_close(torch.autograd.grad(ours, leaves, given), torch.autograd.grad(layer(x), leaves, given), rtol=1e-4, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda *leaves: LinearFunction.apply(*leaves) if bias else LinearFunction.apply(*leaves, None), leaves)
+
 
 
 def test_prepacked_weights_follow_a_change_and_leave_training_alone():

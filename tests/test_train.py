@@ -1,5 +1,6 @@
 """Training against Hugging Face's own loss, order, weights, checkpoints and resume."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,9 @@ from cotdistill import train
 from cotdistill.data import DataError
 from cotdistill.evaluate import evaluate, validation_scores
 from cotdistill.format import Arm, arm_from_name
-from cotdistill.students import blocks_of
+from cotdistill.students import ROWS, blocks_of, learning
 from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, choose_train, collate, encode_all, example_rng,
-                              fine_tune, fitting, freeze, sparse_embedding, token_losses, trainable, weighted_loss)
+                              fine_tune, fitting, freeze, last_block_at_places, sparse_embedding, token_losses, trainable, weighted_loss)
 
 ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
 QUICK = TrainConfig(lr=1e-2, epochs=2, batch_size=4, select="last")
@@ -70,6 +71,44 @@ def test_sliced_head_equals_autograd(student, questions, rationales, frozen, lim
     freeze(student.model, 0)
     assert found[0][2].keys() == found[1][2].keys() and not student.model.get_input_embeddings().sparse
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_fast_products_and_a_last_block_at_its_places_train_as_the_plain_model_does(student, questions, rationales, frozen):
+    """Losses and all gradients against torch's own products and the whole last block, for all four families."""
+    batch, found = collate(passes_of(student, questions, rationales)[0]), []
+    freeze(student.model, frozen)
+    student.model.set_attn_implementation("packed")
+    forwards = {name for name, m in student.model.named_modules() if "forward" in vars(m)}
+    for fast in (False, True):
+        student.model.zero_grad(set_to_none=True)
+        with ExitStack() as opened:
+            if fast:
+                opened.enter_context(learning(student.model))
+                opened.enter_context(last_block_at_places(student.model))
+            losses = token_losses(student.model, batch)
+        losses.mean().backward()
+        found.append((losses.detach(), {n: p.grad.clone() for n, p in student.model.named_parameters() if p.grad is not None}))
+    with last_block_at_places(student.model), torch.no_grad():  # a call without places is the whole model's
+        plain = student.model(batch["input_ids"][:, :9], use_cache=False, cu_seq_lens_q=torch.tensor([0, 9])).logits
+    torch.testing.assert_close(plain, student.model(batch["input_ids"][:, :9], use_cache=False, cu_seq_lens_q=torch.tensor([0, 9])).logits)
+    assert {name for name, m in student.model.named_modules() if "forward" in vars(m)} == forwards
+    student.model.set_attn_implementation("sdpa")
+    student.model.zero_grad(set_to_none=True)
+    freeze(student.model, 0)
+    assert found[0][1].keys() == found[1][1].keys() and len(found[0][1])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_is_filled_up_with_tokens_that_nothing_is_learnt_from(llama, questions, rationales):
+    """To a multiple of ROWS, in a sequence of their own: other losses and gradients than theirs would show."""
+    sequences = passes_of(llama, questions, rationales)[0]
+    for n in range(1, 9):
+        batch, tokens = collate(sequences[:n]), sum(len(e.ids) for e in sequences[:n])
+        fill = batch["input_ids"].shape[1] - tokens
+        assert batch["input_ids"].shape[1] % ROWS == 0 <= fill < ROWS and len(batch["cu_seq_lens_q"]) == n + 1 + (fill > 0)
+        assert (batch["labels"][0, tokens:] == -100).all() and len(batch["weights"]) == sum(k != 0 for e in sequences[:n] for k in e.kinds)
+        assert batch["position_ids"][0, tokens:].tolist() == list(range(fill))
 
 
 def test_only_the_target_is_supervised_and_the_end_is(student, questions, rationales):
