@@ -32,7 +32,7 @@ from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale, fingerprint, read_jsonl
 from cotdistill.files import whole
 from cotdistill.format import SELECTORS, Arm, format_target, prompt_text
-from cotdistill.students import Student, blocks_of, keys_and_values, prepacked
+from cotdistill.students import Student, attending, blocks_of, keys_and_values, prepacked
 from cotdistill.train import example_rng
 
 METHODS = SELECTORS
@@ -155,21 +155,25 @@ def embed_rationale(student: Student, parts: Parts, baseline: str = "filler") ->
 
 
 def attention_after(module, query, key, value, attention_mask=None, dropout=0.0, scaling=None, sliding_window=None, *,
-                    known: Cache, starts: list[int], lengths: list[int], **kwargs):
+                    known: Cache, starts: list[int], lengths: list[int], masks: dict, **kwargs):
     """Attention of several continuations of one known text, each from its own place, laid end to end in one row without
-    padding (`model.set_attn_implementation("after")`).
+    padding (`attending(model, "after")`).
 
     query [1, heads, T, d], key and value [1, kv_heads, T, d] with T = sum(lengths): continuation i has lengths[i] tokens and sees the
-    first starts[i] tokens of `known`, and itself up to each token."""
+    first starts[i] tokens of `known`, and itself up to each token. masks: an empty dict that the layers of one pass share: what each
+    token sees is the same in all layers of one sliding window."""
     layer, groups = known.layers[module.layer_idx], query.shape[1] // key.shape[1]
     old, new = ((k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)) if groups > 1 else (k, v)
                 for k, v in ((layer.keys, layer.values), (key, value)))
-    places, outs = torch.arange(layer.keys.shape[2] + max(lengths), device=query.device), []
-    for q, k, v, a, n in zip(query.split(lengths, 2), new[0].split(lengths, 2), new[1].split(lengths, 2), starts, lengths):
-        back = places[a:a + n, None] - places[None, :a + n]  # how far back a token looks
-        seen = (back >= 0) & (back < sliding_window) if sliding_window else back >= 0
-        outs.append(torch.nn.functional.scaled_dot_product_attention(
-            q, torch.cat([old[0][:, :, :a], k], 2), torch.cat([old[1][:, :, :a], v], 2), attn_mask=seen, dropout_p=dropout, scale=scaling))
+    if sliding_window not in masks:
+        places = torch.arange(layer.keys.shape[2] + max(lengths), device=query.device)
+        back = places[:, None] - places  # how far back a token looks
+        unseen = (back < 0) | (back >= sliding_window) if sliding_window else back < 0
+        bias = torch.zeros(unseen.shape, dtype=query.dtype, device=query.device).masked_fill_(unseen, -torch.inf)
+        masks[sliding_window] = [bias[a:a + n, :a + n] for a, n in zip(starts, lengths)]
+    outs = [torch.nn.functional.scaled_dot_product_attention(
+        q, torch.cat([old[0][:, :, :a], k], 2), torch.cat([old[1][:, :, :a], v], 2), attn_mask=mask, dropout_p=dropout, scale=scaling)
+        for q, k, v, a, mask in zip(query.split(lengths, 2), new[0].split(lengths, 2), new[1].split(lengths, 2), starts, masks[sliding_window])]
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
 
 
@@ -184,24 +188,20 @@ def variant_logps(student: Student, parts: Parts, full: torch.Tensor, base: torc
 
     Up to the first token that it replaces, a variant is the rationale as it is, whose keys and values are computed once: only the rest
     of it runs, `batch_size` variants in a pass, end to end (`attention_after`). The head runs at the positions that predict the label."""
-    model, before, device = student.model, student.model.config._attn_implementation, full.device
+    model, device, found = student.model, full.device, []
     (label, tail), known = _after_rationale(student, parts), keys_and_values(student, parts.prefix + parts.rationale)
     first = [int(row.argmin()) if not row.all() else len(row) for row in keep]
-    model.set_attn_implementation("after")
-    try:
-        found = []
+    with attending(model, "after"):
         for at in range(0, len(keep), batch_size):
             chosen = list(zip(torch.tensor(keep[at:at + batch_size], device=device), first[at:at + batch_size]))
             pieces = [torch.cat([torch.where(row[None, a:, None], full[:, a:], base[:, a:]), tail], 1) for row, a in chosen]
             starts, lengths = [len(parts.prefix) + a for _, a in chosen], [piece.shape[1] for piece in pieces]
             ends = np.cumsum(lengths)
             logits = model(
-                inputs_embeds=torch.cat(pieces, 1), use_cache=False, known=known, starts=starts, lengths=lengths,
+                inputs_embeds=torch.cat(pieces, 1), use_cache=False, known=known, starts=starts, lengths=lengths, masks={},
                 position_ids=torch.cat([torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths)])[None],
                 logits_to_keep=torch.tensor([p for end in ends for p in range(end - len(label), end)], device=device)).logits
             found.append(_label_logp(logits.view(len(chosen), len(label), -1), label).double().cpu())
-    finally:
-        model.set_attn_implementation(before)
     return torch.cat(found).numpy()
 
 
@@ -298,13 +298,10 @@ def _human(id: str, n: int, selections: dict | None) -> np.ndarray:
 def _attention(student: Student, parts: Parts, method: str) -> np.ndarray:
     """Attention weights need the eager implementation, for this one uncached pass; the student's own is put
     back."""
-    model, before = student.model, student.model.config._attn_implementation
+    model = student.model
     ids = torch.tensor([parts.prefix + parts.rationale + parts.frame + parts.label[:-1]], device=model.device)
-    model.set_attn_implementation("eager")
-    try:
+    with attending(model, "eager"):
         layers = model(input_ids=ids, output_attentions=True, use_cache=False, logits_to_keep=1).attentions
-    finally:
-        model.set_attn_implementation(before)
     layers = [layer[0].double().mean(0) for layer in layers]  # [T, T], rows look at columns
     if method == "attention":
         flow = layers[-1]

@@ -38,9 +38,10 @@ from cotdistill.attribute import Parts, attribute, frozen, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
-from cotdistill.students import (ROWS, Prepacked, Student, blocks_of, keep_memory, learning, load_student, prepacked, product,
+from cotdistill.students import (ROWS, Prepacked, Student, attending, blocks_of, keep_memory, learning, load_student, prepacked, product,
                                  weight_gradient)
-from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, sparse_embedding, token_losses, weighted_loss
+from cotdistill.train import (LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, last_block_at_places, sparse_embedding,
+                              token_losses, weighted_loss)
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
 # side -> (package it needs, batches grouped by length, settings in words)
@@ -1036,15 +1037,10 @@ def at_threads(student: Student, batch: list[Encoded], examples: list[Example], 
 
 def backward_step(student: Student, batch: list[Encoded]) -> float:
     """Forward and backward of one padding-free batch, gradients thrown away; the loss in nats per token."""
-    before = student.model.config._attn_implementation
-    student.model.set_attn_implementation("packed")
-    try:
-        found = collate(batch)
-        with learning(student.model), sparse_embedding(student.model):
-            loss, _ = weighted_loss(student.model, found, found["weights"] / len(found["weights"]))
-            loss.backward()
-    finally:
-        student.model.set_attn_implementation(before)
+    found = collate(batch)
+    with attending(student.model, "packed"), learning(student.model), last_block_at_places(student.model), sparse_embedding(student.model):
+        loss, _ = weighted_loss(student.model, found, found["weights"] / len(found["weights"]))
+        loss.backward()
     student.model.zero_grad(set_to_none=True)
     return loss.item()
 

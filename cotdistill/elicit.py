@@ -30,7 +30,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -526,54 +526,47 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
     in: shares add up to the whole. While it runs with `shared`, the model's attention is `shared_prefix_attention`."""
     import torch
 
-    from cotdistill.students import growing_cache, next_token_logits, prepacked
+    from cotdistill.students import attending, growing_cache, next_token_logits, prepacked
 
     model, ends, clock = student.model, {student.eos_id, *end_ids}, time.perf_counter()
-    before, length = model.config._attn_implementation, max(map(len, rows))
-    known = shared[0][0].shape[2] if shared else 0
+    length, known = max(map(len, rows)), shared[0][0].shape[2] if shared else 0
     inputs = torch.tensor([[student.pad_id] * (length - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=model.device)
     positions, cache = known + (mask.cumsum(-1) - 1).clamp(min=0), growing_cache()
     live, new, spent = list(range(len(rows))), [[] for _ in rows], [0.0] * len(rows)
     draws = [np.random.default_rng(seed) for seed in seeds or [0] * len(rows)]
-    if shared:
-        model.set_attn_implementation("shared_prefix")
-    try:
-        with prepacked(model):
-            for step in range(max_new_tokens):
-                seen = (dict(prefix=shared, visible=_visible(mask, positions, known)) if shared else dict(attention_mask=mask))
-                with torch.no_grad():
-                    hidden = model.base_model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, **seen).last_hidden_state
-                    logits = next_token_logits(model, hidden[:, -1])
-                if temperature:
-                    sums = next_probabilities(logits, temperature, top_p, top_k).cumsum(-1).cpu().numpy()
-                    chosen = [int(np.searchsorted(row, draws[i].random() * row[-1], side="right")) for row, i in zip(sums, live)]
+    with attending(model, "shared_prefix") if shared else nullcontext(), prepacked(model):
+        for step in range(max_new_tokens):
+            seen = (dict(prefix=shared, visible=_visible(mask, positions, known)) if shared else dict(attention_mask=mask))
+            with torch.no_grad():
+                hidden = model.base_model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, **seen).last_hidden_state
+                logits = next_token_logits(model, hidden[:, -1])
+            if temperature:
+                sums = next_probabilities(logits, temperature, top_p, top_k).cumsum(-1).cpu().numpy()
+                chosen = [int(np.searchsorted(row, draws[i].random() * row[-1], side="right")) for row, i in zip(sums, live)]
+            else:
+                chosen = logits.argmax(-1).tolist()
+            now, keep = time.perf_counter(), []
+            for i in live:
+                spent[i] += (now - clock) / len(live)
+            clock = now
+            for slot, (i, token) in enumerate(zip(live, chosen)):
+                ended = token in ends
+                new[i] += [] if ended else [token]
+                stopped = not ended and bool(stop) and stop in student.decode(new[i][-len(stop) - 2:])
+                if ended or stopped or step + 1 == max_new_tokens:
+                    yield i, new[i], not (ended or stopped), spent[i]
                 else:
-                    chosen = logits.argmax(-1).tolist()
-                now, keep = time.perf_counter(), []
-                for i in live:
-                    spent[i] += (now - clock) / len(live)
-                clock = now
-                for slot, (i, token) in enumerate(zip(live, chosen)):
-                    ended = token in ends
-                    new[i] += [] if ended else [token]
-                    stopped = not ended and bool(stop) and stop in student.decode(new[i][-len(stop) - 2:])
-                    if ended or stopped or step + 1 == max_new_tokens:
-                        yield i, new[i], not (ended or stopped), spent[i]
-                    else:
-                        keep.append(slot)
-                if not keep:
-                    return
-                if len(keep) < len(live):
-                    index = torch.tensor(keep, device=mask.device)
-                    cache.batch_select_indices(index)
-                    mask, positions, live = mask[index], positions[index], [live[slot] for slot in keep]
-                inputs = torch.tensor([[new[i][-1]] for i in live], device=mask.device)
-                mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-                positions = positions[:, -1:] + 1
-    finally:
-        if shared:
-            model.set_attn_implementation(before)
+                    keep.append(slot)
+            if not keep:
+                return
+            if len(keep) < len(live):
+                index = torch.tensor(keep, device=mask.device)
+                cache.batch_select_indices(index)
+                mask, positions, live = mask[index], positions[index], [live[slot] for slot in keep]
+            inputs = torch.tensor([[new[i][-1]] for i in live], device=mask.device)
+            mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+            positions = positions[:, -1:] + 1
 
 
 def _end_ids(student) -> set[int]:

@@ -96,7 +96,7 @@ def cache_dir() -> Path:
 def packed_attention(module, query, key, value, attention_mask=None, dropout=0.0, scaling=None, sliding_window=None,
                      *, cu_seq_lens_q, **kwargs):
     """Attention over sequences laid end to end in one row, without padding and without a mask: training runs on it
-    (`model.set_attn_implementation("packed")`), generation and scoring on torch's sdpa.
+    (`attending(model, "packed")`), generation and scoring on torch's sdpa.
 
     query [1, heads, T, d], key and value [1, kv_heads, T, d]; cu_seq_lens_q holds the T-borders of the sequences
     (int, [n + 1], on the CPU). Each sequence runs through torch's causal attention alone, so nothing can leak between them, and
@@ -128,6 +128,17 @@ def _side_by_side(query, key, value, lengths: list[int], dropout: float, scaling
 
     out = torch.nn.functional.scaled_dot_product_attention(lay(query), lay(key), lay(value), is_causal=True, dropout_p=dropout, scale=scaling)
     return out.transpose(1, 2)[real][None]
+
+
+@contextmanager
+def attending(model: torch.nn.Module, by: str):
+    """While open, the model attends by that implementation ("packed", "sdpa", "eager", ...); then by the one it had."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(by)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 class GrowingLayer(DynamicLayer):

@@ -31,7 +31,7 @@ from transformers import Trainer, TrainingArguments
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
 from cotdistill.format import Arm, format_target, label_text, prompt_text
-from cotdistill.students import ROWS, Student, blocks_of, calling, changed, learning, prepacked, product, release_memory, sha256
+from cotdistill.students import ROWS, Student, attending, blocks_of, calling, changed, learning, prepacked, product, release_memory, sha256
 
 PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
 TRUNK_LIMIT = 2 * 1024**3  # bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
@@ -487,12 +487,11 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
         return None
     if stored(store) + size > TRUNK_LIMIT:
         store.clear()
-    blocks, seen, found, before = blocks_of(model), [], [None] * len(data), model.config._attn_implementation
+    blocks, seen, found = blocks_of(model), [], [None] * len(data)
     order = sorted(range(len(data)), key=lambda i: data[i].id)
-    model.set_attn_implementation("packed")
     hook = blocks[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0][0]))
     try:
-        with prepacked(model), calling({block: _nothing for block in blocks[layers:]}):
+        with attending(model, "packed"), prepacked(model), calling({block: _nothing for block in blocks[layers:]}):
             for a in range(0, len(order), 16):
                 group = [data[i] for i in order[a:a + 16]]
                 key = layers, tuple(e.ids for e in group)
@@ -505,7 +504,6 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
                     found[i] = states
     finally:
         hook.remove()
-        model.set_attn_implementation(before)
     return found
 
 
@@ -637,9 +635,8 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         data_collator=collator, sampler=OrderSampler(n, seed, copies), batch_size=config.batch_size,
         validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
-    student.model.set_attn_implementation("packed")
     try:
-        with (learning(student.model), compiled(student.model, config.compile),
+        with (attending(student.model, "packed"), learning(student.model), compiled(student.model, config.compile),
               starting_from_trunk(student.model, config.frozen_layers), last_block_at_places(student.model), sparse_embedding(student.model)):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     except Exception as error:  # torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named here
@@ -648,7 +645,6 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         raise DataError(f"{folder}: a checkpoint holds objects beside tensors, and was not loaded ({str(error).splitlines()[0][:80]}); "
                         "expected one that this program wrote: delete that folder and run again") from None
     finally:
-        student.model.set_attn_implementation("sdpa")
         student.model.eval()
         release_memory()
     history = pd.DataFrame([row["distil"] for row in trainer.state.log_history if "distil" in row], columns=HISTORY)
@@ -671,11 +667,9 @@ def _in_eval(student: Student, validate):
 
     def run():
         student.model.eval()
-        student.model.set_attn_implementation("sdpa")
         try:
-            with torch.compiler.set_stance("force_eager"):  # a compiler can't look into `prepacked` weights
+            with attending(student.model, "sdpa"), torch.compiler.set_stance("force_eager"):  # a compiler can't look into `prepacked` weights
                 return validate()
         finally:
-            student.model.set_attn_implementation("packed")
             student.model.train()
     return run
