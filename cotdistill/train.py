@@ -241,7 +241,7 @@ class HeadLoss(torch.autograd.Function):
         return for_hidden, for_weight, None, None, None
 
 
-def weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], share: torch.Tensor, limit: int = 2**28) -> tuple[torch.Tensor, torch.Tensor]:
+def weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], share: torch.Tensor, limit: int = 2**27) -> tuple[torch.Tensor, torch.Tensor]:
     """What training minimises: (sum over supervised tokens of share [S] times cross-entropy, the cross-entropies [S] in nats).
 
     On a CPU through `HeadLoss`, with slices of at most `limit` bytes of logits; a GPU, a torchrun and a head with a bias or a cap
