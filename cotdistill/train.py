@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -636,11 +636,9 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
     try:
-        with ExitStack() as opened:
-            for way in (attending(student.model, "packed"), starting_from_trunk(student.model, config.frozen_layers), sparse_embedding(student.model),
-                        *([compiled(student.model, config.compile)] if config.compile else  # a compiler can't look into their products
-                          [learning(student.model), last_block_at_places(student.model)])):
-                opened.enter_context(way)
+        products = nullcontext() if config.compile else learning(student.model)  # a compiler can't look into oneDNN's
+        with (attending(student.model, "packed"), products, compiled(student.model, config.compile),
+              starting_from_trunk(student.model, config.frozen_layers), last_block_at_places(student.model), sparse_embedding(student.model)):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     except Exception as error:  # torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named here
         if type(error).__name__ != "UnpicklingError":
