@@ -383,7 +383,6 @@ def _peer_trainer(side, student, batches, config, seed, folder):
     tokenizer = copy.deepcopy(student.tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"  # gemma's own is the left, as for generation: every position would be another one, and rounded otherwise
     common = dict(output_dir=folder, use_cpu=student.model.device.type == "cpu", bf16=False, seed=seed, num_train_epochs=1,
                   per_device_train_batch_size=config.batch_size, learning_rate=config.lr, weight_decay=config.weight_decay,
                   warmup_steps=config.warmup, lr_scheduler_type=config.schedule, max_grad_norm=config.max_grad_norm, report_to="none",

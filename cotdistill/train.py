@@ -219,14 +219,15 @@ class HeadLoss(torch.autograd.Function):
             part = slice(a, a + n)
             x, asked = hidden[part], (torch.arange(len(targets[part])), targets[part])
             logits = product(x, weight)
-            torch.log_softmax(logits, 1, out=logits)
-            losses[part] = -logits[asked]
-            logits.exp_()[asked] -= 1
+            top, hit = logits.amax(1), logits[asked]
+            total = logits.sub_(top[:, None]).exp_().sum(1)  # log_softmax loses 1e-5 of gemma's loss here, in float32
+            losses[part] = total.log() + top - hit
+            logits[asked] -= total
+            scale = (share[part] / total)[:, None]
             if for_hidden is not None:
-                for_hidden[part] = product(logits, weight.t()).mul_(share[part, None])
+                for_hidden[part] = product(logits, weight.t()).mul_(scale)
             if for_weight is not None:
-                scaled = x * share[part, None]
-                torch.mm(logits.t(), scaled, out=for_weight) if not a else for_weight.addmm_(logits.t(), scaled)
+                torch.mm(logits.t(), x * scale, out=for_weight) if not a else for_weight.addmm_(logits.t(), x * scale)
             del logits  # before the next slice's are made
         ctx.gradients, ctx.weight = (for_hidden, for_weight), weight
         ctx.mark_non_differentiable(losses)

@@ -1,5 +1,6 @@
 """Training against Hugging Face's own loss, order, weights, checkpoints and resume."""
 
+import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -109,6 +110,18 @@ def test_a_batch_is_filled_up_with_tokens_that_nothing_is_learnt_from(llama, que
         assert batch["input_ids"].shape[1] % ROWS == 0 <= fill < ROWS and len(batch["cu_seq_lens_q"]) == n + 1 + (fill > 0)
         assert (batch["labels"][0, tokens:] == -100).all() and len(batch["weights"]) == sum(k != 0 for e in sequences[:n] for k in e.kinds)
         assert batch["position_ids"][0, tokens:].tolist() == list(range(fill))
+
+
+def test_the_head_of_a_large_vocabulary_adds_up_as_float64_does():
+    """262,144 logits to a position, as gemma has, one of them far above: torch's float32 log_softmax loses what the others add to it."""
+    rng = torch.Generator().manual_seed(0)
+    hidden, weight, targets = torch.eye(6, 16), torch.randn(262_144, 16, generator=rng) / 2, torch.arange(6)
+    weight[targets, targets] = 15.0
+    _, losses = train.HeadLoss.apply(hidden, weight, targets, torch.ones(6), 2**27)
+    exact = torch.nn.functional.cross_entropy(hidden.double() @ weight.double().t(), targets, reduction="none")
+    theirs = torch.nn.functional.cross_entropy(hidden @ weight.t(), targets, reduction="none")
+    ours, theirs = ((x.double() / exact - 1).abs().max() for x in (losses, theirs))
+    assert ours < 1e-5 and 10 * ours < theirs
 
 
 def test_only_the_target_is_supervised_and_the_end_is(student, questions, rationales):
@@ -287,3 +300,16 @@ def test_a_compiled_student_learns_the_same(student, questions, rationales, tmp_
     np.testing.assert_allclose(losses["aot_eager"], losses[""], rtol=1e-5)
     with pytest.raises(DataError, match="compile is 'fast'; expected one of"):
         TrainConfig(compile="fast")
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile's inductor needs a C++ compiler")
+def test_inductor_compiles_what_a_study_trains(llama, questions, rationales, tmp_path, monkeypatch):
+    """The backend that a user would name: what is patched into the blocks must not be in its way."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    losses = []
+    for backend in ("", "inductor"):
+        student = tiny("tiny-llama")
+        history, _ = fine_tune(student, passes_of(student, questions, rationales, epochs=2), Arm("post_cot"), replace(QUICK, compile=backend), 0,
+                               tmp_path / (backend or "plain"))
+        losses.append(history["loss"].to_numpy())
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
