@@ -447,7 +447,7 @@ def best_rate(size: int = 2048, tries: int = 3) -> float:
     return max(square_rate(size, tries), square_rate(size, tries, lambda a, _: layer(a)))
 
 
-def layer_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:
+def prepacked_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:
     """GFLOP/s of all linear layers of the model's blocks one after the other (so the weights come from memory, as they do in use), by the
     rows of their input: plain (torch's own, MKL), oneDNN (`product`) and `prepacked`, the last two also as ratios to plain. Medians, turn
     about; laying the weights out is not counted."""
@@ -463,36 +463,7 @@ def layer_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFra
             flops = 2e-9 * n * sum(m.weight.numel() for m in layers)
             found.append({"rows": n, **{side: flops / float(np.median(s)) for side, s in spent.items()}})
     table = pd.DataFrame(found).set_index("rows")
-    return table.assign(oneDNN_ratio=table["oneDNN"] / table["plain"], prepacked_ratio=table["prepacked"] / table["plain"])
-
-
-def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd.DataFrame:
-    """GFLOP/s of the products of a training step on a batch: plain (torch's own), ours, their ratio. Rows: forward, gradient of the
-    input, gradient of the weight (of all linear layers of the blocks one after the other), logits and the gradient of their input.
-    Medians, turn about."""
-    tokens, asked = sum(len(e.ids) for e in batch), sum(kind != PROMPT for e in batch for kind in e.kinds)
-    tokens += -tokens % ROWS
-    layers = [m.weight for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)]
-    head = model.get_output_embeddings().weight
-    into, out = ({n: torch.randn(tokens, n) for n in sizes} for sizes in ({w.shape[1] for w in layers}, {w.shape[0] for w in layers}))
-    hidden, logits = torch.randn(asked, head.shape[1]), torch.randn(asked, head.shape[0])
-    body, top = 2e-9 * tokens * sum(w.numel() for w in layers), 2e-9 * asked * head.numel()
-    works = {"forward": (body, lambda: [into[w.shape[1]] @ w.t() for w in layers], lambda: [product(into[w.shape[1]], w) for w in layers]),
-             "gradient of the input": (body, lambda: [out[w.shape[0]] @ w for w in layers], lambda: [product(out[w.shape[0]], w.t()) for w in layers]),
-             "gradient of the weight": (body, lambda: [out[w.shape[0]].t() @ into[w.shape[1]] for w in layers],
-                                        lambda: [weight_gradient(out[w.shape[0]], into[w.shape[1]]) for w in layers]),
-             "logits": (top, lambda: hidden @ head.t(), lambda: product(hidden, head)),
-             "gradient of the logits' input": (top, lambda: logits @ head, lambda: product(logits, head.t()))}
-    found = []
-    with torch.no_grad():
-        for name, (gflop, *sides) in works.items():
-            spent = [[], []]
-            for turn in range(tries + 1):
-                for seconds, call in zip(spent, sides):
-                    seconds += [timed(call)[0]][:turn]  # the first warms up
-            found.append({"product": name, **{side: gflop / float(np.median(s)) for side, s in zip(("plain", "ours"), spent)}})
-    table = pd.DataFrame(found).set_index("product")
-    return table.assign(ratio=table["ours"] / table["plain"])
+    return table.assign(oneDNN_ratio=table["oneDNN"] / table["plain"], ratio=table["prepacked"] / table["plain"])
 
 
 def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 3) -> dict[str, float]:
