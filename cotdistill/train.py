@@ -497,10 +497,10 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
                 group = [data[i] for i in order[a:a + 16]]
                 key = layers, tuple(e.ids for e in group)
                 if key not in store:
-                    batch = collate(group)
+                    batch, lengths = collate(group), [len(e.ids) for e in group]
                     model.base_model(use_cache=False, **{name: batch[name].to(model.device) if name != "cu_seq_lens_q" else batch[name]
                                                          for name in ("input_ids", "position_ids", "cu_seq_lens_q")})
-                    store[key] = [part.clone() for part in seen.pop()[:sum(len(e.ids) for e in group)].split([len(e.ids) for e in group])]
+                    store[key] = [part.clone() for part in seen.pop()[:sum(lengths)].split(lengths)]
                 for i, states in zip(order[a:a + 16], store[key]):
                     found[i] = states
     finally:

@@ -303,11 +303,12 @@ def test_laws_are_found_again():
     assert np.allclose(laws.loc["training: batch", "coefficients"], [0, 3], atol=1e-9)
 
 
-def test_a_profile_adds_up_and_knows_the_head(llama, inputs):
+def test_a_profile_adds_up_and_knows_the_head(llama, inputs, capfd):
     vocabulary = llama.model.config.vocab_size
     batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:2]]
     before = {k: v.clone() for k, v in llama.model.state_dict().items()}
     found = bench.profile_training("ours", llama, batch, vocabulary, steps=1)
+    assert capfd.readouterr().err == ""  # what is said there would end up in the notebook
     assert all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
     assert {"matrix products", "head", "optimiser", "attention", "loss", "Python and the rest"} <= set(found.index) and (found >= 0).all()
 

@@ -123,7 +123,6 @@ def test_the_product_that_trains_is_the_linear_layer_with_the_same_gradients(bia
     assert torch.autograd.gradcheck(lambda *leaves: LinearFunction.apply(*leaves) if bias else LinearFunction.apply(*leaves, None), leaves)
 
 
-
 def test_prepacked_weights_follow_a_change_and_leave_training_alone():
     layer, x = torch.nn.Linear(6, 9), torch.randn(5, 6)
     fast = Prepacked(layer)
