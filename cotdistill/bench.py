@@ -38,12 +38,11 @@ from cotdistill.attribute import Parts, attribute, frozen, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
-from cotdistill.students import (ROWS, Prepacked, Student, attending, blocks_of, keep_memory, learning, load_student, prepacked, product,
-                                 weight_gradient)
-from cotdistill.train import (LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, last_block_at_places, sparse_embedding,
-                              token_losses, weighted_loss)
+from cotdistill.students import ROWS, Prepacked, Student, attending, blocks_of, keep_memory, load_student, prepacked, product, weight_gradient
+from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, token_losses, training, weighted_loss
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
+WARM = 3  # steps of one length until its time no longer falls
 # side -> (package it needs, batches grouped by length, settings in words)
 TRAINERS = {
     "ours": (None, False, "no padding, the head at supervised positions"),
@@ -186,8 +185,9 @@ def read_rows(rows: pd.DataFrame) -> str:
             said.append(f"{r.peer}: not installed, so not measured.")
             continue
         goal = "" if pd.isna(r.target) else f" (target {r.target:g}: {'reached' if r.reached == 'yes' else '**not reached**'})"
-        bound = getattr(r, "bound", np.nan)
+        bound, kernels = getattr(r, "bound", np.nan), getattr(r, "kernels", np.nan)
         most = "" if pd.isna(bound) else f"; at most {bound:.1f} times is possible, what no side can do without being {r.peer_s / bound:.2f} s"
+        most += "" if pd.isna(kernels) else f"; {kernels:.1f} times, if ours took no time but in the libraries' kernels"
         said.append(f"{r.work}, {r.peer}: {r.peer_s:.2f} s against our {r.ours_s:.2f} s, **{r.ratio:.2f} times**{goal}{most}; same results: {r.same}.")
     return "\n".join(f"- {line}" for line in said)
 
@@ -227,14 +227,15 @@ def pick_batches(sequences: list[Encoded], batch_size: int, n: int, grouped: boo
 
 
 def training_batches(encoded: dict[str, list[Encoded]], batch_size: int, n: int, seed: int = 0) -> dict[bool, list[tuple[str, list[Encoded]]]]:
-    """grouped -> the batches of one run, each with its placement: twice the longest as a warm-up, which meets the memory that a run of
-    hundreds of steps has long met (a page costs most when it is touched first), and n per placement. The two orders have the
-    sequences of different batches, and every trainer of an order sees the same batches one after the other."""
+    """grouped -> the batches of one run, each with its placement: as a warm-up twice the longest and twice the shortest, which meet the
+    memory that a run of hundreds of steps has long met (a page costs most when it is touched first, and the first steps of another length
+    cost a tenth more), then n per placement. The two orders have the sequences of different batches, and every trainer of an order sees
+    the same batches one after the other."""
     found = {}
     for grouped in (False, True):
         parts = {p: pick_batches(encoded[p], batch_size, n, grouped, seed) for p in encoded}
-        longest = max((batch for p in parts for batch in parts[p]), key=lambda batch: sum(len(e.ids) for e in batch))
-        found[grouped] = [("warm-up", longest)] * 2 + [(p, batch) for p in parts for batch in parts[p]]
+        by_length = sorted((batch for p in parts for batch in parts[p]), key=lambda batch: sum(len(e.ids) for e in batch))
+        found[grouped] = [("warm-up", by_length[at]) for at in (-1, -1, 0, 0)] + [(p, batch) for p in parts for batch in parts[p]]
     return found
 
 
@@ -409,13 +410,13 @@ def needed_flops(model: nn.Module, batch: list[Encoded], least: bool = False) ->
     products backward), the head at supervised positions only, causal attention scores and their weighted sum. Norms, activations and
     the optimiser count nothing.
 
-    least: without those of the last block that nothing is learnt from (`last_block_at_places`): its weights but the keys' and values',
-    at positions that predict no supervised token."""
+    least: without what nothing is learnt from: a sequence's last token, which only follows (`collate`), and the last block's weights but
+    the keys' and values' at positions that predict no supervised token (`last_block_at_places`)."""
     config, (linear, head) = model.config, weights_of(model)
-    tokens = sum(len(e.ids) for e in batch)
-    asked = sum(kind != PROMPT for e in batch for kind in e.kinds)
+    lengths = [len(e.ids) - least for e in batch]
+    tokens, asked = sum(lengths), sum(kind != PROMPT for e in batch for kind in e.kinds)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    pairs = sum(len(e.ids) * (len(e.ids) + 1) / 2 for e in batch)
+    pairs = sum(n * (n + 1) / 2 for n in lengths)
     attention = 3 * 4 * config.num_attention_heads * width * pairs * config.num_hidden_layers
     spared = linear / config.num_hidden_layers - 2 * config.hidden_size * width * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     return 6.0 * (linear * tokens + head * asked - (spared * (tokens - asked) if least else 0)) + attention
@@ -447,7 +448,7 @@ def best_rate(size: int = 2048, tries: int = 3) -> float:
     return max(square_rate(size, tries), square_rate(size, tries, lambda a, _: layer(a)))
 
 
-def prepacked_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:
+def layer_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:
     """GFLOP/s of all linear layers of the model's blocks one after the other (so the weights come from memory, as they do in use), by the
     rows of their input: plain (torch's own, MKL), oneDNN (`product`) and `prepacked`, the last two also as ratios to plain. Medians, turn
     about; laying the weights out is not counted."""
@@ -463,7 +464,36 @@ def prepacked_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.Dat
             flops = 2e-9 * n * sum(m.weight.numel() for m in layers)
             found.append({"rows": n, **{side: flops / float(np.median(s)) for side, s in spent.items()}})
     table = pd.DataFrame(found).set_index("rows")
-    return table.assign(oneDNN_ratio=table["oneDNN"] / table["plain"], ratio=table["prepacked"] / table["plain"])
+    return table.assign(oneDNN_ratio=table["oneDNN"] / table["plain"], prepacked_ratio=table["prepacked"] / table["plain"])
+
+
+def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd.DataFrame:
+    """GFLOP/s of the products of a training step on a batch: plain (torch's own), ours, their ratio. Rows: forward, gradient of the
+    input, gradient of the weight (of all linear layers of the blocks one after the other), logits and the gradient of their input.
+    Medians, turn about."""
+    tokens, asked = sum(len(e.ids) - 1 for e in batch), sum(kind != PROMPT for e in batch for kind in e.kinds)
+    tokens += -tokens % ROWS
+    layers = [m.weight for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)]
+    head = model.get_output_embeddings().weight
+    into, out = ({n: torch.randn(tokens, n) for n in sizes} for sizes in ({w.shape[1] for w in layers}, {w.shape[0] for w in layers}))
+    hidden, logits = torch.randn(asked, head.shape[1]), torch.randn(asked, head.shape[0])
+    body, top = 2e-9 * tokens * sum(w.numel() for w in layers), 2e-9 * asked * head.numel()
+    works = {"forward": (body, lambda: [into[w.shape[1]] @ w.t() for w in layers], lambda: [product(into[w.shape[1]], w) for w in layers]),
+             "gradient of the input": (body, lambda: [out[w.shape[0]] @ w for w in layers], lambda: [product(out[w.shape[0]], w.t()) for w in layers]),
+             "gradient of the weight": (body, lambda: [out[w.shape[0]].t() @ into[w.shape[1]] for w in layers],
+                                        lambda: [weight_gradient(out[w.shape[0]], into[w.shape[1]]) for w in layers]),
+             "logits": (top, lambda: hidden @ head.t(), lambda: product(hidden, head)),
+             "gradient of the logits' input": (top, lambda: logits @ head, lambda: product(logits, head.t()))}
+    found = []
+    with torch.no_grad():
+        for name, (gflop, *sides) in works.items():
+            spent = [[], []]
+            for turn in range(tries + 1):
+                for seconds, call in zip(spent, sides):
+                    seconds += [timed(call)[0]][:turn]  # the first warms up
+            found.append({"product": name, **{side: gflop / float(np.median(s)) for side, s in zip(("plain", "ours"), spent)}})
+    table = pd.DataFrame(found).set_index("product")
+    return table.assign(ratio=table["ours"] / table["plain"])
 
 
 def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 3) -> dict[str, float]:
@@ -497,7 +527,7 @@ def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Enc
     for repeat in range(repeats):
         for peer in there:
             pair, work = [_ours_beside(peer), peer], batches[TRAINERS[peer][1]]
-            tokens = int(np.mean([sum(len(e.ids) for e in b) for _, b in work[1:]]))
+            tokens = int(np.mean([sum(len(e.ids) for e in b) for _, b in work]))
             before = product_rates(student.model, tokens, square)
             found = train_turn_about(pair, student.name, [b for _, b in work], config)
             after = product_rates(student.model, tokens, square)
@@ -953,18 +983,19 @@ def profile(call, vocabulary: int) -> pd.Series:
 
 
 def profile_training(side: str, student: Student, batch: list[Encoded], vocabulary: int, steps: int = 2) -> pd.Series:
-    """Wall seconds of an optimiser step of a trainer by kind of operation: the mean of `steps` with the clock, after two that are not
-    looked at and `steps` without it. The student stays as it was."""
+    """Wall seconds of an optimiser step of a trainer by kind of operation: after WARM steps that are not looked at, the mean of `steps` with
+    the clock, each right after one without it, whose wall time counts. The student stays as it was."""
     clock, times = Clock(vocabulary), []
     with ExitStack() as stack:
         def stepped(seconds, _):
+            stack.close()
             times.append(seconds)
-            if len(times) == 2 + steps:
+            if len(times) > WARM and (len(times) - WARM) % 2:
                 stack.enter_context(clock)
 
-        train_side(side, replace(student, model=copy.deepcopy(student.model)), [batch] * (2 + 2 * steps), TrainConfig(batch_size=len(batch)),
+        train_side(side, replace(student, model=copy.deepcopy(student.model)), [batch] * (WARM + 2 * steps), TrainConfig(batch_size=len(batch)),
                    stepped=stepped)
-    return _with_rest({group: seconds / steps for group, seconds in clock.spent.items()}, float(np.median(times[2:2 + steps])))
+    return _with_rest({group: seconds / steps for group, seconds in clock.spent.items()}, float(np.median(times[WARM::2])))
 
 
 def profiles(student: Student, examples: list[Example], rationales: dict[str, Rationale], batch: list[Encoded], n_steps: int = 8,
@@ -1009,7 +1040,7 @@ def at_threads(student: Student, batch: list[Encoded], examples: list[Example], 
 def backward_step(student: Student, batch: list[Encoded]) -> float:
     """Forward and backward of one padding-free batch, gradients thrown away; the loss in nats per token."""
     found = collate(batch)
-    with attending(student.model, "packed"), learning(student.model), last_block_at_places(student.model), sparse_embedding(student.model):
+    with training(student.model):
         loss, _ = weighted_loss(student.model, found, found["weights"] / len(found["weights"]))
         loss.backward()
     student.model.zero_grad(set_to_none=True)

@@ -172,28 +172,30 @@ def choose_train(examples: list[Example], size: int, seed: int) -> list[Example]
 
 def collate(batch: list[Encoded], arm_weight: float = 1.0, rationale_weight: float = 1.0) -> dict[str, torch.Tensor]:
     """Lay sequences end to end. input_ids, position_ids, labels [1, T]; cu_seq_lens [n + 1]; weights, kinds [S] of the S
-    supervised tokens. labels are -100 where nothing is learnt; a sequence's first token never is, so no shift can leak.
+    supervised tokens. labels[t] is the token that follows input_ids[t] in its sequence, or -100 where nothing is learnt from it: a
+    sequence's last token follows, nothing follows it, and so it is no input.
 
     T is a multiple of ROWS: up to ROWS - 1 tokens that nothing is learnt from end it, a sequence of their own (cu_seq_lens: [n + 2])."""
-    lengths = [len(e.ids) for e in batch]
+    lengths = [len(e.ids) - 1 for e in batch]
     fill = -sum(lengths) % ROWS
-    ids = torch.tensor([i for e in batch for i in e.ids] + [0] * fill)
-    kinds = torch.tensor([k for e in batch for k in e.kinds] + [PROMPT] * fill)
+    ids = torch.tensor([i for e in batch for i in e.ids[:-1]] + [0] * fill)
+    next_ids = torch.tensor([i for e in batch for i in e.ids[1:]] + [0] * fill)
+    kinds = torch.tensor([k for e in batch for k in e.kinds[1:]] + [PROMPT] * fill)
     lengths += [fill] if fill else []
     supervised = kinds != PROMPT
     weights = torch.where(kinds == LABEL, arm_weight, rationale_weight)[supervised]
     borders = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     positions = torch.cat([torch.arange(n) for n in lengths])
-    return {"input_ids": ids[None], "position_ids": positions[None], "labels": ids.where(supervised, -100)[None],
+    return {"input_ids": ids[None], "position_ids": positions[None], "labels": next_ids.where(supervised, -100)[None],
             "cu_seq_lens_q": borders, "weights": weights, "kinds": kinds[supervised]}
 
 
 def _asked(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """The S positions that predict a supervised token, those tokens, and what a model is called with."""
     labels = batch["labels"][0]
-    supervised = (labels != -100).nonzero().squeeze(1)
+    places = (labels != -100).nonzero().squeeze(1)
     named = {key: batch[key] for key in ("input_ids", "position_ids", "cu_seq_lens_q", "trunk") if key in batch}
-    return supervised - 1, labels[supervised], named | {"use_cache": False, "places": supervised - 1}
+    return places, labels[places], named | {"use_cache": False, "places": places}
 
 
 def token_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -332,7 +334,7 @@ class DistilTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.sampler, self.batch_size, self.validate, self.progress = sampler, batch_size, validate, progress
         self.model_accepts_loss_kwargs = True  # we divide by the number of supervised tokens of the whole optimiser step
-        self._loss_shifts_labels = True
+        self._loss_shifts_labels = False  # `collate` has
         self.sums = torch.zeros(2, 2, dtype=torch.float64)  # [label | other][sum of losses, tokens] since the epoch began
 
     def _get_train_sampler(self, train_dataset=None):
@@ -477,13 +479,13 @@ def stored(store: dict) -> int:
 
 @torch.no_grad()
 def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict) -> list[torch.Tensor] | None:
-    """What the lowest `layers` blocks make of each sequence, [tokens, width] each; None where there is nothing to gain (no
+    """What the lowest `layers` blocks make of each sequence but its last token (`collate`), [tokens - 1, width] each; None where there is nothing to gain (no
     frozen block), where dropout makes each pass another one, or where it would take more than TRUNK_LIMIT bytes.
 
     store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups go by the questions' ids, so the
     same data give the same numbers to the last bit, whatever was computed before, and seeds, which order them anew, share them."""
     model = student.model
-    size = sum(len(e.ids) for e in data) * model.config.hidden_size * next(model.parameters()).element_size()
+    size = sum(len(e.ids) - 1 for e in data) * model.config.hidden_size * next(model.parameters()).element_size()
     if not has_trunk(model, layers) or size > TRUNK_LIMIT:
         return None
     if stored(store) + size > TRUNK_LIMIT:
@@ -497,7 +499,7 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
                 group = [data[i] for i in order[a:a + 16]]
                 key = layers, tuple(e.ids for e in group)
                 if key not in store:
-                    batch, lengths = collate(group), [len(e.ids) for e in group]
+                    batch, lengths = collate(group), [len(e.ids) - 1 for e in group]
                     model.base_model(use_cache=False, **{name: batch[name].to(model.device) if name != "cu_seq_lens_q" else batch[name]
                                                          for name in ("input_ids", "position_ids", "cu_seq_lens_q")})
                     store[key] = [part.clone() for part in seen.pop()[:sum(lengths)].split(lengths)]
@@ -573,6 +575,15 @@ def compiled(model: nn.Module, backend: str):
             part._compiled_call_impl = None
 
 
+@contextmanager
+def training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
+    """While open, the model takes `collate`'s batches, and a step costs what it must: sequences attend apart from each other, linear layers
+    run on the faster products (a compiler can't look into these), and what nothing is learnt from is left out."""
+    with (attending(model, "packed"), nullcontext() if compile else learning(model), compiled(model, compile),
+          starting_from_trunk(model, frozen_layers), last_block_at_places(model), sparse_embedding(model)):
+        yield
+
+
 def freeze(model: nn.Module, layers: int) -> None:
     """Make everything trainable but, where layers > 0, the embeddings (with a tied head) and the lowest `layers` blocks."""
     model.requires_grad_(True)
@@ -637,9 +648,7 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
     try:
-        products = nullcontext() if config.compile else learning(student.model)  # a compiler can't look into oneDNN's
-        with (attending(student.model, "packed"), products, compiled(student.model, config.compile),
-              starting_from_trunk(student.model, config.frozen_layers), last_block_at_places(student.model), sparse_embedding(student.model)):
+        with training(student.model, config.compile, config.frozen_layers):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
     except Exception as error:  # torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named here
         if type(error).__name__ != "UnpicklingError":

@@ -76,7 +76,7 @@ def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
     rows = bench.training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer], HALF)
     assert alike(rows, 3) and (rows["reached"] == "yes").all() and (rows["bound"] > rows["ratio"]).all() and np.allclose(rows["kernels"], rows["ratio"] * 2)
     losses = steps[steps["side"] == peer].sort_values("step")["loss"].to_numpy()
-    assert len(losses) == 5 and abs(losses[-1] - losses[0]) > 1e-3  # it trained, so equality says something
+    assert len(losses) == 7 and abs(losses[-1] - losses[0]) > 1e-3  # it trained, so equality says something
     with torch.no_grad():  # the first loss, by the definition
         student.model.set_attn_implementation("packed")
         first = token_losses(student.model, collate(batches[bench.TRAINERS[peer][1]][0][1])).mean().item()
@@ -187,13 +187,13 @@ def test_needed_operations_are_those_that_torch_counts(inputs, llama):
         token_losses(llama.model, collate(batch)).mean().backward()
     llama.model.set_attn_implementation("sdpa")
     products = sum(v for k, v in counter.get_flop_counts()["Global"].items() if "mm" in str(k))
-    config = llama.model.config
+    config, linear = llama.model.config, bench.weights_of(llama.model)[0]
     attention = 12 * config.hidden_size * config.num_hidden_layers * sum(len(e.ids) * (len(e.ids) + 1) / 2 for e in batch)
     tokens, asked = sum(len(e.ids) for e in batch), sum(k != PROMPT for e in batch for k in e.kinds)
-    assert bench.needed_flops(llama.model, batch) - attention == products - 6 * bench.weights_of(llama.model)[0] * (-tokens % ROWS)
-    assert 0 < asked < tokens
+    (needed, least), inputs = (bench.needed_flops(llama.model, batch, only) for only in (False, True)), tokens - len(batch)
+    assert needed - attention == products - 6 * linear * (-inputs % ROWS - len(batch)) and 0 < asked < inputs
     spared = sum(p.numel() for name, p in blocks_of(llama.model)[-1].named_parameters() if p.dim() == 2 and "k_proj" not in name and "v_proj" not in name)
-    assert bench.needed_flops(llama.model, batch) - bench.needed_flops(llama.model, batch, least=True) == 6 * spared * (tokens - asked)
+    assert needed - least == 6 * spared * (inputs - asked) + 6 * linear * len(batch) + 12 * config.hidden_size * config.num_hidden_layers * tokens
 
 
 def test_product_rates_and_shares(llama, inputs):
@@ -208,10 +208,12 @@ def test_product_rates_and_shares(llama, inputs):
     assert row.reached == "yes" and row.bound == 1.2
 
 
-def test_rates_of_products(llama):
-    rates = bench.prepacked_rates(llama.model, [1, 5], tries=1)
+def test_rates_of_products(llama, inputs):
+    rates = bench.layer_rates(llama.model, [1, 5], tries=1)
     assert rates.index.tolist() == [1, 5] and (rates > 0).all(axis=None)
-    assert np.allclose(rates["ratio"], rates["prepacked"] / rates["plain"]) and np.allclose(rates["oneDNN_ratio"], rates["oneDNN"] / rates["plain"])
+    assert np.allclose(rates["prepacked_ratio"], rates["prepacked"] / rates["plain"]) and np.allclose(rates["oneDNN_ratio"], rates["oneDNN"] / rates["plain"])
+    rates = bench.training_rates(llama.model, [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:3]], tries=1)
+    assert len(rates) == 5 and (rates > 0).all(axis=None) and np.allclose(rates["ratio"], rates["ours"] / rates["plain"])
 
 
 # -------------------------------------------------------------------------------------- scoring, generation, attribution

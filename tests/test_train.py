@@ -105,7 +105,7 @@ def test_a_batch_is_filled_up_with_tokens_that_nothing_is_learnt_from(llama, que
     """To a multiple of ROWS, in a sequence of their own: other losses and gradients than theirs would show."""
     sequences = passes_of(llama, questions, rationales)[0]
     for n in range(1, 9):
-        batch, tokens = collate(sequences[:n]), sum(len(e.ids) for e in sequences[:n])
+        batch, tokens = collate(sequences[:n]), sum(len(e.ids) - 1 for e in sequences[:n])
         fill = batch["input_ids"].shape[1] - tokens
         assert batch["input_ids"].shape[1] % ROWS == 0 <= fill < ROWS and len(batch["cu_seq_lens_q"]) == n + 1 + (fill > 0)
         assert (batch["labels"][0, tokens:] == -100).all() and len(batch["weights"]) == sum(k != 0 for e in sequences[:n] for k in e.kinds)
@@ -130,6 +130,7 @@ def test_only_the_target_is_supervised_and_the_end_is(student, questions, ration
         batch = collate([one])
         learnt = batch["labels"][0][batch["labels"][0] != -100].tolist()
         assert learnt == [i for i, k in zip(one.ids, one.kinds) if k] and learnt[-1] == student.eos_id
+        assert batch["input_ids"][0, :len(one.ids) - 1].tolist() == list(one.ids[:-1])  # the end is predicted, nothing is predicted from it
         assert student.decode(one.ids[:len(one.ids) - len(learnt)]).endswith(("Answer:", "Reason:"))
 
 
@@ -283,7 +284,7 @@ def test_seeds_share_the_frozen_blocks_outputs(llama, questions, rationales):
     entries = set(store)
     again = train.trunk_states(llama, data[::-1], 1, store)
     assert set(store) == entries and len(data) == len(first) > 1
-    assert all(a is b and len(a) == len(e.ids) for a, b, e in zip(first, again[::-1], data))
+    assert all(a is b and len(a) == len(e.ids) - 1 for a, b, e in zip(first, again[::-1], data))
 
 
 def test_a_compiled_student_learns_the_same(student, questions, rationales, tmp_path):
