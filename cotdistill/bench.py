@@ -163,17 +163,18 @@ def timed(call, *given) -> tuple[float, object]:
 
 
 def row(work: str, peer: str, settings: str, ours: list[float], theirs: list[float] | None, target: float | None,
-        check: tuple[bool, str] | None, batch: int | None = None) -> dict:
-    """One line of the result: medians in seconds, their ratio (peer / ours), and whether the target is reached with the same
-    results. theirs=None: the peer is not installed."""
+        check: tuple[bool, str] | None, batch: int | None = None, paired: bool = False) -> dict:
+    """One line of the result: medians in seconds, their ratio (peer / ours; paired: the median of the ratios of what ran one after the
+    other, where works differ), and whether the target is reached with the same results. theirs=None: the peer is not installed."""
     mine = float(np.median(ours))
     if theirs is None:
         return {"work": work, "peer": peer, "settings": settings, "ours_s": mine, "peer_s": np.nan, "ratio": np.nan, "target": target,
                 "reached": "not installed", "same": "not installed"}
     other = float(np.median(theirs))
-    fine = check[0] and (target is None or other / mine >= target)
+    ratio = float(np.median(np.divide(theirs, ours))) if paired else other / mine
+    fine = check[0] and (target is None or ratio >= target)
     return {"work": work, "peer": peer, "settings": settings + (f"; batch {batch}" if batch else ""), "ours_s": mine, "peer_s": other,
-            "ratio": other / mine, "target": target, "reached": "–" if target is None else "yes" if fine else "no",
+            "ratio": ratio, "target": target, "reached": "–" if target is None else "yes" if fine else "no",
             "same": ("yes: " if check[0] else "NO: ") + check[1]}
 
 
@@ -284,20 +285,21 @@ def train_side(side: str, student: Student, batches: list[list[Encoded]], config
         raise DataError(f"{side}: {len(seconds)} optimiser steps and {len(losses)} losses; expected {len(batches)} of each")
 
 
-def train_turn_about(sides: list[str], student: str, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0) -> list[dict]:
+def train_turn_about(sides: list[str], student: str, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0,
+                     between=lambda: None) -> list[dict]:
     """`train_side` of each side in a fresh process of its own, an optimiser step of one, then the same step of the next: a machine's speed
     changes from minute to minute, and this way every side meets the same, with no other model in its memory.
 
-    student: a name or path for `load_student`. For each side: "seconds" of the steps, nan for the first, "losses" of all in nats per
-    supervised token, and GB of memory: "loaded_gb" with imports and weights, "peak_gb" ever held. Raises DataError with what a
-    process ended with."""
+    student: a name or path for `load_student`; between is called after every step, while all sides wait. For each side: "seconds" of the
+    steps, nan for the first, "losses" of all in nats per supervised token, "between", what that returned, and GB of memory: "loaded_gb"
+    with imports and weights, "peak_gb" ever held. Raises DataError with what a process ended with."""
     asked = {"student": student, "threads": torch.get_num_threads(), "config": asdict(config), "seed": seed,
              "batches": [[[e.id, e.ids, e.kinds] for e in batch] for batch in batches]}
     with ExitStack() as stack:
         children = [stack.enter_context(Process(side)) for side in sides]
         for child, side in zip(children, sides):
             child.write(json.dumps(asked | {"side": side}))
-        found = [child.read() | {"seconds": [], "losses": []} for child in children]
+        found, told_between = [child.read() | {"seconds": [], "losses": []} for child in children], []
         for step in range(len(batches)):
             for child, made in zip(children, found):
                 child.write("go")
@@ -305,7 +307,8 @@ def train_turn_about(sides: list[str], student: str, batches: list[list[Encoded]
                 made["seconds"].append(told["seconds"] if step else np.nan)
                 made["losses"].append(told["loss"])
                 made["peak_gb"] = told["peak_gb"]
-    return found
+            told_between.append(between())
+    return [made | {"between": told_between} for made in found]
 
 
 class Process:
@@ -520,23 +523,21 @@ def _ours_beside(peer: str) -> str:
 def time_training(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], config: TrainConfig, repeats: int,
                   sides: list[str], square: int = 2048) -> pd.DataFrame:
     """Every optimiser step of every peer among `sides` and of ours beside it on the same batches (`train_turn_about`, of the student as it
-    is loaded by its name): side, beside (the peer), repeat, step, placement, tokens, seconds, loss, the machine's product rates around the
-    pair (GFLOP/s: square, best, own shapes) and the step's needed GFLOP."""
+    is loaded by its name): side, beside (the peer), repeat, step, placement, tokens, seconds, loss, the machine's product rates right after
+    that step of the pair (GFLOP/s: square, best, own shapes) and the step's needed GFLOP."""
     there = [s for s in sides if not s.startswith("ours") and (not TRAINERS[s][0] or find_spec(TRAINERS[s][0]))]
     rows = []
     for repeat in range(repeats):
         for peer in there:
             pair, work = [_ours_beside(peer), peer], batches[TRAINERS[peer][1]]
             tokens = int(np.mean([sum(len(e.ids) for e in b) for _, b in work]))
-            before = product_rates(student.model, tokens, square)
-            found = train_turn_about(pair, student.name, [b for _, b in work], config)
-            after = product_rates(student.model, tokens, square)
+            found = train_turn_about(pair, student.name, [b for _, b in work], config, between=lambda: product_rates(student.model, tokens, square))
             for side, made in zip(pair, found):
                 for step, (placement, batch) in enumerate(work):
                     rows.append({"side": side, "beside": peer, "repeat": repeat, "step": step, "placement": placement,
                                  "tokens": sum(len(e.ids) for e in batch), "seconds": made["seconds"][step], "loss": made["losses"][step],
                                  "gflop": needed_flops(student.model, batch) / 1e9, "least_gflop": needed_flops(student.model, batch, True) / 1e9,
-                                 **{k: (before[k] + after[k]) / 2 for k in ("square", "best", "own")}})
+                                 **made["between"][step]})
     return pd.DataFrame(rows)
 
 
@@ -550,16 +551,16 @@ def kernel_share(profiled: pd.Series) -> float:
 
 
 def training_kernels(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], steps: int = 2) -> pd.Series:
-    """By placement: `kernel_share` of our optimiser steps on the first batch of each."""
-    first = {placement: batch for placement, batch in reversed(batches[True]) if placement in PLACEMENTS}
-    return pd.Series({p: kernel_share(profile_training("ours", student, first[p], vocabulary_of(student), steps)) for p in PLACEMENTS})
+    """By placement: `kernel_share` of our optimiser steps on the middle batch of each."""
+    parts = {p: [batch for placement, batch in batches[True] if placement == p] for p in PLACEMENTS}
+    return pd.Series({p: kernel_share(profile_training("ours", student, part[len(part) // 2], vocabulary_of(student), steps)) for p, part in parts.items()})
 
 
 def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sides: list[str], kernels: pd.Series) -> pd.DataFrame:
-    """`time_training`'s steps as result rows: one per peer and placement (seconds per optimiser step). A peer is compared with
-    our run on the same batches, and its loss of every step with ours. `bound` is the ratio that a step of nothing but the least
-    operations, at the rate of a big product of the faster library, would reach: no implementation in float32 can be further ahead of this peer. `kernels`
-    is the ratio over the share of our step that is spent in kernels (`training_kernels`)."""
+    """`time_training`'s steps as result rows: one per peer and placement (seconds per optimiser step). A peer's step is compared with
+    ours on the same batch, right before it (the median ratio counts), and its loss of every step with ours. `bound` is the ratio that a step
+    of nothing but the least operations, at the rate of a big product of the faster library, would reach: no implementation in float32 can be
+    further ahead of this peer. `kernels` is the ratio over the share of our step that is spent in kernels (`training_kernels`)."""
     rows = []
     for side in sides:
         if side.startswith("ours"):
@@ -571,11 +572,12 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
             a, b = (x.sort_values(["repeat", "step"])["loss"].to_numpy() for x in (mine, theirs))
             known = {"check": close(a, b, 1e-5, "losses")}
         for placement in PLACEMENTS:
-            ours, their = (x.loc[x["placement"] == placement, "seconds"].tolist() for x in (mine, theirs))
-            if ours:
-                part = mine[mine["placement"] == placement]
-                bound = float(np.median(their) / (part["least_gflop"] / part["best"]).median()) if their else np.nan
-                found = row(f"{work}, {placement}", side, TRAINERS[side][2], ours, their or None, targets.get(side), known.get("check"))
+            ours, their = (x[x["placement"] == placement].sort_values(["repeat", "step"]) for x in (mine, theirs))
+            if len(ours):
+                found = row(f"{work}, {placement}", side, TRAINERS[side][2], ours["seconds"].tolist(), their["seconds"].tolist() or None,
+                            targets.get(side), known.get("check"), paired=True)
+                least = (ours["least_gflop"] / ours["best"]).to_numpy()
+                bound = float(np.median(their["seconds"].to_numpy() / least)) if len(their) else np.nan
                 rows.append(found | {"bound": bound, "kernels": found["ratio"] / kernels[placement]})
     return pd.DataFrame(rows)
 
@@ -600,7 +602,7 @@ def first_losses(student: Student, steps: pd.DataFrame, batches: dict[bool, list
 def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
     """Our training against the machine's own limit, by placement: tokens/s, needed GFLOP/s, and its share of the rate of a
     big square product (torch's own), of the faster library's (with only the `least` operations counted) and of the products at the
-    model's own shapes, all measured around the very run."""
+    model's own shapes, all measured right after each step."""
     rows = []
     for placement, part in steps[steps["side"].str.startswith("ours") & (steps["placement"] != "warm-up")].groupby("placement", sort=False):
         rate = part["gflop"] / part["seconds"]
