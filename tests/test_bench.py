@@ -151,9 +151,20 @@ def test_sides_take_turns(inputs, llama, monkeypatch):
 
     monkeypatch.setattr(bench, "Process", Noted)
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
-    bench.train_turn_about(["ours", "Trainer as it comes"], "tiny-llama", [sequences] * 3, TrainConfig(batch_size=4))
     pair = ["ours", "Trainer as it comes"]
-    assert order == [(side, False) for side in pair] + [(side, True) for side in pair * 3]
+    sides = bench.train_turn_about(pair, "tiny-llama", [sequences] * 3, TrainConfig(batch_size=4), between=lambda: order.append("between") or len(order))
+    assert order == [(side, False) for side in pair] + [*[(side, True) for side in pair], "between"] * 3
+    assert [side["between"] for side in sides] == [[5, 8, 11]] * 2
+
+
+def test_a_peers_step_is_compared_with_ours_on_the_same_batch():
+    """Four batches of other lengths, one step slowed by something else: the median of the ratios, not the ratio of the medians."""
+    ours, theirs = [1.0, 2.0, 8.0, 4.0], [2.0, 4.0, 9.0, 8.0]
+    steps = pd.DataFrame([{"side": side, "beside": "Trainer as it comes", "repeat": 0, "step": i, "placement": "pre_cot", "seconds": s, "loss": 1.0,
+                           "least_gflop": 10.0 * own, "best": 20.0} for side, all_s in (("ours", ours), ("Trainer as it comes", theirs))
+                          for i, (s, own) in enumerate(zip(all_s, [1, 2, 3, 4]))])
+    (row,) = bench.training_rows(steps, "x", {"Trainer as it comes": 2.0}, ["Trainer as it comes"], HALF).itertuples()
+    assert (row.ratio, row.ours_s, row.peer_s, row.reached, row.bound, row.kernels) == (2.0, 3.0, 6.0, "yes", 4.0, 4.0)
 
 
 def test_a_side_with_another_number_of_steps_is_an_error(inputs, llama):
@@ -313,6 +324,18 @@ def test_a_profile_adds_up_and_knows_the_head(llama, inputs, capfd):
     assert capfd.readouterr().err == ""  # what is said there would end up in the notebook
     assert all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
     assert {"matrix products", "head", "optimiser", "attention", "loss", "Python and the rest"} <= set(found.index) and (found >= 0).all()
+
+
+def test_a_profile_clocks_every_other_step_after_those_that_warm_up(inputs, llama, monkeypatch):
+    opened, steps = [], []
+    own = bench.train_side
+    monkeypatch.setattr(bench.Clock, "__enter__", lambda self: opened.append(len(steps)))
+    monkeypatch.setattr(bench.Clock, "__exit__", lambda self, *_: opened.append(-len(steps)))
+    monkeypatch.setattr(bench, "train_side", lambda *given, stepped, **more: own(*given, stepped=lambda s, l: (steps.append(s), stepped(s, l)), **more))
+    batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:2]]
+    found = bench.profile_training("ours", llama, batch, 7, steps=2)
+    assert len(steps) == bench.WARM + 4 and opened == [4, -5, 6, -7]
+    assert found.to_dict() == {"Python and the rest": np.median([steps[3], steps[5]])}
 
 
 def test_the_clock_times_what_is_called_by_its_kind(llama):
