@@ -479,8 +479,8 @@ def stored(store: dict) -> int:
 
 @torch.no_grad()
 def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict) -> list[torch.Tensor] | None:
-    """What the lowest `layers` blocks make of each sequence but its last token (`collate`), [tokens - 1, width] each; None where there is nothing to gain (no
-    frozen block), where dropout makes each pass another one, or where it would take more than TRUNK_LIMIT bytes.
+    """What the lowest `layers` blocks make of each sequence but its last token (`collate`), [tokens - 1, width] each; None where there is
+    nothing to gain (no frozen block), where dropout makes each pass another one, or where it would take more than TRUNK_LIMIT bytes.
 
     store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups go by the questions' ids, so the
     same data give the same numbers to the last bit, whatever was computed before, and seeds, which order them anew, share them."""
