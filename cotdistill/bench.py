@@ -162,6 +162,15 @@ def timed(call, *given) -> tuple[float, object]:
     return time.perf_counter() - started, found
 
 
+def turn_about(calls: dict, tries: int) -> dict:
+    """Median wall seconds of each call, one of each in a turn; a first turn, which warms up, is not counted."""
+    seconds = {name: [] for name in calls}
+    for turn in range(tries + 1):
+        for name, call in calls.items():
+            seconds[name] += [timed(call)[0]][:turn]
+    return {name: float(np.median(spent)) for name, spent in seconds.items()}
+
+
 def row(work: str, peer: str, settings: str, ours: list[float], theirs: list[float] | None, target: float | None,
         check: tuple[bool, str] | None, batch: int | None = None, paired: bool = False) -> dict:
     """One line of the result: medians in seconds, their ratio (peer / ours; paired: the median of the ratios of what ran one after the
@@ -460,12 +469,10 @@ def layer_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFra
                         "prepacked": [Prepacked(m) for m in layers]}
     with torch.no_grad():
         for n in rows:
-            inputs, spent = {m.in_features: torch.randn(n, m.in_features) for m in layers}, {side: [] for side in sides}
-            for turn in range(tries + 1):
-                for side, called in sides.items():
-                    spent[side] += [timed(lambda: [f(inputs[m.in_features]) for f, m in zip(called, layers)])[0]][:turn]  # the first warms up
-            flops = 2e-9 * n * sum(m.weight.numel() for m in layers)
-            found.append({"rows": n, **{side: flops / float(np.median(s)) for side, s in spent.items()}})
+            inputs, gflop = {m.in_features: torch.randn(n, m.in_features) for m in layers}, 2e-9 * n * sum(m.weight.numel() for m in layers)
+            seconds = turn_about({side: lambda called=called: [f(inputs[m.in_features]) for f, m in zip(called, layers)]
+                                  for side, called in sides.items()}, tries)
+            found.append({"rows": n, **{side: gflop / s for side, s in seconds.items()}})
     table = pd.DataFrame(found).set_index("rows")
     return table.assign(oneDNN_ratio=table["oneDNN"] / table["plain"], prepacked_ratio=table["prepacked"] / table["plain"])
 
@@ -474,8 +481,8 @@ def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd
     """GFLOP/s of the products of a training step on a batch: plain (torch's own), ours, their ratio. Rows: forward, gradient of the
     input, gradient of the weight (of all linear layers of the blocks one after the other), logits and the gradient of their input.
     Medians, turn about."""
-    tokens, asked = sum(len(e.ids) - 1 for e in batch), sum(kind != PROMPT for e in batch for kind in e.kinds)
-    tokens += -tokens % ROWS
+    laid = collate(batch)
+    tokens, asked = laid["input_ids"].shape[1], len(laid["weights"])
     layers = [m.weight for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)]
     head = model.get_output_embeddings().weight
     into, out = ({n: torch.randn(tokens, n) for n in sizes} for sizes in ({w.shape[1] for w in layers}, {w.shape[0] for w in layers}))
@@ -490,11 +497,8 @@ def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd
     found = []
     with torch.no_grad():
         for name, (gflop, *sides) in works.items():
-            spent = [[], []]
-            for turn in range(tries + 1):
-                for seconds, call in zip(spent, sides):
-                    seconds += [timed(call)[0]][:turn]  # the first warms up
-            found.append({"product": name, **{side: gflop / float(np.median(s)) for side, s in zip(("plain", "ours"), spent)}})
+            seconds = turn_about(dict(zip(("plain", "ours"), sides)), tries)
+            found.append({"product": name, **{side: gflop / s for side, s in seconds.items()}})
     table = pd.DataFrame(found).set_index("product")
     return table.assign(ratio=table["ours"] / table["plain"])
 
@@ -1097,14 +1101,8 @@ def measure_curves(lengths: list[int], batches: list[int], options: list[int], s
     for n in steps:
         points["integrated gradients: steps", n] = (n * len(parts.rationale), lambda n=n: attribute(one, asked, rationale, "integrated_gradients",
                                                                                                   n_steps=n))
-    seconds = {point: [] for point in points}
-    for repeat in range(repeats + 1):
-        for point, (_, call) in points.items():
-            started = time.perf_counter()
-            call()
-            if repeat:
-                seconds[point].append(time.perf_counter() - started)
-    table = pd.DataFrame([{"curve": c, "x": x, "tokens": points[c, x][0], "seconds": float(np.median(s))} for (c, x), s in seconds.items()])
+    seconds = turn_about({point: call for point, (_, call) in points.items()}, repeats)
+    table = pd.DataFrame([{"curve": c, "x": x, "tokens": points[c, x][0], "seconds": s} for (c, x), s in seconds.items()])
     return table.assign(tokens_per_s=table["tokens"] / table["seconds"])
 
 

@@ -157,6 +157,13 @@ def test_sides_take_turns(inputs, llama, monkeypatch):
     assert [side["between"] for side in sides] == [[5, 8, 11]] * 2
 
 
+def test_calls_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
+    order, clock = [], iter([100.0, 200.0, 1.0, 5.0, 3.0, 7.0, 2.0, 6.0])
+    monkeypatch.setattr(bench, "timed", lambda call: (next(clock), call()))
+    assert bench.turn_about({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3) == {"a": 2.0, "b": 6.0}
+    assert order == ["a", "b"] * 4
+
+
 def test_a_peers_step_is_compared_with_ours_on_the_same_batch():
     """Four batches of other lengths, one step slowed by something else: the median of the ratios, not the ratio of the medians."""
     ours, theirs = [1.0, 2.0, 8.0, 4.0], [2.0, 4.0, 9.0, 8.0]
