@@ -32,7 +32,7 @@ from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale, fingerprint, read_jsonl
 from cotdistill.files import whole
 from cotdistill.format import SELECTORS, Arm, format_target, prompt_text
-from cotdistill.students import Student, attending, blocks_of, keys_and_values, prepacked
+from cotdistill.students import Student, attending, blocks_of, keys_and_values, last_block_at_places, prepacked
 from cotdistill.train import example_rng
 
 METHODS = SELECTORS
@@ -124,7 +124,7 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
         rows = torch.cat([embeds, tail.expand(len(embeds), -1, -1)], 1)
         places = torch.arange(rows.shape[1] - len(label), rows.shape[1], device=device)
         # places, not their number: a slice of the last few is not contiguous, and the head would read its weights for every row
-        return _label_logp(model(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=places).logits, label)
+        return _label_logp(model(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=places, places=places).logits, label)
 
     return score
 
@@ -197,10 +197,11 @@ def variant_logps(student: Student, parts: Parts, full: torch.Tensor, base: torc
             pieces = [torch.cat([torch.where(row[None, a:, None], full[:, a:], base[:, a:]), tail], 1) for row, a in chosen]
             starts, lengths = [len(parts.prefix) + a for _, a in chosen], [piece.shape[1] for piece in pieces]
             ends = np.cumsum(lengths)
+            places = torch.tensor([p for end in ends for p in range(end - len(label), end)], device=device)
             logits = model(
                 inputs_embeds=torch.cat(pieces, 1), use_cache=False, known=known, starts=starts, lengths=lengths, masks={},
                 position_ids=torch.cat([torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths)])[None],
-                logits_to_keep=torch.tensor([p for end in ends for p in range(end - len(label), end)], device=device)).logits
+                logits_to_keep=places, places=places).logits
             found.append(_label_logp(logits.view(len(chosen), len(label), -1), label).double().cpu())
     return torch.cat(found).numpy()
 
@@ -211,7 +212,7 @@ def removal_logps(student: Student, example: Example, rationale: str, keep: np.n
     baseline."""
     parts = split_sequence(student, example, rationale, label_format)
     keep, back = np.unique(np.asarray(keep, dtype=bool), axis=0, return_inverse=True)
-    with frozen(student.model):
+    with frozen(student.model), last_block_at_places(student.model):
         return variant_logps(student, parts, *embed_rationale(student, parts, baseline), keep, batch_size)[back.ravel()]
 
 
@@ -256,7 +257,7 @@ def attribute(student: Student, example: Example, rationale: str, method: str, *
         return replace(result, scores=_human(example.id, n, selections))
     if n == 0:
         return result
-    with frozen(student.model):
+    with frozen(student.model), last_block_at_places(student.model):
         if method in ("attention", "rollout"):
             return replace(result, scores=_attention(student, parts, method))
         if method == "embedding_similarity":

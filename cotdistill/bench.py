@@ -301,7 +301,7 @@ def train_turn_about(sides: list[str], student: str, batches: list[list[Encoded]
 
     student: a name or path for `load_student`; between is called after every step, while all sides wait. For each side: "seconds" of the
     steps, nan for the first, "losses" of all in nats per supervised token, "between", what that returned, and GB of memory: "loaded_gb"
-    with imports and weights, "peak_gb" ever held. Raises DataError with what a process ended with."""
+    with imports and all weights, "peak_gb" ever held. Raises DataError with what a process ended with."""
     asked = {"student": student, "threads": torch.get_num_threads(), "config": asdict(config), "seed": seed,
              "batches": [[[e.id, e.ids, e.kinds] for e in batch] for batch in batches]}
     with ExitStack() as stack:
@@ -368,6 +368,8 @@ def be_a_side() -> None:
     if asked["side"].startswith("TRL"):
         import trl  # noqa: F401  its imports belong to what is loaded
     batches = [[Encoded(id, tuple(ids), tuple(kinds)) for id, ids, kinds in batch] for batch in asked["batches"]]
+    for weights in student.model.parameters():
+        weights.detach().sum()  # a weight comes from its file when it is first read; until then it is not among what is held
     tell(loaded_gb=_held("VmRSS") / 1e6)
     train_side(asked["side"], student, batches, TrainConfig(**asked["config"]), asked["seed"],
                lambda seconds, loss: tell(seconds=seconds, loss=loss, peak_gb=_held("VmHWM") / 1e6))
@@ -427,11 +429,21 @@ def needed_flops(model: nn.Module, batch: list[Encoded], least: bool = False) ->
     config, (linear, head) = model.config, weights_of(model)
     lengths = [len(e.ids) - least for e in batch]
     tokens, asked = sum(lengths), sum(kind != PROMPT for e in batch for kind in e.kinds)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pairs = sum(n * (n + 1) / 2 for n in lengths)
-    attention = 3 * 4 * config.num_attention_heads * width * pairs * config.num_hidden_layers
-    spared = linear / config.num_hidden_layers - 2 * config.hidden_size * width * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    return 6.0 * (linear * tokens + head * asked - (spared * (tokens - asked) if least else 0)) + attention
+    attention = 3 * 4 * config.num_attention_heads * _head_width(config) * pairs * config.num_hidden_layers
+    return 6.0 * (_least_weights(model, tokens, asked) if least else linear * tokens + head * asked) + attention
+
+
+def _head_width(config) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _least_weights(model: nn.Module, tokens: int, asked: int) -> float:
+    """Weights times tokens that a pass over `tokens` needs where only `asked` of them predict something: all layers but the head, which
+    runs there only, as the last block's do but those of keys and values (`last_block_at_places`)."""
+    config, (linear, head) = model.config, weights_of(model)
+    values = 2 * config.hidden_size * _head_width(config) * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return linear * tokens - (linear / config.num_hidden_layers - values) * (tokens - asked) + head * asked
 
 
 def weights_of(model: nn.Module) -> tuple[int, int]:
@@ -620,7 +632,7 @@ def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def peak_memory(student: Student, sides: list[str], sequences: list[Encoded], config: TrainConfig) -> pd.DataFrame:
-    """Memory in GB of training two batches, each side in a fresh process: "loaded_gb" with imports and weights, "peak_gb" ever held."""
+    """Memory in GB of training two batches, each side in a fresh process: "loaded_gb" with imports and all weights, "peak_gb" ever held."""
     rows = []
     for side in sides:
         found = {"loaded_gb": np.nan, "peak_gb": np.nan}
@@ -893,9 +905,8 @@ def time_gradients(student: Student, pairs: list[tuple[Example, str]], n_steps: 
     def theirs(how):
         return lambda size: np.concatenate([captum_gradients(student, e, r, n_steps, size, how) for e, r in pairs])
 
-    linear, head = weights_of(student.model)
     parts, targets = [split_sequence(student, e, r) for e, r in pairs], {"as it comes": 5.0, "frozen": 3.0}
-    least = sum(4e-9 * n_steps * (linear * (len(p.rationale + p.frame + p.label) - 1) + head * len(p.label)) for p in parts)
+    least = sum(4e-9 * n_steps * _least_weights(student.model, len(p.rationale + p.frame + p.label) - 1, len(p.label)) for p in parts)
     peers = {f"captum, {how}": {"run": theirs(how), "sizes": sizes, "target": targets.get(how), "settings": "LayerIntegratedGradients"}
              for how in ways}
     return compare(f"integrated gradients, {n_steps} steps", {"run": ours, "sizes": own_sizes}, peers,
@@ -924,11 +935,10 @@ def time_occlusion(student: Student, pairs: list[tuple[Example, str]], sizes: li
     peers = {f"captum{', head at the label' if keep else ''}": {
         "run": (lambda k: lambda size: np.concatenate([captum_occlusion(student, e, r, size, k) for e, r in pairs]))(keep),
         "sizes": sizes, "target": None if keep else target, "settings": "FeatureAblation, a feature per word"} for keep in (False, True)}
-    linear, head = weights_of(student.model)
     least = 0.0  # for each word: the tokens from it on, and the head at the label
     for p in (split_sequence(student, e, r) for e, r in pairs):
         starts, whole = np.unique(p.words, return_index=True)[1], len(p.rationale + p.frame + p.label) - 1
-        least += 2e-9 * sum(linear * (whole - int(a)) + head * len(p.label) for a in starts)
+        least += 2e-9 * sum(_least_weights(student.model, whole - int(a), len(p.label)) for a in starts)
     return compare("occlusion of every word", {"run": ours, "sizes": own_sizes}, peers, same, repeats, gflop=least, vocabulary=vocabulary_of(student))
 
 

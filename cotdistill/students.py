@@ -291,6 +291,33 @@ def prepacked(model: torch.nn.Module):
     return calling({layer: Prepacked(layer) for layer in layers if fits})
 
 
+@contextmanager
+def last_block_at_places(model: torch.nn.Module):
+    """While open, a call with `places` [S] computes the last block's queries, attention output and MLP there only, in every row: its
+    output is read nowhere else. The keys and values, which those places attend to, are computed everywhere. Gradients are the same; of
+    eight trained blocks it saves one twentieth of the work, of smollm2's thirty 1 to 3 %."""
+    block, seen = blocks_of(model)[-1], {}
+
+    def enter(module, given, named):
+        seen["places"] = named.get("places")
+
+    def there(forward):
+        def called(x):
+            if seen.get("places") is None:
+                return forward(x)
+            out = forward(x[:, seen["places"]])
+            return out.new_zeros(*x.shape[:-1], out.shape[-1]).index_copy(1, seen["places"], out)
+        return called
+
+    alone = [m for name, m in block.named_modules() if name.split(".")[-1] in ("q_proj", "o_proj", "dense", "mlp") or name == "attn.c_proj"]
+    hook = block.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        with calling({module: there(module.forward) for module in alone}):
+            yield
+    finally:
+        hook.remove()
+
+
 def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """The model's head on hidden states [n, width] -> float32 logits [n, vocabulary], capped where the model caps them."""
     logits = model.get_output_embeddings()(hidden).float()

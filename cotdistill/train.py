@@ -31,7 +31,8 @@ from transformers import Trainer, TrainingArguments
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
 from cotdistill.format import Arm, format_target, label_text, prompt_text
-from cotdistill.students import ROWS, Student, attending, blocks_of, calling, changed, learning, prepacked, product, release_memory, sha256
+from cotdistill.students import (ROWS, Student, attending, blocks_of, calling, changed, last_block_at_places, learning, prepacked, product,
+                                 release_memory, sha256)
 
 PROMPT, LABEL, RATIONALE, FRAME = range(4)  # what a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
 TRUNK_LIMIT = 2 * 1024**3  # bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
@@ -529,33 +530,6 @@ def starting_from_trunk(model: nn.Module, layers: int):
     hook = blocks[layers].register_forward_pre_hook(enter, with_kwargs=True)
     try:
         with calling({block: partial(_unless_trunk, block.forward) for block in blocks[:layers]}):
-            yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def last_block_at_places(model: nn.Module):
-    """While open, a call with `places` [S] computes the last block's queries, attention output and MLP there only: its output is read
-    nowhere else. The keys and values, which those places attend to, are computed everywhere. Gradients are the same; of eight trained
-    blocks it saves one twentieth of the work, of smollm2's thirty 1 to 3 %."""
-    block, seen = blocks_of(model)[-1], {}
-
-    def enter(module, given, named):
-        seen["places"] = named.get("places")
-
-    def there(forward):
-        def called(x):
-            if seen.get("places") is None:
-                return forward(x)
-            out = forward(x[:, seen["places"]])
-            return out.new_zeros(*x.shape[:-1], out.shape[-1]).index_copy(1, seen["places"], out)
-        return called
-
-    alone = [m for name, m in block.named_modules() if name.split(".")[-1] in ("q_proj", "o_proj", "dense", "mlp") or name == "attn.c_proj"]
-    hook = block.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        with calling({module: there(module.forward) for module in alone}):
             yield
     finally:
         hook.remove()

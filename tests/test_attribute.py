@@ -15,7 +15,7 @@ from scipy import stats as sps
 
 from cotdistill import attribute as A
 from cotdistill.data import DataError, Example, Rationale
-from cotdistill.students import TINY, load_student
+from cotdistill.students import TINY, blocks_of, load_student
 from cotdistill.train import PROMPT, RATIONALE, encode
 from cotdistill.format import Arm
 
@@ -150,6 +150,20 @@ def test_variants_that_start_at_different_places_equal_whole_passes(name, batch_
     exact = [whole_logp(s.model, parts, [t if k else s.filler_id for t, k in zip(parts.rationale, row)]) for row in keep]
     assert np.allclose(found, exact, atol=1e-4)
     assert s.model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("method", ["integrated_gradients", "occlusion_word"])
+def test_the_last_blocks_mlp_runs_where_the_label_is_predicted_and_nowhere_else(name, method):
+    s, rows = student(name), []
+    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    inner = next(m for m in blocks_of(s.model)[-1].mlp.modules() if m.__class__.__name__ in ("Linear", "Conv1D"))
+    hook = inner.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[:-1].numel()))
+    A.attribute(s, EXAMPLE, TEXT, method, n_steps=8)
+    hook.remove()
+    prompt = len(parts.prefix) if method == "integrated_gradients" else len(parts.prefix + parts.rationale)
+    variants = 2 + (8 if method == "integrated_gradients" else len(TEXT.split()))
+    assert sum(rows) == prompt + variants * len(parts.label)  # the shared text is run through once, whole
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -13,9 +13,9 @@ from cotdistill import train
 from cotdistill.data import DataError
 from cotdistill.evaluate import evaluate, validation_scores
 from cotdistill.format import Arm, arm_from_name
-from cotdistill.students import ROWS, blocks_of, learning
+from cotdistill.students import ROWS, blocks_of, last_block_at_places, learning
 from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, choose_train, collate, encode_all, example_rng,
-                              fine_tune, fitting, freeze, last_block_at_places, sparse_embedding, token_losses, trainable, weighted_loss)
+                              fine_tune, fitting, freeze, sparse_embedding, token_losses, trainable, weighted_loss)
 
 ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
 QUICK = TrainConfig(lr=1e-2, epochs=2, batch_size=4, select="last")
