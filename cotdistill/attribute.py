@@ -114,7 +114,8 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
     tokens.
 
     Differentiable in the embeddings. The prompt runs here, once; each call repeats its keys and values B times.
-    The head runs at the positions that predict the label only."""
+    The head runs at the positions that predict the label only, and so do, inside `last_block_at_places`, the last
+    block's queries and MLP."""
     model, device = student.model, student.model.device
     (label, tail), cache = _after_rationale(student, parts), keys_and_values(student, parts.prefix)
 
@@ -187,7 +188,8 @@ def variant_logps(student: Student, parts: Parts, full: torch.Tensor, base: torc
     [1, R, D] as from `embed_rationale`.
 
     Up to the first token that it replaces, a variant is the rationale as it is, whose keys and values are computed once: only the rest
-    of it runs, `batch_size` variants in a pass, end to end (`attention_after`). The head runs at the positions that predict the label."""
+    of it runs, `batch_size` variants in a pass, end to end (`attention_after`). The head runs at the positions that predict the
+    label, and so do, inside `last_block_at_places`, the last block's queries and MLP."""
     model, device, found = student.model, full.device, []
     (label, tail), known = _after_rationale(student, parts), keys_and_values(student, parts.prefix + parts.rationale)
     first = [int(row.argmin()) if not row.all() else len(row) for row in keep]
