@@ -34,7 +34,7 @@ from transformers import DataCollatorForSeq2Seq, StoppingCriteria, StoppingCrite
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cotdistill import elicit, study
-from cotdistill.attribute import Parts, attribute, frozen, split_sequence
+from cotdistill.attribute import Attribution, Parts, aggregate_to_words, attribute, attribute_all, split_sequence
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
@@ -894,13 +894,17 @@ def captum_occlusion(student: Student, example: Example, rationale: str, batch_s
     return np.array([tokens[words == w][0] for w in np.unique(words)])
 
 
+def _attributed(student: Student, pairs: list[tuple[Example, str]], method: str, **settings) -> list[Attribution]:
+    """`attribute_all`, as a study calls it."""
+    return attribute_all(student, [e for e, _ in pairs], {e.id: Rationale(e.id, r) for e, r in pairs}, method, **settings)
+
+
 def time_gradients(student: Student, pairs: list[tuple[Example, str]], n_steps: int, sizes: list[int], own_sizes: list[int],
                    repeats: int, ways: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Integrated gradients: `attribute` against captum on the whole sequence, in the `ways` of `captum_gradients`. Attributions
     must agree to 1e-4 of the largest."""
     def ours(size):
-        with frozen(student.model), prepacked(student.model):  # as `attribute_all` does
-            return np.concatenate([attribute(student, e, r, "integrated_gradients", n_steps=n_steps, batch_size=size).scores for e, r in pairs])
+        return np.concatenate([a.scores for a in _attributed(student, pairs, "integrated_gradients", n_steps=n_steps, batch_size=size)])
 
     def theirs(how):
         return lambda size: np.concatenate([captum_gradients(student, e, r, n_steps, size, how) for e, r in pairs])
@@ -918,15 +922,10 @@ def time_occlusion(student: Student, pairs: list[tuple[Example, str]], sizes: li
     """Occlusion of every rationale word: `attribute` against captum's FeatureAblation. The falls must agree to 1e-5 of the
     largest log probability's scale."""
     def ours(size):
-        found = []
-        with frozen(student.model), prepacked(student.model):
-            for e, r in pairs:
-                a = attribute(student, e, r, "occlusion_word", batch_size=size)
-                words = np.array(a.words)
-                found.append([a.scores[words == w].sum() for w in np.unique(words)])
-        return np.concatenate(found)
+        found = _attributed(student, pairs, "occlusion_word", batch_size=size)
+        return np.concatenate([aggregate_to_words(a.scores, a.words) for a in found])
 
-    scale = max(abs(attribute(student, e, r, "occlusion_word", batch_size=own_sizes[0]).logp_full) for e, r in pairs)
+    scale = max(abs(a.logp_full) for a in _attributed(student, pairs, "saliency"))  # one pass each
 
     def same(a, b):  # both sides subtract two log probabilities of this size: its rounding is what can differ
         gap = float(np.abs(a - b).max() / scale)
@@ -1037,20 +1036,17 @@ def profiles(student: Student, examples: list[Example], rationales: dict[str, Ra
 def at_threads(student: Student, batch: list[Encoded], examples: list[Example], threads: list[int], repeats: int) -> pd.DataFrame:
     """Seconds of one training step (forward and backward) and of scoring, by number of torch threads, turn about."""
     before, pupil = torch.get_num_threads(), replace(student, model=copy.deepcopy(student.model).requires_grad_(True))
-    calls, rows = {"training step": lambda: backward_step(pupil, batch),
-                   "scoring": lambda: evaluate(student, examples, "label_only", generate=False)}, []
+    works = {"training step": lambda: backward_step(pupil, batch), "scoring": lambda: evaluate(student, examples, "label_only", generate=False)}
+
+    def at(n, call):
+        torch.set_num_threads(n)
+        call()
+
     try:
-        for repeat in range(repeats + 1):  # the first round warms up
-            for n in threads:
-                torch.set_num_threads(n)
-                for name, call in calls.items():
-                    started = time.perf_counter()
-                    call()
-                    rows.append({"work": name, "threads": n, "seconds": time.perf_counter() - started, "repeat": repeat})
+        seconds = turn_about({(name, n): partial(at, n, call) for n in threads for name, call in works.items()}, repeats)
     finally:
         torch.set_num_threads(before)
-    table = pd.DataFrame(rows)
-    return table[table["repeat"] > 0].groupby(["work", "threads"], sort=False)["seconds"].median().unstack()
+    return pd.Series(seconds).rename_axis(["work", "threads"]).unstack(sort=False)
 
 
 def backward_step(student: Student, batch: list[Encoded]) -> float:
