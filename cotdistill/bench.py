@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
@@ -38,7 +38,7 @@ from cotdistill.attribute import Attribution, Parts, aggregate_to_words, attribu
 from cotdistill.data import DataError, Example, Rationale, load_dataset
 from cotdistill.evaluate import evaluate, start
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text, split_generation
-from cotdistill.students import ROWS, Prepacked, Student, attending, blocks_of, keep_memory, load_student, prepacked, product, weight_gradient
+from cotdistill.students import ROWS, Prepacked, Student, blocks_of, keep_memory, load_student, prepacked, product, weight_gradient
 from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, token_losses, training, weighted_loss
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
