@@ -515,6 +515,13 @@ def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd
     return table.assign(ratio=table["ours"] / table["plain"])
 
 
+def read_rates(rates: pd.DataFrame) -> str:
+    """A sentence that reads a `training_rates` table."""
+    ratios = rates["ratio"]
+    return (f"GFLOP/s of a training step's products, torch's own and ours: from {ratios.min():.2f} times ({ratios.idxmin()}) "
+            f"to {ratios.max():.2f} times ({ratios.idxmax()}).")
+
+
 def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 3) -> dict[str, float]:
     """GFLOP/s of float32 matrix products, right now: "square", `square_rate`; "best", `best_rate`; and "own", the three products of
     every linear layer of the model (forward, gradient of the input, gradient of the weight) for `tokens` rows, as we train on them."""
@@ -566,7 +573,7 @@ def kernel_share(profiled: pd.Series) -> float:
     return float(profiled.reindex(KERNELS).sum() / profiled.sum())
 
 
-def training_kernels(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], steps: int = 2) -> pd.Series:
+def training_kernels(student: Student, batches: dict[bool, list[tuple[str, list[Encoded]]]], steps: int = 4) -> pd.Series:
     """By placement: `kernel_share` of our optimiser steps on the middle batch of each."""
     parts = {p: [batch for placement, batch in batches[True] if placement == p] for p in PLACEMENTS}
     return pd.Series({p: kernel_share(profile_training("ours", student, part[len(part) // 2], vocabulary_of(student), steps)) for p, part in parts.items()})
@@ -998,19 +1005,22 @@ def profile(call, vocabulary: int) -> pd.Series:
 
 
 def profile_training(side: str, student: Student, batch: list[Encoded], vocabulary: int, steps: int = 2) -> pd.Series:
-    """Wall seconds of an optimiser step of a trainer by kind of operation: after WARM steps that are not looked at, the mean of `steps` with
+    """Wall seconds of an optimiser step of a trainer by kind of operation: after WARM steps that are not looked at, the medians of `steps` with
     the clock, each right after one without it, whose wall time counts. The student stays as it was."""
-    clock, times = Clock(vocabulary), []
+    clock, times, spent = Clock(vocabulary), [], []
     with ExitStack() as stack:
         def stepped(seconds, _):
             stack.close()
             times.append(seconds)
+            if clock.spent:
+                spent.append(clock.spent)
+                clock.spent = {}
             if len(times) > WARM and (len(times) - WARM) % 2:
                 stack.enter_context(clock)
 
         train_side(side, replace(student, model=copy.deepcopy(student.model)), [batch] * (WARM + 2 * steps), TrainConfig(batch_size=len(batch)),
                    stepped=stepped)
-    return _with_rest({group: seconds / steps for group, seconds in clock.spent.items()}, float(np.median(times[WARM::2])))
+    return _with_rest(pd.DataFrame(spent).median().to_dict(), float(np.median(times[WARM::2])))
 
 
 def profiles(student: Student, examples: list[Example], rationales: dict[str, Rationale], batch: list[Encoded], n_steps: int = 8,
