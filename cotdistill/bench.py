@@ -1007,20 +1007,18 @@ def profile(call, vocabulary: int) -> pd.Series:
 def profile_training(side: str, student: Student, batch: list[Encoded], vocabulary: int, steps: int = 2) -> pd.Series:
     """Wall seconds of an optimiser step of a trainer by kind of operation: after WARM steps that are not looked at, the medians of `steps` with
     the clock, each right after one without it, whose wall time counts. The student stays as it was."""
-    clock, times, spent = Clock(vocabulary), [], []
+    clocks, times = [], []
     with ExitStack() as stack:
         def stepped(seconds, _):
             stack.close()
             times.append(seconds)
-            if clock.spent:
-                spent.append(clock.spent)
-                clock.spent = {}
             if len(times) > WARM and (len(times) - WARM) % 2:
-                stack.enter_context(clock)
+                clocks.append(Clock(vocabulary))
+                stack.enter_context(clocks[-1])
 
         train_side(side, replace(student, model=copy.deepcopy(student.model)), [batch] * (WARM + 2 * steps), TrainConfig(batch_size=len(batch)),
                    stepped=stepped)
-    return _with_rest(pd.DataFrame(spent).median().to_dict(), float(np.median(times[WARM::2])))
+    return _with_rest(pd.DataFrame([clock.spent for clock in clocks]).median().to_dict(), float(np.median(times[WARM::2])))
 
 
 def profiles(student: Student, examples: list[Example], rationales: dict[str, Rationale], batch: list[Encoded], n_steps: int = 8,
