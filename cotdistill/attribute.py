@@ -587,9 +587,9 @@ def key_tokens(student: Student, rationale: Rationale) -> np.ndarray:
 def key_token_precision_recall(student: Student, rationale: Rationale, scores: Sequence[float], k: float = 0) -> dict:
     """How well the top k tokens are the known key tokens (k = 0: as many as there are of these).
 
-    precision, recall, average_precision (over all k), and chance, the share of tokens that are key: the
-    precision and the average precision of a random order. NaN where there is no key token. Raises DataError
-    without key spans."""
+    precision, recall, average_precision (over all k), and what a random order is expected to reach: chance, the share of
+    tokens that are key, for the precision, and chance_average_precision (`random_average_precision`), which is higher. NaN where
+    there is no key token. Raises DataError without key spans."""
     if not rationale.key_spans:
         raise DataError(f"rationale '{rationale.id}': no key_spans; expected a microworld rationale")
     key = key_tokens(student, rationale)
@@ -600,7 +600,17 @@ def key_token_precision_recall(student: Student, rationale: Rationale, scores: S
     return {"id": rationale.id, "tokens": len(key), "key_tokens": int(key.sum()), "k": len(chosen),
             "precision": hits / len(chosen), "recall": hits / key.sum() if key.any() else float("nan"),
             "average_precision": float(average_precision_score(key, scores)) if key.any() else float("nan"),
-            "chance": float(key.mean())}
+            "chance": float(key.mean()), "chance_average_precision": random_average_precision(len(key), int(key.sum()))}
+
+
+def random_average_precision(n: int, relevant: int) -> float:
+    """The expected average precision of a random order of n items, of which so many are relevant (NaN where none is). In closed form:
+    item i of the order is relevant with probability relevant / n, and then so are (i - 1)(relevant - 1) / (n - 1) of those before it
+    (Bestgen 2015, Prague Bulletin of Mathematical Linguistics 103)."""
+    if not relevant:
+        return float("nan")
+    rank = np.arange(1, n + 1)
+    return float(((1 + (rank - 1) * (relevant - 1) / max(n - 1, 1)) / rank).mean())
 
 
 # -------------------------------------------------------------------------------------------- what is selected

@@ -622,10 +622,11 @@ def first_losses(student: Student, steps: pd.DataFrame, batches: dict[bool, list
     return pd.DataFrame(rows)
 
 
-def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
+def limit_share(steps: pd.DataFrame, kernels: pd.Series) -> pd.DataFrame:
     """Our training against the machine's own limit, by placement: tokens/s, needed GFLOP/s, and its share of the rate of a
     big square product (torch's own), of the faster library's (with only the `least` operations counted) and of the products at the
-    model's own shapes, all measured right after each step."""
+    model's own shapes, all measured right after each step; "kernels", the first of these shares if our step took no time but in kernels
+    (`training_kernels`)."""
     rows = []
     for placement, part in steps[steps["side"].str.startswith("ours") & (steps["placement"] != "warm-up")].groupby("placement", sort=False):
         rate = part["gflop"] / part["seconds"]
@@ -634,8 +635,15 @@ def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
                      "best_gflop_s": float(part["best"].median()), "own_gflop_s": float(part["own"].median()),
                      "share_of_square": float((rate / part["square"]).median()),
                      "share_of_best": float((part["least_gflop"] / part["seconds"] / part["best"]).median()),
-                     "share_of_own": float((rate / part["own"]).median())})
+                     "share_of_own": float((rate / part["own"]).median()), "kernels": float((rate / part["square"]).median()) / kernels[placement]})
     return pd.DataFrame(rows)
+
+
+def read_shares(shares: pd.DataFrame) -> str:
+    """A sentence that reads a `limit_share` table."""
+    return (f"Share of the big product's rate: {', '.join(f'{r.placement} **{100 * r.share_of_square:.0f} %**' for r in shares.itertuples())}. Nothing but kernels "
+            f"would reach {', '.join(f'{100 * share:.0f} %' for share in shares['kernels'])}; of the faster library's rate {100 * shares['share_of_best'].median():.0f} %, "
+            f"of the products at the model's own shapes {100 * shares['share_of_own'].median():.0f} % (medians).")
 
 
 def peak_memory(student: Student, sides: list[str], sequences: list[Encoded], config: TrainConfig) -> pd.DataFrame:
@@ -1181,13 +1189,12 @@ def reproduce_rows(table: pd.DataFrame, limits: dict[str, float]) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def limit_rows(shares: pd.DataFrame, work: str, kernels: pd.Series, target: float = 0.8) -> pd.DataFrame:
-    """`limit_share` as result rows: the ratio is the share of the rate of a big square product (the bound: of the faster library's);
-    kernels: `training_kernels`."""
+def limit_rows(shares: pd.DataFrame, work: str, target: float = 0.8) -> pd.DataFrame:
+    """`limit_share` as result rows: the ratio is the share of the rate of a big square product (the bound: of the faster library's)."""
     return pd.DataFrame([{"work": f"{work}, {r.placement}: share of the limit", "peer": "float32 matrix product",
                           "settings": f"{r.square_gflop_s:.0f} GFLOP/s", "ours_s": np.nan, "peer_s": np.nan, "ratio": r.share_of_square,
                           "target": target, "reached": "yes" if r.share_of_square >= target else "no", "same": "–",
-                          "bound": r.best_gflop_s / r.square_gflop_s, "kernels": r.share_of_square / kernels[r.placement]} for r in shares.itertuples()])
+                          "bound": r.best_gflop_s / r.square_gflop_s, "kernels": r.kernels} for r in shares.itertuples()])
 
 
 def memory_rows(peaks: pd.DataFrame, work: str, least: float, target: float = 2.0) -> pd.DataFrame:

@@ -370,13 +370,13 @@ def load_dataset(dataset: str, data_dir=None, *, validation_size: int = 100, dat
     elif 0 < validation_size < len(validation):
         keep = np.random.default_rng(data_seed).permutation(len(validation))[:validation_size]
         validation = [validation[i] for i in sorted(keep)]
-    both = _unique([("train", e) for e in train] + [("validation", e) for e in validation] + [("test", e) for e in test])
+    both = _unique([(f"{dataset}, split {split}", e) for split, part in (("train", train), ("validation", validation), ("test", test)) for e in part])
     own = {} if dataset in SOURCES else _own_rationales(Path(dataset), {e.id for e in both})
     return Dataset(dataset, train, validation, test, own)
 
 
 def _own_rationales(folder: Path, ids: set[str]) -> dict[str, Rationale]:
-    rows = [(n, row) for n, row in read_jsonl(folder / "train.jsonl") if row.get("rationale") and row["id"] in ids]
+    rows = [(n, row) for n, row in read_jsonl(folder / "train.jsonl") if row.get("rationale") not in (None, "") and row["id"] in ids]
     for n, row in rows:
         check_rationale(row["rationale"], f"{folder / 'train.jsonl'}:{n} (id {row['id']})")
     return {row["id"]: Rationale(row["id"], " ".join(row["rationale"].split())) for _, row in rows}

@@ -9,6 +9,7 @@ no further step: only an answer that leaves them is decoded token by token.
 Runs whose lower blocks are frozen share what these make of prompts and options (`trunk`): they are passed once per study.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -256,3 +257,15 @@ def accuracy(predictions: list[dict], measure: str = "choice") -> float:
 def validation_scores(predictions: list[dict]) -> dict[str, float]:
     """Forced-choice accuracy and the mean of -log p(gold label) in nats: what epochs are compared by."""
     return {"accuracy": accuracy(predictions), "label_nll": float(-np.mean([p["scores"][p["gold"]] for p in predictions]))}
+
+
+def most_mentioned(examples: list[Example], texts: list[str]) -> np.ndarray:
+    """How often one is right who takes the option that the texts (training rationales) mention most often: per question 1 where that is the
+    gold one, a share of 1 where it is among several with as many mentions, else 0. A control: what word frequency alone would give."""
+    said = "\n".join(texts).lower()
+    times = {choice: len(re.findall(rf"\b{re.escape(choice.lower())}\b", said)) for choice in {c for e in examples for c in e.choices}}
+    found = []
+    for e in examples:
+        best = [option for option, choice in enumerate(e.choices) if times[choice] == max(times[c] for c in e.choices)]
+        found.append((e.answer in best) / len(best))
+    return np.array(found)

@@ -104,7 +104,8 @@ def _bars(ax: Axes, rows: pd.DataFrame, colours: list, hatches: list, labels: li
         ax.bar(i, value[i], width=0.7, color=colours[i], hatch=hatches[i], edgecolor="#222222", linewidth=0.7, zorder=2)
     ax.errorbar(x, value, [value - low, high - value], fmt="none", ecolor="#111111", elinewidth=1, capsize=3, zorder=3)
     for i in x:
-        ax.annotate(f"{value[i]:.1f}", (i, high[i]), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        ax.annotate(f"{value[i]:.1f}", (i, high[i]), (0, 3), textcoords="offset points", ha="center", fontsize=8, zorder=4,
+                    bbox=dict(boxstyle="square,pad=0.15", facecolor="white", edgecolor="none", alpha=0.85))
     ax.set_xticks(x, labels)
     ax.set_xlim(-0.6, len(rows) - 0.4)
     ax.set_ylim(0, min(max(high.max() * 1.12, 10), 112))
@@ -195,7 +196,7 @@ def key_tokens_bars(accuracy: pd.DataFrame, chance: float | None = None, ax: Axe
     ax = _axes(ax, max(4.6, 1.05 * len(rows) + 1.0))
     _bars(ax, rows, colours, hatches, labels)
     _references(ax, accuracy, chance)
-    ax.set_xlabel(f"Tokens kept: how many, chosen by ({_counts(rows)}; bars: 95 % interval)")
+    ax.set_xlabel(f"Number of tokens kept, and the method ({_counts(rows)}; bars: 95 % interval)")
     _legend(ax)
     return ax
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from cotdistill.data import DataError
 from cotdistill.files import part_of, sweep
-from cotdistill.study import NOTEBOOKS, root
+from cotdistill.study import NOTEBOOKS, load_study, notebook_parameters, root
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --paper: #fff; --tint: #f5f7fa; --link: #0b5394; }
@@ -38,15 +38,16 @@ pre { background: var(--tint); padding: .6rem .8rem; overflow-x: auto; font-size
 """
 
 
-def make_verdicts(study: str, n_boot: int = 2000) -> tuple[dict, pd.DataFrame]:
-    """Judge a study's runs, as notebook 06 does, and write verdicts.json and verdicts.csv. Returns (record, table)."""
+def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataFrame]:
+    """Judge a study's runs, as notebook 06 does with these parameters, and write verdicts.json and verdicts.csv. Returns (record, table)."""
     from cotdistill import runs, stats
 
     base, rng = runs.load_base(study), np.random.default_rng(0)
     predictions = runs.load_predictions(study, runs.stages_done(study), dataset=base["data"]["dataset"], student=base["student"])
     forced = stats.accuracy_table(predictions, "correct_choice", rng=rng, n_boot=n_boot)
-    table = stats.verdicts(predictions, stats.load_claims(root() / "params" / "claims.yaml"), rng, n_boot=n_boot)
-    runs.save_verdicts(study, base, table, forced)
+    written = stats.accuracy_table(predictions, "correct_generated", rng=rng, n_boot=n_boot)
+    table = stats.verdicts(predictions, stats.load_claims(root() / "params" / "claims.yaml"), rng, alpha=alpha, n_boot=n_boot)
+    runs.save_verdicts(study, base, table, forced, written)
     return runs.read_json(runs.study_dir(study) / "verdicts.json", "this command"), table
 
 
@@ -57,11 +58,11 @@ def percent(row: dict) -> str:
 
 def findings(record: dict) -> str:
     """The findings of a study as Markdown, rendered from its verdicts.json alone: accuracies with n, seeds and interval, verdicts."""
-    rows = [r for r in record["accuracy"] if "_" not in r["arm"].removeprefix("zero_").removeprefix("label_").removeprefix("pre_").removeprefix("post_")]
+    rows, written = record["accuracy"], {r["arm"]: r for r in record["accuracy_written"]}
     seeds, n = max(r["seeds"] for r in rows), rows[0]["n"]
     lines = [f"Study `{record['study']}`: {record['dataset']}, {record['student']}, {n} test questions, {seeds} seed{'s' if seeds > 1 else ''}.", "",
-             "| arm | forced choice, 95 % interval | tokens per answer |", "|---|---|---|"]
-    lines += [f"| {r['arm']} | {percent(r)} | {r['tokens_per_question']:.1f} |" for r in rows]
+             "| arm | forced choice, 95 % interval | written answer, 95 % interval | cut off | tokens per answer |", "|---|---|---|---|---|"]
+    lines += [f"| {r['arm']} | {percent(r)} | {percent(written[r['arm']])} | {100 * r['cut_off'] / r['answers']:.0f} % | {r['tokens_per_question']:.1f} |" for r in rows]
     lines += ["", "| claim | verdict | why |", "|---|---|---|"]
     lines += [f"| {v['words']} | **{v['verdict']}** | {v['reason']} |" for v in record["verdicts"] if v["verdict"] != "not measured"]
     missing = [v["claim"] for v in record["verdicts"] if v["verdict"] == "not measured"]
@@ -117,9 +118,9 @@ def front_page(record: dict, base: dict, card: str, notebooks: list[dict], figur
     missing = ", ".join(v["claim"] for v in record["verdicts"] if v["verdict"] == "not measured")
     parts += [f'<p class="soft">Not measured here: {e(missing)}.</p>'] if missing else []
     parts += [f'<h2>{e(Path(f).stem.replace("_", " ").capitalize())}</h2><img src="{e(f)}" alt="{e(Path(f).stem)}">' for f in figures]
-    parts += ["<h2>Accuracy</h2>", _table([{"arm": r["arm"], "questions": r["n"], "seeds": r["seeds"], "forced choice": percent(r),
+    parts += ["<h2>Accuracy</h2>", _table([{"arm": r["arm"], "questions": r["n"], "seeds": r["seeds"], "forced choice": percent(r), "written answer": percent(w),
                                            "parse failures": f"{r['parse_failures']} of {r['answers']}",
-                                           "tokens per answer": f"{r['tokens_per_question']:.1f}"} for r in record["accuracy"]])]
+                                           "tokens per answer": f"{r['tokens_per_question']:.1f}"} for r, w in zip(record["accuracy"], record["accuracy_written"])])]
     about = record["provenance"] | base["fingerprints"] | {"study setting": json.dumps(base["train"])}
     parts += ["<h2>Run card</h2>", _table([{"what": k, "value": v} for k, v in about.items()]), _table(notebooks), "<h2>Data card</h2>", card]
     return "".join(parts)
@@ -166,7 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
     study = Path(chosen.study).stem if chosen.study.endswith((".yaml", ".yml")) else chosen.study
     try:
         if chosen.what == "verdicts":
-            _, table = make_verdicts(study)
+            asked = notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS['figures']}.ipynb") | load_study(chosen.study)
+            _, table = make_verdicts(study, asked["alpha"], asked["bootstrap"])
             for row in table.itertuples():
                 print(f"{row.verdict:13} {row.claim:26} {row.reason}" + (f" Needed: {row.needed}." if row.needed else ""))
         elif chosen.what == "site":

@@ -185,8 +185,24 @@ def student_note(base: dict) -> str:
     return BUNDLED[base["student"]]["note"] if base["student"] in BUNDLED else base["student"]
 
 
-def check_base(base: dict) -> None:
-    """Everything about a study that can be wrong, found before the first run starts. Raises DataError."""
+def check_arms(arms: list[Arm], stage: str) -> None:
+    """A stage's arms: at least one, none twice, and none of another stage. Raises DataError."""
+    if not arms:
+        raise DataError(f"stage {stage} has no arm to run; expected at least one")
+    labels = [arm.label for arm in arms]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise DataError(f"arm {twice} stands there twice in stage {stage}; expected each arm once")
+    other = next((arm for arm in arms if arm.corruption), None) if stage == "train" else None
+    if other:
+        place = "attribute" if other.corruption in ("kept", "masked") else "shuffle"
+        raise DataError(f"arms: {other.label} is trained by `make {place}`; expected arms without a corruption in stage train")
+
+
+def check_base(base: dict, arms: list[Arm] | None = None) -> None:
+    """Everything about a study that can be wrong, found before the first run starts. arms: of stage train. Raises DataError."""
+    if arms is not None:
+        check_arms(arms, "train")
     if not base["seeds"]:
         raise DataError("seeds is empty; expected at least one number")
     if len(set(base["seeds"])) < len(base["seeds"]):
@@ -207,6 +223,10 @@ def check_base(base: dict) -> None:
     if room and base["max_length"] > room:
         raise DataError(f"max_length is {base['max_length']}; expected at most {room}, the student's number of positions")
     check_labels(student, [*data.train, *data.validation, *data.test], base["label_format"], base["max_label_tokens"])
+    kept, left_out = usable(base)
+    if not kept:
+        raise DataError(f"none of {len(data.train)} training questions can be used: " + ", ".join(f"{n} ({why})" for why, n in left_out.items())
+                        + f"; expected rationales, and a max_length above {base['max_length']}")
     for seed in base["seeds"]:
         train_questions(base, seed)
     test_questions(base)
@@ -256,7 +276,7 @@ def train_arm(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | N
                                           trunk=(config.frozen_layers, _trunks(student.fingerprint))))
 
     def progress(row):
-        say(f"    epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
+        say(f"    {arm.label} seed {seed}, epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
             f"{100 * row['validation_accuracy']:.1f} %, {time.time() - started:.0f} s", flush=True)
 
     passes = encode_all(student, train_questions(base, seed), data.rationales, arm, base["label_format"], seed, config.epochs, scores)
@@ -319,17 +339,20 @@ def provenance() -> dict:
 
 
 def git_state() -> tuple[str, bool]:
-    """The commit ("none" outside git) and whether files differ from it; in a cluster's worker, whose code came from the
-    driver, the driver's ($COTDISTILL_GIT)."""
+    """The commit ("none" outside git) and whether files differ from it, but for the executed notebooks, which a study itself
+    writes; in a cluster's worker, whose code came from the driver, the driver's ($COTDISTILL_GIT)."""
     told = os.environ.get("COTDISTILL_GIT", "").split()
     if told:
         return told[0], told[1:] == ["changed"]
 
     def git(*words):
-        out = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True)
+        try:
+            out = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True)
+        except OSError:  # no git on this machine
+            return ""
         return out.stdout.strip() if out.returncode == 0 else ""
 
-    return git("rev-parse", "--short", "HEAD") or "none", bool(git("status", "--porcelain"))
+    return git("rev-parse", "--short", "HEAD") or "none", bool(git("status", "--porcelain", "--", ".", ":!notebooks/executed"))
 
 
 def _processor() -> str:
@@ -457,6 +480,7 @@ def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None
     keep_weights: (label, seed) pairs whose weights a later notebook needs. backend: "local" makes one run after the other
     here, "ray" one task per run on a cluster (`cluster.on_ray`); None takes $COTDISTILL_BACKEND, so that a notebook need
     not know. Raises DataError for an unknown backend."""
+    check_arms(arms, stage)
     backend = backend or os.environ.get("COTDISTILL_BACKEND") or "local"
     if backend not in ("local", "ray"):
         raise DataError(f"backend '{backend}'; expected local or ray")
@@ -477,7 +501,8 @@ def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None
         spent += [seconds] if fresh else []
         rounds = -(-(len(rows) - number) // at_once)
         left = f", about {_minutes(sum(spent) / len(spent) * rounds)} left" if spent and rounds else ""
-        say(f"[{number}/{len(rows)}] {row['label']} seed {row['seed']}: forced choice {100 * metrics['accuracy']:.1f} %, "
+        who = row["label"] + ("" if row["arm"].placement == "zero_shot" else f" seed {row['seed']}")
+        say(f"[{number}/{len(rows)}] {who}: forced choice {100 * metrics['accuracy']:.1f} %, "
             f"generated {100 * metrics['accuracy_generated']:.1f} % of {metrics['n']}, "
             + (f"{seconds:.0f} s" if fresh else "from the store") + left, flush=True)
         row["made"] = {"arm": row["label"], "seed": row["seed"], "key": row["key"][:12],
@@ -519,16 +544,29 @@ def load_stage(study: str, stage: str) -> list[dict]:
     return plan
 
 
+SHARED = ("student", "dtype", "label_format", "test", "max_label_tokens", "max_new_tokens", "training", "validation")  # by all runs of a study
+SHARED_BY_SEED = ("train", "rationales")  # by the runs of a seed
+
+
 def load_predictions(study: str, stages: list[str], *, dataset: str = "", student: str = "") -> pd.DataFrame:
     """All predictions of the stages' runs, a row per run and question: study, dataset, student, arm, seed, id, gold,
     generated (NA: parse failure), choice, correct_generated, correct_choice, tokens_generated, cut_off. A run that two
-    stages share stands there once."""
-    frames, seen = [], set()
+    stages share stands there once.
+
+    Raises DataError where the runs of two stages differ in more than their arm and seed: a setting was changed, and one stage not run again."""
+    frames, seen, setting = [], set(), {}
     for stage in stages:
         for row in load_stage(study, stage):
             if row["key"] in seen:
                 continue
             seen.add(row["key"])
+            config = read_json(artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`")
+            for name in SHARED + SHARED_BY_SEED:
+                place = (name, row["seed"]) if name in SHARED_BY_SEED else name
+                first, value = setting.setdefault(place, (stage, config[name])) if name in config else (stage, None)
+                if name in config and value != config[name]:
+                    raise DataError(f"study '{study}': {row['label']}, seed {row['seed']} of stage {stage} was made with other {name} than the runs of stage "
+                                    f"{first}; expected one setting in all stages: run `make {stage} STUDY={study}`")
             frame = pd.read_json(artifacts() / "runs" / row["key"] / "predictions.jsonl", lines=True, dtype={"id": str})
             frame = frame.assign(arm=row["label"], seed=row["seed"], key=row["key"][:12])
             frames.append(frame)
@@ -632,12 +670,14 @@ def kept_table(study: str, name: str, about: list, function, *given, **named) ->
     return pd.DataFrame(read_json(path, "notebook 05"))
 
 
-def save_verdicts(study: str, base: dict, verdicts: pd.DataFrame, accuracies: pd.DataFrame) -> None:
-    """verdicts.json (with what they rest on) and verdicts.csv, for the report, the README and pooling."""
+def save_verdicts(study: str, base: dict, verdicts: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame) -> None:
+    """verdicts.json (with what they rest on, accuracies by forced choice and by the written answer) and verdicts.csv, for the report, the
+    README and pooling."""
     folder = study_dir(study)
     write_json(folder / "verdicts.json", {
         "study": study, "dataset": base["data"]["dataset"], "student": student_note(base), "provenance": provenance(),
-        "verdicts": json.loads(verdicts.to_json(orient="records")), "accuracy": json.loads(accuracies.to_json(orient="records"))})
+        "verdicts": json.loads(verdicts.to_json(orient="records")), "accuracy": json.loads(accuracies.to_json(orient="records")),
+        "accuracy_written": json.loads(written.to_json(orient="records"))})
     with whole(folder / "verdicts.csv") as part:
         verdicts.to_csv(part, index=False)
 

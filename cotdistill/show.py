@@ -20,7 +20,8 @@ def table(frame: pd.DataFrame, digits: int = 2) -> None:
 
     flat = frame.reset_index() if frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex) else frame
     head = "".join(f"<th>{html.escape(_plain(c))}</th>" for c in flat.columns)
-    body = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in flat.itertuples(index=False))
+    left = ' style="text-align: left; vertical-align: top"'  # texts; notebooks set all cells to the right
+    body = "".join("<tr>" + "".join(f"<td{left if isinstance(v, str) else ''}>{cell(v)}</td>" for v in row) + "</tr>" for row in flat.itertuples(index=False))
     text = " | ".join(map(_plain, flat.columns)) + "\n" + "\n".join(" | ".join(re.sub("<.*?>", "", cell(v)) for v in row)
                                                                     for row in flat.itertuples(index=False))
     display(_Both(f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', text))

@@ -10,6 +10,7 @@ Effects are fractions (0.02 is two points) of accuracy; `correct_per_100_tokens`
 
 import re
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ RULES = {"difference": ("greater", "less"), "interaction": ("greater", "less"),
          "equivalence": ("equal",), "noninferiority": ("not_less",)}
 MIN_SEEDS = 3          # fewer seeds give no verdict: their spread is unknown (1) or hardly known (2)
 SHARED_SEED = -1       # the seed of an arm that is not trained (zero_shot): one run, compared with every seed
+MEASURED_BY = {"correct_choice": "", "correct_generated": " (answers as written)", "correct_per_100_tokens": " (right answers per 100 tokens)"}
 
 
 # --- tables of seeds x questions --------------------------------------------------------------------------------------
@@ -104,7 +106,8 @@ class TwoLevel(NamedTuple):
     """A mean over seeds x questions and the two bootstrap standard errors of it (arrays where tables were batched)."""
     estimate: np.ndarray
     se_seeds: np.ndarray
-    se_questions: np.ndarray
+    se_questions: np.ndarray      # beyond noise, which the seeds' part holds
+    se_alone: np.ndarray          # of the questions with their noise, as if the seeds were given
     seeds: int
     questions: int
 
@@ -134,14 +137,17 @@ def two_level(values: np.ndarray, rng: np.random.Generator, n_boot: int = 2000,
     of single answers three times, and its percentiles are far too narrow for 3 seeds. So the levels are resampled
     separately: seed means (they hold the noise once; spread scaled by S/(S-1)), and question means shrunk to what they
     vary beyond noise (Davison and Hinkley 1997, 3.8). `half_width` joins the two, each with its own t quantile.
-    Measured on 40,000 null tables each of 3, 5 and 10 seeds, 500 questions, six mixes of variances: false positives
-    0.024 to 0.049 at alpha 0.05; a Satterthwaite t reached 0.073 with 3 seeds, hence not used.
+    Measured on 10,000 null tables each of 3, 5 and 10 seeds, 500 questions, six mixes of variances, n_boot 500: false
+    positives 0.014 to 0.054 at alpha 0.05 (each known to 0.002); a Satterthwaite t reached 0.073 with 3 seeds, hence not used.
 
     `guard`: made-up questions added to the question means, so that no interval has zero width because nothing happened
     to differ: one win and one loss for differences (Bonett and Price 2012, doi:10.3102/1076998611411915), two of each
     for accuracies (Agresti and Coull 1998). With one seed only questions are resampled: the seeds' part is 0, unknown.
+
+    `rng` is read, not advanced: tables of one size meet the same resamples, so an arm or a contrast has the same interval
+    in every notebook, whatever was computed before it.
     """
-    values = np.asarray(values, float)
+    values, rng = np.asarray(values, float), deepcopy(rng)
     seeds, questions = values.shape[-2:]
     if questions < 2:
         raise DataError(f"{questions} test question(s); expected at least 2")
@@ -150,32 +156,34 @@ def two_level(values: np.ndarray, rng: np.random.Generator, n_boot: int = 2000,
     by_question = np.concatenate([by_question, added], -1)
     size = by_question.shape[-1]
     counts = rng.multinomial(size, np.full(size, 1 / size), size=n_boot).astype(float)
-    se_questions = (by_question @ counts.T / size).std(-1)
+    se_alone = (by_question @ counts.T / size).std(-1)
     if seeds == 1:
-        return TwoLevel(values.mean((-2, -1)), np.zeros_like(se_questions), se_questions, 1, questions)
+        return TwoLevel(values.mean((-2, -1)), np.zeros_like(se_alone), se_alone, se_alone, 1, questions)
     noise = mean_squares(values)[2]
     spread = seeds * by_question.var(-1, ddof=1)
-    se_questions = se_questions * np.sqrt(np.maximum(1 - noise / np.where(spread > 0, spread, np.inf), 0))
+    se_questions = se_alone * np.sqrt(np.maximum(1 - noise / np.where(spread > 0, spread, np.inf), 0))
     counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=n_boot).astype(float)
     se_seeds = (by_seed @ counts.T / seeds).std(-1) * np.sqrt(seeds / (seeds - 1))
-    return TwoLevel(values.mean((-2, -1)), se_seeds, se_questions, seeds, questions)
+    return TwoLevel(values.mean((-2, -1)), se_seeds, se_questions, se_alone, seeds, questions)
 
 
 def half_width(level: TwoLevel, alpha: float = 0.05) -> np.ndarray:
     """Half the width of the 1 - alpha interval: the seeds' and the questions' half widths, each with its own t
-    quantile (S - 1 and N - 1 degrees of freedom), added as squares."""
+    quantile (S - 1 and N - 1 degrees of freedom), added as squares; never less than that of the questions alone, with the seeds
+    taken as given: a few seeds can agree by luck, and would then hold neither their spread nor the noise."""
     t_seeds = sps.t.ppf(1 - np.asarray(alpha) / 2, level.seeds - 1) if level.seeds > 1 else 0.0
-    return np.hypot(t_seeds * level.se_seeds, sps.t.ppf(1 - np.asarray(alpha) / 2, level.questions - 1)
-                    * level.se_questions)
+    t_questions = sps.t.ppf(1 - np.asarray(alpha) / 2, level.questions - 1)
+    return np.maximum(np.hypot(t_seeds * level.se_seeds, t_questions * level.se_questions), t_questions * level.se_alone)
 
 
 def p_value(level: TwoLevel, null: float = 0.0) -> np.ndarray:
-    """Two-sided p: the alpha at which the interval of `half_width` just reaches `null` (found by halving; >= 1e-15)."""
+    """Two-sided p: the alpha at which the interval of `half_width` just reaches `null` (found by halving; >= 1e-15). An estimate
+    that is `null` has p = 1, also where nothing varies and the interval has no width."""
     distance = np.abs(level.estimate - null)
     low, high = np.full(np.shape(distance), -15.0), np.zeros(np.shape(distance))    # log10 of alpha
     for _ in range(40):
         middle = (low + high) / 2
-        wide = half_width(level, 10.0 ** middle) > distance
+        wide = half_width(level, 10.0 ** middle) >= distance
         low, high = np.where(wide, middle, low), np.where(wide, high, middle)
     return 10.0 ** high
 
@@ -333,7 +341,8 @@ def power(variances: dict[str, float], seeds: int, questions: int, effect: float
         ms_seed = (questions * vs + ve) * rng.chisquare(seeds - 1, n_sim) / (seeds - 1)
         noise = ve * rng.chisquare((seeds - 1) * (questions - 1), n_sim) / ((seeds - 1) * (questions - 1))
     level = TwoLevel(estimate, np.sqrt(ms_seed / (seeds * questions)),
-                     np.sqrt(np.maximum(ms_question - noise, 0) / (seeds * questions)), seeds, questions)
+                     np.sqrt(np.maximum(ms_question - noise, 0) / (seeds * questions)), np.sqrt(ms_question / (seeds * questions)),
+                     seeds, questions)
     if rule == "equivalence":
         return float((np.abs(estimate) + half_width(level, 2 * alpha) < margin).mean())
     return float((estimate - half_width(level, alpha) > (-margin if rule == "noninferiority" else 0)).mean())
@@ -365,7 +374,8 @@ def needed(variances: dict[str, float], seeds: int, questions: int, effect: floa
 def load_claims(path: str | Path) -> list[dict]:
     """Read params/claims.yaml. Raises DataError naming the file, the claim and what is wrong with it.
 
-    A claim: id, words, section, contrast, measure, direction, margin, rule. `contrast` maps a and b (for an
+    A claim: id, words, section, contrast, measure, direction, margin, rule, and perhaps `requires`, the id of a claim without whose
+    support this one says nothing (that shuffling costs nothing means little where there was nothing to lose). `contrast` maps a and b (for an
     interaction also c and d: (a - b) - (c - d)) to lists of arm labels, best first. In a label `*` stands for anything
     but "," and "]"; $1, $2 repeat in a later arm what the first, second `*` (or text in parentheses) stood for.
     """
@@ -379,9 +389,9 @@ def load_claims(path: str | Path) -> list[dict]:
         name = claim.get("id", f"number {number}") if isinstance(claim, dict) else f"number {number}"
         fail = lambda found: DataError(f"{path}: claim {name}: {found}")
         fields = ("id", "words", "section", "contrast", "measure", "direction", "margin", "rule")
-        if not isinstance(claim, dict) or set(claim) != set(fields):
+        if not isinstance(claim, dict) or set(claim) - {"requires"} != set(fields):
             found = sorted(claim) if isinstance(claim, dict) else claim
-            raise fail(f"fields are {found!r}; expected {', '.join(fields)}")
+            raise fail(f"fields are {found!r}; expected {', '.join(fields)} (and perhaps requires)")
         if claim["rule"] not in RULES or claim["direction"] not in RULES[claim["rule"]]:
             raise fail(f"rule {claim['rule']!r} with direction {claim['direction']!r}; expected one of " +
                        ", ".join(f"{r}: {' or '.join(d)}" for r, d in RULES.items()))
@@ -399,13 +409,23 @@ def load_claims(path: str | Path) -> list[dict]:
     repeated = [name for name, times in Counter(claim["id"] for claim in claims).items() if times > 1]
     if repeated:
         raise DataError(f"{path}: claim {repeated[0]} appears more than once; expected unique ids")
+    for claim in claims:
+        if claim.get("requires", claim["id"]) not in {other["id"] for other in claims if "requires" not in other} | {claim["id"]} - {claim.get("requires")}:
+            raise DataError(f"{path}: claim {claim['id']}: requires {claim['requires']!r}; expected the id of a claim that requires none")
     return claims
+
+
+def _by_number(label: str) -> list:
+    """A sort key of arm labels: text as text, numbers by size, those below 1 last."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", label)
+    return [(float(part) < 1, float(part)) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def resolve_contrast(contrast: dict[str, list[str]], arms: list[str]) -> dict[str, str] | None:
     """The first combination of measured arms that fits a claim's patterns: {"a": label, "b": label, ...} or None.
 
-    Patterns are tried in their order, the labels that fit a pattern in sorted order; see `load_claims` for `*`, `$1`.
+    Patterns are tried in their order, the labels that fit a pattern by their numbers, counts (1 and above) before fractions; see
+    `load_claims` for `*`, `$1`.
     """
     def fill(places, stars):
         if not places:
@@ -414,7 +434,7 @@ def resolve_contrast(contrast: dict[str, list[str]], arms: list[str]) -> dict[st
         for pattern in contrast[place]:
             pattern = re.sub(r"\$(\d)", lambda m: stars[int(m[1]) - 1] if int(m[1]) <= len(stars) else m[0], pattern)
             regex = re.escape(pattern).replace(r"\*", r"([^,\]]*)").replace(r"\(", "(").replace(r"\)", ")")
-            for arm in sorted(set(arms)):
+            for arm in sorted(set(arms), key=_by_number):
                 match = re.fullmatch(regex, arm)
                 below = fill(rest, stars + list(match.groups())) if match else None
                 if below is not None and arm not in below.values():
@@ -441,7 +461,14 @@ def _judge(claim: dict, level: TwoLevel) -> tuple[float, str]:
 
 
 def _amount(x: float, measure: str) -> str:
-    return f"{x:+.2f} per 100 tokens" if measure == "correct_per_100_tokens" else f"{100 * x:+.1f} points"
+    return f"{x:+.2f}{MEASURED_BY[measure]}" if measure == "correct_per_100_tokens" else f"{100 * x:+.1f} points{MEASURED_BY[measure]}"
+
+
+def estimate_text(row: pd.Series) -> str:
+    """A verdict's estimate with its 95 % interval: "-0.3 [-8.0, +7.4]", in points or, as its contrast says, right answers per 100 tokens."""
+    scale, digits = (1, 2) if row["measure"] == "correct_per_100_tokens" else (100, 1)
+    value, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("estimate", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _reason(claim: dict, row: dict, alpha: float) -> str:
@@ -456,12 +483,13 @@ def _reason(claim: dict, row: dict, alpha: float) -> str:
         return f"{row['seeds']} seeds: at least {MIN_SEEDS} are needed to judge how much they vary. {found}."
     margin = f"{100 * claim['margin']:g} points"
     side = "above" if row["estimate"] > (-claim["margin"] if claim["rule"] == "noninferiority" else 0) else "below"
-    yes, no = {"equivalence": (f"shown to lie {'within' if row['verdict'] == 'supported' else 'beyond'} ±{margin}",
+    yes, no = {"equivalence": (f"shown to lie {'within' if abs(row['estimate']) <= claim['margin'] else 'beyond'} ±{margin}",
                                f"shown to lie neither within nor beyond ±{margin}"),
                "noninferiority": (f"{side} -{margin}", f"not told apart from -{margin}")}.get(
                    claim["rule"], (f"{side} 0", "not told apart from 0"))
-    if row["verdict"] != "inconclusive":
-        return f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)."
+    if row["verdict"] != "inconclusive" or row["p_holm"] < alpha:
+        return (f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)"
+                + ("." if row["verdict"] != "inconclusive" else f", but {claim['requires']} is not supported, so there was no gain to keep."))
     late = " once all claims are counted" if row["p"] < alpha else ""
     return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm)."
 
@@ -488,11 +516,12 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
              effect: float = 0.02, n_boot: int = 2000) -> pd.DataFrame:
     """What one study's predictions say about each claim.
 
-    Columns: study, claim, words, section, contrast (the arms compared), measure, rule, margin, estimate, low, high
+    Columns: study, claim, words, section, contrast (the arms compared, and by what, unless by forced choice), measure, rule, margin, estimate, low, high
     (95 %, not adjusted), p, p_holm (over the study's measured claims), verdict, reason, n, seeds, covers, needed.
 
     verdict: "not measured" (an arm is missing, or the arms share no seed); "inconclusive" with fewer than MIN_SEEDS
-    seeds whatever p is, because the interval then leaves out, or hardly knows, how much seeds vary; else "supported"
+    seeds whatever p is, because the interval then leaves out, or hardly knows, how much seeds vary, and where support would
+    say nothing because the claim that this one `requires` is not supported; else "supported"
     or "contradicted" where p_holm < alpha, on the side that `_judge` says, and "inconclusive" otherwise. `needed` is
     filled where inconclusive: the size for 80 % power of a verdict, at alpha / (number of measured claims), so that
     Holm is paid for.
@@ -521,6 +550,7 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
             weights = {found[p]: w for p, w in zip("abcd", (1.0, -1.0, -1.0, 1.0)) if p in found}
             row["contrast"] = " − ".join(found[p] for p in "ab") if "c" not in found else \
                 f"({found['a']} − {found['b']}) − ({found['c']} − {found['d']})"
+            row["contrast"] += MEASURED_BY[claim["measure"]]
             table = contrast_table(predictions, weights, claim["measure"])
             result, level = _result(table, claim["measure"], rng, n_boot)
             p, side = _judge(claim, level)
@@ -538,7 +568,12 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
         if row["seeds"] < MIN_SEEDS or p_holm >= alpha:
             row["verdict"] = "inconclusive"
             row["needed"] = _needed_text(claim, table.to_numpy(), effect, alpha / measured, rng)
-        row["reason"] = _reason(claim, row, alpha)
+    supported = {row["claim"] for row in rows if row["verdict"] == "supported"}
+    for claim, row, table in zip(claims, rows, tables):
+        if row["verdict"] == "supported" and claim.get("requires", row["claim"]) not in supported:
+            row["verdict"] = "inconclusive"
+        if table is not None:
+            row["reason"] = _reason(claim, row, alpha)
     return pd.DataFrame(rows, columns=columns).astype({"n": "Int64", "seeds": "Int64"})
 
 
@@ -549,12 +584,13 @@ def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
 
     `tables`: verdict tables, one a study. A study's variance is that of its interval, (high - low)^2 / (2 z)^2, which
     keeps the few-seeds t quantile. The interval is the wider of DerSimonian-Laird's and Hartung-Knapp's (t with k - 1
-    degrees of freedom); one study alone is returned as it is. Studies on the same test set are not independent.
+    degrees of freedom); one study alone is returned as it is. A study in which nothing varied, whose interval has no width, says
+    nothing of its error and is left out (`studies` counts the others). Studies on the same test set are not independent.
     Columns: claim, words, measure, studies, one_seed_studies (their intervals leave seeds out), estimate, low, high,
     p, tau2, i2 (share of the spread that is between studies).
     """
     joined = pd.concat(tables, ignore_index=True)
-    joined = joined[joined["estimate"].notna()]
+    joined = joined[joined["estimate"].notna() & (joined["high"] > joined["low"])]
     rows, z = [], sps.norm.ppf(0.975)
     for (claim, words, measure), group in joined.groupby(["claim", "words", "measure"], sort=False):
         estimate = group["estimate"].to_numpy(float)

@@ -374,13 +374,13 @@ def load_student(name: str, dtype: torch.dtype = torch.float32, device: str | to
         print_of = json.loads((folder / "cotdistill.json").read_text())["sha256"][:16]
     else:
         path, _, revision = name.partition("@")
-        folder = Path(path)
+        folder = Path(path).expanduser()
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 and "/" in path
-        if looks_local and not (folder.expanduser() / "config.json").is_file():
+        if looks_local and not (folder / "config.json").is_file():
             raise DataError(f"student '{name}': no config.json in that folder; expected a model saved by save_pretrained")
-        model, tokenizer = _from_pretrained(str(folder.expanduser()) if folder.is_dir() else path, revision or None, name)
+        model, tokenizer = _from_pretrained(str(folder) if folder.is_dir() else path, revision or None, name)
         note = f"{path} at {revision}" if revision else path
-        print_of = _weights_print(folder.expanduser()) if folder.is_dir() else f"{path}@{revision or 'main'}"
+        print_of = _weights_print(folder) if folder.is_dir() else f"{path}@{revision or 'main'}"
     model = model.to(device=device, dtype=dtype).eval()
     return _complete(name, model, tokenizer, print_of, note)
 

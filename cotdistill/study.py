@@ -92,6 +92,9 @@ def check_value(key: str, value, default, where: str) -> None:
     if wanted is list and default:
         for item in value:
             check_value(f"{key}: an item", item, default[0], where)
+        twice = next((item for number, item in enumerate(value) if item in value[:number]), None)
+        if twice is not None:
+            raise DataError(f"{where}: {key} holds {twice!r} twice; expected each item once")
     if wanted in (int, float):
         low, high = LIMITS.get(key, (0, math.inf))
         if not (math.isfinite(value) and low <= value <= high):
@@ -229,12 +232,35 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
         raise DataError(f"{name}: {reason} (the notebook up to the error: {broken})") from None
     tidy(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
+    with whole(_parameters_file(values["study"], stage)) as made:
+        made.write_text(json.dumps(notebook_parameters(source) | mine, indent=1, sort_keys=True), encoding="utf-8")
     broken.unlink(missing_ok=True)
     if stage == "figures":  # what the README's findings are rendered from stands beside the notebooks
         made = artifacts() / "studies" / values["study"]
         for file in (made / "verdicts.json", made / "figures" / "forest.png", made / "figures" / "placement.png"):
             with whole(folder / file.name) as copy:
                 shutil.copy(file, copy)
+
+
+def _parameters_file(study: str, stage: str) -> Path:
+    return artifacts() / "studies" / study / f"{stage}.parameters.json"
+
+
+def check_made_with(values: dict, stages: list[str], where: str) -> None:
+    """Notebooks 1 and 2 fix the data, the student and the training for all that follow. Where they are not among `stages`, their last
+    run must have been with the parameters that the study has now. Raises DataError naming the first that was changed since."""
+    for stage in ("elicit", "train"):
+        if stage in stages or list(NOTEBOOKS).index(stage) > max(list(NOTEBOOKS).index(s) for s in stages):
+            continue
+        try:
+            made = json.loads(_parameters_file(values["study"], stage).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not run yet, or by an older version: the notebooks say what they lack
+            continue
+        now = notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb") | {key: value for key, value in values.items() if key in made}
+        for key in sorted(now):
+            if made.get(key, now[key]) != now[key]:
+                raise DataError(f"{where}: {key} is {reprlib.repr(now[key])}, but stage {stage} was last run with {reprlib.repr(made[key])}; expected "
+                                f"one setting in all stages: run `make {stage} STUDY={where}` again, and the stages after it")
 
 
 def tidy(path: Path, seconds: float) -> None:
@@ -330,6 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
         executed = root() / (chosen.executed or "notebooks/executed")
         for stage in chosen.stages or there:
             notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
+        check_made_with(values, list(chosen.stages or there), chosen.study)
         run_stages(list(chosen.stages or there), values, executed)
         print(f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
               f"{os.path.relpath(executed / values['study'])}", flush=True)

@@ -331,9 +331,9 @@ class DistilTrainer(Trainer):
 
     `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are compared by it."""
 
-    def __init__(self, *args, sampler: OrderSampler, batch_size: int, validate, progress, **kwargs):
+    def __init__(self, *args, sampler: OrderSampler, batch_size: int, validate, progress, patience: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.sampler, self.batch_size, self.validate, self.progress = sampler, batch_size, validate, progress
+        self.sampler, self.batch_size, self.validate, self.progress, self.patience = sampler, batch_size, validate, progress, patience
         self.model_accepts_loss_kwargs = True  # we divide by the number of supervised tokens of the whole optimiser step
         self._loss_shifts_labels = False  # `collate` has
         self.sums = torch.zeros(2, 2, dtype=torch.float64)  # [label | other][sum of losses, tokens] since the epoch began
@@ -376,10 +376,10 @@ class DistilTrainer(Trainer):
         self.state.log_history.append({"distil": row})
         if ranks()[0] == 0:
             self.progress(row)
-        # Ties between epochs go to the lower label loss; without validation the last epoch is the best one.
-        best = row["validation_accuracy"] - 1e-6 * min(row["validation_label_nll"], 1e5) if found else row["epoch"]
-        metrics = {"eval_selection": best}
+        metrics = {"eval_selection": selection(row) if found else row["epoch"]}  # without validation the last epoch is the best one
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if found and 0 < self.patience <= epochs_since_best(self.state.log_history):
+            self.control.should_training_stop = True
         return metrics
 
     def _save_checkpoint(self, model, trial):
@@ -405,6 +405,18 @@ class DistilTrainer(Trainer):
     def _load_best_model(self):
         self.accelerator.wait_for_everyone()  # the first process may still be writing it
         restore(self.model, load_file(Path(self.state.best_model_checkpoint) / "trainable.safetensors"))
+
+
+def selection(row: dict) -> float:
+    """What epochs are compared by: validation label accuracy; ties go to the lower label loss."""
+    return row["validation_accuracy"] - 1e-6 * min(row["validation_label_nll"], 1e5)
+
+
+def epochs_since_best(log: list[dict]) -> int:
+    """How many epochs of a Trainer's log came after the best one (0 where none is logged). It is all that `patience` depends on, so a killed
+    run that goes on from its checkpoint stops where one that was left alone does; the library's own callback would count anew."""
+    found = [selection(row["distil"]) for row in log if "distil" in row]
+    return len(found) - 1 - int(np.argmax(found)) if found else 0
 
 
 HISTORY = ["epoch", "step", "loss", "label_loss", "rationale_loss", "validation_accuracy", "validation_label_nll"]  # a checkpoint sorts them
@@ -611,19 +623,18 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
             found["trunk"] = nn.functional.pad(joined, (0, 0, 0, found["input_ids"].shape[1] - len(joined)))[None]
         return found
 
-    callbacks = []
-    if config.patience and select_best:
-        from transformers import EarlyStoppingCallback
-
-        callbacks = [EarlyStoppingCallback(config.patience)]
+    patience, checkpoint = config.patience if select_best else 0, last_whole_checkpoint(folder)
+    log = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["log_history"] if checkpoint else []
+    if 0 < patience <= epochs_since_best(log):  # killed after it had stopped early
+        arguments.num_train_epochs = sum("distil" in row for row in log)
     trainer = DistilTrainer(
-        model=student.model, args=arguments, train_dataset=data, eval_dataset=data[:1], callbacks=callbacks,
+        model=student.model, args=arguments, train_dataset=data, eval_dataset=data[:1], patience=patience,
         data_collator=collator, sampler=OrderSampler(n, seed, copies), batch_size=config.batch_size,
         validate=_in_eval(student, validate), progress=progress)
     trainer.remove_callback(_printer())
     try:
         with training(student.model, config.compile, config.frozen_layers):
-            trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+            trainer.train(resume_from_checkpoint=checkpoint)
     except Exception as error:  # torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named here
         if type(error).__name__ != "UnpicklingError":
             raise

@@ -1,6 +1,7 @@
 """Attributions against plain captum on whole uncached sequences, finite differences, and brute force one by
 one."""
 
+import itertools
 import json
 import math
 from functools import cache
@@ -12,6 +13,7 @@ import torch
 from captum.attr import InputXGradient, LayerIntegratedGradients, Saliency
 from conftest import sliding_student
 from scipy import stats as sps
+from sklearn.metrics import average_precision_score
 
 from cotdistill import attribute as A
 from cotdistill.data import DataError, Example, Rationale
@@ -394,10 +396,17 @@ def test_key_tokens_are_those_of_the_spans(name):
     assert perfect["precision"] == perfect["recall"] == perfect["average_precision"] == 1
     worst = A.key_token_precision_recall(s, rationale, -key.astype(float), k=1)
     assert worst["precision"] == worst["recall"] == 0 and worst["chance"] == key.mean()
+    assert perfect["chance_average_precision"] == A.random_average_precision(len(key), int(key.sum())) > perfect["chance"]
     with pytest.raises(DataError, match="key_spans"):
         A.key_token_precision_recall(s, Rationale("r", text), key)
     with pytest.raises(DataError, match="1 scores"):
         A.key_token_precision_recall(s, rationale, [1.0])
+
+
+@pytest.mark.parametrize("n, relevant", [(1, 1), (4, 1), (5, 2), (6, 3), (5, 5)])
+def test_the_average_precision_of_a_random_order_is_that_of_all_orders(n, relevant):
+    orders = [average_precision_score(np.isin(np.arange(n), key), -np.arange(n)) for key in itertools.combinations(range(n), relevant)]
+    assert A.random_average_precision(n, relevant) == pytest.approx(np.mean(orders))
 
 
 @pytest.mark.parametrize("word, kind", [("The", "determiner"), ("because", "conjunction"), ("of", "preposition"), ("steel.", "noun"),

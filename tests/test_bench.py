@@ -184,9 +184,8 @@ def test_kernels_take_a_part_of_the_time(inputs, llama):
     shares = bench.training_kernels(llama, bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1))
     assert list(shares.index) == list(bench.PLACEMENTS) and shares.between(0.01, 0.99).all()
     assert bench.kernel_share(pd.Series({"head": 1.0, "attention": 2.0, "copies and indexing": 1.0})) == 0.75
-    rows = bench.limit_rows(pd.DataFrame({"placement": ["pre_cot"], "square_gflop_s": [1.0], "best_gflop_s": [1.2], "share_of_square": [0.6]}), "tiny",
-                            pd.Series({"pre_cot": 0.8}))
-    assert rows["kernels"].tolist() == [pytest.approx(0.75)]
+    rows = bench.limit_rows(pd.DataFrame({"placement": ["pre_cot"], "square_gflop_s": [1.0], "best_gflop_s": [1.2], "share_of_square": [0.6],
+                                          "kernels": [0.75]}), "tiny")
     assert len(bench.out_of_reach(rows, "kernels")) == 1 and not len(bench.out_of_reach(rows))
 
 
@@ -220,10 +219,12 @@ def test_product_rates_and_shares(llama, inputs):
     steps = pd.DataFrame({"side": ["ours"] * 2, "step": [0, 1], "placement": ["warm-up", "post_cot"], "tokens": [10, 100],
                           "seconds": [np.nan, 2.0], "gflop": [1.0, 80.0], "least_gflop": [1.0, 72.0], "square": [50.0, 50.0], "best": [60.0, 60.0],
                           "own": [40.0, 40.0]})
-    share = bench.limit_share(steps).iloc[0]
+    shares = bench.limit_share(steps, pd.Series({"post_cot": 0.8}))
+    share = shares.iloc[0]
     assert (share["tokens_per_s"], share["share_of_square"], share["share_of_best"], share["share_of_own"]) == (50.0, 0.8, 0.6, 1.0)
-    (row,) = bench.limit_rows(bench.limit_share(steps), "x", HALF).itertuples()
-    assert row.reached == "yes" and row.bound == 1.2
+    (row,) = bench.limit_rows(shares, "x").itertuples()
+    assert row.reached == "yes" and row.bound == 1.2 and row.kernels == share["kernels"] == 1.0
+    assert "post_cot **80 %**" in bench.read_shares(shares) and "would reach 100 %" in bench.read_shares(shares)
 
 
 def test_rates_of_products(llama, inputs):

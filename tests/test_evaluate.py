@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cotdistill import train
-from cotdistill.evaluate import accuracy, evaluate, feed, greedy, join, line_ids, score_options, select, start, validation_scores
+from cotdistill.data import Example
+from cotdistill.evaluate import accuracy, evaluate, feed, greedy, join, line_ids, most_mentioned, score_options, select, start, validation_scores
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text
 from cotdistill.students import blocks_of
 from cotdistill.train import TrainConfig, encode_all, fine_tune
@@ -44,6 +45,13 @@ def test_option_scores_equal_brute_force_and_leave_the_cache(student, questions)
     for e, row, row2, encoded in zip(questions, first, again, options):
         wanted = [brute_score(student, prompt_ids(student, e, "label_only"), o) for o in encoded]
         assert row == pytest.approx(wanted, abs=2e-4) and row2 == pytest.approx(row, abs=1e-5)
+
+
+def test_the_most_mentioned_option_needs_no_student():
+    cup = Example("q", "What is it made of?", ("glass", "clay", "wood"), 1)
+    assert most_mentioned([cup], ["Clay is clay.", "A wooden cup. Glass."]).tolist() == [1.0]
+    assert most_mentioned([cup], ["wood", "clay"]).tolist() == [0.5] and most_mentioned([cup], ["glass"]).tolist() == [0.0]
+    assert most_mentioned([cup], []).tolist() == [pytest.approx(1 / 3)]
 
 
 def test_greedy_equals_transformers_generate(student, questions):

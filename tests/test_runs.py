@@ -101,6 +101,15 @@ def test_damage_is_named_and_repaired(base, file, how, capsys):
     assert (folder / "predictions.jsonl").read_bytes() == whole
 
 
+def test_stages_of_different_settings_are_not_compared(base):
+    runs.run_grid(base, [Arm("zero_shot"), Arm("label_only")], "train")
+    other = base | {"train": base["train"] | {"lr": 0.5}}
+    runs.run_grid(other, [Arm("post_cot", "shuffled", unit="token")], "shuffle")
+    assert len(runs.load_predictions("t", ["train"])) and len(runs.load_predictions("t", ["shuffle"]))
+    with pytest.raises(DataError, match=r"post_cot_shuffled\[token\], seed 0 of stage shuffle was made with other training than .* run `make shuffle STUDY=t`"):
+        runs.load_predictions("t", ["train", "shuffle"])
+
+
 def test_half_made_runs_are_not_runs(base):
     config = runs.make_config(base, Arm("zero_shot"), 0)
     work = runs.artifacts() / "runs" / f"{runs.run_key(config)}.work"
@@ -168,6 +177,11 @@ def test_seeds_draw_their_own_questions_only_when_asked(base):
     same = [[e.id for e in runs.train_questions(base | {"train_size": 6}, s)] for s in (0, 1)]
     new = [[e.id for e in runs.train_questions(base | {"train_size": 6, "resample_train": True}, s)] for s in (0, 1)]
     assert same[0] == same[1] and new[0] != new[1]
+
+
+def test_without_git_the_commit_is_none(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert runs.git_state() == ("none", False)
 
 
 def test_provenance_names_versions_and_no_paths():

@@ -101,7 +101,59 @@ def test_all_right_does_not_mean_certain(rng):
     exact = proportion_confint(100, 100, method="beta")[0]
     assert exact - 0.03 < low < 0.995
     same = predictions(rng, {"post_cot": 5.0, "label_only": 5.0}, questions=20)
-    assert not st.equivalence_test(same, "post_cot", "label_only", margin=0.02, rng=rng)["p"] < 0.05
+    assert st.equivalence_test(same, "post_cot", "label_only", margin=0.02, rng=rng)["p"] >= 0.05
+
+
+def test_seeds_that_agree_by_luck_do_not_narrow_an_interval(rng):
+    """Two seeds with the same mean difference and other answers: the interval is that of the questions with the seeds as given."""
+    data = answers(rng, (2, 160), 0.5) - answers(rng, (2, 160), 0.4)
+    data[1] = rng.permutation(data[0])
+    level = st.two_level(data, rng, 20_000)
+    questions = np.concatenate([data.mean(0), [1, -1]])
+    assert level.se_seeds == 0 and level.se_questions < level.se_alone == pytest.approx(questions.std() / np.sqrt(162), rel=0.02)
+    assert st.half_width(level) == pytest.approx(sps.t.ppf(0.975, 159) * level.se_alone)
+
+
+def test_a_claim_without_its_gain_is_open(rng):
+    """Rationales that do nothing, and shuffled ones that do nothing: equal, but there was nothing to keep."""
+    gain = claim(id="gain")
+    same = claim(id="same", contrast=dict(a=["post_cot_shuffled[token]"], b=["post_cot"]), rule="equivalence", direction="equal", margin=0.05,
+                 requires="gain")
+    for accuracy, verdict in ((0.4, "inconclusive"), (0.6, "supported")):
+        arms = {"label_only": 0.4, "post_cot": accuracy, "post_cot_shuffled[token]": accuracy}
+        table = st.verdicts(predictions(rng, arms, seeds=5, questions=4000), [gain, same], rng).set_index("claim")
+        assert table["p_holm"]["same"] < 0.05 and table["verdict"]["same"] == verdict
+        assert ("no gain to keep" in table["reason"]["same"]) == (verdict == "inconclusive") and "within ±5 points" in table["reason"]["same"]
+
+
+def test_an_interval_is_the_same_whatever_was_computed_before(rng):
+    data, fresh = predictions(rng, ARMS), np.random.default_rng(1)
+    alone = st.paired_difference(data, "post_cot", "pre_cot", rng=np.random.default_rng(1))
+    st.accuracy_table(data, rng=fresh), st.paired_difference(data, "pre_cot", "label_only", rng=fresh)
+    after = st.paired_difference(data, "post_cot", "pre_cot", rng=fresh)
+    assert [after[k] for k in ("low", "high", "p")] == [alone[k] for k in ("low", "high", "p")]
+    assert st.paired_difference(data, "post_cot", "pre_cot", rng=np.random.default_rng(2))["low"] != alone["low"]
+
+
+def test_where_nothing_differs_nothing_is_claimed(rng):
+    """No answer is right in either arm: every per-token value is 0, the interval has no width, and p is 1."""
+    none = predictions(rng, {"post_cot": 0.5, "pre_cot": 0.5}, questions=40).assign(correct_generated=False)
+    rates = claim(contrast=dict(a=["post_cot"], b=["pre_cot"]), measure="correct_per_100_tokens")
+    row = st.verdicts(none, [rates], rng).iloc[0]
+    assert (row["verdict"], row["p"], row["low"], row["high"]) == ("inconclusive", 1.0, 0.0, 0.0)
+    some = st.verdicts(predictions(rng, {"post_cot": 0.5, "pre_cot": 0.5}, questions=40), [rates], rng)
+    pooled = st.pool([st.verdicts(none, [rates], rng), some, some]).iloc[0]
+    assert pooled["studies"] == 2 and pooled["low"] < pooled["estimate"] < pooled["high"]
+
+
+def test_a_number_says_what_it_measures(rng):
+    rows = [claim(id=m, contrast=dict(a=["post_cot"], b=["pre_cot"]), measure=m) for m in st.MEASURES]
+    table = st.verdicts(predictions(rng, ARMS), rows, rng).set_index("claim")
+    assert table["contrast"].tolist() == ["post_cot − pre_cot", "post_cot − pre_cot (answers as written)",
+                                          "post_cot − pre_cot (right answers per 100 tokens)"]
+    assert "points (answers as written)" in table["reason"]["correct_generated"] and "written" not in table["reason"]["correct_choice"]
+    row = table.loc["correct_choice"]
+    assert st.estimate_text(row) == f"{100 * row['estimate']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 
 def test_accuracy_per_token_is_a_ratio_with_its_spread(rng):
@@ -194,7 +246,7 @@ def test_holm_keeps_the_error_of_a_whole_study(rng):
     """Where nothing differs, Holm errs exactly where its first step does: the smallest p below alpha / claims."""
     shape = (1000, 8, 3, 150)
     level = st.two_level(answers(rng, shape, 0.5, 0.03) - answers(rng, shape, 0.5, 0.03), rng, 300)
-    p = st.p_value(st.TwoLevel(level.estimate[:5], level.se_seeds[:5], level.se_questions[:5], *level[3:]))
+    p = st.p_value(st.TwoLevel(level.estimate[:5], level.se_seeds[:5], level.se_questions[:5], level.se_alone[:5], *level[4:]))
     first_step = (np.abs(level.estimate) > st.half_width(level, 0.05 / 8)).any(-1)
     assert first_step[:5].tolist() == [bool((st.holm(row) < 0.05).any()) for row in p]
     assert first_step.mean() <= at_most(0.05, 1000)
@@ -297,6 +349,7 @@ def test_like_is_compared_with_like():
     assert resolve("kept[5,ig]", "kept[15,ig]", "kept[5,random]") == dict(a="kept[5,ig]", b="kept[5,random]")
     assert resolve("kept[5,ig]", "kept[15,random]") is None
     assert st.resolve_contrast(dict(a=["post_cot[label_weight=*]"], b=["post_cot"]), ["post_cot", "post_cot_x"]) is None
+    assert st.resolve_contrast(dict(a=["kept[*,ig]"]), ["kept[0.5,ig]", "kept[10,ig]", "kept[5,ig]"]) == {"a": "kept[5,ig]"}
 
 
 def test_the_claims_cover_the_issue_and_name_no_unknown_arm():
@@ -307,15 +360,21 @@ def test_the_claims_cover_the_issue_and_name_no_unknown_arm():
              "key_tokens_beat_random": "difference", "full_mask_is_label_only": "equivalence",
              "no_reasoning_costs_nothing": "noninferiority", "right_answers_per_token": "difference",
              "own_rationale_beats_swapped": "difference", "rationale_beats_filler": "difference",
-             "label_weight_helps": "difference"}
+             "label_weight_helps": "difference",
+             "shuffled_beats_label_only": "difference", "shuffle_hurts_pre_written": "difference", "key_tokens_beat_label_only": "difference"}
     assert {k: c["rule"] for k, c in claims.items()} == rules
     from cotdistill.format import arm_from_name
+    assert {k for k, c in claims.items() if c.get("requires") == "post_beats_label_only"} == {k for k, rule in rules.items() if rule == "equivalence"}
     for c in claims.values():
         for pattern in sum(c["contrast"].values(), []):
             arm_from_name(pattern.split("[")[0])
 
 
 @pytest.mark.parametrize("text, words", [
+    ("- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, direction: less, margin: 0, rule: difference, requires: y}",
+     "requires 'y'; expected the id of a claim that requires none"),
+    ("- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, direction: less, margin: 0, rule: difference, requires: x}",
+     "requires 'x'; expected the id of a claim that requires none"),
     ("- [", "not YAML"), ("a: 1", "expected a list"), ("- {id: x}", "claim x: fields are"),
     ("- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: m, direction: greater, margin: 0, "
      "rule: difference}", "measure is 'm'"),

@@ -45,13 +45,15 @@ def test_filler_is_neither_the_end_nor_padding_of_a_target(student):
     assert 0 <= student.filler_id < student.model.get_input_embeddings().num_embeddings
 
 
-def test_a_saved_student_loads_from_its_folder_bit_for_bit(student, tmp_path):
+def test_a_saved_student_loads_from_its_folder_bit_for_bit(student, tmp_path, monkeypatch):
     student.model.save_pretrained(tmp_path / "s")
     student.tokenizer.save_pretrained(tmp_path / "s")
     again = load_student(str(tmp_path / "s"))
     assert all(torch.equal(a, b) for a, b in zip(student.model.parameters(), again.model.parameters()))
     assert (again.eos_id, again.bos_ids) == (student.eos_id, student.bos_ids)
     assert again.encode("Question: what is ice?") == student.encode("Question: what is ice?")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_student("~/s").fingerprint == again.fingerprint
     with (tmp_path / "s" / "config.json").open("a") as f:
         f.write(" ")
     assert load_student(str(tmp_path / "s")).fingerprint != again.fingerprint

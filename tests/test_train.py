@@ -1,5 +1,6 @@
 """Training against Hugging Face's own loss, order, weights, checkpoints and resume."""
 
+import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +15,7 @@ from cotdistill.data import DataError
 from cotdistill.evaluate import evaluate, validation_scores
 from cotdistill.format import Arm, arm_from_name
 from cotdistill.students import ROWS, blocks_of, last_block_at_places, learning
-from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, choose_train, collate, encode_all, example_rng,
+from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, checkpoints, choose_train, collate, encode_all, example_rng,
                               fine_tune, fitting, freeze, sparse_embedding, token_losses, trainable, weighted_loss)
 
 ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
@@ -215,6 +216,41 @@ def test_best_epoch_is_kept_by_validation_with_ties_to_the_lower_loss(llama, que
                            replace(QUICK, epochs=4, select="best"), 0, tmp_path / "run", validate)
     assert summary["best_epoch"] == 3
     assert all(torch.equal(v, seen[2][k]) for k, v in trainable(llama.model).items())
+
+
+@pytest.mark.parametrize("killed_after", [3, 4])
+def test_patience_stops_a_resumed_run_where_it_stops_one_left_alone(questions, rationales, tmp_path, killed_after):
+    """Three epochs without a better one stop the run at its fourth; killed before that, or right after it, it must stop there too."""
+    scores, config = [0.5, 0.4, 0.4, 0.4, 0.9, 0.9], replace(QUICK, epochs=6, select="best", patience=3)
+
+    class Killed(Exception):
+        pass
+
+    def train(folder, killed=None):
+        s, seen = tiny("tiny-llama"), []
+
+        def progress(row):
+            seen.append(row["epoch"])
+            if row["epoch"] - 1 == killed:
+                raise Killed
+
+        def validate():
+            done = [json.loads((path / "trainer_state.json").read_text())["epoch"] for _, path in checkpoints(folder)]
+            return {"accuracy": scores[int(max(done, default=0))], "label_nll": 1.0}
+
+        history, summary = fine_tune(s, passes_of(s, questions, rationales, epochs=6), Arm("post_cot"), config, 0, folder, validate, progress)
+        return history, summary, {k: v.clone() for k, v in trainable(s.model).items()}, seen
+
+    wanted, best, weights, _ = train(tmp_path / "whole")
+    assert wanted["epoch"].tolist() == [1, 2, 3, 4] and best["best_epoch"] == 1
+    if killed_after == 3:
+        with pytest.raises(Killed):
+            train(tmp_path / "cut", 3)
+    else:  # as it is when a run is killed while it answers the test questions
+        train(tmp_path / "cut")
+    history, summary, again, seen = train(tmp_path / "cut")
+    assert seen == ([4] if killed_after == 3 else []) and summary == best
+    assert history["loss"].tolist() == wanted["loss"].tolist() and all(torch.equal(v, again[k]) for k, v in weights.items())
 
 
 def test_gradient_accumulation_equals_one_large_batch(llama, questions, rationales, tmp_path):
