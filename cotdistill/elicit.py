@@ -1011,13 +1011,13 @@ def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Pa
         raise DataError(f"mode '{decoding['mode']}'; expected one of {', '.join(MODES)}")
     if teacher not in needs:
         raise DataError(f"teacher '{teacher}'; expected one of {', '.join(needs)}")
+    if not needs[teacher]:
+        raise DataError(f"teacher '{teacher}' has nothing to go by; expected {names[teacher]}")
     uses = {"gold": (), "recorded": ("rationales",), "transformers": ("teacher_model",), "openai": ("teacher_model", "base_url")}
     for name, value in (("rationales", recorded), ("teacher_model", model), ("base_url", base_url)):
         if value and name not in uses[teacher]:
             raise DataError(f"{name} is '{value}', but teacher is '{teacher}', which does not read it; expected teacher "
                             f"{' or '.join(t for t in uses if name in uses[t])}, or {name} left empty")
-    if not needs[teacher]:
-        raise DataError(f"teacher '{teacher}' has nothing to go by; expected {names[teacher]}")
     if teacher == "gold":
         return dict(data.rationales), []
     if teacher == "recorded":

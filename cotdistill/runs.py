@@ -186,23 +186,23 @@ def student_note(base: dict) -> str:
 
 
 def check_arms(arms: list[Arm], stage: str) -> None:
-    """A stage's arms: at least one, none twice, and none of another stage. Raises DataError."""
+    """A stage's arms: at least one, and none twice. Raises DataError."""
     if not arms:
         raise DataError(f"stage {stage} has no arm to run; expected at least one")
     labels = [arm.label for arm in arms]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
         raise DataError(f"arm {twice} stands there twice in stage {stage}; expected each arm once")
-    other = next((arm for arm in arms if arm.corruption), None) if stage == "train" else None
-    if other:
-        place = "attribute" if other.corruption in ("kept", "masked") else "shuffle"
-        raise DataError(f"arms: {other.label} is trained by `make {place}`; expected arms without a corruption in stage train")
 
 
 def check_base(base: dict, arms: list[Arm] | None = None) -> None:
     """Everything about a study that can be wrong, found before the first run starts. arms: of stage train. Raises DataError."""
     if arms is not None:
         check_arms(arms, "train")
+        other = next((arm for arm in arms if arm.corruption), None)
+        if other:
+            place = "attribute" if other.corruption in ("kept", "masked") else "shuffle"
+            raise DataError(f"arms: {other.label} is trained by `make {place}`; expected arms without a corruption here")
     if not base["seeds"]:
         raise DataError("seeds is empty; expected at least one number")
     if len(set(base["seeds"])) < len(base["seeds"]):

@@ -59,7 +59,7 @@ MOMENTS = {
 }
 PATIENCE = 4 * 3600  # seconds; on a busy machine a stage of ten seconds can take an hour
 TIMES = ("train_seconds", "evaluate_seconds", "seal", "files")  # files: compared themselves, but for the date in provenance.json
-LINE = re.compile(r"^\[\d+/\d+\] (.+?) seed (-?\d+): .* (?:\d+ s|(from the store))(?:, about .*)?$", re.M)
+LINE = re.compile(r"^\[\d+/\d+\] (.+?)(?: seed (\d+))?: .* (?:\d+ s|(from the store))(?:, about .*)?$", re.M)
 
 
 # ---------------------------------------------------------------- processes

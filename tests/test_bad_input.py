@@ -126,7 +126,7 @@ def larger_vocabulary(folder: Path) -> None:
 def teacher(name="transformers", **how):
     empty = Dataset("own", ASKED, [], ASKED, {})
     return lambda tmp: elicit.from_teacher(name, ASKED, empty, tmp / "t.jsonl", demonstrations=SHOWN,
-                                           **{"model": "tiny-llama", "base_url": "http://127.0.0.1:9/v1", **how})
+                                           **{"model": "tiny-llama" if name != "gold" else "", "base_url": "http://127.0.0.1:9/v1" if name == "openai" else "", **how})
 
 
 def hyper(**change):
@@ -288,6 +288,8 @@ CASES = {
     "unknown teacher": (teacher("oracle"), "teacher 'oracle'", "expected one of gold, recorded, transformers, openai"),
     "gold without rationales": (teacher("gold"), "teacher 'gold'", "expected rationales in the data"),
     "recorded without a file": (teacher("recorded"), "teacher 'recorded'", "expected `rationales`, a JSONL file"),
+    "a file that is not read": (teacher(recorded="r.jsonl"), "rationales is 'r.jsonl', but teacher is 'transformers'", "expected teacher recorded, or rationales left empty"),
+    "an address that is not read": (teacher(base_url="http://x/v1"), "base_url is 'http://x/v1', but teacher is 'transformers'", "expected teacher openai"),
     "no model": (teacher(model=""), "teacher 'transformers'", "expected `teacher_model`"),
     "no address": (teacher("openai", base_url=""), "teacher 'openai'", "expected `teacher_model` and `base_url`"),
     "address without a scheme": (teacher("openai", base_url="localhost:8000"), "base_url", "expected http(s)://host:port/v1"),

@@ -146,7 +146,7 @@ BAD_BASE = {
     "label too long": (dict(max_label_tokens=1), r"question 'everyday-train-\d+': option \d is \d+ tokens long; expected at most max_label_tokens = 1"),
     "unknown student": (dict(student="./nowhere"), r"student './nowhere': no config.json in that folder"),
     "unknown dtype": (dict(dtype="int4"), "dtype 'int4'"),
-    "nothing fits": (dict(max_length=5, train_size=1), "train_size 1 is larger than the data: 0"),
+    "nothing fits": (dict(max_length=5, train_size=1), r"none of \d+ training questions can be used: 0 \(no rationale\), \d+ \(over 5 tokens\); expected rationales, and a max_length above 5"),
     "missing folder": (dict(data=dict(dataset="no/folder", data_dir="", validation_size=1, data_seed=0, microworld=None, rationales="")), "no such folder"),
     "microworld part": (dict(data=dict(dataset="microworld/space", data_dir="", validation_size=1, data_seed=0, microworld=None, rationales="")),
                         "microworld part 'space'"),
