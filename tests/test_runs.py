@@ -110,6 +110,16 @@ def test_stages_of_different_settings_are_not_compared(base):
         runs.load_predictions("t", ["train", "shuffle"])
 
 
+def test_a_stage_has_arms_and_each_once(base):
+    with pytest.raises(DataError, match="stage shuffle has no arm to run"):
+        runs.run_grid(base, [], "shuffle")
+    with pytest.raises(DataError, match="arm label_only stands there twice in stage train"):
+        runs.run_grid(base, [Arm("label_only"), Arm("post_cot"), Arm("label_only")], "train")
+    with pytest.raises(DataError, match=r"arms: post_cot_shuffled\[token\] is trained by `make shuffle`"):
+        runs.check_base(base, [Arm("label_only"), Arm("post_cot", "shuffled", unit="token")])
+    assert not (runs.artifacts() / "runs").exists()
+
+
 def test_half_made_runs_are_not_runs(base):
     config = runs.make_config(base, Arm("zero_shot"), 0)
     work = runs.artifacts() / "runs" / f"{runs.run_key(config)}.work"

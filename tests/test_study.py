@@ -37,6 +37,7 @@ BAD = {
     "truth for number": ("epochs: true", r"epochs is True \(bool\); expected a whole number"),
     "number for truth": ("keep_weights: 1", r"keep_weights is 1 \(int\); expected true or false"),
     "text for list": ("arms: label_only", r"arms is 'label_only' \(str\); expected a list"),
+    "item given twice": ("arms: [label_only, post_cot, label_only]", r"arms holds 'label_only' twice; expected each item once"),
     "item of another type": ("seeds: [0, x]", r"seeds: an item is 'x' \(str\); expected a whole number"),
     "number for text": ("student: 7", r"student is 7 \(int\); expected a text"),
     "nothing for text": ("student:", r"student is None \(NoneType\); expected a text"),
@@ -62,6 +63,23 @@ def test_a_whole_number_is_a_number_and_an_empty_file_is_the_smoke_study(tmp_pat
     assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own", "lr": 1}
     (tmp_path / "own.yaml").write_text("# nothing\n")
     assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own"}
+
+
+def test_a_stage_alone_needs_the_setting_that_the_earlier_ones_ran_with(tmp_path, monkeypatch):
+    """What notebooks 1 and 2 ran with is kept beside what they made; shuffle alone must not go on from other values."""
+    monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path))
+    (tmp_path / "studies" / "own").mkdir(parents=True)
+    values = {"study": "own", "epochs": 1, "controls": ["filler"]}
+    study.check_made_with(values, ["shuffle"], "own.yaml")  # nothing has run: the notebook will say so
+    for stage in ("elicit", "train"):
+        made = study.notebook_parameters(ROOT / "notebooks" / f"{study.NOTEBOOKS[stage]}.ipynb") | {"study": "own"}
+        (tmp_path / "studies" / "own" / f"{stage}.parameters.json").write_text(json.dumps(made | ({"epochs": 1} if stage == "train" else {})))
+    study.check_made_with(values, ["shuffle"], "own.yaml")
+    for changed, stage in ({"epochs": 7}, "train"), ({"dataset": "openbookqa"}, "elicit"):
+        study.check_made_with(values | changed, ["elicit", "train", "shuffle"], "own.yaml")
+        with pytest.raises(DataError, match=f"own.yaml: {[*changed][0]} is .* but stage {stage} was last run with .* run `make {stage} STUDY=own.yaml` again"):
+            study.check_made_with(values | changed, ["figures"], "own.yaml")
+    study.check_made_with(values | {"epochs": 7}, ["elicit"], "own.yaml")  # an earlier stage than train
 
 
 def test_unknown_study_lists_the_known_ones():
