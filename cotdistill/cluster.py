@@ -249,6 +249,7 @@ def one_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Make one run; 0, or 1 after one line that says what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m cotdistill.cluster",
                                      description="Make one run of a study; under torchrun, with all its processes.")
     run = parser.add_subparsers(dest="command", required=True).add_parser("run")

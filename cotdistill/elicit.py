@@ -84,6 +84,7 @@ class Prompt:
 
     @property
     def text(self) -> str:
+        """The whole prompt, as a teacher without a shared prefix reads it."""
         return self.prefix + self.question + self.tail
 
 

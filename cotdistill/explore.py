@@ -74,6 +74,7 @@ def scores_of(student: Student, example: Example, rationale: str, methods: list[
 
 
 def question_html(example: Example) -> str:
+    """The question and its options as HTML, the gold one marked; all text escaped."""
     options = "\n".join(f"{'● ' if i == example.answer else '○ '}{html.escape(choice)}" for i, choice in enumerate(example.choices))
     return f'{STYLE}<div class="cotdistill-question"><b>{html.escape(example.question)}</b>\n{options}</div>'
 

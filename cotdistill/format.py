@@ -72,6 +72,7 @@ class Arm:
 
     @property
     def uses_rationale(self) -> bool:
+        """Whether its targets hold a rationale, intact or not."""
         return self.placement in ("pre_cot", "post_cot")
 
 

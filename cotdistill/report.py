@@ -18,6 +18,7 @@ import pandas as pd
 
 from cotdistill.data import DataError
 from cotdistill.files import part_of, sweep
+from cotdistill.show import percent
 from cotdistill.study import NOTEBOOKS, load_study, notebook_parameters, root
 
 STYLE = """
@@ -51,9 +52,11 @@ def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataF
     return runs.read_json(runs.study_dir(study) / "verdicts.json", "this command"), table
 
 
-def percent(row: dict) -> str:
-    """"43.2 % [40.1, 46.3]" of an accuracy row."""
-    return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+def _whole_record(record: dict, where: Path | str, study: str) -> dict:
+    """A verdicts.json as this version writes it. Raises DataError for one of before the written answers stood in it."""
+    if "accuracy_written" not in record:
+        raise DataError(f"{where}: no accuracy_written in it, as older versions wrote it; run `make figures STUDY={study}`")
+    return record
 
 
 def findings(record: dict) -> str:
@@ -130,7 +133,8 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
     """Write the site of a study that has run; returns its index.html. Raises DataError where a notebook or the verdicts are missing."""
     from cotdistill import runs
 
-    record = runs.read_json(runs.study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")
+    path = runs.study_dir(study) / "verdicts.json"
+    record = _whole_record(runs.read_json(path, f"`make figures STUDY={study}`"), path, study)
     base, folder = runs.load_base(study), executed / study
     there = [name for name in NOTEBOOKS.values() if (folder / f"{name}.ipynb").is_file()]
     if not there:
@@ -159,6 +163,7 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Print or write what was asked for; 0, or 1 after one line that says what is missing."""
     parser = argparse.ArgumentParser(prog="python -m cotdistill.report", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["verdicts", "site", "readme"])
     parser.add_argument("study", nargs="?", default="quick")
@@ -177,7 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(build_site(study, root() / chosen.executed, runs.artifacts() / "report" / study))
         else:
             path = root() / "README.md"
-            record = json.loads((root() / chosen.executed / study / "verdicts.json").read_text(encoding="utf-8"))
+            made = root() / chosen.executed / study / "verdicts.json"
+            record = _whole_record(json.loads(made.read_text(encoding="utf-8")), made, study)
             path.write_text(render_readme(path.read_text(encoding="utf-8"), record), encoding="utf-8")
         return 0
     except (DataError, FileNotFoundError) as error:

@@ -229,6 +229,7 @@ def render(text: str, costs: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Render README's prediction or gather the costs behind it; 0, or 1 after one line that says what is missing."""
     parser = argparse.ArgumentParser(prog="python -m cotdistill.scale", description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["readme", "costs"], default="readme")
     try:

@@ -45,8 +45,8 @@ class _Both:
 
 
 def percent(rows):
-    """Rows of `stats.accuracy_table` as "43.2 % [40.1, 46.3]"; a row gives a text, a table a series of texts."""
+    """Rows of `stats.accuracy_table` as "43.2 % [40.1, 46.3]"; a row (or a dict of one) gives a text, a table a series of texts."""
     def one(row):
         return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
-    return one(rows) if isinstance(rows, pd.Series) else rows.apply(one, axis=1)
+    return one(rows) if isinstance(rows, (pd.Series, dict)) else rows.apply(one, axis=1)

@@ -336,6 +336,7 @@ def status(study: str) -> list[dict]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run stages or show their status; 0, or 1 after one line that says what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m cotdistill.study", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")

@@ -65,6 +65,14 @@ def test_verdicts_in_the_terminal_are_those_of_the_notebook(smoke):
     assert path.with_suffix(".csv").is_file()
 
 
+def test_verdicts_of_an_older_version_say_what_to_run(smoke, tmp_path):
+    (tmp_path / "smoke").mkdir()
+    record = json.loads((smoke[0] / "artifacts" / "studies" / "smoke" / "verdicts.json").read_text())
+    (tmp_path / "smoke" / "verdicts.json").write_text(json.dumps({k: v for k, v in record.items() if k != "accuracy_written"}))
+    done = command(smoke, "readme", "smoke", "--executed", str(tmp_path))
+    assert done.returncode == 1 and "no accuracy_written in it" in done.stderr and "`make figures STUDY=smoke`" in done.stderr
+
+
 def test_missing_study_says_what_to_run(smoke):
     done = command(smoke, "site", "nothing")
     assert done.returncode == 1 and "`make figures STUDY=nothing`" in done.stderr and done.stderr.count("\n") == 1
