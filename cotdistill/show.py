@@ -19,8 +19,9 @@ def table(frame: pd.DataFrame, digits: int = 2) -> None:
         return html.escape(str(value))
 
     flat = frame.reset_index() if frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex) else frame
-    head = "".join(f"<th>{html.escape(_plain(c))}</th>" for c in flat.columns)
-    left = ' style="text-align: left; vertical-align: top"'  # texts; notebooks set all cells to the right
+    left = ' style="text-align: left; vertical-align: top"'  # texts, and the heads above them; notebooks set all cells to the right
+    texts = [any(isinstance(v, str) for v in flat.iloc[:, i]) for i in range(flat.shape[1])]
+    head = "".join(f"<th{left if text else ''}>{html.escape(_plain(c))}</th>" for c, text in zip(flat.columns, texts))
     body = "".join("<tr>" + "".join(f"<td{left if isinstance(v, str) else ''}>{cell(v)}</td>" for v in row) + "</tr>" for row in flat.itertuples(index=False))
     text = " | ".join(map(_plain, flat.columns)) + "\n" + "\n".join(" | ".join(re.sub("<.*?>", "", cell(v)) for v in row)
                                                                     for row in flat.itertuples(index=False))
