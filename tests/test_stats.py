@@ -141,8 +141,8 @@ def test_where_nothing_differs_nothing_is_claimed(rng):
     rates = claim(contrast=dict(a=["post_cot"], b=["pre_cot"]), measure="correct_per_100_tokens")
     row = st.verdicts(none, [rates], rng).iloc[0]
     assert (row["verdict"], row["p"], row["low"], row["high"]) == ("inconclusive", 1.0, 0.0, 0.0)
-    some = st.verdicts(predictions(rng, {"post_cot": 0.5, "pre_cot": 0.5}, questions=40), [rates], rng)
-    pooled = st.pool([st.verdicts(none, [rates], rng), some, some]).iloc[0]
+    some = [st.verdicts(predictions(rng, {"post_cot": 0.5, "pre_cot": 0.5}, questions=40), [rates], rng) for _ in range(2)]
+    pooled = st.pool([st.verdicts(none, [rates], rng), *some]).iloc[0]
     assert pooled["studies"] == 2 and pooled["low"] < pooled["estimate"] < pooled["high"]
 
 
