@@ -19,7 +19,7 @@ import pandas as pd
 from cotdistill.data import DataError
 from cotdistill.files import part_of, sweep
 from cotdistill.show import percent
-from cotdistill.study import NOTEBOOKS, load_study, notebook_parameters, root
+from cotdistill.study import NOTEBOOKS, load_study, root, stage_parameters
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --paper: #fff; --tint: #f5f7fa; --link: #0b5394; }
@@ -61,11 +61,12 @@ def _whole_record(record: dict, where: Path | str, study: str) -> dict:
 
 def findings(record: dict) -> str:
     """The findings of a study as Markdown, rendered from its verdicts.json alone: accuracies with n, seeds and interval, verdicts."""
-    rows, written = record["accuracy"], {r["arm"]: r for r in record["accuracy_written"]}
+    rows = record["accuracy"]
     seeds, n = max(r["seeds"] for r in rows), rows[0]["n"]
     lines = [f"Study `{record['study']}`: {record['dataset']}, {record['student']}, {n} test questions, {seeds} seed{'s' if seeds > 1 else ''}.", "",
              "| arm | forced choice, 95 % interval | written answer, 95 % interval | cut off | tokens per answer |", "|---|---|---|---|---|"]
-    lines += [f"| {r['arm']} | {percent(r)} | {percent(written[r['arm']])} | {100 * r['cut_off'] / r['answers']:.0f} % | {r['tokens_per_question']:.1f} |" for r in rows]
+    lines += [f"| {r['arm']} | {percent(r)} | {percent(w)} | {100 * r['cut_off'] / r['answers']:.0f} % | {r['tokens_per_question']:.1f} |"
+              for r, w in zip(rows, record["accuracy_written"])]
     lines += ["", "| claim | verdict | why |", "|---|---|---|"]
     lines += [f"| {v['words']} | **{v['verdict']}** | {v['reason']} |" for v in record["verdicts"] if v["verdict"] != "not measured"]
     missing = [v["claim"] for v in record["verdicts"] if v["verdict"] == "not measured"]
@@ -172,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     study = Path(chosen.study).stem if chosen.study.endswith((".yaml", ".yml")) else chosen.study
     try:
         if chosen.what == "verdicts":
-            asked = notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS['figures']}.ipynb") | load_study(chosen.study)
+            asked = stage_parameters("figures", load_study(chosen.study))
             _, table = make_verdicts(study, asked["alpha"], asked["bootstrap"])
             for row in table.itertuples():
                 print(f"{row.verdict:13} {row.claim:26} {row.reason}" + (f" Needed: {row.needed}." if row.needed else ""))

@@ -523,7 +523,7 @@ def _minutes(seconds: float) -> str:
 
 
 def load_stage(study: str, stage: str) -> list[dict]:
-    """The plan of a stage with each run's metrics. Raises DataError where a run is missing: run the stage first."""
+    """The plan of a stage with each run's metrics and config. Raises DataError where a run is missing: run the stage first."""
     path = study_dir(study) / f"{stage}.json"
     plan, damaged = read_json(path, f"`make {stage} STUDY={study}`"), f"{path}: damaged; expected the plan of stage {stage}: run `make {stage} STUDY={study}`"
     try:
@@ -538,7 +538,7 @@ def load_stage(study: str, stage: str) -> list[dict]:
         if row["metrics"] is None:
             raise DataError(f"study '{study}': run {row['key'][:12]} ({row['label']}, seed {row['seed']}) is not complete; "
                             f"run `make {stage} STUDY={study}`")
-        config = read_json(artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`")
+        row["config"] = config = read_json(artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`")
         if (config["arm"], config["seed"]) != (arm_dict(Arm(**row["arm"])), row["seed"]):
             raise DataError(damaged)
     return plan
@@ -560,11 +560,9 @@ def load_predictions(study: str, stages: list[str], *, dataset: str = "", studen
             if row["key"] in seen:
                 continue
             seen.add(row["key"])
-            config = read_json(artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`")
-            for name in SHARED + SHARED_BY_SEED:
-                place = (name, row["seed"]) if name in SHARED_BY_SEED else name
-                first, value = setting.setdefault(place, (stage, config[name])) if name in config else (stage, None)
-                if name in config and value != config[name]:
+            for name in (name for name in SHARED + SHARED_BY_SEED if name in row["config"]):
+                first, value = setting.setdefault((name, row["seed"] if name in SHARED_BY_SEED else None), (stage, row["config"][name]))
+                if value != row["config"][name]:
                     raise DataError(f"study '{study}': {row['label']}, seed {row['seed']} of stage {stage} was made with other {name} than the runs of stage "
                                     f"{first}; expected one setting in all stages: run `make {stage} STUDY={study}`")
             frame = pd.read_json(artifacts() / "runs" / row["key"] / "predictions.jsonl", lines=True, dtype={"id": str})

@@ -409,8 +409,9 @@ def load_claims(path: str | Path) -> list[dict]:
     repeated = [name for name, times in Counter(claim["id"] for claim in claims).items() if times > 1]
     if repeated:
         raise DataError(f"{path}: claim {repeated[0]} appears more than once; expected unique ids")
+    standing = [claim["id"] for claim in claims if "requires" not in claim]
     for claim in claims:
-        if claim.get("requires", claim["id"]) not in {other["id"] for other in claims if "requires" not in other} | {claim["id"]} - {claim.get("requires")}:
+        if "requires" in claim and claim["requires"] not in standing:
             raise DataError(f"{path}: claim {claim['id']}: requires {claim['requires']!r}; expected the id of a claim that requires none")
     return claims
 
@@ -460,21 +461,20 @@ def _judge(claim: dict, level: TwoLevel) -> tuple[float, str]:
     return float(p_value(level, null)), "supported" if above != (claim["direction"] == "less") else "contradicted"
 
 
-def _amount(x: float, measure: str) -> str:
-    return f"{x:+.2f}{MEASURED_BY[measure]}" if measure == "correct_per_100_tokens" else f"{100 * x:+.1f} points{MEASURED_BY[measure]}"
+def _number(x: float, measure: str) -> str:
+    return f"{x:+.2f}" if measure == "correct_per_100_tokens" else f"{100 * x:+.1f}"
 
 
 def estimate_text(row: pd.Series) -> str:
     """A verdict's estimate with its 95 % interval: "-0.3 [-8.0, +7.4]", in points or, as its contrast says, right answers per 100 tokens."""
-    scale, digits = (1, 2) if row["measure"] == "correct_per_100_tokens" else (100, 1)
-    value, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("estimate", "low", "high"))
+    value, low, high = (_number(row[name], row["measure"]) for name in ("estimate", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
 def _reason(claim: dict, row: dict, alpha: float) -> str:
     """One sentence for the verdict, with the numbers it rests on."""
-    number = _amount(row["estimate"], claim["measure"])
-    low, high = (_amount(row[k], claim["measure"]).split()[0] for k in ("low", "high"))
+    value, low, high = (_number(row[k], claim["measure"]) for k in ("estimate", "low", "high"))
+    number = value + ("" if claim["measure"] == "correct_per_100_tokens" else " points") + MEASURED_BY[claim["measure"]]
     if row["seeds"] == 1:
         return (f"One seed: how much seeds vary is unknown, so nothing is claimed. In this one run {number} "
                 f"({low} to {high}, questions only).")

@@ -233,13 +233,19 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
     tidy(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
     with whole(_parameters_file(values["study"], stage)) as made:
-        made.write_text(json.dumps(notebook_parameters(source) | mine, indent=1, sort_keys=True), encoding="utf-8")
+        made.write_text(json.dumps(stage_parameters(stage, values), indent=1, sort_keys=True), encoding="utf-8")
     broken.unlink(missing_ok=True)
     if stage == "figures":  # what the README's findings are rendered from stands beside the notebooks
         made = artifacts() / "studies" / values["study"]
         for file in (made / "verdicts.json", made / "figures" / "forest.png", made / "figures" / "placement.png"):
             with whole(folder / file.name) as copy:
                 shutil.copy(file, copy)
+
+
+def stage_parameters(stage: str, values: dict) -> dict:
+    """All parameters of a stage's notebook: its defaults, and the study's values in their places."""
+    defaults = notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
+    return defaults | {key: value for key, value in values.items() if key in defaults}
 
 
 def _parameters_file(study: str, stage: str) -> Path:
@@ -249,17 +255,17 @@ def _parameters_file(study: str, stage: str) -> Path:
 def check_made_with(values: dict, stages: list[str], where: str) -> None:
     """Notebooks 1 and 2 fix the data, the student and the training for all that follow. Where they are not among `stages`, their last
     run must have been with the parameters that the study has now. Raises DataError naming the first that was changed since."""
+    order = list(NOTEBOOKS)
     for stage in ("elicit", "train"):
-        if stage in stages or list(NOTEBOOKS).index(stage) > max(list(NOTEBOOKS).index(s) for s in stages):
+        if stage in stages or stage not in order[:max(map(order.index, stages))]:
             continue
         try:
             made = json.loads(_parameters_file(values["study"], stage).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # not run yet, or by an older version: the notebooks say what they lack
             continue
-        now = notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb") | {key: value for key, value in values.items() if key in made}
-        for key in sorted(now):
-            if made.get(key, now[key]) != now[key]:
-                raise DataError(f"{where}: {key} is {reprlib.repr(now[key])}, but stage {stage} was last run with {reprlib.repr(made[key])}; expected "
+        for key, now in sorted(stage_parameters(stage, values).items()):
+            if made.get(key, now) != now:
+                raise DataError(f"{where}: {key} is {reprlib.repr(now)}, but stage {stage} was last run with {reprlib.repr(made[key])}; expected "
                                 f"one setting in all stages: run `make {stage} STUDY={where}` again, and the stages after it")
 
 

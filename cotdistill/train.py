@@ -490,10 +490,6 @@ def stored(store: dict) -> int:
     return sum(t.nbytes for group in store.values() for t in group)
 
 
-def _group_key(layers: int, group: list[Encoded]) -> tuple:
-    return layers, tuple(e.ids for e in group)
-
-
 @torch.no_grad()
 def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict) -> list[torch.Tensor] | None:
     """What the lowest `layers` blocks make of each sequence but its last token (`collate`), [tokens - 1, width] each; None where there is
@@ -507,20 +503,21 @@ def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict
         return None
     blocks, seen, found = blocks_of(model), [], [None] * len(data)
     order = sorted(range(len(data)), key=lambda i: data[i].id)
-    groups = [[data[i] for i in order[a:a + 16]] for a in range(0, len(order), 16)]
-    if stored(store) + size - sum(stored({0: store[key]}) for key in (_group_key(layers, g) for g in groups) if key in store) > TRUNK_LIMIT:
+    parts = [order[a:a + 16] for a in range(0, len(order), 16)]
+    keys = [(layers, tuple(data[i].ids for i in part)) for part in parts]
+    if stored(store) + size - stored({key: store[key] for key in keys if key in store}) > TRUNK_LIMIT:
         store.clear()
     hook = blocks[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0][0]))
     try:
         with attending(model, "packed"), prepacked(model), calling({block: _nothing for block in blocks[layers:]}):
-            for group, places in zip(groups, (order[a:a + 16] for a in range(0, len(order), 16))):
-                key = _group_key(layers, group)
+            for part, key in zip(parts, keys):
                 if key not in store:
+                    group = [data[i] for i in part]
                     batch, lengths = collate(group), [len(e.ids) - 1 for e in group]
                     model.base_model(use_cache=False, **{name: batch[name].to(model.device) if name != "cu_seq_lens_q" else batch[name]
                                                          for name in ("input_ids", "position_ids", "cu_seq_lens_q")})
-                    store[key] = [part.clone() for part in seen.pop()[:sum(lengths)].split(lengths)]
-                for i, states in zip(places, store[key]):
+                    store[key] = [states.clone() for states in seen.pop()[:sum(lengths)].split(lengths)]
+                for i, states in zip(part, store[key]):
                     found[i] = states
     finally:
         hook.remove()
