@@ -112,6 +112,10 @@ def on_ray(base: dict, rows: list[dict], stage: str, say):
     collected is in its store; what its workers had finished, or a checkpoint of, is in theirs. Raises DataError where a run ends in
     one, where a run is lost `RETRIES` times, or where what came back does not match its checksums."""
     wanted, folder = settings(), runs.study_dir(base["study"])
+    if not wanted["gpus"] and base["device"] not in ("auto", "cpu"):
+        raise DataError(f"device '{base['device']}' with GPUS_PER_RUN 0; expected a GPUS_PER_RUN above 0, or device auto or cpu")
+    if not wanted["gpus"] and torch.cuda.is_available():
+        say("    GPUS_PER_RUN is 0: runs use the CPU only", flush=True)
     ray = connect(wanted["cpus"])
     with held(folder / f"{stage}.ray.lock", f"stage {stage} of {base['study']}", say):  # a second driver of this stage waits, then finds the runs
         mark, token = folder / f"{stage}.ray", uuid.uuid4().hex
@@ -119,7 +123,7 @@ def on_ray(base: dict, rows: list[dict], stage: str, say):
         place = wanted | {"artifacts": str(artifacts().resolve()), "mark": str(mark.resolve()), "token": token}
         task = ray.remote(num_cpus=wanted["cpus"], num_gpus=wanted["gpus"], max_retries=RETRIES, retry_exceptions=False,
                           scheduling_strategy="SPREAD")(work)
-        here = base | {"student": runs.resolve(base["student"])}
+        here = base | {"student": runs.resolve(base["student"])} | ({} if wanted["gpus"] else {"device": "cpu"})  # Ray hides no GPU from a task that asks for none
         given, put, pending, found = ray.put((here, runs.study_data(base), _versions())), {"": None}, {}, []
         for row in rows:
             metrics = runs.load_metrics(row["key"])
@@ -234,6 +238,7 @@ def one_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
     questions. Returns its metrics (None on the others). Raises DataError for an unknown arm or a study without notebook 01."""
     base, arm = runs.study_base(study), arm_from_name(arm_name)
     runs.check_base(base | {"seeds": [seed]})
+    runs.check_positions(base, [arm])
     if ranks()[0]:
         folder = told(None)
         if folder:  # the first process found no run in the store and is about to train it

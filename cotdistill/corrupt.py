@@ -111,7 +111,7 @@ def corrupt(ids: list[int], arm: Arm, rng: np.random.Generator | None, *, filler
     groups: each token's unit (None: every token is one); scores: one importance per token, for a selector
     other than "random". shuffled: units in random order. masked: exactly round(amount * units) of them
     hidden, their tokens replaced by `filler_id` or deleted. kept: the `n_kept` units with the highest scores,
-    in their order, nothing else. filler: every token is `filler_id`. swapped and intact: unchanged (a swap
+    in their order, nothing else (selector "human": of those that were selected). filler: every token is `filler_id`. swapped and intact: unchanged (a swap
     happens between questions)."""
     if not ids or arm.corruption in ("", "swapped"):
         return list(ids)
@@ -138,6 +138,8 @@ def corrupt(ids: list[int], arm: Arm, rng: np.random.Generator | None, *, filler
         order = rank_units(units, scores, len(ids))
     if arm.corruption == "kept":
         chosen = order[:n_kept(arm.amount, len(units))]
+        if arm.selector == "human":  # the others, all 0, would come in from the first on
+            chosen = [unit for unit in chosen if any(scores[position] > 0 for position in units[unit])]
         return [ids[position] for position in sorted(p for unit in chosen for p in units[unit])]
     if arm.corruption == "masked":
         if arm.order == "least" and arm.selector != "random":  # ties go to the earlier unit here too
@@ -165,9 +167,10 @@ def corrupt_text(student: Student, text: str, ids: list[int], arm: Arm, rng: np.
     return corrupt(ids, arm, rng, filler_id=filler_id, scores=scores, groups=groups)
 
 
-def swap_partners(lengths: dict[str, int], rng: np.random.Generator, bucket: int = 8) -> dict[str, str]:
+def swap_partners(lengths: dict[str, int], rng: np.random.Generator, bucket: int = 8, texts: dict[str, str] | None = None,
+                  tries: int = 1000) -> dict[str, str]:
     """For each id another id whose rationale it gets: never its own, about as long, and each given away
-    exactly once.
+    exactly once. With texts also not one that reads the same, where `tries` draws find such partners.
 
     Ids are sorted by length (ties in random order) and cut into buckets of `bucket` (the last one takes the
     rest, up to twice as many); within a bucket a random cycle is drawn (Sattolo's algorithm). The dict's
@@ -180,9 +183,16 @@ def swap_partners(lengths: dict[str, int], rng: np.random.Generator, bucket: int
     borders = [*range(0, max(1, len(ids) - bucket + 1), bucket), len(ids)]
     partners = {}
     for a, b in zip(borders, borders[1:]):
-        donors = ids[a:b]
-        for i in range(len(donors) - 1, 0, -1):
-            j = int(rng.integers(i))
-            donors[i], donors[j] = donors[j], donors[i]
-        partners |= dict(zip(ids[a:b], donors))
+        best = None
+        for _ in range(tries):
+            donors = ids[a:b]
+            for i in range(len(donors) - 1, 0, -1):
+                j = int(rng.integers(i))
+                donors[i], donors[j] = donors[j], donors[i]
+            drawn = dict(zip(ids[a:b], donors))
+            same = sum(texts[id] == texts[donor] for id, donor in drawn.items()) if texts else 0
+            best = min(best or (same, drawn), (same, drawn), key=lambda found: found[0])
+            if not best[0]:
+                break
+        partners |= best[1]
     return {id: partners[id] for id in lengths}

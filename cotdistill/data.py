@@ -151,7 +151,7 @@ def _field(row: dict, name: str, where: str):
 
 
 def answer_index(answer, n_choices: int, where: str) -> int:
-    """An answer given as an option letter ("B"), an index from 0 (1) or a digit letter ("2", official in some sets)."""
+    """An answer given as an option letter ("B") or an index from 0 (1)."""
     index = answer
     if isinstance(answer, str):
         text = answer.strip()
@@ -163,7 +163,8 @@ def answer_index(answer, n_choices: int, where: str) -> int:
 
 
 def make_example(id, question, choices, answer, where: str) -> Example:
-    """Check one question and build it. White space inside an option is collapsed: a label must stay on one line."""
+    """Check one question and build it. White space inside an option is collapsed: a label must stay on one line. Where the right option
+    stands there twice (in some official questions), the first of the two is the answer: equal texts are one answer."""
     if not is_text(id):
         raise DataError(f"{where}: id {reprlib.repr(id)}; expected a text that is not empty")
     where = f"{where} (id {id})"
@@ -179,7 +180,12 @@ def make_example(id, question, choices, answer, where: str) -> Example:
         if not is_text(choice):
             raise DataError(f"{where}: choice {reprlib.repr(choice)}; expected a text that is not empty")
     choices = tuple(" ".join(choice.split()) for choice in choices)
-    return Example(id, question.strip(), choices, answer_index(answer, len(choices), where))
+    return Example(id, question.strip(), choices, first_equal(choices, answer_index(answer, len(choices), where)))
+
+
+def first_equal(choices: tuple[str, ...], option: int) -> int:
+    """The first option with the same text: where an option stands there twice, both are one answer."""
+    return choices.index(choices[option])
 
 
 def _lettered(choices: dict, where: str) -> tuple[list, list]:
@@ -277,14 +283,20 @@ def load_rationales(path: str | Path, examples: list[Example]) -> dict[str, Rati
             raise DataError(f"{where}: duplicate rationale for id '{id}'; expected one line per question")
         text, answer = _field(row, "rationale", where), row.get("answer")
         check_rationale(text, f"{where} (id {id})")
+        if isinstance(answer, str) and answer.strip().isdigit():
+            raise DataError(f"{where} (id {id}): answer '{answer}'; expected a letter, or an index from 0 as a number")
+        choices = by_id[id].choices
         try:
-            answer = None if answer is None else answer_index(answer, len(by_id[id].choices), where)
+            answer = None if answer is None else first_equal(choices, answer_index(answer, len(choices), where))
         except DataError:  # a teacher may conclude anything: what names no option is an abstention on its quality card
             answer = None
         text, spans = " ".join(text.split()), row.get("key_spans", [])
         if not isinstance(spans, list) or not all(isinstance(s, list) and len(s) == 2 and all(type(i) is int for i in s)
                                                   and 0 <= s[0] <= s[1] <= len(text) for s in spans):
             raise DataError(f"{where} (id {id}): key_spans {reprlib.repr(spans)}; expected a list of [start, end] within the rationale")
+        if spans and text != row["rationale"]:
+            raise DataError(f"{where} (id {id}): key_spans of a rationale with line breaks, double spaces or spaces around it, which are "
+                            "collapsed here; expected single spaces")
         found[id] = Rationale(id, text, answer, tuple(map(tuple, spans)))
     if not any(rationale.text for rationale in found.values()):
         raise DataError(f"{path}: covers none of the {len(by_id)} training questions; expected at least one rationale")

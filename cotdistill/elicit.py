@@ -38,7 +38,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from cotdistill.data import (LETTERS, DataError, Example, Rationale, answer_index, disk_error, fingerprint, load_rationales,
+from cotdistill.data import (LETTERS, DataError, Example, Rationale, answer_index, disk_error, fingerprint, first_equal, load_rationales,
                              make_example, one_line, read_bytes, read_text)
 from cotdistill.files import held, whole
 from cotdistill.format import prompt_text
@@ -201,11 +201,12 @@ def prompt_ids(student, prompt: Prompt) -> tuple[list[int], list[int]]:
 
 _ANSWER_LINE = re.compile(r"(?im)^[ \t*#]*(?:the |final |correct |best )*answer[ \t*]*[:=][ \t*]*(?P<said>.*)$")
 _STATED = re.compile(r"(?i)\b(?:answer|(?:correct|right|best) (?:option|choice|one))\s+(?:is|must be|should be|has to be|would be)"
-                     r"\s*:?\s*(?P<said>(?!not\b)[^\n.!?;]*)")
-_TURN = re.compile(r"(?i)(?:\b(?:actually|no|wait|rather|correction)\b\s*[,:.]?\s*)+(?:(?:it|that)(?:'s| is| should be| must be)\s+)?"
+                     r"(?!\s*:?\s*not\b)\s*:?\s*(?P<said>[^\n.!?;]*)")
+_TURN = re.compile(r"(?i)(?:\b(?:actually|wait|correction)\b\s*[,:.]?\s*|\bor rather\b\s*[,:.]?\s*|\b(?:no|rather)\b\s*[,:.]\s*)+(?:(?:it|that)(?:'s| is| should be| must be)\s+)?"
                    r"(?P<said>[^\n.!?;]+)")
 _CLOSING = re.compile(r"(?i)(?:^|(?<=[.!?;,]))\s*(?:(?:and |so|thus|therefore|hence|that is why)\b,?\s*)?\bthe (?:correct |right |best |final )?"
-                      r"(?:answer|option|choice) (?:is|must be)\b(?!\s+not\b)[^.!?]*[.!?]?\s*$")
+                      r"(?:answer|option|choice) (?:is|must be)\b(?!\s+not\b)(?![^.!?]*(?:\b(?:because|since)\b|,\s*as\b))[^.!?]*[.!?]?\s*$")
+_BECAUSE = re.compile(r"(?i)\b(?:because|since)\b.*")
 
 
 class Parsed(NamedTuple):
@@ -232,18 +233,21 @@ def _contains(words: list[str], part: list[str]) -> bool:
 
 def options_said(said: str, choices: tuple[str, ...], whole: bool = False) -> list[int]:
     """The options that a stated answer names: by text, by letter ("(B)", "B.", "option B"), or both (two options where
-    they disagree). whole=True asks for nothing else beside it."""
-    words, texts = _bare(said), [_bare(choice) for choice in choices]
+    they disagree, or where it leaves them open: "(A) or (B)"). Equal options are one, the first. whole=True asks for nothing else beside it."""
+    words, texts = _bare(said), [_bare(choice) if first_equal(choices, i) == i else [] for i, choice in enumerate(choices)]
     alone = re.fullmatch(r"[\s*]*\(([A-Z])\)[\s*.]*", said)
     if alone and LETTERS.find(alone[1]) < len(choices):  # the form that was asked for, also where an option's text is a letter
-        return [LETTERS.find(alone[1])]
+        return [first_equal(choices, LETTERS.find(alone[1]))]
     exact = [i for i, text in enumerate(texts) if text and text == words]
     if len(exact) == 1:
         return exact
     head = re.match(r"[\s*\"'\[]*(?:(?i:option|choice|letter)\s+)?(\()?([A-Z])(?(1)\)|(?![\w']))", said)
     letter = LETTERS.find(head[2]) if head else -1
     if 0 <= letter < len(choices):
-        rest = said[head.end():]
+        letter, rest = first_equal(choices, letter), said[head.end():]
+        two = re.match(r"\s*(?:/|,?\s*or\b|,?\s*and\b(?=\s*\([A-Z]\)[\s*.]*$))\s*\(([A-Z])\)", rest)
+        if two and LETTERS.find(two[1]) < len(choices):
+            return list(dict.fromkeys([letter, first_equal(choices, LETTERS.find(two[1]))]))
         tail = _bare(rest)
         other = [i for i, text in enumerate(texts) if text and text == tail]
         if other and letter not in other:
@@ -277,15 +281,17 @@ def parse_completion(raw: str, example: Example) -> Parsed:
     """A raw completion -> rationale, concluded answer, contradiction.
 
     What comes after the next "Question:" and inside <think> is cut. The last stated answer counts; the rationale is the
-    text before the "Answer:" line (or after it, where the answer came first) without a closing "So the answer is (B)"."""
+    text before the "Answer:" line (where the answer came first: its "because ..." and what follows, up to another one) without a closing
+    "So the answer is (B)"."""
     text = raw.rpartition("</think>")[2]
     text = ("\n" + text).split(STOP)[0].strip()
     said = conclusions(text, example.choices)
     line = _ANSWER_LINE.search(text)
     body = text if line is None else text[:line.start()]
     if line and not body.strip():
-        body = text[line.end():]
-    body = " ".join(re.sub(r"^\s*\**Reason:?\**:?", "", body).split())
+        reason, again = _BECAUSE.search(line["said"]), _ANSWER_LINE.search(text, line.end())
+        body = (reason[0] if reason else "") + text[line.end():again.start() if again else None]
+    body = " ".join(re.sub(r"(?i)^\s*\**\s*reason(?:ing)?\s*\**\s*:\**\s*", "", body).split())
     body = _CLOSING.sub("", body).strip().strip("*").strip()
     return Parsed(body, said[-1][0] if said and len(said[-1]) == 1 else None, len({i for s in said for i in s}) > 1)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cotdistill.data import Example
+from cotdistill.data import Example, first_equal
 from cotdistill.format import label_text, parse_answer, prompt_text
 from cotdistill.students import GrowingLayer, Student, blocks_of, growing_cache, next_token_logits, prepacked
 from cotdistill.train import TRUNK_LIMIT, has_trunk, starting_from_trunk, stored
@@ -55,6 +55,14 @@ def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inpu
     return found
 
 
+def _prompts_key(prompts: list[list[int]]) -> tuple:
+    return "prompts", tuple(map(tuple, prompts))
+
+
+def _options_key(prompts: list[list[int]], options: list[list[list[int]]]) -> tuple:
+    return "options", tuple(map(tuple, prompts)), tuple(tuple(map(tuple, row)) for row in options)
+
+
 @torch.no_grad()
 def start(student: Student, sequences: list[list[int]], trunk: tuple[int, dict] | None = None) -> Decoding:
     """Run the prompts, padded on the left to one length. With `trunk` (see `_hidden`) nothing can be fed to the result, only
@@ -66,7 +74,7 @@ def start(student: Student, sequences: list[list[int]], trunk: tuple[int, dict] 
         ids[row, longest - len(sequence):] = torch.tensor(sequence)
         real[row, longest - len(sequence):] = True
     positions, cache = (real.cumsum(1) - 1).clamp(min=0), growing_cache()
-    hidden = _hidden(student, trunk, ("prompts", tuple(map(tuple, sequences))), input_ids=ids.to(device), attention_mask=real.to(device),
+    hidden = _hidden(student, trunk, _prompts_key(sequences), input_ids=ids.to(device), attention_mask=real.to(device),
                      position_ids=positions.to(device), past_key_values=cache, use_cache=True)
     return Decoding(cache, real, real.sum(1), next_token_logits(student.model, hidden[:, -1]).cpu())
 
@@ -146,12 +154,12 @@ def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[
 
 @torch.no_grad()
 def score_options(student: Student, state: Decoding, options: list[list[list[int]]], trunk: tuple[int, dict] | None = None,
-                  key: tuple = ()) -> tuple[list[list[float]], list[list[int] | None]]:
+                  prompts: list[list[int]] = ()) -> tuple[list[list[float]], list[list[int] | None]]:
     """log p(option | sequence so far) in nats, the sum over its tokens, for each question's options; and the greedy
     continuation where it is one of them or ends at once (None: it is neither, decode it).
 
     All options of a question run in one row after its cached prefix, without their last tokens (nothing is asked of
-    these); a mask lets each see the prefix and itself only. The cache is left as it was. trunk: as in `start`; key: the prompts."""
+    these); a mask lets each see the prefix and itself only. The cache is left as it was. trunk: as in `start`; prompts: what that was given."""
     device, prefix = student.model.device, state.real.shape[1]
     width = max(sum(len(option) - 1 for option in row) for row in options)
     ids = torch.full((len(options), width), student.pad_id)
@@ -171,7 +179,7 @@ def score_options(student: Student, state: Decoding, options: list[list[list[int
     if width:
         mask = torch.cat([state.real[:, None].expand(-1, width, -1), own], 2)[:, None]
         bias = torch.zeros(mask.shape, dtype=student.model.dtype).masked_fill(~mask, torch.finfo(student.model.dtype).min)
-        hidden = _hidden(student, trunk, ("options", key, tuple(tuple(map(tuple, row)) for row in options)), input_ids=ids.to(device),
+        hidden = _hidden(student, trunk, _options_key(prompts, options), input_ids=ids.to(device),
                          attention_mask=bias.to(device), position_ids=positions.to(device), past_key_values=state.cache, use_cache=True)
         for layer in state.cache.layers:
             if layer.is_initialized:
@@ -219,7 +227,11 @@ def evaluate(student: Student, examples: list[Example], placement: str, label_fo
         for begin in range(0, len(order), batch_size):
             rows = order[begin:begin + batch_size]
             asked = [prompts[i] for i in rows]
-            state = start(student, asked, trunk)
+            options = [[student.encode(label_text(examples[i], o, label_format)) for o in range(len(examples[i].choices))]
+                       for i in rows]
+            known = {(trunk[0], *key) in trunk[1] for key in (_prompts_key(asked), _options_key(asked, options))} if trunk else set()
+            above = trunk if len(known) == 1 else None  # the store may have had room for the prompts only: their caches lack the frozen blocks
+            state = start(student, asked, above)
             thoughts, cut = [[]] * len(rows), [False] * len(rows)
             if placement == "pre_cot":
                 thoughts, state = greedy(student, state, max_new_tokens, rationale_stop)
@@ -228,12 +240,10 @@ def evaluate(student: Student, examples: list[Example], placement: str, label_fo
                 add = torch.tensor([rationale_stop] * len(rows))  # a rationale that never ended is asked for its answer all the same
                 if any(missing):
                     feed(student, state, add, torch.tensor(missing)[:, None].expand_as(add).contiguous())
-            options = [[student.encode(label_text(examples[i], o, label_format)) for o in range(len(examples[i].choices))]
-                       for i in rows]
-            scores, labels = score_options(student, state, options, trunk, tuple(map(tuple, asked)))
+            scores, labels = score_options(student, state, options, above, asked)
             left = [row for row, label in enumerate(labels) if label is None or len(label) > max_label_tokens]
             if generate and left:
-                open_ended = start(student, [asked[row] for row in left]) if trunk else select(state, left)
+                open_ended = start(student, [asked[row] for row in left]) if above else select(state, left)
                 for row, label in zip(left, greedy(student, open_ended, max_label_tokens, line)[0]):
                     labels[row] = label
             for row, i in enumerate(rows):
@@ -243,7 +253,7 @@ def evaluate(student: Student, examples: list[Example], placement: str, label_fo
                 unended = len(label) >= max_label_tokens and label[-1] not in line
                 found[i] = {"id": example.id, "gold": example.answer, "rationale": student.decode(thought).strip(), "text": text.strip(),
                             "generated": parse_answer(text, example.choices, label_format) if not unended else None,
-                            "scores": [round(s, 6) for s in scores[row]], "choice": int(np.argmax(scores[row])),
+                            "scores": [round(s, 6) for s in scores[row]], "choice": first_equal(example.choices, int(np.argmax(scores[row]))),
                             "tokens": len(thoughts[row]) + len(label), "cut_off": bool(cut[row] or unended)}
             progress(min(begin + batch_size, len(order)))
     return found
@@ -266,6 +276,6 @@ def most_mentioned(examples: list[Example], texts: list[str]) -> np.ndarray:
     times = {choice: len(re.findall(rf"\b{re.escape(choice.lower())}\b", said)) for choice in {c for e in examples for c in e.choices}}
     found = []
     for e in examples:
-        best = [option for option, choice in enumerate(e.choices) if times[choice] == max(times[c] for c in e.choices)]
+        best = {first_equal(e.choices, option) for option, choice in enumerate(e.choices) if times[choice] == max(times[c] for c in e.choices)}
         found.append((e.answer in best) / len(best))
     return np.array(found)

@@ -164,7 +164,7 @@ def turn_knobs(student: Student, questions: dict[str, Example], rationales: dict
         giver = ids[(ids.index(example.id) + 1) % len(ids)] if arm.value.endswith("_swapped") else example.id
         ranked = arm.value.endswith("_kept") or arm.value.endswith("_masked") and order.value != "random"
         if ranked and example.id not in known:
-            known[example.id] = scores_of(student, example, rationales[giver].text, [method], **options)[method].scores
+            known[example.id] = scores_of(student, example, rationales[giver].text, [method], label_format=label_format, **options)[method].scores
         try:
             one = arm_from_name(arm.value, unit=unit.value, amount=amount.value, order=order.value, fill=fill.value,
                                 selector=method if ranked else "random")

@@ -16,7 +16,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, replace
 
-from cotdistill.data import LETTERS, DataError, Example
+from cotdistill.data import LETTERS, DataError, Example, first_equal
 
 LABEL_FORMATS = ("text", "letter", "both")
 PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
@@ -152,8 +152,8 @@ def parse_answer(text: str, choices: tuple[str, ...], label_format: str = "text"
     """The option that a generated label names, or None (a parse failure, counted as wrong).
 
     Only the first line counts. A match is exact up to case, white space and closing punctuation; two options that
-    differ only there are told apart by the exact text. With letters, "B", "(B)" and "B." are read; under "both" the
-    letter and the text must agree."""
+    differ only there are told apart by the exact text, and of two equal ones the first is meant. With letters, "B", "(B)" and "B."
+    are read; under "both" the letter and the text must agree."""
     line = text.strip().split("\n")[0].strip()
     if label_format in ("letter", "both"):
         head = re.match(r"\(?([A-Z])(?:[).:]|$|(?=\s))\s*", line)
@@ -162,10 +162,10 @@ def parse_answer(text: str, choices: tuple[str, ...], label_format: str = "text"
             return None
         rest = line[head.end():]
         wanted = "" if label_format == "letter" else _plain(choices[option])
-        return option if _plain(rest) == wanted else None
+        return first_equal(choices, option) if _plain(rest) == wanted else None
     exact = [i for i, choice in enumerate(choices) if choice == line]
     close = exact or [i for i, choice in enumerate(choices) if _plain(choice) == _plain(line) and _plain(line)]
-    return close[0] if len(close) == 1 else None
+    return close[0] if len({choices[i] for i in close}) == 1 else None
 
 
 def split_generation(text: str, placement: str) -> tuple[str, str | None]:

@@ -6,9 +6,9 @@ of their key tokens are known, so an attribution can be checked against the trut
 sets how many of the facts that test questions ask about are stated in training rationales only: what a label
 cannot teach, a rationale can.
 
-Nothing can be answered without the facts: in each split every value is the right answer 1/n as often as it is
-offered, options never share a word with the question, and test templates are not among the training
-templates. """
+Hardly anything can be answered without the facts: in each split every value is the right answer 1/n as often as it is
+offered, options never share a word with the question, test templates are not among the training templates, and wrong options
+are as little alike among themselves as the right one is like them, where values allow it (tests measure what is left). """
 
 import heapq
 import re
@@ -215,12 +215,33 @@ def _allowed(q: dict, values, near: dict):
     return (v for v in values if v not in bad and not overlaps(q["question"], v))
 
 
+def _apart(picks: list[set], allowed: list[list], near: dict) -> None:
+    """Exchange wrong options between questions, in place, until no two of a question are close to each other, where that can be. The
+    right option is close to none of the others (`_allowed`): what has a like one among the options would be known to be wrong.
+    An exchange keeps how often each value is offered."""
+    sets = [set(values) for values in allowed]
+    for i, mine in enumerate(picks):
+        for v in sorted(mine):
+            if not near[v] & (mine - {v}):
+                continue
+            for j, other in enumerate(picks):
+                if j == i or v in other or v not in sets[j]:
+                    continue
+                swap = next((w for w in sorted(other - mine) if w in sets[i] and not near[w] & (mine - {v}) and not near[v] & (other - {w})), None)
+                if swap is not None:
+                    mine ^= {v, swap}
+                    other ^= {v, swap}
+                    break
+
+
 def _fill(items: list[dict], size: int, near: dict, rng) -> tuple[list[set], set[int]]:
     """The wrong options of questions that share a pool, from the right answers of the others: a value is
     offered wrongly size - 1 times per time it is right. Second, the questions that stand in the way of
     that."""
     quota = {v: count * (size - 1) for v, count in Counter(item["answer"] for item in items).items()}
-    picks, left = _balance([list(_allowed(item, quota, near)) for item in items], quota, size - 1, rng)
+    allowed = [list(_allowed(item, quota, near)) for item in items]
+    picks, left = _balance(allowed, quota, size - 1, rng)
+    _apart(picks, allowed, near)
     bad = set()
     for i, values in enumerate(picks):
         if len(values) < size - 1:
@@ -229,11 +250,11 @@ def _fill(items: list[dict], size: int, near: dict, rng) -> tuple[list[set], set
     return picks, bad
 
 
-def _choose(questions: list[dict], size: int, two_step: float, taken: set, uses: Counter, rng) -> list[dict]:
-    """Up to `size` questions, a share of them with two steps, no text twice (`taken`), least asked facts
+def _choose(questions: list[dict], size: int, two_step: int, taken: set, uses: Counter, rng) -> list[dict]:
+    """Up to `size` questions, so many of them with two steps, no text twice (`taken`), least asked facts
     first (`uses`)."""
     picked = []
-    for steps, wanted in ((2, round(two_step * size)), (1, size), (2, size)):
+    for steps, wanted in ((2, two_step), (1, size), (2, size)):
         by_fact = defaultdict(list)
         for i in rng.permutation(len(questions)):
             if questions[i]["steps"] == steps and questions[i]["question"] not in taken:
@@ -255,16 +276,23 @@ def _choose(questions: list[dict], size: int, two_step: float, taken: set, uses:
 
 def _source(parts: list[tuple], two_step: float, taken: set, rng):
     """A function count -> questions that draws from several lists. parts: (share, questions), shares of all
-    that it has ever given; what one list lacks, the others give."""
+    that stand; what one list lacks, the others give. `removed` are questions that were given and are exchanged
+    now, the first for the first, as many with two steps for as many."""
     uses, given = Counter(), [0] * len(parts)
 
-    def pick(count: int) -> list[dict]:
+    def pick(count: int, removed: list[dict] = ()) -> list[dict]:
+        for q in removed:
+            given[q["part"]] -= 1
         total, found = sum(given) + count, []
+        owed = sum(q["steps"] == 2 for q in removed) if removed else round(two_step * count)
         wanted = [max(0, round(total * share) - had) for (share, _), had in zip(parts, given)]
         for i, want in [*enumerate(wanted), *((i, count) for i in range(len(parts)))]:
-            new = _choose(parts[i][1], min(want, count - len(found)), two_step, taken, uses, rng)
-            given[i] += len(new)
-            found += new
+            want = min(want, count - len(found))
+            new = _choose(parts[i][1], want, round(owed * want / max(count - len(found), 1)), taken, uses, rng)
+            given[i], owed = given[i] + len(new), max(0, owed - sum(q["steps"] == 2 for q in new))
+            found += [q | dict(part=i) for q in new]
+        for q in removed[len(found):]:  # nothing is left to exchange them for
+            given[q["part"]] += 1
         return found
 
     return pick
@@ -286,7 +314,8 @@ def _with_options(pick, size: int, n_options, near: dict, spare: dict, rng) -> l
 
     add(pick(size))
     for _ in range(12):
-        fresh = pick(sum(len(bad) for _, bad in done.values()))
+        removed = [groups[key][i] for key in sorted(groups) for i in sorted(done[key][1])]
+        fresh = pick(len(removed), removed)
         room = len(fresh)
         for key in sorted(groups):
             bad = sorted(done[key][1])[:room]
@@ -301,8 +330,8 @@ def _with_options(pick, size: int, n_options, near: dict, spare: dict, rng) -> l
     for pool, n in sorted(groups):
         for item, values in zip(groups[pool, n], done[pool, n][0]):
             others = [v for v in _allowed(item, spare[pool], near) if v not in values]
-            more = [others[i] for i in rng.permutation(len(others))[:n - 1 - len(values)]]
-            rows.append(item | dict(wrong=sorted(values) + more))
+            more = sorted((others[i] for i in rng.permutation(len(others))), key=lambda v: bool(near[v] & values))  # the unlike ones first
+            rows.append(item | dict(wrong=sorted(values) + more[:n - 1 - len(values)]))
     return rows
 
 
@@ -326,8 +355,8 @@ def _roles(asked: list, rng, rationale_only: float, label_seen: float, unseen_co
 
 def _everyday(sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float,
               two_step: float, n_options, relations, mentions: int) -> dict[str, list[dict]]:
-    """See `generate`. Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) or
-    None)."""
+    """See `generate`. Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
+    often none)."""
     world = knowledge()
     facts, near = facts_of(world), _near(world)
     asked = [key for key in facts if relations is None or key[1] in relations]
@@ -348,18 +377,38 @@ def _everyday(sizes: dict, rng, rationale_only: float, label_seen: float, unseen
         rows[split] = _with_options(pick, sizes[split], n_options, near, spare, rng)
 
     silent = set(roles["validation"]) | set(roles["none"])   # not even as the first of two steps
-    fair = [q for q in ask(roles["label"], "train") if not any(fact in silent for fact, _ in q["said"])]
+    hidden = set(roles["rationale"])  # a label must not tell them either: what covers a cat says what kind of animal it is
+    fair = [q for q in ask(roles["label"], "train")
+            if not any(fact in silent for fact, _ in q["said"]) and _first_step(world, q["fact"]) not in hidden]
     fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
     fill("train", (1, fair))
-    _add_supports(world, facts, rows["train"], roles["rationale"], roles["label"], mentions, rng)
+    stated = [key for key in roles["rationale"] if _first_step(world, key) not in silent]
+    _add_supports(world, facts, rows["train"], stated, roles["label"], mentions, rng)
     labelled = {q["fact"] for q in rows["train"]}
-    told = {q["support"][0] for q in rows["train"] if q["support"]}
-    fill("test", (rationale_only, ask([key for key in roles["rationale"] if key in told], "test")),
-         (label_seen, ask([key for key in roles["label"] if key in labelled], "test")),
-         (1 - rationale_only - label_seen, ask(roles["none"], "test")))
+    told = {q["support"][-1][0] for q in rows["train"] if q["support"]}
+    known = _sentences(rows["train"])
+    parts = {role: defaultdict(list) for role in ("rationale", "label", "none")}
+    for role, keys in (("rationale", roles["rationale"]), ("label", roles["label"]), ("none", roles["none"])):
+        for q in ask([key for key in keys if key in {"rationale": told, "label": labelled}.get(role, {key})], "test"):
+            if role == "rationale" and _first_step(world, q["fact"]) in labelled:
+                continue  # a linked fact whose first step is asked as a label
+            parts[role][known.issuperset(sentence for _, sentence in q["said"])].append(q)
+    fill("test", (rationale_only, parts["rationale"][True]), (label_seen, parts["label"][True]),
+         (1 - rationale_only - label_seen, parts["none"][False]))
     for split in ("validation", "test"):
         _add_supports(world, facts, rows[split], [], list(facts), 0, rng)
     return rows
+
+
+def _first_step(world: dict, key: tuple) -> tuple | None:
+    """The fact that a linked one starts from (what a sweater is made of, for where that comes from); None of others."""
+    via = world["relations"][key[1]].get("via")
+    return (key[0], via) if via else None
+
+
+def _sentences(rows: list[dict]) -> set[str]:
+    """Every sentence that the rationales of these questions state."""
+    return {sentence for q in rows for _, sentence in q["support"] + q["said"]}
 
 
 def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> None:
@@ -369,38 +418,39 @@ def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> No
     option ("A pencil is made of wood. A knife is made of steel."). Then, in one-step rationales that are
     still free, any fact of `allowed` about the same concept. A two-step rationale, longer already, is taken
     only where there is no other."""
-    linked = {key: "via" in world["relations"][key[1]] for key in facts}
+    first = {key: _first_step(world, key) for key in facts}
     concept_rows, wrong_rows, free = defaultdict(list), defaultdict(list), set(range(len(rows)))
     for i, q in enumerate(rows):
-        q["support"] = None
+        q["support"] = []
         concept_rows[q["fact"][0]].append(i)
         for value in q["wrong"]:
             wrong_rows[q["pool"], value].append(i)
 
     def give(i, key):
         concept, relation = key
-        via, middle, first = world["relations"][relation].get("via"), "", ""
-        if via:
-            middle = facts[concept, via][0]
-            first = state(world, via, concept, middle) + " "
-        rows[i]["support"] = key, first + state(world, relation, concept, facts[key][0], middle)
+        middle = facts[first[key]][0] if first[key] else ""
+        lead = [(first[key], state(world, first[key][1], concept, middle))] if first[key] else []
+        rows[i]["support"] = [*lead, (key, state(world, relation, concept, facts[key][0], middle))]
         free.discard(i)
+
+    def new(i, key):
+        return {key, first[key]}.isdisjoint(fact for fact, _ in rows[i]["said"])
 
     for _ in range(mentions):
         for key in (stated[i] for i in rng.permutation(len(stated))):
             places = [*concept_rows[key[0]], *wrong_rows[key[1], facts[key][0]],
                       *wrong_rows[f"which {key[1]}", _plain(key[0])]]
-            places = [i for i in places if i in free and key not in dict(rows[i]["said"])]
+            places = [i for i in places if i in free and new(i, key)]
             short = [i for i in places if rows[i]["steps"] == 1]
-            places = short or ([] if linked[key] else places)
+            places = short or ([] if first[key] else places)
             if places:
                 give(places[rng.integers(len(places))], key)
     by_concept = defaultdict(list)
     for key in allowed:
-        if not linked[key]:
+        if not first[key]:
             by_concept[key[0]].append(key)
     for i in sorted(free):
-        keys = [key for key in by_concept[rows[i]["fact"][0]] if key not in dict(rows[i]["said"])]
+        keys = [key for key in by_concept[rows[i]["fact"][0]] if new(i, key)]
         if keys and rows[i]["steps"] == 1:
             give(i, keys[rng.integers(len(keys))])
 
@@ -488,7 +538,7 @@ def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
 def _relations(sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float) -> dict:
     """See `generate`. A fact is a chain (theme, start, stop); "rationale" means all its links are stated in
     training but the chain is never asked there, "none" that it belongs to a theme that training does not
-    know."""
+    know. A fifth of the chains that are held out are asked in validation, and not in test."""
     world = knowledge()
     paths = _paths(world)
     themes = [int(t) for t in rng.permutation(len(world["quantities"]))]
@@ -496,7 +546,8 @@ def _relations(sizes: dict, rng, rationale_only: float, label_seen: float, unsee
     known = [path for path in paths if path["fact"][0] not in unseen]
     known = [known[i] for i in rng.permutation(len(known))]
     n_held = round(len(known) * min(0.5, rationale_only / max(1e-9, rationale_only + label_seen)))
-    held, label, none = known[:n_held], known[n_held:], [path for path in paths if path["fact"][0] in unseen]
+    n_check = round(0.2 * n_held)
+    check, held, label, none = known[:n_check], known[n_check:n_held], known[n_held:], [path for path in paths if path["fact"][0] in unseen]
     taken, out = set(), {}
     rest = 1 - rationale_only - label_seen
 
@@ -507,14 +558,14 @@ def _relations(sizes: dict, rng, rationale_only: float, label_seen: float, unsee
             rows += _even(_relation_questions(part, side, rng), want, taken, rng)
         return rows
 
-    out["validation"] = mixed(sizes["validation"], "train", [(rationale_only, held), (label_seen, label)])
+    out["validation"] = mixed(sizes["validation"], "train", [(rationale_only, check), (label_seen, label)])
     out["train"] = mixed(sizes["train"], "train", [(1, label)])
     told = {link for q in out["train"] for link in q["links"]}
     asked = {q["fact"] for q in out["train"]}
     held = [path for path in held if told.issuperset(path["links"])]
     label = [path for path in label if path["fact"] in asked]
     out["test"] = mixed(sizes["test"], "test", [(rationale_only, held), (rest, none), (label_seen, label)])
-    return {split: [q | dict(wrong=[q["wrong"]], support=None) for q in rows] for split, rows in out.items()}
+    return {split: [q | dict(wrong=[q["wrong"]], support=[]) for q in rows] for split, rows in out.items()}
 
 
 # ---------------------------------------- both
@@ -527,8 +578,10 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
     design (which facts training states), so ask for the size you train on rather than cutting a larger one.
 
     part             "everyday" or "relations"
-    rationale_only   share of test questions whose fact stands in training rationales only, never as a label
-    label_seen       share of test questions whose fact is asked in training, in other words; the rest: nowhere
+    rationale_only   share of test questions whose fact stands in training rationales only, never as a label (the first of two steps, "the
+                     thing used for cutting bread", may be asked)
+    label_seen       share of test questions whose fact is asked in training, in other words (the first of two steps may stand in a
+                     rationale); the rest: training states at least one of their facts nowhere
     unseen_concepts  share of concepts (everyday) or themes (relations) that no training question is about
     two_step         everyday: share of questions that need two facts
     n_options        everyday: 2 to 5, or "mix". relations always has two
@@ -537,8 +590,8 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
 
     Returns {"train", "validation", "test": lists of Example, "rationales": id -> Rationale (gold, all splits,
     key_spans known), "meta": id -> {steps, relation, fact, unseen_concept, unseen_template, fact_in,
-    states}}; `fact_in` is where training has the fact of the question: "label", "rationale" or "none";
-    `states` the facts its rationale states. Raises DataError for an unknown part, an impossible setting, or a
+    needs, states}}; `fact_in` is where training has the facts of the question, every sentence of its gold rationale: "label", "rationale" or
+    "none"; `needs` these facts, `states` those its rationale states (with the support that may stand before). Raises DataError for an unknown part, an impossible setting, or a
     size above what the knowledge base can give."""
     if part not in ("everyday", "relations"):
         raise DataError(f"microworld part '{part}'; expected everyday or relations")
@@ -569,7 +622,7 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
                             f"gives at most {len(rows[split])}")
     asked = {q["fact"] for q in rows["train"]}
     subjects = {fact[0] for fact in asked}
-    stated = {fact for q in rows["train"] for fact, _ in q["said"] + ([q["support"]] if q["support"] else [])}
+    stated, known = {fact for q in rows["train"] for fact, _ in q["said"]}, _sentences(rows["train"])
     data = {"train": [], "validation": [], "test": [], "rationales": {}, "meta": {}}
     for split in SPLITS:
         questions = [rows[split][i] for i in rng.permutation(len(rows[split]))]
@@ -578,17 +631,17 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
             id = f"{part}-{split}-{number:05d}"
             options = [q["wrong"][i] for i in rng.permutation(len(q["wrong"]))]
             options.insert(spot, q["answer"])
-            lead = [q["support"]] if q["support"] else []
+            lead = q["support"]
             text = " ".join(sentence for _, sentence in lead + q["said"])
             spans = _spans(text, q["keys"], sum(len(sentence) + 1 for _, sentence in lead))
             data[split].append(Example(id, q["question"], tuple(options), spot))
             data["rationales"][id] = Rationale(id, text, spot, spans)
-            needs = _links(q["fact"]) if part == "relations" else [q["fact"]]
-            elsewhere = "rationale" if stated.issuperset(needs) else "none"
+            told = stated.issuperset(q["links"]) if part == "relations" else known.issuperset(sentence for _, sentence in q["said"])
             data["meta"][id] = {
                 "steps": q["steps"], "relation": q["relation"], "fact": q["fact"],
                 "unseen_concept": q["fact"][0] not in subjects, "unseen_template": split == "test",
-                "fact_in": "label" if q["fact"] in asked else elsewhere,
+                "fact_in": "none" if not told else "label" if q["fact"] in asked else "rationale",
+                "needs": [fact for fact, _ in q["said"] if fact],
                 "states": [fact for fact, _ in lead + q["said"] if fact]}
     return data
 

@@ -47,7 +47,8 @@ def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataF
     predictions = runs.load_predictions(study, runs.stages_done(study), dataset=base["data"]["dataset"], student=base["student"])
     forced = stats.accuracy_table(predictions, "correct_choice", rng=rng, n_boot=n_boot)
     written = stats.accuracy_table(predictions, "correct_generated", rng=rng, n_boot=n_boot)
-    table = stats.verdicts(predictions, stats.load_claims(root() / "params" / "claims.yaml"), rng, alpha=alpha, n_boot=n_boot)
+    table = stats.verdicts(predictions, stats.load_claims(root() / "params" / "claims.yaml"), rng, alpha=alpha, n_boot=n_boot,
+                           as_intact=runs.as_intact(study, runs.stages_done(study)))
     runs.save_verdicts(study, base, table, forced, written)
     return runs.read_json(runs.study_dir(study) / "verdicts.json", "this command"), table
 

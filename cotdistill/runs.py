@@ -28,12 +28,12 @@ from safetensors.torch import load_file, save_file
 from cotdistill.data import DataError, Dataset, disk_error, fingerprint, load_dataset, load_rationales
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.files import held, whole
-from cotdistill.format import LABEL_FORMATS, Arm, arm_dict
+from cotdistill.format import LABEL_FORMATS, Arm, arm_dict, prompt_text
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, changed, load_student, sha256 as checksum
 from cotdistill.study import RUN_KEY, RUN_STAGES, artifacts, check_name, load_study, notebook_parameters, root
-from cotdistill.train import RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, told, trainable
+from cotdistill.train import HISTORY, RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, share_as_intact, told, trainable
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
 
 
@@ -232,6 +232,22 @@ def check_base(base: dict, arms: list[Arm] | None = None) -> None:
     test_questions(base)
 
 
+def check_positions(base: dict, arms: list[Arm]) -> None:
+    """Every test and validation prompt, with what the arms' students may write after it, must fit into the student's positions, and into its
+    attention window where it has one (options are scored with a mask that knows none). Raises DataError naming the first that doesn't."""
+    student = study_student(base)
+    room = min((n for n in (getattr(student.model.config, name, None) for name in ("max_position_embeddings", "sliding_window")) if n), default=None)
+    if room is None:
+        return
+    for placement in dict.fromkeys(arm.placement for arm in arms):
+        after = base["max_label_tokens"] + (base["max_new_tokens"] + len(student.encode("\nAnswer:")) if placement == "pre_cot" else 0)
+        for example in [*test_questions(base), *study_data(base).validation]:
+            n = len(student.bos_ids) + len(student.encode(prompt_text(example, placement, base["label_format"])))
+            if n + after > room:
+                raise DataError(f"question '{example.id}': its prompt is {n} tokens long and {after} may follow (max_label_tokens, max_new_tokens); "
+                                f"expected at most {room} in all, the student's positions or attention window")
+
+
 # ---------------------------------------------------------------- one run
 
 def make_config(base: dict, arm: Arm, seed: int, scores_print: str = "") -> dict:
@@ -279,9 +295,12 @@ def train_arm(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | N
         say(f"    {arm.label} seed {seed}, epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
             f"{100 * row['validation_accuracy']:.1f} %, {time.time() - started:.0f} s", flush=True)
 
-    passes = encode_all(student, train_questions(base, seed), data.rationales, arm, base["label_format"], seed, config.epochs, scores)
-    return fine_tune(student, passes, arm, config, seed, folder / "checkpoints",
-                     validate if config.select == "best" and data.validation else None, progress, _trunks(student.fingerprint))
+    questions = train_questions(base, seed)
+    passes = encode_all(student, questions, data.rationales, arm, base["label_format"], seed, config.epochs, scores)
+    alike = {"as_intact": share_as_intact(passes, student, questions, data.rationales, arm, base["label_format"], seed)} if arm.corruption else {}
+    history, summary = fine_tune(student, passes, arm, config, seed, folder / "checkpoints",
+                                 validate if config.select == "best" and data.validation else None, progress, _trunks(student.fingerprint))
+    return history, summary | alike
 
 
 def distil(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | None = None, keep_weights: bool = False,
@@ -481,6 +500,7 @@ def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None
     here, "ray" one task per run on a cluster (`cluster.on_ray`); None takes $COTDISTILL_BACKEND, so that a notebook need
     not know. Raises DataError for an unknown backend."""
     check_arms(arms, stage)
+    check_positions(base, arms)
     backend = backend or os.environ.get("COTDISTILL_BACKEND") or "local"
     if backend not in ("local", "ray"):
         raise DataError(f"backend '{backend}'; expected local or ray")
@@ -544,6 +564,16 @@ def load_stage(study: str, stage: str) -> list[dict]:
     return plan
 
 
+def as_intact(study: str, stages: list[str]) -> dict[str, float]:
+    """Corrupted arm -> the share of its training sequences that are those of the intact arm (`train.share_as_intact`), mean over seeds; arms
+    whose runs do not say are left out."""
+    shares = {}
+    for row in (row for stage in stages for row in load_stage(study, stage)):
+        if "as_intact" in row["metrics"]:
+            shares.setdefault(row["label"], []).append(row["metrics"]["as_intact"])
+    return {label: sum(found) / len(found) for label, found in shares.items()}
+
+
 SHARED = ("student", "dtype", "label_format", "test", "max_label_tokens", "max_new_tokens", "training", "validation")  # by all runs of a study
 SHARED_BY_SEED = ("train", "rationales")  # by the runs of a seed
 
@@ -586,7 +616,7 @@ def load_history(study: str, stages: list[str]) -> pd.DataFrame:
             seen.add(row["key"])
             frame = pd.read_csv(artifacts() / "runs" / row["key"] / "history.csv")
             frames.append(frame.assign(study=study, arm=row["label"], seed=row["seed"]))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["study", "arm", "seed", *HISTORY])
 
 
 def stages_done(study: str) -> list[str]:
@@ -619,8 +649,10 @@ def attribution_file(base: dict, judge: Student, judge_print: str, method: str, 
     from cotdistill import attribute
 
     data = study_data(base)
-    texts = fingerprint([[e.id, data.rationales[e.id].text] for e in examples])
-    made_from = {"method": method, "judge": judge_print, "rationales": texts, "options": options, "selections": fingerprint(selections or {})}
+    texts = fingerprint([[e, data.rationales[e.id].text] for e in examples])  # the question too: its label is what tokens are attributed to
+    selections = selections if method == "human" else None
+    made_from = {"method": method, "judge": judge_print, "rationales": texts, "dtype": str(judge.model.dtype), "options": options,
+                 "selections": fingerprint(selections or {})}
     path = study_dir(base["study"]) / "scores" / f"{method}-{fingerprint(made_from)}.jsonl"
 
     def whole_one(say=lambda *a, **k: None):
@@ -653,15 +685,15 @@ def score_file(base: dict, judge: Student, judge_print: str, method: str, exampl
     return attribute.read_scores(attribution_file(base, judge, judge_print, method, examples, selections=selections, **options))
 
 
-def attributions(base: dict, judge: Student, judge_print: str, method: str, examples: list, **options) -> list:
+def attributions(base: dict, judge: Student, judge_print: str, method: str, examples: list, *, selections=None, **options) -> list:
     """The attributions of these questions' rationales by one method, in their order, from `attribution_file`."""
     from cotdistill import attribute
 
-    return attribute.read_attributions(attribution_file(base, judge, judge_print, method, examples, **options))[0]
+    return attribute.read_attributions(attribution_file(base, judge, judge_print, method, examples, selections=selections, **options))[0]
 
 
 def kept_table(study: str, name: str, about: list, function, *given, **named) -> pd.DataFrame:
-    """function(*given, **named), a table, computed once for all that it depends on (`about`, JSON values) and then read."""
+    """function(*given, **named), a table, computed once for all that it depends on (`about`, what `fingerprint` takes) and then read."""
     path = study_dir(study) / "tables" / f"{name}-{fingerprint(about)}.json"
     if not path.is_file():
         write_json(path, function(*given, **named).to_dict("list"))

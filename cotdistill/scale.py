@@ -17,6 +17,7 @@ from math import ceil, inf
 from statistics import mean, median
 
 from cotdistill.data import DataError
+from cotdistill.files import whole
 from cotdistill.format import Arm, arm_from_name
 from cotdistill.study import all_parameters, load_study, root
 
@@ -206,14 +207,14 @@ def page(costs: dict) -> str:
     gpu, weights = A100, 16 * sum(STUDENTS["gemma-2b"]) / 1e9
     lines += [
         "", f"*Measured*: the {len(costs['runs'])} runs of `quick` on {m['processor']}, {m['threads']} threads, {here.train / 1e9:.0f} GFLOP/s in "
-        f"training and {here.infer / 1e9:.0f} in inference (medians; single runs are up to {100 * max(off):.0f} % away, half of them within "
+        f"training and {here.infer / 1e9:.0f} in inference (effective rates: answers count to their limits, as predicted ones do; medians; single runs are up to {100 * max(off):.0f} % away, half of them within "
         f"{100 * median(off):.0f} %, for the machine's speed varies). Lengths: `openbookqa-probe`, {real['prompt']:.0f} tokens of prompt, "
         f"{real['label']:.0f} of label and {real['rationale']:.0f} of rationale, taken for all three datasets. Both stand in "
         "[costs.json](notebooks/executed/quick/costs.json).",
         "", f"*Assumed*: an A100 computes at {gpu.train / 1e12:.0f} TFLOP/s (35 % of 312) and reads {gpu.bandwidth / 1e12:.1f} TB/s; a training batch "
         f"takes at least {1000 * gpu.batch:.0f} ms and a decoding step {1000 * gpu.step:.0f} ms, whatever the student. 6 FLOPs per weight and "
         "token, 8 with gradient checkpointing, the head at supervised positions only, attention's own products left out. All "
-        f"{values['epochs']} epochs are run and every answer is written to its limit, which is the longest case. Attributions count as one "
+        f"{values['epochs']} epochs are run and every answer is written to its limit, which is the longest case on a GPU. Attributions count as one "
         "job per selector and study; the teacher's rationales do not count. All jobs stand in one queue, longest first, each whole on one "
         "device, stages not waiting for each other. "
         f"A device must hold its student (Gemma-2B in float32 with gradients and Adam: {weights:.0f} GB)."]
@@ -234,11 +235,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("what", nargs="?", choices=["readme", "costs"], default="readme")
     try:
         if parser.parse_args(arguments).what == "costs":
-            (root() / COSTS).write_text(json.dumps(gather(), indent=1) + "\n", encoding="utf-8")
+            found, path = json.dumps(gather(), indent=1) + "\n", root() / COSTS
         else:
-            readme = root() / "README.md"
-            costs = json.loads((root() / COSTS).read_text(encoding="utf-8"))
-            readme.write_text(render(readme.read_text(encoding="utf-8"), costs), encoding="utf-8")
+            path, costs = root() / "README.md", json.loads((root() / COSTS).read_text(encoding="utf-8"))
+            found = render(path.read_text(encoding="utf-8"), costs)
+        with whole(path) as part:
+            part.write_text(found, encoding="utf-8")
         return 0
     except (DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -47,7 +47,13 @@ class _Both:
 
 def percent(rows):
     """Rows of `stats.accuracy_table` as "43.2 % [40.1, 46.3]"; a row (or a dict of one) gives a text, a table a series of texts."""
-    def one(row):
-        return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return _texts(rows, lambda row: f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]")
 
-    return one(rows) if isinstance(rows, (pd.Series, dict)) else rows.apply(one, axis=1)
+
+def points(rows):
+    """Rows of `stats.paired_difference` in points, "-8.8 [-15.1, -2.4]"; a row (or a dict of one) gives a text, a table a series of texts."""
+    return _texts(rows, lambda row: f"{100 * row['estimate']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]")
+
+
+def _texts(rows, one):
+    return one(rows) if isinstance(rows, (pd.Series, dict)) else pd.Series([one(row) for row in rows.to_dict("records")], rows.index, dtype=object)

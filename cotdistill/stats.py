@@ -31,6 +31,7 @@ MEASURES = ("correct_choice", "correct_generated", "correct_per_100_tokens")
 RULES = {"difference": ("greater", "less"), "interaction": ("greater", "less"),
          "equivalence": ("equal",), "noninferiority": ("not_less",)}
 MIN_SEEDS = 3          # fewer seeds give no verdict: their spread is unknown (1) or hardly known (2)
+MAX_AS_INTACT = 0.2  # above this share of equal training texts, two arms are not shown to be equivalent: they could hardly differ
 SHARED_SEED = -1       # the seed of an arm that is not trained (zero_shot): one run, compared with every seed
 MEASURED_BY = {"correct_choice": "", "correct_generated": " (answers as written)", "correct_per_100_tokens": " (right answers per 100 tokens)"}
 
@@ -471,8 +472,8 @@ def estimate_text(row: pd.Series) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _reason(claim: dict, row: dict, alpha: float) -> str:
-    """One sentence for the verdict, with the numbers it rests on."""
+def _reason(claim: dict, row: dict, alpha: float, empty: str) -> str:
+    """One sentence for the verdict, with the numbers it rests on; empty: why support says nothing here."""
     value, low, high = (_number(row[k], claim["measure"]) for k in ("estimate", "low", "high"))
     number = value + ("" if claim["measure"] == "correct_per_100_tokens" else " points") + MEASURED_BY[claim["measure"]]
     if row["seeds"] == 1:
@@ -488,8 +489,7 @@ def _reason(claim: dict, row: dict, alpha: float) -> str:
                "noninferiority": (f"{side} -{margin}", f"not told apart from -{margin}")}.get(
                    claim["rule"], (f"{side} 0", "not told apart from 0"))
     if row["verdict"] != "inconclusive" or row["p_holm"] < alpha:
-        return (f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)"
-                + ("." if row["verdict"] != "inconclusive" else f", but {claim['requires']} is not supported, so there was no gain to keep."))
+        return f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)" + (f", but {empty}." if empty else ".")
     late = " once all claims are counted" if row["p"] < alpha else ""
     return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm)."
 
@@ -513,7 +513,7 @@ def _needed_text(claim: dict, values: np.ndarray, effect: float, alpha: float, r
 
 
 def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Generator, *, alpha: float = 0.05,
-             effect: float = 0.02, n_boot: int = 2000) -> pd.DataFrame:
+             effect: float = 0.02, n_boot: int = 2000, as_intact: dict[str, float] | None = None) -> pd.DataFrame:
     """What one study's predictions say about each claim.
 
     Columns: study, claim, words, section, contrast (the arms compared, and by what, unless by forced choice), measure, rule, margin, estimate, low, high
@@ -521,7 +521,8 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
 
     verdict: "not measured" (an arm is missing, or the arms share no seed); "inconclusive" with fewer than MIN_SEEDS
     seeds whatever p is, because the interval then leaves out, or hardly knows, how much seeds vary, and where support would
-    say nothing because the claim that this one `requires` is not supported; else "supported"
+    say nothing: the claim that this one `requires` is not supported, or an equivalence is of two arms of which more than MAX_AS_INTACT of
+    the training texts are the same (as_intact: arm -> that share, `runs.as_intact`); else "supported"
     or "contradicted" where p_holm < alpha, on the side that `_judge` says, and "inconclusive" otherwise. `needed` is
     filled where inconclusive: the size for 80 % power of a verdict, at alpha / (number of measured claims), so that
     Holm is paid for.
@@ -554,7 +555,7 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
             table = contrast_table(predictions, weights, claim["measure"])
             result, level = _result(table, claim["measure"], rng, n_boot)
             p, side = _judge(claim, level)
-            row |= result | dict(p=p, verdict=side)
+            row |= result | dict(p=p, verdict=side, arm=found["a"])
         rows.append(row)
         tables.append(table)
     columns = ["study", "claim", "words", "section", "contrast", "measure", "rule", "margin", "estimate", "low", "high",
@@ -570,10 +571,14 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
             row["needed"] = _needed_text(claim, table.to_numpy(), effect, alpha / measured, rng)
     supported = {row["claim"] for row in rows if row["verdict"] == "supported"}
     for claim, row, table in zip(claims, rows, tables):
+        alike, empty = (as_intact or {}).get(row.get("arm"), 0.0), ""
         if row["verdict"] == "supported" and claim.get("requires", row["claim"]) not in supported:
-            row["verdict"] = "inconclusive"
+            empty = f"{claim['requires']} is not supported, so there was no gain to keep"
+        elif row["verdict"] == "supported" and claim["rule"] == "equivalence" and alike > MAX_AS_INTACT:
+            empty = f"{100 * alike:.0f} % of the training texts of {row['arm']} are the intact ones, so the two could hardly differ"
+        row["verdict"] = "inconclusive" if empty else row["verdict"]
         if table is not None:
-            row["reason"] = _reason(claim, row, alpha)
+            row["reason"] = _reason(claim, row, alpha, empty)
     return pd.DataFrame(rows, columns=columns).astype({"n": "Int64", "seeds": "Int64"})
 
 

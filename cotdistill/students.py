@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_utils import AttentionInterface
+from transformers.utils.hub import resolve_revision
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from cotdistill.data import DataError, disk_error
@@ -378,9 +379,11 @@ def load_student(name: str, dtype: torch.dtype = torch.float32, device: str | to
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 and "/" in path
         if looks_local and not (folder / "config.json").is_file():
             raise DataError(f"student '{name}': no config.json in that folder; expected a model saved by save_pretrained")
-        model, tokenizer = _from_pretrained(str(folder) if folder.is_dir() else path, revision or None, name)
+        local = folder.is_dir()
+        at = revision or None if local else resolve_revision(path, revision or None)  # a branch moves on: the commit it stands at counts
+        model, tokenizer = _from_pretrained(str(folder) if local else path, at, name)
         note = f"{path} at {revision}" if revision else path
-        print_of = _weights_print(folder) if folder.is_dir() else f"{path}@{revision or 'main'}"
+        print_of = _weights_print(folder) if local else f"{path}@{getattr(at, 'resolved', None) or revision or 'main'}"
     model = model.to(device=device, dtype=dtype).eval()
     return _complete(name, model, tokenizer, print_of, note)
 
@@ -421,10 +424,12 @@ def _complete(name, model, tokenizer, print_of, note) -> Student:
 
 
 def _weights_print(folder: Path) -> str:
+    """16 hex digits over all files of a local student that weights, tokenizer or special tokens can come from."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("tokenizer.json")) + [folder / "config.json"]:
+    kinds = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab")
+    for file in sorted(file for file in folder.iterdir() if file.suffix in kinds and file.is_file()):
         with file.open("rb") as f:
-            digest.update(hashlib.file_digest(f, "sha256").digest())
+            digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()[:16]
 
 

@@ -5,7 +5,8 @@ Three decisions that the comparison of arms rests on:
   batches, and the difference between two arms is never a difference in data order.
 - Sequences of a batch are laid end to end in one row (`students.packed_attention`): no padding, whatever the lengths, so
   that no arm pays for another's. The head runs at supervised positions only, and never holds all their logits.
-- The loss is the mean over the batch's supervised tokens, HF's own default; label tokens can weigh more.
+- The loss is the mean over the batch's supervised tokens, HF's own default; label tokens can weigh more. So a longer target leaves
+  the label a smaller share of the loss: part of what differs between arms of unequal length, and shown by notebook 2.
 
 Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes: it is computed once and every
 epoch, and every run of the grid on the same sequences, starts from there.
@@ -30,7 +31,7 @@ from transformers import Trainer, TrainingArguments
 
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
-from cotdistill.format import Arm, format_target, label_text, prompt_text
+from cotdistill.format import Arm, format_target, intact, label_text, prompt_text
 from cotdistill.students import (ROWS, Student, attending, blocks_of, calling, changed, last_block_at_places, learning, prepacked, product,
                                  release_memory, sha256)
 
@@ -122,7 +123,7 @@ def encode_all(student: Student, examples: list[Example], rationales: dict[str, 
     texts = {e.id: rationales[e.id].text if arm.uses_rationale else "" for e in examples}
     if arm.corruption == "swapped":
         lengths = {id: len(student.encode(f" {text}")) for id, text in texts.items()}
-        partners = corrupt.swap_partners(lengths, np.random.default_rng([seed, 7]))
+        partners = corrupt.swap_partners(lengths, np.random.default_rng([seed, 7]), texts=texts)
         texts = {id: texts[partners[id]] for id in texts}
     if scores is not None:
         missing = [e.id for e in examples if e.id not in scores]
@@ -133,6 +134,14 @@ def encode_all(student: Student, examples: list[Example], rationales: dict[str, 
                       None if scores is None else scores[e.id]) for e in examples]
               for epoch in range(epochs if arm.fresh else 1)]
     return passes if arm.fresh else passes * epochs
+
+
+def share_as_intact(passes: list[list[Encoded]], student: Student, examples: list[Example], rationales: dict[str, Rationale], arm: Arm,
+                    label_format: str, seed: int) -> float:
+    """The share (0..1) of an arm's training sequences, of its first epoch, that its corruption leaves as they are: 15 tokens kept of a rationale
+    of 12, the sentences of a rationale of one sentence shuffled. Where it is high, the arm can hardly differ from its intact one."""
+    plain = encode_all(student, examples, rationales, intact(arm), label_format, seed)[0]
+    return float(np.mean([a.ids == b.ids for a, b in zip(passes[0], plain, strict=True)]))
 
 
 def fitting(student: Student, examples: list[Example], rationales: dict[str, Rationale], label_format: str,
@@ -369,7 +378,7 @@ class DistilTrainer(Trainer):
         total = (self.sums[:, 0].sum() / self.sums[:, 1].sum().clamp(min=1)).item()
         found = told(self.validate() if ranks()[0] == 0 else {}) if self.validate else {}
         row = {"epoch": round(self.state.epoch), "step": self.state.global_step, "loss": total, "label_loss": means[0],
-               "rationale_loss": means[1] if self.sums[1, 1] > len(self.train_dataset) else float("nan"),
+               "rationale_loss": means[1] if self.sums[1, 1] > len(self.sampler) else float("nan"),
                "validation_accuracy": found.get("accuracy", float("nan")),
                "validation_label_nll": found.get("label_nll", float("nan"))}
         self.sums.zero_()
@@ -613,6 +622,8 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
         load_best_model_at_end=select_best, metric_for_best_model="eval_selection",
         greater_is_better=True, logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
         dataloader_num_workers=0, dataloader_pin_memory=False)
+    if arguments.world_size == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # else several visible GPUs become a DataParallel, which cuts a packed row; they are for torchrun and Ray
     trunk = trunk_states(student, data, config.frozen_layers, {} if trunks is None else trunks)
     states = {id(e): state for e, state in zip([*data, silent], [*trunk, trunk[0]])} if trunk else {}
 

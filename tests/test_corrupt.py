@@ -86,7 +86,7 @@ def test_a_mask_hides_exactly_k_units(data, amount, order, fill, selector):
         assert hidden == set(sorted(range(n), key=lambda unit: (sign * totals[unit], unit))[:k])
 
 
-@given(grouped(), st.one_of(st.integers(1, 40).map(float), st.floats(0, 0.999)), st.sampled_from(["random", "human"]))
+@given(grouped(), st.one_of(st.integers(1, 40).map(float), st.floats(0, 0.999)), st.sampled_from(["random", "occlusion"]))
 def test_keeping_keeps_the_best_k_in_their_order(data, amount, selector):
     ids, groups, scores = data
     out = corrupt.corrupt(ids, arm("kept", unit="word", amount=amount, selector=selector), rng(), filler_id=FILLER,
@@ -95,7 +95,7 @@ def test_keeping_keeps_the_best_k_in_their_order(data, amount, selector):
     k = min(n, int(amount)) if amount >= 1 else max(round(amount * n), int(amount > 0 and n > 0))
     assert is_subsequence(out, ids)
     units = as_units(ids, groups)
-    if selector == "human":
+    if selector == "occlusion":
         totals = [sum(s for s, g in zip(scores, groups) if g == unit) for unit in range(n)]
         best = sorted(sorted(range(n), key=lambda unit: (-totals[unit], unit))[:k])
         assert out == [i for unit in best for i in units[unit]]
@@ -114,8 +114,14 @@ def test_random_masks_and_keeps_are_nested(ids, a, b):
 
 def test_ties_go_to_the_earlier_unit_in_long_rationales_too():
     ids, scores = list(range(100)), [1.0] * 50 + [2.0] * 50
-    keep = corrupt.corrupt(ids, arm("kept", amount=60, selector="human"), rng(), filler_id=FILLER, scores=scores)
+    keep = corrupt.corrupt(ids, arm("kept", amount=60, selector="occlusion"), rng(), filler_id=FILLER, scores=scores)
     assert keep == [*range(10), *range(50, 100)]
+
+
+def test_what_a_human_did_not_select_is_not_kept():
+    selected = [float(i in (2, 5)) for i in range(8)]
+    for amount, kept in ((1, [2]), (2, [2, 5]), (6, [2, 5])):
+        assert corrupt.corrupt(list(range(8)), arm("kept", amount=amount, selector="human"), rng(), filler_id=FILLER, scores=selected) == kept
 
 
 def test_filler_matches_the_length_and_the_rest_is_untouched():
@@ -202,6 +208,16 @@ def test_swaps_are_derangements_among_the_like(lengths, seed):
     for a, b in partners.items():
         low, high = sorted((lengths[a], lengths[b]))
         assert sum(low < n < high for n in lengths.values()) <= 14
+
+
+def test_no_question_is_given_a_text_that_reads_like_its_own():
+    """Four texts among sixteen questions of one length, as templates make them: a donor's text differs wherever it can."""
+    lengths, texts = {f"q{i}": 9 for i in range(16)}, {f"q{i}": f"text {i % 4}" for i in range(16)}
+    for seed in range(20):
+        plain, partners = (corrupt.swap_partners(lengths, rng(seed), texts=given) for given in (None, texts))
+        assert sorted(partners.values()) == sorted(lengths) and all(texts[a] != texts[b] for a, b in partners.items())
+        assert partners == plain or any(texts[a] == texts[b] for a, b in plain.items())  # drawn anew only where it must be
+    assert corrupt.swap_partners({"a": 1, "b": 1}, rng(), texts={"a": "x", "b": "x"}) == {"a": "b", "b": "a"}  # where it can't
 
 
 @pytest.mark.parametrize("call, words", [

@@ -119,7 +119,7 @@ def test_an_older_store_is_left_alone_and_named(made, copy, monkeypatch, capsys)
     runs.report_old_runs.cache_clear()
     grid()
     out = capsys.readouterr().out
-    assert "2 run(s) of another store version than 2 are left there and not used" in out and "from the store" not in out
+    assert f"2 run(s) of another store version than {runs.STORE_VERSION} are left there and not used" in out and "from the store" not in out
     new = {path.name for path in copy.glob("runs/*/")} - old
     assert len(new) == 2 and old <= {path.name for path in copy.glob("runs/*/")}
     assert {json.loads((copy / "runs" / key / "config.json").read_text())["store"] for key in new} == {runs.STORE_VERSION}

@@ -6,7 +6,7 @@ import pytest
 
 from conftest import SHARED, needs_shared
 from cotdistill.data import (DataError, Dataset, Example, Rationale, answer_index, carve_validation, data_card, fingerprint, load_dataset,
-                             load_examples, load_rationales, question_key, write_rationales)
+                             load_examples, load_rationales, parse_row, question_key, write_rationales)
 
 ROW = {"id": "a", "question": "what is cold?", "choices": ["ice", "fire"], "answer": "A"}
 
@@ -96,6 +96,8 @@ BAD_RATIONALES = {
     "duplicate": ([{"id": "a", "rationale": "x"}, {"id": "a", "rationale": "y"}], r"r.jsonl:2: duplicate rationale for id 'a'"),
     "covers nothing": ([{"id": "a", "rationale": " "}], r"r.jsonl: covers none of the 1 training questions"),
     "empty file": ([], r"covers none of the 1 training"),
+    "a digit letter": ([{"id": "a", "rationale": "x", "answer": "1"}], r"r.jsonl:1 \(id a\): answer '1'; expected a letter, or an index from 0 as a number"),
+    "spans of a text that is not as it stands": ([{"id": "a", "rationale": "Ice  melts.", "key_spans": [[5, 10]]}], "expected single spaces"),
     "not a text": ([{"id": "a", "rationale": 3}], r"rationale is int; expected a text"),
     "no rationale": ([{"id": "a"}], r"r.jsonl:1: no field 'rationale'")}
 
@@ -128,6 +130,15 @@ def test_answer_index_and_fingerprint():
     assert [answer_index(a, 3, "") for a in ("A", "c", 2, 0)] == [0, 2, 2, 0]
     a, b = Example("a", "q", ("x", "y"), 0), Example("a", "q", ("x", "y"), 1)
     assert fingerprint([a]) == fingerprint([Example("a", "q", ("x", "y"), 0)]) != fingerprint([b])
+
+
+def test_equal_options_are_one_answer(tmp_path):
+    """Official sets hold a few questions with an option twice: whichever is the gold one, or is named, the first stands for both."""
+    row = {"id": "a", "question": {"stem": "q?"}, "question_stem": "q?", "choices": {"label": list("ABC"), "text": ["mortal", "dying", "mortal"]}, "answerKey": "C"}
+    example = parse_row("openbookqa", row, "f:1")
+    assert example.answer == 0 and parse_row("openbookqa", row | {"answerKey": "B"}, "f:1").answer == 1
+    (tmp_path / "r.jsonl").write_text('{"id": "a", "rationale": "x", "answer": "C"}\n')
+    assert load_rationales(tmp_path / "r.jsonl", [example])["a"].answer == 0
 
 
 def test_data_card_counts():

@@ -265,10 +265,26 @@ ICE = Example("i", "What melts?", ("ice cream", "a knife", "ice"), 0)
     (" Hard.\nAnswer: (B) ice", "Hard.", None, True),
     (" The answer is not B.\nAnswer: (A)", "The answer is not B.", 0, False),
     (" A knife is hard, and no knife melts. Actually a knife cuts.\nAnswer: (A)", "A knife is hard, and no knife melts. Actually a knife cuts.", 0, False),
+    (" Reasoning: Ice floats.\nAnswer: (A)", "Ice floats.", 0, False), ("**Reason:** Cold.\nAnswer: (A)", "Cold.", 0, False),
+    (" Reasonable people say so.\nAnswer: (A)", "Reasonable people say so.", 0, False),
+    (" The answer is (B) because a blade is hard.", "The answer is (B) because a blade is hard.", 1, False),
+    ("Answer: (B) because a blade is hard.", "because a blade is hard.", 1, False),
+    ("Answer: (B)\nReason: It is hard.\nAnswer: (B)", "It is hard.", 1, False),
+    (" The answer is not a knife.\nAnswer: (A)", "The answer is not a knife.", 0, False),
+    (" There is no ice.\nAnswer: (B)", "There is no ice.", 1, False), (" It would rather be ice.\nAnswer: (B)", "It would rather be ice.", 1, False),
+    (" No, it is ice.\nAnswer: (C)", "No, it is ice.", 2, False), (" Hard.\nAnswer: (A) or (B)", "Hard.", None, True),
+    (" The answer is (A), and (B) is too soft.", "", 0, False),
+    (" The answer is A, or rather B.", "", 1, True),
     (" I can't say.", "I can't say.", None, False), (" Hard.\nAnswer: (E)", "Hard.", None, False), ("", "", None, False),
     (" Two\nlines.\nAnswer:", "Two lines.", None, False)])
 def test_parse_completion(raw, rationale, answer, contradicts):
     assert parse_completion(raw, ICE) == (rationale, answer, contradicts)
+
+
+def test_equal_options_are_one_conclusion():
+    twice = Example("t", "What are we?", ("mortal", "dying", "mortal"), 0)
+    for said in ("mortal", "(C)", "(C) mortal", "(A) mortal", "C"):
+        assert parse_completion(f" So.\nAnswer: {said}", twice) == ("So.", 0, False)
 
 
 # --- choose, card, filters

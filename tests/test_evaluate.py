@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cotdistill import train
+from cotdistill import evaluate as evaluating, train
 from cotdistill.data import Example
 from cotdistill.evaluate import accuracy, evaluate, feed, greedy, join, line_ids, most_mentioned, score_options, select, start, validation_scores
 from cotdistill.format import Arm, label_text, parse_answer, prompt_text
@@ -52,6 +52,12 @@ def test_the_most_mentioned_option_needs_no_student():
     assert most_mentioned([cup], ["Clay is clay.", "A wooden cup. Glass."]).tolist() == [1.0]
     assert most_mentioned([cup], ["wood", "clay"]).tolist() == [0.5] and most_mentioned([cup], ["glass"]).tolist() == [0.0]
     assert most_mentioned([cup], []).tolist() == [pytest.approx(1 / 3)]
+    assert most_mentioned([Example("t", "What are we?", ("mortal", "dying", "mortal"), 0)], ["mortal"]).tolist() == [1.0]
+
+
+def test_equal_options_are_one_choice(llama):
+    found = evaluate(llama, [Example("t", "What are we?", ("mortal", "mortal", "mortal"), 0)], "label_only", **LIMITS)[0]
+    assert found["choice"] == found["gold"] == 0 and found["scores"] == pytest.approx([found["scores"][0]] * 3, abs=1e-4)
 
 
 def test_greedy_equals_transformers_generate(student, questions):
@@ -160,3 +166,14 @@ def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
     assert len(store) == shared * 2 * -(-len(questions) // 4)  # prompts and options of each batch
     assert not shared or calls.count(0) and not calls.count(1)
     assert not any("forward" in vars(block) for block in blocks_of(student.model))
+
+
+@pytest.mark.parametrize("generate", [False, True])
+def test_a_store_that_is_full_after_the_prompts_changes_nothing(llama, questions, monkeypatch, generate):
+    """The prompts' part of the cache then lacks the frozen block, and the options can't go on from it: both run whole."""
+    plain, store = evaluate(llama, questions, "post_cot", batch_size=4, generate=generate, **LIMITS), {}
+    evaluate(llama, questions, "post_cot", batch_size=4, generate=generate, trunk=(1, store), **LIMITS)
+    prompts = {key: value for key, value in store.items() if key[1] == "prompts"}
+    assert len(store) == 2 * len(prompts) > 0
+    monkeypatch.setattr(evaluating, "TRUNK_LIMIT", 0)
+    assert evaluate(llama, questions, "post_cot", batch_size=4, generate=generate, trunk=(1, prompts), **LIMITS) == plain

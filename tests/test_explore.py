@@ -105,6 +105,14 @@ def test_a_knob_that_does_not_fit_says_so(llama, world):
     assert ">&nbsp;rationale: 2&nbsp;<" in text.value
 
 
+def test_knobs_rank_tokens_by_the_label_that_is_shown(llama, world, monkeypatch):
+    asked, real = [], attribute.attribute
+    monkeypatch.setattr(explore.attribute, "attribute", lambda *given, label_format, **more: asked.append(label_format) or real(*given, label_format=label_format, **more))
+    box = explore.turn_knobs(llama, *world, "letter")
+    box.children[0].children[1].value = "post_cot_kept"
+    assert asked and set(asked) == {"letter"}
+
+
 def test_without_rationales_or_runs_it_says_what_is_missing(world, store):
     with pytest.raises(DataError, match="none of the .* training questions has a rationale"):
         explore.questions_of(load_dataset("microworld/everyday", microworld={"n_train": 2, "n_test": 2}, validation_size=0), {})

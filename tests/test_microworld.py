@@ -146,34 +146,62 @@ def test_deterministic_and_seeded(everyday):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
 def test_rationale_only_dial(share):
-    """Brute force over the texts: a fact that counts as "rationale" or "label" is stated word for word in a training
-    rationale, one that counts as "none" never is, and only "label" facts are asked about in training questions."""
+    """Brute force over the texts: of a question that counts as "rationale" or "label" every fact is stated word for word in a training
+    rationale, of one that counts as "none" one is not, and only "label" facts are asked about in training questions."""
     data = generate("everyday", n_train=400, n_validation=50, n_test=200, seed=1, rationale_only=share,
                     label_seen=0.3)
     world = microworld.knowledge()
     facts, meta = microworld.facts_of(world), data["meta"]
     where = Counter(meta[e.id]["fact_in"] for e in data["test"])
-    assert abs(where["rationale"] / 200 - share) < 0.06
+    assert abs(where["rationale"] / 200 - share) < 0.03 and abs(where["label"] / 200 - 0.3) < 0.03
+    assert abs(np.mean([meta[e.id]["steps"] == 2 for e in data["test"]]) - 0.4) < 0.1
     texts = [data["rationales"][e.id].text.lower() for e in data["train"]]
     asked = {meta[e.id]["fact"] for e in data["train"]}
     for e in data["test"]:
         m = meta[e.id]
         concept, relation = m["fact"]
-        via, value = world["relations"][relation].get("via"), facts[m["fact"]][0]
-        if via:   # stated by its two links, one after the other
-            middle = facts[concept, via][0]
-            sentence = (microworld.state(world, via, concept, middle) + " "
-                        + microworld.state(world, relation, concept, value, middle))
-        else:
-            sentence = microworld.state(world, relation, concept, value)
-        assert any(sentence.lower() in text for text in texts) == (m["fact_in"] != "none"), (e, m)
+        value, told = facts[m["fact"]][0], []
+        for thing, about in m["needs"]:
+            via = world["relations"][about].get("via")
+            sentence = microworld.state(world, about, thing, facts[thing, about][0], facts[thing, via][0] if via else "")
+            told.append(any(sentence.lower() in text for text in texts))
+        assert len(told) == m["steps"] and all(told) == (m["fact_in"] != "none"), (e, m)
         assert (m["fact"] in asked) == (m["fact_in"] == "label")
+        if m["fact_in"] == "rationale":  # nor is it told by a label about what follows from it, or what it follows from
+            assert not [f for f in asked if f[0] == concept and relation in (f[1], world["relations"][f[1]].get("via"))]
+            assert (concept, world["relations"][relation].get("via")) not in asked
         name = re.sub("^an? ", "", concept)
         for t in data["train"]:
             if m["unseen_concept"]:
                 assert meta[t.id]["fact"][0] != concept
             if m["fact_in"] != "label" and meta[t.id]["relation"] == relation and t.label == value:
                 assert not re.search(rf"\b(a|an) {name}\b", t.question.lower()), (e, t)
+
+
+@pytest.mark.parametrize("sizes", [dict(n_train=160, n_test=160, n_validation=32, seed=7), dict(n_train=2000, n_test=1000, n_validation=200)])
+def test_a_like_option_hardly_gives_the_answer_away(sizes):
+    """The right option is close to no other one. A solver that drops every option with a close one beside it, and guesses among the rest,
+    stays near chance."""
+    data, near = generate("everyday", **sizes), microworld._near(microworld.knowledge())
+    for split in ("train", "test"):
+        hits = []
+        for e in data[split]:
+            alone = [i for i, c in enumerate(e.choices) if not (near[c] - {c}) & set(e.choices)] or list(range(len(e.choices)))
+            hits.append((e.answer in alone) / len(alone))
+        print(split, np.mean(hits))
+        assert chance(data[split]) <= np.mean(hits) < chance(data[split]) + 0.05
+
+
+def test_a_rationale_states_nothing_twice(everyday):
+    for id, meta in everyday["meta"].items():
+        sentences = [sentence.strip() for sentence in re.findall(r"[^.]+\.", everyday["rationales"][id].text)]
+        assert len(set(sentences)) == len(sentences) == len(set(map(tuple, meta["states"])))
+
+
+def test_validation_asks_other_chains_than_test(world):
+    part, data = world
+    asked = {split: {data["meta"][e.id]["fact"] for e in data[split]} for split in microworld.SPLITS}
+    assert not (asked["validation"] & asked["test"]) - asked["train"]
 
 
 def test_wrong_options_are_wrong(everyday):

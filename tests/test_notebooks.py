@@ -84,6 +84,25 @@ def test_committed_evidence(path):
     assert ran == [c.source for c in source.cells]
 
 
+def intervals(folder):
+    """arm -> what the tables of a study's notebooks say of its forced choice: "54.4 % [29.6, 79.1]"."""
+    found = {}
+    for path in sorted(folder.glob("0[3-6]_*.ipynb")):
+        for output in (o for c in nbformat.read(path, 4).cells for o in c.get("outputs", []) if o.output_type == "display_data"):
+            head, *rows = output.data.get("text/plain", "").splitlines() or [""]
+            if head.startswith("arm | n | seeds | forced choice"):
+                for row in rows:
+                    found.setdefault(row.split(" | ")[0], []).append(row.split(" | ")[3])
+    return found
+
+
+def test_an_arm_has_one_interval_in_all_notebooks(smoke):
+    for folder in [smoke[0] / "first" / "smoke", *{path.parent for path in EXECUTED if path.stem == "06_figures"}]:
+        found = intervals(folder)
+        assert min(len(found[arm]) for arm in ("label_only", "post_cot")) == 4
+        assert not {arm: texts for arm, texts in found.items() if len(set(texts)) > 1}
+
+
 def test_status_knows_the_stages(smoke):
     done = subprocess.run([sys.executable, "-m", "cotdistill.study", "status", "smoke"], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts")})

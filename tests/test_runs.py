@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from conftest import tiny
 from cotdistill import runs
 from cotdistill.data import DataError
-from cotdistill.format import Arm, arm_from_name
+from cotdistill.format import Arm, arm_from_name, prompt_text
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = [Arm("zero_shot"), Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
@@ -145,6 +146,39 @@ def test_kept_arms_need_their_scores(base):
     ids = {e.id: [0.0] for e in runs.train_questions(base, 0)[:3]}
     with pytest.raises(DataError, match="no attribution scores for 9 questions, first"):
         runs.run_grid(base, [arm], "attribute", seeds=[0], scores={("saliency", 0): (ids, "x")})
+
+
+def test_what_a_student_has_no_positions_for_stops_before_the_first_run(base, monkeypatch):
+    student, room = runs.study_student(base), runs.study_student(base).model.config
+    asked = [*runs.test_questions(base), *runs.study_data(base).validation]
+    fits, cue = 24 + max(len(student.encode(prompt_text(e, "post_cot"))) for e in asked), len(student.encode("\nAnswer:"))
+    monkeypatch.setattr(room, "max_position_embeddings", fits)
+    runs.check_positions(base, [Arm("post_cot")])
+    with pytest.raises(DataError, match=rf"question 'everyday-test-\d+': its prompt is \d+ tokens long and {424 + cue} may follow .*; expected at most {fits} in all"):
+        runs.check_positions(base | {"max_new_tokens": 400}, [Arm("post_cot"), Arm("pre_cot")])
+    monkeypatch.setattr(room, "sliding_window", 30, raising=False)
+    with pytest.raises(DataError, match="expected at most 30 in all, the student's positions or attention window"):
+        runs.run_grid(base, [Arm("label_only")], "train")
+
+
+def test_scores_are_made_anew_for_another_label_and_not_for_another_click(base, monkeypatch):
+    """A corrected answer changes what tokens are attributed to; what a human selects changes the human scores only."""
+    from cotdistill import attribute
+
+    asked, student = runs.train_questions(base, 0)[:2], runs.study_student(base)
+    clicks = [{e.id: [n] for e in asked} for n in (0, 1)]
+    first, again = (runs.attribution_file(base, student, "j", "input_x_gradient", asked, selections=s, seed=0) for s in clicks)
+    assert first == again
+    assert len({runs.attribution_file(base, student, "j", "human", asked, selections=s, seed=0) for s in clicks}) == 2
+    other = [replace(e, answer=(e.answer + 1) % len(e.choices)) for e in asked]
+    assert runs.attribution_file(base, student, "j", "input_x_gradient", other, seed=0) != first
+    assert [x.id for x in runs.attributions(base, student, "j", "human", asked, selections=clicks[0], seed=0)] == [e.id for e in asked]
+    assert attribute.read_scores(first)[0].keys() == {e.id for e in asked}
+
+
+def test_a_corrupted_run_says_how_much_it_left_as_it_was(base):
+    runs.run_grid(base, [arm_from_name("post_cot_kept", amount=200, selector="random"), Arm("post_cot", "filler")], "attribute", seeds=[0])
+    assert runs.as_intact("t", ["attribute"]) == {"post_cot_kept[200,random]": 1.0, "post_cot_filler": 0.0}
 
 
 BAD_BASE = {

@@ -126,6 +126,15 @@ def test_a_claim_without_its_gain_is_open(rng):
         assert ("no gain to keep" in table["reason"]["same"]) == (verdict == "inconclusive") and "within ±5 points" in table["reason"]["same"]
 
 
+def test_arms_that_trained_on_the_same_texts_are_not_shown_to_be_equivalent(rng):
+    """Fifteen tokens kept of rationales of twelve: equal by construction."""
+    same = claim(id="same", contrast=dict(a=["post_cot_kept[15,random]"], b=["post_cot"]), rule="equivalence", direction="equal", margin=0.05)
+    data = predictions(rng, {"post_cot": 0.6, "post_cot_kept[15,random]": 0.6}, seeds=5, questions=4000)
+    for share, verdict in ((None, "supported"), (0.2, "supported"), (0.58, "inconclusive")):
+        row = st.verdicts(data, [same], rng, as_intact={} if share is None else {"post_cot_kept[15,random]": share}).iloc[0]
+        assert row["verdict"] == verdict and ("58 % of the training texts" in row["reason"]) == (share == 0.58)
+
+
 def test_an_interval_is_the_same_whatever_was_computed_before(rng):
     data, fresh = predictions(rng, ARMS), np.random.default_rng(1)
     alone = st.paired_difference(data, "post_cot", "pre_cot", rng=np.random.default_rng(1))

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub._revision import ResolvedRevision
 
 from cotdistill import students
 from cotdistill.data import DataError
@@ -54,9 +55,22 @@ def test_a_saved_student_loads_from_its_folder_bit_for_bit(student, tmp_path, mo
     assert again.encode("Question: what is ice?") == student.encode("Question: what is ice?")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_student("~/s").fingerprint == again.fingerprint
-    with (tmp_path / "s" / "config.json").open("a") as f:
-        f.write(" ")
-    assert load_student(str(tmp_path / "s")).fingerprint != again.fingerprint
+    prints = {again.fingerprint}
+    for name in ("config.json", "tokenizer_config.json"):  # the end token may stand in the second
+        with (tmp_path / "s" / name).open("a") as f:
+            f.write(" ")
+        prints.add(load_student(str(tmp_path / "s")).fingerprint)
+    assert len(prints) == 3
+
+
+def test_a_hub_student_is_known_by_its_commit_where_the_branch_moves(monkeypatch):
+    student, asked = load_student("tiny-gpt2"), []
+    monkeypatch.setattr(students, "_from_pretrained", lambda path, revision, name: asked.append(revision) or (student.model, student.tokenizer))
+    monkeypatch.setattr(students, "resolve_revision", lambda path, revision: ResolvedRevision(resolved="c" * 40, initial=revision))
+    assert load_student("some/student").fingerprint == load_student("some/student@v1").fingerprint == "some/student@" + "c" * 40
+    monkeypatch.setattr(students, "resolve_revision", lambda path, revision: revision)  # no network: as it was asked for
+    assert load_student("some/student@v1").fingerprint == "some/student@v1"
+    assert [getattr(one, "resolved", one) for one in asked] == ["c" * 40, "c" * 40, "v1"]
 
 
 def test_random_students_are_the_same_each_time():

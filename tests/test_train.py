@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import TINY, tiny
-from cotdistill import train
+from cotdistill import corrupt, train
 from cotdistill.data import DataError
 from cotdistill.evaluate import evaluate, validation_scores
 from cotdistill.format import Arm, arm_from_name
@@ -277,6 +277,18 @@ def test_what_does_not_fit_is_left_out_for_every_arm_and_counted(llama, question
     kept, left = fitting(llama, questions, some, "text", 75)
     assert left["no rationale"] == 1 and 0 < left["over 75 tokens"] < 11
     assert len(kept) + sum(left.values()) == len(questions)
+
+
+def test_the_share_of_texts_that_a_corruption_leaves_as_they_were(llama, questions, rationales):
+    lengths = [len(llama.encode(f" {rationales[e.id].text}")) for e in questions]
+    for name, settings, alike in (("post_cot_kept", dict(amount=8, selector="random"), [n <= 8 for n in lengths]),
+                                  ("pre_cot_shuffled", dict(unit="sentence"), None), ("post_cot_filler", {}, [False] * 12)):
+        arm = arm_from_name(name, **settings)
+        share = train.share_as_intact(passes_of(llama, questions, rationales, arm), llama, questions, rationales, arm, "text", 0)
+        if alike is None:  # one sentence stays as it is, two may be drawn in their order
+            assert sum(corrupt.sentence_groups(llama, f" {rationales[e.id].text}")[-1] == 0 for e in questions) / 12 <= share <= 1
+        else:
+            assert share == sum(alike) / 12 and (name != "post_cot_kept" or 0 < share < 1)
 
 
 def test_sizes_and_labels_are_checked(llama, questions):
