@@ -187,7 +187,7 @@ def made(n, between=lambda: None):
     return faults() - before
 keep_memory(False)  # first: what is kept later would serve it too
 plain = made(16)
-keep_memory(); made(4)
+keep_memory(); made(8)  # until the heap has grown around what else is in it
 print(made(16), made(16, release_memory), plain)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
