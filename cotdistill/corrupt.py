@@ -167,6 +167,15 @@ def corrupt_text(student: Student, text: str, ids: list[int], arm: Arm, rng: np.
     return corrupt(ids, arm, rng, filler_id=filler_id, scores=scores, groups=groups)
 
 
+def _cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
+    """Each id's successor in one random cycle through all of them (Sattolo's algorithm)."""
+    donors = list(ids)
+    for i in range(len(donors) - 1, 0, -1):
+        j = int(rng.integers(i))
+        donors[i], donors[j] = donors[j], donors[i]
+    return dict(zip(ids, donors))
+
+
 def swap_partners(lengths: dict[str, int], rng: np.random.Generator, bucket: int = 8, texts: dict[str, str] | None = None,
                   tries: int = 1000) -> dict[str, str]:
     """For each id another id whose rationale it gets: never its own, about as long, and each given away
@@ -183,16 +192,13 @@ def swap_partners(lengths: dict[str, int], rng: np.random.Generator, bucket: int
     borders = [*range(0, max(1, len(ids) - bucket + 1), bucket), len(ids)]
     partners = {}
     for a, b in zip(borders, borders[1:]):
-        best = None
+        fewest = b - a + 1
         for _ in range(tries):
-            donors = ids[a:b]
-            for i in range(len(donors) - 1, 0, -1):
-                j = int(rng.integers(i))
-                donors[i], donors[j] = donors[j], donors[i]
-            drawn = dict(zip(ids[a:b], donors))
+            drawn = _cycle(ids[a:b], rng)
             same = sum(texts[id] == texts[donor] for id, donor in drawn.items()) if texts else 0
-            best = min(best or (same, drawn), (same, drawn), key=lambda found: found[0])
-            if not best[0]:
+            if same < fewest:
+                fewest, best = same, drawn
+            if not fewest:
                 break
-        partners |= best[1]
+        partners |= best
     return {id: partners[id] for id in lengths}

@@ -377,9 +377,9 @@ def _everyday(sizes: dict, rng, rationale_only: float, label_seen: float, unseen
         rows[split] = _with_options(pick, sizes[split], n_options, near, spare, rng)
 
     silent = set(roles["validation"]) | set(roles["none"])   # not even as the first of two steps
-    hidden = set(roles["rationale"])  # a label must not tell them either: what covers a cat says what kind of animal it is
+    untold = set(roles["rationale"])  # by labels: what covers a cat says what kind of animal it is
     fair = [q for q in ask(roles["label"], "train")
-            if not any(fact in silent for fact, _ in q["said"]) and _first_step(world, q["fact"]) not in hidden]
+            if not any(fact in silent for fact, _ in q["said"]) and _first_step(world, q["fact"]) not in untold]
     fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
     fill("train", (1, fair))
     stated = [key for key in roles["rationale"] if _first_step(world, key) not in silent]
@@ -387,14 +387,10 @@ def _everyday(sizes: dict, rng, rationale_only: float, label_seen: float, unseen
     labelled = {q["fact"] for q in rows["train"]}
     told = {q["support"][-1][0] for q in rows["train"] if q["support"]}
     known = _sentences(rows["train"])
-    parts = {role: defaultdict(list) for role in ("rationale", "label", "none")}
-    for role, keys in (("rationale", roles["rationale"]), ("label", roles["label"]), ("none", roles["none"])):
-        for q in ask([key for key in keys if key in {"rationale": told, "label": labelled}.get(role, {key})], "test"):
-            if role == "rationale" and _first_step(world, q["fact"]) in labelled:
-                continue  # a linked fact whose first step is asked as a label
-            parts[role][known.issuperset(sentence for _, sentence in q["said"])].append(q)
-    fill("test", (rationale_only, parts["rationale"][True]), (label_seen, parts["label"][True]),
-         (1 - rationale_only - label_seen, parts["none"][False]))
+    hidden = [key for key in roles["rationale"] if key in told and _first_step(world, key) not in labelled]
+    fill("test", (rationale_only, [q for q in ask(hidden, "test") if _all_said(q, known)]),
+         (label_seen, [q for q in ask([key for key in roles["label"] if key in labelled], "test") if _all_said(q, known)]),
+         (1 - rationale_only - label_seen, [q for q in ask(roles["none"], "test") if not _all_said(q, known)]))
     for split in ("validation", "test"):
         _add_supports(world, facts, rows[split], [], list(facts), 0, rng)
     return rows
@@ -409,6 +405,11 @@ def _first_step(world: dict, key: tuple) -> tuple | None:
 def _sentences(rows: list[dict]) -> set[str]:
     """Every sentence that the rationales of these questions state."""
     return {sentence for q in rows for _, sentence in q["support"] + q["said"]}
+
+
+def _all_said(q: dict, known: set[str]) -> bool:
+    """Whether each sentence of a question's gold rationale is among the known ones."""
+    return known.issuperset(sentence for _, sentence in q["said"])
 
 
 def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> None:
@@ -636,7 +637,7 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
             spans = _spans(text, q["keys"], sum(len(sentence) + 1 for _, sentence in lead))
             data[split].append(Example(id, q["question"], tuple(options), spot))
             data["rationales"][id] = Rationale(id, text, spot, spans)
-            told = stated.issuperset(q["links"]) if part == "relations" else known.issuperset(sentence for _, sentence in q["said"])
+            told = stated.issuperset(q["links"]) if part == "relations" else _all_said(q, known)
             data["meta"][id] = {
                 "steps": q["steps"], "relation": q["relation"], "fact": q["fact"],
                 "unseen_concept": q["fact"][0] not in subjects, "unseen_template": split == "test",
