@@ -98,7 +98,7 @@ $(PEERS): $(READY)
 	@$(VENV)/bin/python -m pip install -q -r $(VENV)/bench.txt
 	@rm -f $(VENV)/.peers-* && touch $@
 
-bench: $(PEERS) ## the benchmark beside TRL, lm-eval, HF generate and captum, in an hour to seventy minutes
+bench: $(PEERS) ## the benchmark beside TRL, lm-eval, HF generate and captum, in an hour and a half
 	@$(VENV)/bin/python -m cotdistill.bench run notebooks/benchmark.yaml
 
 test: $(RAY) ## the test suite

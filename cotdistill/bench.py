@@ -1,10 +1,10 @@
 """How fast the study's work is beside what a researcher would otherwise pick: training, scoring, generation, attribution,
 elicitation. `notebooks/benchmark.ipynb` calls these functions; `python -m cotdistill.bench run` executes it.
 
-Rules. Both sides run turn about (ABAB), on the same tokens, in float32, with the same threads; medians over repeats. Training
-sides have a process each, held after every step, because in one process the memory of one slows the other; the rest shares one process. Ours
-keeps freed memory (`students.keep_memory`), a peer has the C library's own thresholds. Whether they give the same results is checked first, on
-the results themselves. A peer gets its best settings: the best of the batch sizes that are tried, all of them shown.
+Rules. Both sides run turn about (ABAB), on the same tokens, in float32, with the same threads; medians over repeats, of training the totals of
+its steps. Training sides have a process each, held after every step, because in one process the memory of one slows the other; the rest shares
+one process. Ours keeps freed memory (`students.keep_memory`), a peer has the C library's own thresholds. Whether they give the same results is
+checked first, on the results themselves. A peer gets its best settings: the best of the batch sizes that are tried, all of them shown.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import nnls
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -152,7 +153,7 @@ def compare(work: str, ours: dict, peers: dict[str, dict], same, repeats: int, f
                 batch=best.get(name)) for name, peer in peers.items()]
     least = float(np.median(floors)) if floors else np.nan
     share = kernel_share(profile(lambda: ours["run"](best["ours"]), vocabulary)) if vocabulary else np.nan
-    return pd.DataFrame([r | {"bound": r["peer_s"] / least, "kernels": r["ratio"] / share} for r in rows]), pd.DataFrame(tried)
+    return pd.DataFrame([r | {"bound": r["theirs"] / least, "kernels": r["ratio"] / share} for r in rows]), pd.DataFrame(tried)
 
 
 def timed(call, *given) -> tuple[float, object]:
@@ -172,17 +173,18 @@ def turn_about(calls: dict, tries: int) -> dict:
 
 
 def row(work: str, peer: str, settings: str, ours: list[float], theirs: list[float] | None, target: float | None,
-        check: tuple[bool, str] | None, batch: int | None = None, paired: bool = False) -> dict:
-    """One line of the result: medians in seconds, their ratio (peer / ours; paired: the median of the ratios of what ran one after the
-    other, where works differ), and whether the target is reached with the same results. theirs=None: the peer is not installed."""
-    mine = float(np.median(ours))
+        check: tuple[bool, str] | None, batch: int | None = None, middle=np.median) -> dict:
+    """One line of the result: seconds of both sides, their ratio (peer / ours) and whether the target is reached with the same results.
+    middle: medians over repeats of one work, np.mean over different works, whose ratio is that of the total times. theirs=None: the peer
+    is not installed."""
+    mine = float(middle(ours))
     if theirs is None:
-        return {"work": work, "peer": peer, "settings": settings, "ours_s": mine, "peer_s": np.nan, "ratio": np.nan, "target": target,
+        return {"work": work, "peer": peer, "settings": settings, "ours": mine, "theirs": np.nan, "ratio": np.nan, "target": target,
                 "reached": "not installed", "same": "not installed"}
-    other = float(np.median(theirs))
-    ratio = float(np.median(np.divide(theirs, ours))) if paired else other / mine
+    other = float(middle(theirs))
+    ratio = other / mine
     fine = check[0] and (target is None or ratio >= target)
-    return {"work": work, "peer": peer, "settings": settings + (f"; batch {batch}" if batch else ""), "ours_s": mine, "peer_s": other,
+    return {"work": work, "peer": peer, "settings": settings + (f"; batch {batch}" if batch else ""), "ours": mine, "theirs": other,
             "ratio": ratio, "target": target, "reached": "–" if target is None else "yes" if fine else "no",
             "same": ("yes: " if check[0] else "NO: ") + check[1]}
 
@@ -194,11 +196,12 @@ def read_rows(rows: pd.DataFrame) -> str:
         if r.reached == "not installed":
             said.append(f"{r.peer}: not installed, so not measured.")
             continue
-        goal = "" if pd.isna(r.target) else f" (target {r.target:g}: {'reached' if r.reached == 'yes' else '**not reached**'})"
+        missed = "fast enough, **not counted**: results differ" if r.ratio >= pd.to_numeric(r.target, errors="coerce") else "**not reached**"
+        goal = "" if pd.isna(r.target) else f" (target {r.target:g}: {'reached' if r.reached == 'yes' else missed})"
         bound, kernels = getattr(r, "bound", np.nan), getattr(r, "kernels", np.nan)
-        most = "" if pd.isna(bound) else f"; at most {bound:.1f} times is possible, what no side can do without being {r.peer_s / bound:.2f} s"
+        most = "" if pd.isna(bound) else f"; at most {bound:.1f} times is possible, what no side can do without being {r.theirs / bound:.2f} s"
         most += "" if pd.isna(kernels) else f"; {kernels:.1f} times, if ours took no time but in the libraries' kernels"
-        said.append(f"{r.work}, {r.peer}: {r.peer_s:.2f} s against our {r.ours_s:.2f} s, **{r.ratio:.2f} times**{goal}{most}; same results: {r.same}.")
+        said.append(f"{r.work}, {r.peer}: {r.theirs:.2f} s against our {r.ours:.2f} s, **{r.ratio:.2f} times**{goal}{most}; same results: {r.same}.")
     return "\n".join(f"- {line}" for line in said)
 
 
@@ -581,9 +584,10 @@ def training_kernels(student: Student, batches: dict[bool, list[tuple[str, list[
 
 def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sides: list[str], kernels: pd.Series) -> pd.DataFrame:
     """`time_training`'s steps as result rows: one per peer and placement (seconds per optimiser step). A peer's step is compared with
-    ours on the same batch, right before it (the median ratio counts), and its loss of every step with ours. `bound` is the ratio that a step
-    of nothing but the least operations, at the rate of a big product of the faster library, would reach: no implementation in float32 can be
-    further ahead of this peer. `kernels` is the ratio over the share of our step that is spent in kernels (`training_kernels`)."""
+    ours on the same batch, right before it, and its loss of every step with ours. The ratio is that of the total times, as in an epoch:
+    batches differ in their padding, and a median of few ratios is one batch's. `bound` is the ratio that steps of nothing but the least
+    operations, at the rate of a big product of the faster library, would reach: no implementation in float32 can be further ahead of this
+    peer. `kernels` is the ratio over the share of our step that is spent in kernels (`training_kernels`)."""
     rows = []
     for side in sides:
         if side.startswith("ours"):
@@ -598,9 +602,8 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
             ours, their = (x[x["placement"] == placement].sort_values(["repeat", "step"]) for x in (mine, theirs))
             if len(ours):
                 found = row(f"{work}, {placement}", side, TRAINERS[side][2], ours["seconds"].tolist(), their["seconds"].tolist() or None,
-                            targets.get(side), known.get("check"), paired=True)
-                least = (ours["least_gflop"] / ours["best"]).to_numpy()
-                bound = float(np.median(their["seconds"].to_numpy() / least)) if len(their) else np.nan
+                            targets.get(side), known.get("check"), middle=np.mean)
+                bound = float(their["seconds"].sum() / (ours["least_gflop"] / ours["best"]).sum()) if len(their) else np.nan
                 rows.append(found | {"bound": bound, "kernels": found["ratio"] / kernels[placement]})
     return pd.DataFrame(rows)
 
@@ -622,10 +625,11 @@ def first_losses(student: Student, steps: pd.DataFrame, batches: dict[bool, list
     return pd.DataFrame(rows)
 
 
-def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
+def limit_share(steps: pd.DataFrame, kernels: pd.Series) -> pd.DataFrame:
     """Our training against the machine's own limit, by placement: tokens/s, needed GFLOP/s, and its share of the rate of a
     big square product (torch's own), of the faster library's (with only the `least` operations counted) and of the products at the
-    model's own shapes, all measured right after each step."""
+    model's own shapes, all measured right after each step; "kernels", the first of these shares if our step took no time but in kernels
+    (`training_kernels`)."""
     rows = []
     for placement, part in steps[steps["side"].str.startswith("ours") & (steps["placement"] != "warm-up")].groupby("placement", sort=False):
         rate = part["gflop"] / part["seconds"]
@@ -634,8 +638,15 @@ def limit_share(steps: pd.DataFrame) -> pd.DataFrame:
                      "best_gflop_s": float(part["best"].median()), "own_gflop_s": float(part["own"].median()),
                      "share_of_square": float((rate / part["square"]).median()),
                      "share_of_best": float((part["least_gflop"] / part["seconds"] / part["best"]).median()),
-                     "share_of_own": float((rate / part["own"]).median())})
+                     "share_of_own": float((rate / part["own"]).median()), "kernels": float((rate / part["square"]).median()) / kernels[placement]})
     return pd.DataFrame(rows)
+
+
+def read_shares(shares: pd.DataFrame) -> str:
+    """A sentence that reads a `limit_share` table."""
+    return (f"Share of the big product's rate: {', '.join(f'{r.placement} **{100 * r.share_of_square:.0f} %**' for r in shares.itertuples())}. Nothing but kernels "
+            f"would reach {', '.join(f'{100 * share:.0f} %' for share in shares['kernels'])}; of the faster library's rate {100 * shares['share_of_best'].median():.0f} %, "
+            f"of the products at the model's own shapes {100 * shares['share_of_own'].median():.0f} % (medians).")
 
 
 def peak_memory(student: Student, sides: list[str], sequences: list[Encoded], config: TrainConfig) -> pd.DataFrame:
@@ -1125,18 +1136,20 @@ LAWS = {"training: length": (0, 1, 2), "training: batch": (0, 1), "training: voc
 
 
 def fit_laws(curves: pd.DataFrame) -> pd.DataFrame:
-    """Least squares of each curve's seconds on the stated powers of x: curve, law (text), r2, coefficients."""
+    """Each curve's seconds as a sum of the stated powers of x with coefficients from 0 on, by least squares of the relative errors (the
+    shortest point counts as much as the longest): curve, law (text), r2, worst_error (of a point, as a share of it), coefficients."""
     rows = []
     for curve, part in curves.groupby("curve", sort=False):
         powers = LAWS[curve][:max(1, len(part) - 1)]
         x, y = part["x"].to_numpy(float), part["seconds"].to_numpy(float)
         basis = np.stack([x**p for p in powers], 1)
-        found = np.linalg.lstsq(basis / basis.max(0), y, rcond=None)[0] / basis.max(0)
+        scale = basis.max(0)
+        found = nnls(basis / scale / y[:, None], np.ones(len(y)))[0] / scale
         rest, spread = ((y - basis @ found) ** 2).sum(), ((y - y.mean()) ** 2).sum()
         name = curve.split(": ")[1][0].upper() if "vocabulary" in curve else curve.split(": ")[1][0]
         law = " ".join(f"{'+' if c >= 0 else '−'} {abs(c):.2e}{['', f'·{name}', f'·{name}²'][p]}" for c, p in zip(found, powers)).lstrip("+ ")
         rows.append({"curve": curve, "points": len(part), "law": f"seconds = {law}", "r2": 1 - rest / spread if spread else np.nan,
-                     "coefficients": found.tolist()})
+                     "worst_error": float(np.abs(basis @ found / y - 1).max()), "coefficients": found.tolist()})
     return pd.DataFrame(rows)
 
 
@@ -1175,19 +1188,18 @@ def reproduce_rows(table: pd.DataFrame, limits: dict[str, float]) -> pd.DataFram
     rows = []
     for r in table.itertuples():
         there = not pd.isna(r.seconds)
-        rows.append({"work": r.run, "peer": "–", "settings": f"{r.notebooks} notebooks", "ours_s": r.seconds, "peer_s": np.nan, "ratio": np.nan,
+        rows.append({"work": r.run, "peer": "–", "settings": f"{r.notebooks} notebooks", "ours": r.seconds, "theirs": np.nan, "ratio": np.nan,
                      "target": f"< {limits[r.run]:.0f} s", "reached": ("yes" if r.seconds < limits[r.run] else "no") if there else "not run",
                      "same": "–"})
     return pd.DataFrame(rows)
 
 
-def limit_rows(shares: pd.DataFrame, work: str, kernels: pd.Series, target: float = 0.8) -> pd.DataFrame:
-    """`limit_share` as result rows: the ratio is the share of the rate of a big square product (the bound: of the faster library's);
-    kernels: `training_kernels`."""
+def limit_rows(shares: pd.DataFrame, work: str, target: float = 0.8) -> pd.DataFrame:
+    """`limit_share` as result rows: the ratio is the share of the rate of a big square product (the bound: of the faster library's)."""
     return pd.DataFrame([{"work": f"{work}, {r.placement}: share of the limit", "peer": "float32 matrix product",
-                          "settings": f"{r.square_gflop_s:.0f} GFLOP/s", "ours_s": np.nan, "peer_s": np.nan, "ratio": r.share_of_square,
+                          "settings": f"{r.square_gflop_s:.0f} GFLOP/s", "ours": np.nan, "theirs": np.nan, "ratio": r.share_of_square,
                           "target": target, "reached": "yes" if r.share_of_square >= target else "no", "same": "–",
-                          "bound": r.best_gflop_s / r.square_gflop_s, "kernels": r.share_of_square / kernels[r.placement]} for r in shares.itertuples()])
+                          "bound": r.best_gflop_s / r.square_gflop_s, "kernels": r.kernels} for r in shares.itertuples()])
 
 
 def memory_rows(peaks: pd.DataFrame, work: str, least: float, target: float = 2.0) -> pd.DataFrame:
@@ -1197,8 +1209,8 @@ def memory_rows(peaks: pd.DataFrame, work: str, least: float, target: float = 2.
     for mine in (side for side in peak.index if side.startswith("ours")):
         for side in (side for side in peak.index if not side.startswith("ours")):
             missing, ratio = pd.isna(peak[side]), peak[side] / peak[mine]
-            rows.append({"work": f"{work}: peak memory in GB, {mine}", "peer": side, "settings": TRAINERS[side][2], "ours_s": peak[mine],
-                         "peer_s": peak[side], "ratio": ratio, "target": target, "reached": "not installed" if missing else
+            rows.append({"work": f"{work}: peak memory in GB, {mine}", "peer": side, "settings": TRAINERS[side][2], "ours": peak[mine],
+                         "theirs": peak[side], "ratio": ratio, "target": target, "reached": "not installed" if missing else
                          "yes" if ratio >= target else "no", "same": "not installed" if missing else "–", "bound": peak[side] / (least + loaded[mine] - least / 4)})
     return pd.DataFrame(rows)
 
@@ -1217,10 +1229,32 @@ def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 def count_reached(rows: pd.DataFrame) -> str:
     """How many targets are reached, in words; rows whose peer is not installed are counted apart."""
-    counts = rows["reached"].value_counts()
-    return (f"{counts.get('yes', 0)} rows reach their target, {counts.get('no', 0)} do not, {counts.get('–', 0)} have none, "
-            f"{counts.get('not installed', 0)} wait for a peer that is not installed, {counts.get('not run', 0)} for a run; "
-            f"{int(rows['same'].str.startswith('NO').sum())} show different results")
+    counts, other = rows["reached"].value_counts(), int(rows["same"].str.startswith("NO").sum())
+    said = {f"{counts.get('–', 0)} without a target": "–", f"{counts.get('not installed', 0)} wait for a peer that is not installed": "not installed",
+            f"{counts.get('not run', 0)} for a run": "not run"}
+    return "; ".join([f"Targets reached: {counts.get('yes', 0)}, not reached: {counts.get('no', 0)}", *(text for text, key in said.items() if key in counts),
+                      f"{other} show different results" if other else "results are the same everywhere"])
+
+
+def findings(rows: pd.DataFrame) -> str:
+    """What the rows say, as Markdown: how many targets are reached, and for those that are not, what forbids them, the strictest first."""
+    beyond = out_of_reach(rows)
+    slow = out_of_reach(rows, "kernels").drop(beyond.index, errors="ignore")
+    left = rows[(rows["reached"] == "no") & ~rows.index.isin([*beyond.index, *slow.index])]
+    near = sum(r.bound > 0.8 * r.target for r in beyond.itertuples()) + sum(r.kernels > 0.8 * r.target for r in slow.itertuples())
+
+    def named(part, limit):
+        return "; ".join(f"{r.work}, {r.peer} ({limit(r)} of {float(r.target):g})" for r in part.itertuples()) or "none"
+
+    return "\n".join([
+        f"**Findings.** {count_reached(rows)}.", "",
+        f"- Beyond the bound ({len(beyond)} rows: what every float32 implementation must do takes longer than the target leaves): "
+        + named(beyond, lambda r: f"at most {r.bound:.2f}") + ".",
+        f"- Beyond the kernels ({len(slow)} rows: matrix products, attention and the optimiser alone, as MKL, oneDNN and torch run them in our work, do): "
+        + named(slow, lambda r: f"at most {r.kernels:.2f}") + ".",
+        f"- A limit is good to about a fifth; for {near} of these rows it is that near to the target, and another hour may judge otherwise.",
+        f"- Left ({len(left)} rows that nothing measured here forbids): "
+        + named(left, lambda r: f"{r.ratio:.2f}" + (", not counted, for the results differ," if r.ratio >= float(r.target) else "")) + "."])
 
 
 # ---------------------------------------------------------------------------------------------------------- command line
