@@ -23,6 +23,7 @@ export COTDISTILL_CPUS_PER_RUN ?= $(CPUS_PER_RUN)
 NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:  # stages follow each other, also under make -j
 .PHONY: help env reproduce $(STAGES) smoke status verdicts report readme scale bench test kill gemma lab clean
 
 help: ## this list
