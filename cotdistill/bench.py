@@ -43,6 +43,7 @@ from cotdistill.students import ROWS, Prepacked, Student, blocks_of, keep_memory
 from cotdistill.train import LABEL, PROMPT, Encoded, OrderSampler, TrainConfig, collate, encode, fine_tune, token_losses, training, weighted_loss
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
+LOSS_LIMIT = 1e-5  # how far the losses of two sides may differ, relatively
 WARM = 3  # steps of one length until its time no longer falls
 # side -> (package it needs, batches grouped by length, settings in words)
 TRAINERS = {
@@ -397,16 +398,13 @@ def _peer_trainer(side, student, batches, config, seed, folder):
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
-    rows = [{"input_ids": list(e.ids), "labels": [i if k != PROMPT else -100 for i, k in zip(e.ids, e.kinds)]} for b in batches for e in b]
-    tokenizer = copy.deepcopy(student.tokenizer)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = _padding_tokenizer(student)
     common = dict(output_dir=folder, use_cpu=student.model.device.type == "cpu", bf16=False, seed=seed, num_train_epochs=1,
                   per_device_train_batch_size=config.batch_size, learning_rate=config.lr, weight_decay=config.weight_decay,
                   warmup_steps=config.warmup, lr_scheduler_type=config.schedule, max_grad_norm=config.max_grad_norm, report_to="none",
                   disable_tqdm=True, save_strategy="no", logging_strategy="no", train_sampling_strategy="sequential",
                   dataloader_pin_memory=False)
-    data = Dataset.from_list(rows)
+    data = Dataset.from_list([_features(e) for batch in batches for e in batch])
     if side.startswith("TRL"):
         from trl import SFTConfig, SFTTrainer
 
@@ -414,12 +412,28 @@ def _peer_trainer(side, student, batches, config, seed, folder):
             common["activation_checkpointing"] = False
         trainer = SFTTrainer(student.model, args=SFTConfig(**common), train_dataset=data, processing_class=tokenizer)
     else:
-        collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
-        trainer = Trainer(student.model, args=TrainingArguments(**common), train_dataset=data, data_collator=collator)
+        trainer = Trainer(student.model, args=TrainingArguments(**common), train_dataset=data, data_collator=_padding_collator(tokenizer))
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _features(e: Encoded) -> dict[str, list[int]]:
+    """A sequence as a peer takes it; -100 is what it learns nothing from."""
+    return {"input_ids": list(e.ids), "labels": [i if kind != PROMPT else -100 for i, kind in zip(e.ids, e.kinds)]}
+
+
+def _padding_tokenizer(student: Student):
+    """The student's tokenizer, with a token to pad with where it has none."""
+    tokenizer = copy.deepcopy(student.tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _padding_collator(tokenizer):
+    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
 
 
 def needed_flops(model: nn.Module, batch: list[Encoded], least: bool = False) -> float:
@@ -597,7 +611,7 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
             mine = steps[steps["side"] == _ours_beside(side)]
         if len(theirs):
             a, b = (x.sort_values(["repeat", "step"])["loss"].to_numpy() for x in (mine, theirs))
-            known = {"check": close(a, b, 1e-5, "losses")}
+            known = {"check": close(a, b, LOSS_LIMIT, "losses")}
         for placement in PLACEMENTS:
             ours, their = (x[x["placement"] == placement].sort_values(["repeat", "step"]) for x in (mine, theirs))
             if len(ours):
@@ -609,42 +623,39 @@ def training_rows(steps: pd.DataFrame, work: str, targets: dict[str, float], sid
 
 
 def whose_rounding(student: Student, steps: pd.DataFrame, batches: dict[bool, list[tuple[str, list[Encoded]]]], config: TrainConfig,
-                   seed: int = 0) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Where a peer's loss is furthest from ours, whose rounding that is. Ours trains as far once more; with the weights that it has there,
-    the loss of that batch is computed in float64 and, in float32, by transformers (padded, what the Trainer calls).
+                   seed: int = 0) -> tuple[pd.DataFrame, dict[tuple[str, str], float]]:
+    """Where a peer's loss is furthest from ours, whose rounding that is. Ours trains once more (all steps: the learning rate depends on
+    their number); with the weights that it has there, the loss of that batch is computed in float64 and, in float32, by transformers
+    (padded, what the Trainer calls).
 
     Returns the losses in nats per supervised token with their relative difference from the float64 one (the peer's own rests on the
-    weights of its run), and for a Trainer {peer: difference of transformers' loss}: with the same weights, so it is the function's."""
+    weights of its run), and for a Trainer {(student, peer): difference of transformers' loss}: with the same weights, so it is the
+    function's."""
     mine, theirs = (steps[steps["side"].map(is_peer) == peer] for peer in (False, True))
     both = theirs.merge(mine, left_on=["side", "repeat", "step"], right_on=["beside", "repeat", "step"], suffixes=("", "_ours"))
     worst = both.loc[(both["loss"] / both["loss_ours"] - 1).abs().idxmax()]
     order = [batch for _, batch in batches[TRAINERS[worst["side"]][1]]]
     learner, said, found = replace(student, model=copy.deepcopy(student.model)), [], {}
 
-    def stepped(_, loss):
-        said.append(loss)
+    def look():
         if len(said) == worst["step"]:
             found.update(_losses_with(student, learner.model.state_dict(), order[len(said)]))
 
-    if worst["step"] == 0:
-        found.update(_losses_with(student, student.model.state_dict(), order[0]))
-    train_side(worst["side_ours"], learner, order, config, seed, stepped)
+    look()
+    train_side(worst["side_ours"], learner, order, config, seed, lambda _, loss: (said.append(loss), look()))
     losses = {worst["side_ours"]: said[worst["step"]], "transformers, with our weights": found["transformers"], worst["side"]: worst["loss"]}
     off = {side: abs(loss / found["float64"] - 1) for side, loss in losses.items()}
     table = pd.DataFrame([{"loss": side, "step": worst["step"] + 1, "nats": f"{loss:.7f}", "float64": f"{found['float64']:.7f}",
                            "difference": f"{off[side]:.0e}"} for side, loss in losses.items()])
-    return table, {worst["side"]: off["transformers, with our weights"]} if worst["side"].startswith("Trainer") else {}
+    return table, {(student.name, worst["side"]): off["transformers, with our weights"]} if worst["side"].startswith("Trainer") else {}
 
 
 def _losses_with(student: Student, weights: dict[str, torch.Tensor], batch: list[Encoded]) -> dict[str, float]:
     """The loss of a batch with these weights: transformers' own in float32, and in float64 on our batch layout."""
     plain = copy.deepcopy(student.model).eval()
     plain.load_state_dict(weights)
-    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-    labels = [torch.tensor([i if kind != PROMPT else -100 for i, kind in zip(e.ids, e.kinds)]) for e in batch]
     with torch.no_grad():
-        theirs = float(plain(input_ids=pad([torch.tensor(e.ids) for e in batch]), labels=pad(labels, padding_value=-100),
-                             attention_mask=pad([torch.ones(len(e.ids), dtype=torch.long) for e in batch])).loss)
+        theirs = float(plain(**_padding_collator(_padding_tokenizer(student))([_features(e) for e in batch])).loss)
         plain.double().set_attn_implementation("packed")
         return {"transformers": theirs, "float64": float(token_losses(plain, collate(batch)).mean())}
 
@@ -657,12 +668,13 @@ def limit_share(steps: pd.DataFrame, kernels: pd.Series) -> pd.DataFrame:
     rows = []
     for placement, part in steps[steps["side"].str.startswith("ours") & (steps["placement"] != "warm-up")].groupby("placement", sort=False):
         rate = part["gflop"] / part["seconds"]
+        of_square = float((rate / part["square"]).median())
         rows.append({"placement": placement, "steps": len(part), "tokens_per_s": float((part["tokens"] / part["seconds"]).median()),
                      "needed_gflop_s": float(rate.median()), "square_gflop_s": float(part["square"].median()),
                      "best_gflop_s": float(part["best"].median()), "own_gflop_s": float(part["own"].median()),
-                     "share_of_square": float((rate / part["square"]).median()),
+                     "share_of_square": of_square,
                      "share_of_best": float((part["least_gflop"] / part["seconds"] / part["best"]).median()),
-                     "share_of_own": float((rate / part["own"]).median()), "kernels": float((rate / part["square"]).median()) / kernels[placement]})
+                     "share_of_own": float((rate / part["own"]).median()), "kernels": of_square / kernels[placement]})
     return pd.DataFrame(rows)
 
 
@@ -1171,7 +1183,7 @@ def fit_laws(curves: pd.DataFrame) -> pd.DataFrame:
         found = nnls(basis / scale / y[:, None], np.ones(len(y)))[0] / scale
         rest, spread = ((y - basis @ found) ** 2).sum(), ((y - y.mean()) ** 2).sum()
         name = curve.split(": ")[1][0].upper() if "vocabulary" in curve else curve.split(": ")[1][0]
-        law = " ".join(f"{'+' if c >= 0 else '−'} {abs(c):.2e}{['', f'·{name}', f'·{name}²'][p]}" for c, p in zip(found, powers)).lstrip("+ ")
+        law = " + ".join(f"{c:.2e}{['', f'·{name}', f'·{name}²'][p]}" for c, p in zip(found, powers))
         rows.append({"curve": curve, "points": len(part), "law": f"seconds = {law}", "r2": 1 - rest / spread if spread else np.nan,
                      "worst_error": float(np.abs(basis @ found / y - 1).max()), "coefficients": found.tolist()})
     return pd.DataFrame(rows)
@@ -1254,19 +1266,23 @@ def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
 def count_reached(rows: pd.DataFrame) -> str:
     """How many targets are reached, in words; rows whose peer is not installed are counted apart."""
     counts, other = rows["reached"].value_counts(), int(rows["same"].str.startswith("NO").sum())
-    said = {f"{counts.get('–', 0)} without a target": "–", f"{counts.get('not installed', 0)} wait for a peer that is not installed": "not installed",
-            f"{counts.get('not run', 0)} for a run": "not run"}
-    return "; ".join([f"Targets reached: {counts.get('yes', 0)}, not reached: {counts.get('no', 0)}", *(text for text, key in said.items() if key in counts),
+    said = {"–": "without a target", "not installed": "wait for a peer that is not installed", "not run": "for a run"}
+    return "; ".join([f"Targets reached: {counts.get('yes', 0)}, not reached: {counts.get('no', 0)}",
+                      *(f"{counts[key]} {text}" for key, text in said.items() if key in counts),
                       f"{other} show different results" if other else "results are the same everywhere"])
 
 
-def findings(rows: pd.DataFrame, rounding: dict[str, float]) -> str:
+def findings(rows: pd.DataFrame, rounding: dict[tuple[str, str], float]) -> str:
     """What the rows say, as Markdown: how many targets are reached, and for those that are not, what forbids them, the strictest first.
-    rounding: peer -> how far its loss is from the float64 one with the same weights (`whose_rounding`)."""
+    rounding: (student, peer) -> how far the peer's loss is from the float64 one with the same weights (`whose_rounding`); it speaks for the
+    rows of that student only."""
+    def off(r):
+        return max((gap for (student, peer), gap in rounding.items() if student in r.work and peer == r.peer), default=0.0)
+
     beyond = out_of_reach(rows)
     slow = out_of_reach(rows, "kernels").drop(beyond.index, errors="ignore")
     left = rows[(rows["reached"] == "no") & ~rows.index.isin([*beyond.index, *slow.index])]
-    apart = left[left["same"].str.startswith("NO") & (left["peer"].map(rounding) > 1e-5)]
+    apart = left[np.array([r.same.startswith("NO") and off(r) > LOSS_LIMIT for r in left.itertuples()], bool)]
     left = left.drop(apart.index)
     near = sum(r.bound > 0.8 * r.target for r in beyond.itertuples()) + sum(r.kernels > 0.8 * r.target for r in slow.itertuples())
 
@@ -1280,7 +1296,7 @@ def findings(rows: pd.DataFrame, rounding: dict[str, float]) -> str:
         f"- Beyond the kernels ({len(slow)} rows: matrix products, attention and the optimiser alone, as MKL, oneDNN and torch run them in our work, do): "
         + named(slow, lambda r: f"at most {r.kernels:.2f}") + ".",
         f"- Beyond agreement ({len(apart)} rows whose losses differ: with the same weights the peer's is further from the float64 one than the limit of 1e-5): "
-        + named(apart, lambda r: f"{r.ratio:.2f}, its loss off by {rounding[r.peer]:.0e},") + ".",
+        + named(apart, lambda r: f"{r.ratio:.2f}, its loss off by {off(r):.0e},") + ".",
         f"- A limit is good to about a fifth; for {near} of these rows it is that near to the target, and another hour may judge otherwise.",
         f"- Left ({len(left)} rows that nothing measured here forbids): "
         + named(left, lambda r: f"{r.ratio:.2f}" + (", not counted, for the results differ," if r.ratio >= float(r.target) else "")) + "."])
