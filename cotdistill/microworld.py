@@ -4,7 +4,9 @@
 logic about chains of signed qualitative relations. Gold rationales state every link, and the character spans
 of their key tokens are known, so an attribution can be checked against the truth. A dial (`rationale_only`)
 sets how many of the facts that test questions ask about are stated in training rationales only: what a label
-cannot teach, a rationale can.
+cannot teach, a rationale can. `invented` asks the questions of `everyday` about things that do not exist: made-up names, and
+every fact drawn anew, so that no student can know one before training. It is the positive control: there a rationale carries what the
+answer needs, and a comparison of arms that sees no gain there could not have seen one anywhere.
 
 Hardly anything can be answered without the facts: in each split every value is the right answer 1/n as often as it is
 offered, options never share a word with the question, test templates are not among the training templates, and wrong options
@@ -14,7 +16,7 @@ import heapq
 import re
 from collections import Counter, defaultdict
 from functools import cache, lru_cache
-from itertools import islice
+from itertools import chain, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ import yaml
 from cotdistill.data import DataError, Example, Rationale
 
 KNOWLEDGE = Path(__file__).with_name("microworld.yaml")
+PARTS = ("everyday", "relations", "invented")
+INVENTED = 40  # concepts of an invented world: few enough for a small student to meet each fact several times in a few hundred questions
 SPLITS = ("train", "validation", "test")
 STOP = set("a an and as at by for from in is it of on or such that the this to with what which "
            "who whose where why how does do be its their your".split())
@@ -94,6 +98,33 @@ def overlaps(question: str, option: str) -> bool:
 
 def _plain(concept: str) -> str:
     return re.sub(r"^(an?|the) ", "", concept)
+
+
+def invented(world: dict, rng: np.random.Generator, size: int = INVENTED) -> dict:
+    """The knowledge base of a world that does not exist: `size` concepts of `world` under made-up names ("a mavox"), and the values of each
+    relation dealt anew among those that have one. Neither the name nor any other fact about a thing then tells a value, but by the links
+    from value to value, which stay (whatever is made of wool comes from sheep).
+
+    A list of values moves as one, so what is also true stays so. Names are consonant-vowel, twice, and a last consonant that English words
+    of that shape hardly have; none shares a beginning with a word of the world."""
+    known = {word[:3] for text in _texts(world) for word in re.findall(r"[a-z]+", text.lower())}
+    letters = ("bdfgklmnprtvz", "aeiou", "jvxz", "aiou", "bgpx")
+    names = [name for name in map("".join, product(*letters)) if name[:3] not in known]
+    names = [f"a {names[i]}" for i in rng.permutation(len(names))[:size]]
+    concepts = [list(world["concepts"].values())[i] for i in rng.permutation(len(world["concepts"]))[:size]]
+    rows = {name: {} for name in names}
+    for relation in world["relations"]:
+        having = [i for i, row in enumerate(concepts) if relation in row]
+        for i, j in zip(having, rng.permutation(having)):
+            rows[names[i]][relation] = concepts[j][relation]
+    return world | {"concepts": rows}
+
+
+def _texts(part) -> list[str]:
+    """Every text in a piece of the knowledge base, keys too."""
+    if isinstance(part, str):
+        return [part]
+    return [text for one in (chain(part, part.values()) if isinstance(part, dict) else part) for text in _texts(one)]
 
 
 def _upper(text: str) -> str:
@@ -353,11 +384,10 @@ def _roles(asked: list, rng, rationale_only: float, label_seen: float, unseen_co
     return {"label": facts[n_held:], "validation": held[:a], "rationale": held[a:b], "none": held[b:]}
 
 
-def _everyday(sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float,
+def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float,
               two_step: float, n_options, relations, mentions: int) -> dict[str, list[dict]]:
     """See `generate`. Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
     often none)."""
-    world = knowledge()
     facts, near = facts_of(world), _near(world)
     asked = [key for key in facts if relations is None or key[1] in relations]
     roles = _roles(asked, rng, rationale_only, label_seen, unseen_concepts)
@@ -574,11 +604,11 @@ def _relations(sizes: dict, rng, rationale_only: float, label_seen: float, unsee
 def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 200, n_test: int = 500,
              seed: int = 0, rationale_only: float = 0.3, label_seen: float = 0.35,
              unseen_concepts: float = 0.15, two_step: float = 0.4, n_options: int | str = 4,
-             relations: list[str] | None = None, mentions: int = 3) -> dict:
+             relations: list[str] | None = None, mentions: int | None = None) -> dict:
     """Make the dataset. The same arguments give the same questions; a size given to `train` is a part of the
     design (which facts training states), so ask for the size you train on rather than cutting a larger one.
 
-    part             "everyday" or "relations"
+    part             "everyday", "relations" or "invented" (what is said of everyday below holds there too)
     rationale_only   share of test questions whose fact stands in training rationales only, never as a label (the first of two steps, "the
                      thing used for cutting bread", may be asked)
     label_seen       share of test questions whose fact is asked in training, in other words (the first of two steps may stand in a
@@ -587,15 +617,15 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
     two_step         everyday: share of questions that need two facts
     n_options        everyday: 2 to 5, or "mix". relations always has two
     relations        everyday: the relations asked about, None for all of microworld.yaml
-    mentions         everyday: how many training rationales state each rationale-only fact, where there is room
+    mentions         everyday: how many training rationales state each rationale-only fact, where there is room; None: 3, invented 8
 
     Returns {"train", "validation", "test": lists of Example, "rationales": id -> Rationale (gold, all splits,
     key_spans known), "meta": id -> {steps, relation, fact, unseen_concept, unseen_template, fact_in,
     needs, states}}; `fact_in` is where training has the facts of the question, every sentence of its gold rationale: "label", "rationale" or
     "none"; `needs` these facts, `states` those its rationale states (with the support that may stand before). Raises DataError for an unknown part, an impossible setting, or a
     size above what the knowledge base can give."""
-    if part not in ("everyday", "relations"):
-        raise DataError(f"microworld part '{part}'; expected everyday or relations")
+    if part not in PARTS:
+        raise DataError(f"microworld part '{part}'; expected one of {', '.join(PARTS)}")
     shares = dict(rationale_only=rationale_only, label_seen=label_seen, unseen_concepts=unseen_concepts,
                   two_step=two_step)
     for name, value in shares.items():
@@ -611,12 +641,13 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
         raise DataError(f"microworld relations {sorted(unknown)}; "
                         f"expected some of {sorted(knowledge()['relations'])}")
     sizes = dict(zip(SPLITS, (n_train, n_validation, n_test)))
-    rng = np.random.default_rng([seed, part == "relations"])
-    if part == "everyday":
-        rows = _everyday(sizes, rng, rationale_only, label_seen, unseen_concepts, two_step, n_options,
-                         relations, mentions)
-    else:
+    rng = np.random.default_rng([seed, PARTS.index(part)])
+    if part == "relations":
         rows = _relations(sizes, rng, rationale_only, label_seen, unseen_concepts)
+    else:
+        world, often = (knowledge(), 3) if part == "everyday" else (invented(knowledge(), rng), 8)
+        rows = _everyday(world, sizes, rng, rationale_only, label_seen, unseen_concepts, two_step, n_options,
+                         relations, often if mentions is None else mentions)
     for split, size in sizes.items():
         if len(rows[split]) < size:
             raise DataError(f"microworld/{part}: n_{split} is {size}; with these settings the knowledge base "

@@ -230,7 +230,7 @@ CASES = {
                             "train.jsonl: is a folder", "expected a JSONL file"),
     "unknown dataset": (lambda tmp: load_dataset("comonsenseqa"), "comonsenseqa: no such folder", "commonsense_qa"),
     "almost microworld": (lambda tmp: load_dataset("microworlds"), "microworlds: no such folder", "microworld/everyday"),
-    "unknown part of microworld": (lambda tmp: load_dataset("microworld/space"), "'space'", "expected everyday or relations"),
+    "unknown part of microworld": (lambda tmp: load_dataset("microworld/space"), "'space'", "expected one of everyday, relations, invented"),
     "share out of range": (lambda tmp: generate(label_seen=1.5), "label_seen is 1.5", "expected a share from 0 to 1"),
     "more than microworld has": (lambda tmp: generate("relations", n_train=90_000), "n_train is 90000", "at most"),
     "no hub": (lambda tmp: load_dataset("openbookqa"), "allenai/openbookqa", "expected a network, or data_dir"),

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,11 +15,23 @@ from cotdistill.data import DataError, question_key
 from cotdistill.microworld import generate
 
 BIG = dict(n_train=2000, n_validation=200, n_test=1000)
+SIZES = {"everyday": BIG, "relations": BIG, "invented": dict(n_train=240, n_validation=32, n_test=200)}
 
 
 @pytest.fixture(scope="module", params=["everyday", "relations"])
 def world(request):
     return request.param, generate(request.param, **BIG)
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def any_world(request):
+    return request.param, generate(request.param, **SIZES[request.param])
+
+
+def knowledge_of(part, seed):
+    """The knowledge base that `generate` asks about."""
+    real = microworld.knowledge()
+    return real if part == "everyday" else microworld.invented(real, np.random.default_rng([seed, microworld.PARTS.index(part)]))
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +96,9 @@ def test_no_overlap_shortcut(world):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_option_is_right_one_time_in_n(world, split):
+def test_option_is_right_one_time_in_n(any_world, split):
     """P(right | option text) is 1/n, for every option that is offered often enough to tell."""
-    _, data = world
+    _, data = any_world
     offered, right, even = Counter(), Counter(), Counter()
     for e in data[split]:
         for i, c in enumerate(e.choices):
@@ -96,25 +109,25 @@ def test_option_is_right_one_time_in_n(world, split):
     assert off / len(data[split]) < 0.05   # per question; a random draw of the same size gives far more
 
 
-def test_sizes_places_and_duplicates(world):
-    part, data = world
+def test_sizes_places_and_duplicates(any_world):
+    part, data = any_world
     every = data["train"] + data["validation"] + data["test"]
-    assert [len(data[s]) for s in microworld.SPLITS] == [2000, 200, 1000]
+    assert [len(data[s]) for s in microworld.SPLITS] == list(SIZES[part].values())
     assert len({e.id for e in every}) == len(every) == len({question_key(e) for e in every})
     for split in microworld.SPLITS:
         places = Counter(e.answer for e in data[split])
         assert max(places.values()) - min(places.values()) <= 1
         for e in data[split]:
-            assert len({c.lower() for c in e.choices}) == len(e.choices) == (4 if part == "everyday" else 2)
+            assert len({c.lower() for c in e.choices}) == len(e.choices) == (2 if part == "relations" else 4)
     assert np.mean([len(e.question.split()) for e in every]) <= 12
     assert max(len(e.question.split()) for e in every) <= 18
     lengths = [len(data["rationales"][e.id].text.split()) for e in every]
     assert 8 <= np.mean(lengths) <= 22
 
 
-def test_gold_rationales(world):
+def test_gold_rationales(any_world):
     """Every question has one; its spans are words of it, in order, and one of them is the answer."""
-    _, data = world
+    _, data = any_world
     for e in data["train"] + data["validation"] + data["test"]:
         r = data["rationales"][e.id]
         assert r.id == e.id and r.answer == e.answer and r.key_spans
@@ -144,16 +157,16 @@ def test_deterministic_and_seeded(everyday):
     assert {question_key(e) for e in other["test"]} != {question_key(e) for e in everyday["test"]}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
-def test_rationale_only_dial(share):
+@pytest.mark.parametrize("part, n_train, n_test, share", [("everyday", 400, 200, 0.0), ("everyday", 400, 200, 0.3), ("everyday", 400, 200, 0.6),
+                                                          ("invented", 240, 100, 0.3), ("invented", 240, 150, 0.5)])
+def test_rationale_only_dial(part, n_train, n_test, share):
     """Brute force over the texts: of a question that counts as "rationale" or "label" every fact is stated word for word in a training
     rationale, of one that counts as "none" one is not, and only "label" facts are asked about in training questions."""
-    data = generate("everyday", n_train=400, n_validation=50, n_test=200, seed=1, rationale_only=share,
-                    label_seen=0.3)
-    world = microworld.knowledge()
+    data = generate(part, n_train=n_train, n_validation=32, n_test=n_test, seed=1, rationale_only=share, label_seen=0.3)
+    world = knowledge_of(part, 1)
     facts, meta = microworld.facts_of(world), data["meta"]
     where = Counter(meta[e.id]["fact_in"] for e in data["test"])
-    assert abs(where["rationale"] / 200 - share) < 0.03 and abs(where["label"] / 200 - 0.3) < 0.03
+    assert abs(where["rationale"] / n_test - share) < 0.03 and abs(where["label"] / n_test - 0.3) < 0.03
     assert abs(np.mean([meta[e.id]["steps"] == 2 for e in data["test"]]) - 0.4) < 0.1
     texts = [data["rationales"][e.id].text.lower() for e in data["train"]]
     asked = {meta[e.id]["fact"] for e in data["train"]}
@@ -178,11 +191,12 @@ def test_rationale_only_dial(share):
                 assert not re.search(rf"\b(a|an) {name}\b", t.question.lower()), (e, t)
 
 
-@pytest.mark.parametrize("sizes", [dict(n_train=160, n_test=160, n_validation=32, seed=7), dict(n_train=2000, n_test=1000, n_validation=200)])
-def test_a_like_option_hardly_gives_the_answer_away(sizes):
+@pytest.mark.parametrize("part, sizes", [("everyday", dict(n_train=160, n_test=160, n_validation=32, seed=7)), ("everyday", BIG),
+                                         ("invented", SIZES["invented"] | dict(seed=3))])
+def test_a_like_option_hardly_gives_the_answer_away(part, sizes):
     """The right option is close to no other one. A solver that drops every option with a close one beside it, and guesses among the rest,
     stays near chance."""
-    data, near = generate("everyday", **sizes), microworld._near(microworld.knowledge())
+    data, near = generate(part, **sizes), microworld._near(microworld.knowledge())
     for split in ("train", "test"):
         hits = []
         for e in data[split]:
@@ -190,6 +204,56 @@ def test_a_like_option_hardly_gives_the_answer_away(sizes):
             hits.append((e.answer in alone) / len(alone))
         print(split, np.mean(hits))
         assert chance(data[split]) <= np.mean(hits) < chance(data[split]) + 0.05
+
+
+def test_an_invented_world_is_one_of_its_own():
+    """Its names are no words of the knowledge base; its values are that of real things, but those of one thing come from many: two facts of a
+    real thing meet again in one made-up thing about as often as chance has it, over many worlds."""
+    real = microworld.knowledge()
+    told = words(" ".join(microworld._texts(real)))
+    owner = {(relation, tuple(values)): thing for thing, row in real["concepts"].items() for relation, values in row.items() if relation in ("use", "does")}
+    kinds = {thing: row.get("kind") for thing, row in real["concepts"].items()}
+    together, by_chance = [], []
+    for seed in range(200):
+        world = microworld.invented(real, np.random.default_rng(seed))
+        assert len(world["concepts"]) == microworld.INVENTED and not {name[2:] for name in world["concepts"]} & told
+        assert all(name.startswith("a ") and row for name, row in world["concepts"].items())
+        for relation in real["relations"]:
+            dealt = Counter(tuple(row[relation]) for row in world["concepts"].values() if relation in row)
+            assert not dealt - Counter(tuple(row[relation]) for row in real["concepts"].values() if relation in row)
+        every = [row["kind"] for row in world["concepts"].values() if "kind" in row]
+        for row in world["concepts"].values():
+            thing = next((owner[r, tuple(row[r])] for r in ("use", "does") if r in row), None)
+            if thing and kinds[thing] and "kind" in row:
+                together.append(row["kind"] == kinds[thing])
+                by_chance.append(np.mean([kind == kinds[thing] for kind in every]))
+    assert abs(np.mean(together) - np.mean(by_chance)) < 4 * np.std(together) / len(together) ** 0.5 < 0.03
+    assert {*knowledge_of("invented", 0)["concepts"]} != {*knowledge_of("invented", 1)["concepts"]}
+    assert generate("invented", **SIZES["invented"]) == generate("invented", **SIZES["invented"])
+
+
+def test_nothing_is_known_of_an_invented_world_beforehand():
+    """No shortcut in words, over several worlds together (one alone has too few questions to tell): neither an n-gram model of the training
+    questions, on facts that they don't ask, nor the real world's knowledge of what things are like (two values of one real thing)."""
+    pairs = {frozenset(two) for row in microworld.knowledge()["concepts"].values() for values in [sum(row.values(), [])] for two in product(values, values)}
+    hits, known, even = [], [], []
+    for seed in range(8):
+        data = generate("invented", **SIZES["invented"], seed=seed)
+        unseen = [e for e in data["test"] if data["meta"][e.id]["fact_in"] != "label"]
+        facts = microworld.facts_of(knowledge_of("invented", seed))
+        hits.append(ngram_accuracy(data["train"], unseen))
+        even.append(chance(unseen))
+        for e in unseen:
+            thing, relation = data["meta"][e.id]["fact"]
+            others = [value for (name, about), values in facts.items() if name == thing and about not in (relation, *("cover", "action", "worker", "origin"))
+                      for value in values]
+            like = np.array([sum(frozenset((value, choice)) in pairs for value in others) for choice in e.choices])
+            if relation in microworld.knowledge()["links"] or e.label == thing[2:] or not like.any():
+                continue  # links from value to value are the real world's; a made-up name is like nothing
+            best = np.flatnonzero(like == like.max())
+            known.append((e.answer in best) / len(best))
+    print("n-gram", np.mean(hits), "known", np.mean(known), len(known))
+    assert abs(np.mean(hits) - np.mean(even)) < 0.04 and len(known) > 150 and abs(np.mean(known) - 0.25) < 0.08
 
 
 def test_a_rationale_states_nothing_twice(everyday):
@@ -248,10 +312,10 @@ def test_relations_follow_the_signs():
 
 
 @pytest.mark.parametrize("settings, words", [
-    (dict(part="sports"), "expected everyday or relations"), (dict(n_options=7), "expected 2, 3, 4, 5 or mix"),
+    (dict(part="sports"), "expected one of everyday, relations, invented"), (dict(n_options=7), "expected 2, 3, 4, 5 or mix"),
     (dict(rationale_only=1.2), "from 0 to 1"), (dict(rationale_only=0.7, label_seen=0.7), "at most 1"),
     (dict(relations=["smell"]), "expected some of"), (dict(n_train=10**5), "at most"),
-    (dict(part="relations", n_train=10**5), "at most")])
+    (dict(part="relations", n_train=10**5), "at most"), (dict(part="invented", n_train=2000), "at most")])
 def test_bad_settings_say_so(settings, words):
     with pytest.raises(DataError, match=words):
         generate(**{"n_validation": 5, "n_test": 5, **settings})
