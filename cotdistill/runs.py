@@ -12,6 +12,7 @@ holder dies.
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -292,8 +293,9 @@ def train_arm(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | N
                                           trunk=(config.frozen_layers, _trunks(student.fingerprint))))
 
     def progress(row):
-        say(f"    {arm.label} seed {seed}, epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, validation accuracy "
-            f"{100 * row['validation_accuracy']:.1f} %, {time.time() - started:.0f} s", flush=True)
+        checked = "" if math.isnan(row["validation_accuracy"]) else f"validation accuracy {100 * row['validation_accuracy']:.1f} %, "
+        say(f"    {arm.label} seed {seed}, epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, {checked}{time.time() - started:.0f} s",
+            flush=True)
 
     questions = train_questions(base, seed)
     passes = encode_all(student, questions, data.rationales, arm, base["label_format"], seed, config.epochs, scores)
