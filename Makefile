@@ -88,8 +88,8 @@ verdicts: $(READY) ## print what a study says about each claim; write verdicts.j
 report: $(READY) ## a static site of a study in artifacts/report/, no Jupyter needed
 	@$(VENV)/bin/python -m cotdistill.report site $(STUDY)
 
-readme: $(READY) ## render the findings of a study into README.md
-	@$(VENV)/bin/python -m cotdistill.report readme $(STUDY)
+readme: $(READY) ## render the findings of the executed studies into README.md
+	@$(VENV)/bin/python -m cotdistill.report readme
 
 scale: $(READY) ## predict the paper's grid on GPUs, into README.md
 	@$(VENV)/bin/python -m cotdistill.scale

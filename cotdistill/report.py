@@ -2,7 +2,7 @@
 
     python -m cotdistill.report verdicts quick      print the table; write verdicts.json and .csv
     python -m cotdistill.report site quick          artifacts/report/quick/index.html
-    python -m cotdistill.report readme              render the findings of the default study into README.md
+    python -m cotdistill.report readme              render the findings of the studies that README.md names
 """
 
 import argparse
@@ -76,12 +76,21 @@ def findings(record: dict) -> str:
     return "\n".join(lines)
 
 
-def render_readme(text: str, record: dict) -> str:
-    """README.md with the part between its two markers replaced by `findings`. Raises DataError where the markers are missing."""
-    pattern = r"(<!-- findings -->\n).*?(<!-- /findings -->)"
-    if not re.search(pattern, text, re.S):
-        raise DataError("README.md: no <!-- findings --> … <!-- /findings -->; expected both markers")
-    return re.sub(pattern, lambda m: f"{m[1]}{findings(record)}\n{m[2]}", text, flags=re.S)
+def render_readme(text: str, records: dict[str, dict]) -> str:
+    """README.md with each part between `<!-- findings <study> -->` and `<!-- /findings -->` replaced by that study's `findings`.
+    Raises DataError where no such markers are, or no record of a study that they name."""
+    pattern = r"(<!-- findings (\S+) -->\n).*?(<!-- /findings -->)"
+    named = {study for _, study, _ in re.findall(pattern, text, re.S)}
+    if not named or named - set(records):
+        raise DataError(f"README.md: findings of {', '.join(sorted(named)) or 'no study'}, and verdicts of {', '.join(sorted(records)) or 'none'}; "
+                        "expected <!-- findings <study> --> … <!-- /findings --> around those of studies that were executed")
+    return re.sub(pattern, lambda m: f"{m[1]}{findings(records[m[2]])}\n{m[3]}", text, flags=re.S)
+
+
+def committed_records(executed: Path) -> dict[str, dict]:
+    """Study -> its verdicts.json, of every executed study that was judged."""
+    return {file.parent.name: _whole_record(json.loads(file.read_text(encoding="utf-8")), file, file.parent.name)
+            for file in sorted(executed.glob("*/verdicts.json"))}
 
 
 def notebook_html(path: Path) -> str:
@@ -184,9 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(build_site(study, root() / chosen.executed, runs.artifacts() / "report" / study))
         else:
             path = root() / "README.md"
-            made = root() / chosen.executed / study / "verdicts.json"
-            record = _whole_record(json.loads(made.read_text(encoding="utf-8")), made, study)
-            path.write_text(render_readme(path.read_text(encoding="utf-8"), record), encoding="utf-8")
+            path.write_text(render_readme(path.read_text(encoding="utf-8"), committed_records(root() / chosen.executed)), encoding="utf-8")
         return 0
     except (DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

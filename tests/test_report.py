@@ -79,9 +79,12 @@ def test_missing_study_says_what_to_run(smoke):
 
 
 def test_readme_findings_are_rendered_from_the_committed_verdicts():
-    record = json.loads((ROOT / "notebooks" / "executed" / "quick" / "verdicts.json").read_text(encoding="utf-8"))
+    records = report.committed_records(ROOT / "notebooks" / "executed")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.render_readme(text, record) == text
-    assert f"{record['accuracy'][0]['n']} test questions" in text
-    with pytest.raises(DataError, match="expected both markers"):
-        report.render_readme("nothing", record)
+    assert report.render_readme(text, records) == text
+    for study in ("quick", "invented"):
+        assert f"Study `{study}`" in text and f"{records[study]['accuracy'][0]['n']} test questions" in text
+    with pytest.raises(DataError, match="findings of no study"):
+        report.render_readme("nothing", records)
+    with pytest.raises(DataError, match="findings of invented, quick, and verdicts of quick;"):
+        report.render_readme(text, {"quick": records["quick"]})
