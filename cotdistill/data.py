@@ -248,7 +248,9 @@ def load_examples(dataset: str, split: str, data_dir: str | Path | None = None) 
         return _unique([(f"{source['hub']}/{name}:{n}", parse_row(dataset, row, f"{source['hub']}/{name}:{n}"))
                         for n, row in enumerate(rows, 1)])
     if not folder.is_dir():
-        known = ", ".join(list(SOURCES) + [f"microworld/{part}" for part in ("everyday", "relations", "invented")])
+        from cotdistill.microworld import PARTS  # which imports this module
+
+        known = ", ".join([*SOURCES, *(f"microworld/{part}" for part in PARTS)])
         raise DataError(f"{folder}: no such folder; expected a dataset ({known}) or a folder with train.jsonl and test.jsonl")
     path = folder / f"{name}.jsonl"
     if split == "validation" and not (name and path.is_file()):

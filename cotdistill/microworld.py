@@ -6,7 +6,7 @@ of their key tokens are known, so an attribution can be checked against the trut
 sets how many of the facts that test questions ask about are stated in training rationales only: what a label
 cannot teach, a rationale can. `invented` asks the questions of `everyday` about things that do not exist: made-up names, and
 every fact drawn anew, so that no student can know one before training. It is the positive control: there a rationale carries what the
-answer needs, and a comparison of arms that sees no gain there could not have seen one anywhere.
+answer needs, and a comparison of arms has something to find.
 
 Hardly anything can be answered without the facts: in each split every value is the right answer 1/n as often as it is
 offered, options never share a word with the question, test templates are not among the training templates, and wrong options
@@ -16,7 +16,7 @@ import heapq
 import re
 from collections import Counter, defaultdict
 from functools import cache, lru_cache
-from itertools import chain, islice, product
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +124,7 @@ def _texts(part) -> list[str]:
     """Every text in a piece of the knowledge base, keys too."""
     if isinstance(part, str):
         return [part]
-    return [text for one in (chain(part, part.values()) if isinstance(part, dict) else part) for text in _texts(one)]
+    return [text for one in ([*part, *part.values()] if isinstance(part, dict) else part) for text in _texts(one)]
 
 
 def _upper(text: str) -> str:

@@ -78,10 +78,11 @@ def findings(record: dict) -> str:
 
 def render_readme(text: str, records: dict[str, dict]) -> str:
     """README.md with each part between `<!-- findings <study> -->` and `<!-- /findings -->` replaced by that study's `findings`.
-    Raises DataError where no such markers are, or no record of a study that they name."""
+    Raises DataError where no such markers are, one of a pair is missing, or no record of a study that they name."""
     pattern = r"(<!-- findings (\S+) -->\n).*?(<!-- /findings -->)"
-    named = {study for _, study, _ in re.findall(pattern, text, re.S)}
-    if not named or named - set(records):
+    opened = re.findall(r"<!-- findings (\S+) -->", text)
+    named = set(opened)
+    if not named or named - set(records) or len(opened) != text.count("<!-- /findings -->"):
         raise DataError(f"README.md: findings of {', '.join(sorted(named)) or 'no study'}, and verdicts of {', '.join(sorted(records)) or 'none'}; "
                         "expected <!-- findings <study> --> … <!-- /findings --> around those of studies that were executed")
     return re.sub(pattern, lambda m: f"{m[1]}{findings(records[m[2]])}\n{m[3]}", text, flags=re.S)
@@ -177,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print or write what was asked for; 0, or 1 after one line that says what is missing."""
     parser = argparse.ArgumentParser(prog="python -m cotdistill.report", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["verdicts", "site", "readme"])
-    parser.add_argument("study", nargs="?", default="quick")
+    parser.add_argument("study", nargs="?", default="quick", help="of verdicts and site; readme takes the studies from README.md")
     parser.add_argument("--executed", default="notebooks/executed")
     chosen = parser.parse_args(arguments)
     study = Path(chosen.study).stem if chosen.study.endswith((".yaml", ".yml")) else chosen.study

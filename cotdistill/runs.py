@@ -12,7 +12,6 @@ holder dies.
 import functools
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
@@ -293,7 +292,7 @@ def train_arm(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | N
                                           trunk=(config.frozen_layers, _trunks(student.fingerprint))))
 
     def progress(row):
-        checked = "" if math.isnan(row["validation_accuracy"]) else f"validation accuracy {100 * row['validation_accuracy']:.1f} %, "
+        checked = "" if pd.isna(row["validation_accuracy"]) else f"validation accuracy {100 * row['validation_accuracy']:.1f} %, "
         say(f"    {arm.label} seed {seed}, epoch {row['epoch']}/{config.epochs}: label loss {row['label_loss']:.3f}, {checked}{time.time() - started:.0f} s",
             flush=True)
 

@@ -88,3 +88,5 @@ def test_readme_findings_are_rendered_from_the_committed_verdicts():
         report.render_readme("nothing", records)
     with pytest.raises(DataError, match="findings of invented, quick, and verdicts of quick;"):
         report.render_readme(text, {"quick": records["quick"]})
+    with pytest.raises(DataError, match="expected <!-- findings <study> -->"):  # what stands up to the next study's end would be lost
+        report.render_readme(text.replace("<!-- /findings -->", "", 1), records)
