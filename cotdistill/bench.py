@@ -1317,14 +1317,16 @@ def run(values: dict, out: Path) -> Path:
             raise DataError(f"unknown parameter '{key}'; expected one of {', '.join(defaults)}")
         study.check_value(key, value, defaults[key], "benchmark")
     out.mkdir(parents=True, exist_ok=True)
-    part, started = out / ".benchmark.part.ipynb", time.time()
+    part, started, kernel = out / ".benchmark.part.ipynb", time.time(), study.new_kernel()
     try:
         papermill.execute_notebook(str(source), str(part), parameters=values, kernel_name="python3", progress_bar=False,
                                    cwd=str(study.root()), stdout_file=sys.stdout, stderr_file=sys.stderr,
-                                   extra_arguments=["--IPKernelApp.log_level=50"])
+                                   km=kernel, extra_arguments=[study.QUIET])
     except Exception as error:
         said = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
         raise DataError(f"benchmark: {said} (the notebook up to the error: {part})") from None
+    finally:
+        study.stop_kernel(kernel)
     study.tidy(part, seconds=time.time() - started)
     os.replace(part, out / "benchmark.ipynb")
     return out / "benchmark.ipynb"
@@ -1338,7 +1340,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     asked = commands.add_parser("run")
     asked.add_argument("values", nargs="?", default=None)
-    asked.add_argument("--executed", default="notebooks/executed/benchmark")
+    asked.add_argument("--executed", default=None)
     commands.add_parser("side")
     chosen = parser.parse_args(arguments)
     if chosen.command == "side":
@@ -1346,7 +1348,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         values = yaml.safe_load(Path(chosen.values).read_text(encoding="utf-8")) if chosen.values else {}
-        made = run(values or {}, study.root() / chosen.executed)
+        out = study.root() / chosen.executed if chosen.executed else study.artifacts() / "executed" / "benchmark"
+        made = run(values or {}, out)
         print(f"benchmark: done in {json.loads(made.read_text())['metadata']['cotdistill']['seconds'] / 60:.1f} minutes; {os.path.relpath(made)}")
         return 0
     except (DataError, OSError) as error:
