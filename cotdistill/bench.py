@@ -1308,8 +1308,6 @@ def run(values: dict, out: Path) -> Path:
     """Execute notebooks/benchmark.ipynb with `values`; the result replaces an older one only when it is whole.
 
     Raises DataError for an unknown parameter, a value of the wrong type, and for what the notebook ended with."""
-    import papermill
-
     source = study.root() / "notebooks" / "benchmark.ipynb"
     defaults = study.notebook_parameters(source)
     for key, value in values.items():
@@ -1317,16 +1315,12 @@ def run(values: dict, out: Path) -> Path:
             raise DataError(f"unknown parameter '{key}'; expected one of {', '.join(defaults)}")
         study.check_value(key, value, defaults[key], "benchmark")
     out.mkdir(parents=True, exist_ok=True)
-    part, started, kernel = out / ".benchmark.part.ipynb", time.time(), study.new_kernel()
+    part, started = out / ".benchmark.part.ipynb", time.time()
     try:
-        papermill.execute_notebook(str(source), str(part), parameters=values, kernel_name="python3", progress_bar=False,
-                                   cwd=str(study.root()), stdout_file=sys.stdout, stderr_file=sys.stderr,
-                                   km=kernel, extra_arguments=[study.QUIET])
+        study.execute_notebook(source, part, values)
     except Exception as error:
         said = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
         raise DataError(f"benchmark: {said} (the notebook up to the error: {part})") from None
-    finally:
-        study.stop_kernel(kernel)
     study.tidy(part, seconds=time.time() - started)
     os.replace(part, out / "benchmark.ipynb")
     return out / "benchmark.ipynb"
@@ -1348,8 +1342,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         values = yaml.safe_load(Path(chosen.values).read_text(encoding="utf-8")) if chosen.values else {}
-        out = study.root() / chosen.executed if chosen.executed else study.artifacts() / "executed" / "benchmark"
-        made = run(values or {}, out)
+        own = study.artifacts() / "executed" / "benchmark"
+        made = run(values or {}, study.root() / chosen.executed if chosen.executed else own)
         print(f"benchmark: done in {json.loads(made.read_text())['metadata']['cotdistill']['seconds'] / 60:.1f} minutes; {os.path.relpath(made)}")
         return 0
     except (DataError, OSError) as error:

@@ -1,8 +1,9 @@
 """What the paper's grid would take: a prediction from a measured law of cost, for GPUs that nobody here has.
 
     python -m cotdistill.scale           render the table into README.md (`make scale`)
-    python -m cotdistill.scale costs     gather artifacts/executed/quick/costs.json from the runs of `quick` and `openbookqa-probe`;
-                                         `make publish STUDY=quick` takes it into notebooks/executed, from where README is rendered
+    python -m cotdistill.scale costs     gather artifacts/executed/quick/costs.json from the runs of
+                                         `quick` and `openbookqa-probe`; `make publish STUDY=quick`
+                                         publishes it, and README is rendered from the published one
 
 A run's cost is counted in FLOPs (6 N per token trained, the head at supervised positions only) and turned into seconds by a
 `Machine`: this one's rates are fitted to `quick`, an A100's are assumptions, each a named field. Whole runs are then packed on k devices.
@@ -236,7 +237,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("what", nargs="?", choices=["readme", "costs"], default="readme")
     try:
         if parser.parse_args(arguments).what == "costs":
-            found, path = json.dumps(gather(), indent=1) + "\n", artifacts() / "executed" / "quick" / "costs.json"
+            found = json.dumps(gather(), indent=1) + "\n"
+            path = artifacts() / "executed" / "quick" / "costs.json"
         else:
             path, costs = root() / "README.md", json.loads((root() / COSTS).read_text(encoding="utf-8"))
             found = render(path.read_text(encoding="utf-8"), costs)

@@ -461,9 +461,10 @@ def gguf_path(name: str) -> Path:
 
 
 @contextmanager
-def without_bars():
-    """While open, transformers reads a GGUF without a progress bar: in a notebook that bar is a widget, and `disable_progress_bar`
-    doesn't reach it."""
+def hide_bars():
+    """While open, transformers reads a GGUF without a progress bar.
+
+    In a notebook that bar is a widget, and `disable_progress_bar` doesn't reach it."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     bar = reader.tqdm
@@ -491,12 +492,13 @@ def _bundled(name: str) -> Path:
                 return folder
             for left in folder.parent.glob(f"{name}.*part"):  # of a killed conversion: under the lock nobody writes to it
                 shutil.rmtree(left, ignore_errors=True)
-            print(f"converting {source.name} to float32 safetensors, once; later runs take them from the cache", flush=True)
+            print(f"converting {source.name} to float32 safetensors, once; "
+                  "later runs take them from the cache", flush=True)
             started = time.monotonic()
             part = folder.with_name(f"{name}.part")
             options = dict(gguf_file=source.name, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
-            with without_bars():
+            with hide_bars():
                 model = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **options,
                                                              quantization_config=GgufConfig(dequantize=True))
             print(f"    weights read and de-quantised after {time.monotonic() - started:.0f} s; writing them", flush=True)
@@ -548,8 +550,8 @@ def _whole(folder: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         bad = ["cotdistill.json"]
     if bad:
-        print(f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older version; the weights are converted again",
-              flush=True)
+        print(f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older version; "
+              "the weights are converted again", flush=True)
     return not bad
 
 

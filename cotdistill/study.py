@@ -4,7 +4,8 @@
     python -m cotdistill.study status quick
     python -m cotdistill.study publish quick [--stages elicit]
 
-What is executed goes to artifacts/executed/<study>/. The evidence in notebooks/executed/<study>/ is published by the last command only.
+What is executed goes to artifacts/executed/<study>/. The committed evidence in
+notebooks/executed/<study>/ changes by the last command only.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from cotdistill.files import part_of, sweep, whole
 NOTEBOOKS = {"elicit": "01_elicit", "train": "02_train", "evaluate": "03_evaluate", "shuffle": "04_shuffle",
              "attribute": "05_attribute_and_mask", "figures": "06_figures"}
 QUIET = "--IPKernelApp.log_level=50"  # for a kernel: its own notes are not the notebook's
-INJECTED = "injected-parameters"  # papermill's tag of the cell with a study's values, and here its id too
+INJECTED = "injected-parameters"  # papermill's tag of the cell with a study's values; its id too
 FIGURES = ("forest.png", "placement.png")  # of stage figures, shown beside the notebooks
 RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
 RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
@@ -121,14 +122,17 @@ def check_name(name: str) -> str:
 
 
 def check_own_name(path: Path) -> None:
-    """A study's results and evidence are filed under its file's name, so an own file must not have the name of one in params/.
+    """An own study file must not have the name of one in params/.
 
-    Upper and lower case count as equal: on some disks they are. Raises DataError naming both files."""
+    Results and evidence are filed under that name and would replace the shipped study's. Upper and
+    lower case count as equal: on some disks they are. Raises DataError naming both files."""
     for shipped in sorted((root() / "params").glob("*.yaml")):
         same_name = shipped.stem.casefold() == path.stem.casefold()
         if same_name and not shipped.samefile(path):
-            raise DataError(f"{path}: the study '{shipped.stem}' is already {shipped}, and results are "
-                            "filed under the file's name; expected another file name")
+            raise DataError(
+                f"{path}: the study '{shipped.stem}' is already {shipped}, and results are "
+                "filed under the file's name; expected another file name"
+            )
 
 
 def load_study(study: str) -> dict:
@@ -172,22 +176,33 @@ def load_study(study: str) -> dict:
     return {"study": path.stem, **values}
 
 
-def new_kernel():
-    """A manager of a Jupyter kernel that is not started yet: this Python, and nothing of the user's that changes results.
+def make_kernel():
+    """A Jupyter kernel that is not started yet: this Python, and nothing of the user's.
 
-    A kernelspec that somebody installed under the name python3 is not looked at. The kernel's IPython folder is a new and empty one,
-    so no start-up file and no profile of the user runs in it; packages in ~/.local stay out; progress bars are off, for in an
-    executed notebook they would be widgets. `stop_kernel` ends the kernel and deletes that folder."""
+    A kernelspec that somebody installed under the name python3 is not looked at. The kernel's
+    IPython folder is a new and empty one, so no start-up file and no profile of the user runs in
+    it; packages in ~/.local stay out; progress bars are off, for in an executed notebook they would
+    be widgets. `stop_kernel` ends the kernel and deletes that folder."""
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
     package = str(Path(__file__).resolve().parents[1])
     paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    isolated = {"IPYTHONDIR": tempfile.mkdtemp(prefix="cotdistill-ipython-"), "PYTHONSTARTUP": "", "PYTHONNOUSERSITE": "1",
-                "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-                "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                      display_name="Python 3", language="python", env=isolated)
+    isolated = {
+        "IPYTHONDIR": tempfile.mkdtemp(prefix="cotdistill-ipython-"),
+        "PYTHONSTARTUP": "",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "TQDM_DISABLE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
+    spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        display_name="Python 3",
+        language="python",
+        env=isolated,
+    )
 
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
@@ -201,10 +216,16 @@ def start_kernel(imports: str = "cotdistill.attribute, cotdistill.runs, cotdisti
     transformers). Its namespace stays empty, and it ends with this process at the latest."""
     from jupyter_core.utils import run_sync
 
-    kernel = new_kernel()
+    kernel = make_kernel()
     try:
-        run_sync(kernel.start_kernel)(cwd=str(root()), extra_arguments=[
-            QUIET, "--HistoryManager.hist_file=:memory:", f"--IPKernelApp.exec_lines=exec('import {imports}', {{}})"])
+        run_sync(kernel.start_kernel)(
+            cwd=str(root()),
+            extra_arguments=[
+                QUIET,
+                "--HistoryManager.hist_file=:memory:",
+                f"--IPKernelApp.exec_lines=exec('import {imports}', {{}})",
+            ],
+        )
     except BaseException:
         stop_kernel(kernel)
         raise
@@ -212,7 +233,9 @@ def start_kernel(imports: str = "cotdistill.attribute, cotdistill.runs, cotdisti
 
 
 def stop_kernel(kernel) -> None:
-    """End a kernel of `start_kernel` or `new_kernel`, whatever it is doing, and delete its IPython folder."""
+    """End a kernel of `start_kernel` or `make_kernel`, and delete its IPython folder.
+
+    Whatever it is doing, it is killed; one that was never started or has ended is no error."""
     from jupyter_core.utils import run_sync
 
     if kernel.has_kernel:
@@ -234,7 +257,9 @@ def run_stages(stages: list[str], values: dict, executed: Path) -> None:
         for number, stage in enumerate(stages, 1):
             mine, ahead = ahead, None
             try:
-                with suppress(Exception):  # where none can be started, the stage itself says why when it comes to it
+                with suppress(
+                    Exception
+                ):  # where none can be started, the stage itself says why when it comes to it
                     ahead = start_kernel() if number < len(stages) else None
                 run_stage(stage, values, executed, mine)
             finally:
@@ -245,15 +270,59 @@ def run_stages(stages: list[str], values: dict, executed: Path) -> None:
             stop_kernel(ahead)
 
 
-def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
-    """Execute one notebook with the study's values; the result replaces the old one only when it is whole. kernel: one of
-    `start_kernel`; None, or one that died meanwhile: a new one is started.
+def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> None:
+    """Execute a notebook with these parameters into `part`, its prints going to the terminal too.
 
-    Raises DataError: what the notebook ended with, in one line; a failed write (OSError) names the folder and the way out."""
+    kernel: one of `start_kernel`, which stays; None, or one that died meanwhile: a new one is
+    started and stopped. After Ctrl-C no part is left. Raises what papermill raises."""
     import papermill
 
+    own = kernel if kernel and alive(kernel) else make_kernel()
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(part),
+            parameters=values,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(root()),
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            start_timeout=600,  # a busy machine is no dead kernel: the defaults are 60 s and 4 s
+            iopub_timeout=120,
+            km=own,
+            extra_arguments=[QUIET],
+        )
+    except KeyboardInterrupt:
+        part.unlink(missing_ok=True)
+        raise
+    finally:
+        if own is not kernel:
+            stop_kernel(own)
+
+
+def describe_failure(error: Exception) -> str:
+    """What a notebook ended with, in one line: "DataError: …".
+
+    A killed kernel and a full disk say the way out."""
+    kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
+    if kind == "DeadKernelError" or "Kernel died" in said:
+        return ("DeadKernelError: the kernel was killed (out of memory?); run the same command again: "
+                "what is whole is kept")
+    full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
+    if full is not None:
+        return f"DataError: {full}"
+    return f"{kind}: {one_line(said.strip().splitlines()[0] if said.strip() else '')}"
+
+
+def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
+    """Execute one notebook with the study's values; a whole result replaces the old one.
+
+    kernel: as `execute_notebook` takes it. Raises DataError: what the notebook ended with, in one
+    line; a failed write (OSError) names the folder and the way out."""
     name, folder = NOTEBOOKS[stage], executed / values["study"]
-    source, part = root() / "notebooks" / f"{name}.ipynb", part_of(folder / f".{name}", ".ipynb")
+    source = root() / "notebooks" / f"{name}.ipynb"
+    part = part_of(folder / f".{name}", ".ipynb")
     broken = folder / f".{name}.part.ipynb"  # of a run that ended in an error, to be looked at
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, artifacts() / "studies" / values["study"], artifacts() / "runs"):
@@ -263,38 +332,24 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
     failed.unlink(missing_ok=True)
     print(f"== {name} ({values['study']})", flush=True)
     started = time.time()
-    own = kernel if kernel and alive(kernel) else new_kernel()
     try:
-        papermill.execute_notebook(str(source), str(part), parameters=mine, kernel_name="python3", progress_bar=False,
-                                   cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr, start_timeout=600,
-                                   iopub_timeout=120, km=own, extra_arguments=[QUIET])
-        # a busy machine is no dead kernel: the defaults of the two timeouts are 60 s and 4 s
-    except KeyboardInterrupt:
-        part.unlink(missing_ok=True)
-        raise
+        execute_notebook(source, part, mine, kernel)
     except Exception as error:
-        kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
-        if kind == "DeadKernelError" or "Kernel died" in said:
-            kind, said = "DeadKernelError", "the kernel was killed (out of memory?); run the same command again: what is whole is kept"
-        full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
-        reason = f"{kind}: {one_line(said.strip().splitlines()[0] if said.strip() else '')}" if full is None else f"DataError: {full}"
-        try:
+        reason = describe_failure(error)
+        with suppress(OSError):  # the disk that stopped the notebook: the message below says it
             failed.parent.mkdir(parents=True, exist_ok=True)
             failed.write_text(reason + "\n", encoding="utf-8")
-        except OSError:  # the disk that stopped the notebook: the message below says it
-            pass
         if part.is_file():
             with suppress(OSError, ValueError, KeyError):  # as far as it got is better than nothing
                 tidy(part, seconds=time.time() - started)
             os.replace(part, broken)
         raise DataError(f"{name}: {reason} (the notebook up to the error: {broken})") from None
-    finally:
-        if own is not kernel:
-            stop_kernel(own)
     tidy(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
     with whole(_parameters_file(values["study"], stage)) as made:
-        made.write_text(json.dumps(stage_parameters(stage, values), indent=1, sort_keys=True), encoding="utf-8")
+        made.write_text(
+            json.dumps(stage_parameters(stage, values), indent=1, sort_keys=True), encoding="utf-8"
+        )
     broken.unlink(missing_ok=True)
     if stage == "figures":  # what the README's findings are rendered from stands beside the notebooks
         made = artifacts() / "studies" / values["study"]
@@ -331,56 +386,83 @@ def check_made_with(values: dict, stages: list[str], where: str) -> None:
 
 
 def tidy(path: Path, seconds: float) -> None:
-    """Make an executed notebook fit to publish: no widgets, no paths of this machine, stream output in one piece, one id for the cell
-    that papermill puts in (its own is random), no times per cell; the wall time of the whole stays, in seconds.
+    """Make an executed notebook fit to publish; two executions that say the same are then equal.
 
-    Two executions that say the same give the same bytes but for that time. Raises ValueError for what is no JSON."""
+    No widgets, no paths of this machine, stream output in one piece, one id for the cell that
+    papermill puts in (its own is random), no times per cell. Only the wall time of the whole stays,
+    in seconds. Raises ValueError for what is no JSON."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     about = notebook["metadata"].pop("papermill", {})
     notebook["metadata"].pop("widgets", None)
-    notebook["metadata"]["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook["metadata"]["cotdistill"] = {"parameters": about.get("parameters", {}), "seconds": round(seconds, 1)}
-    places = machine_places()
+    notebook["metadata"]["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
+    notebook["metadata"]["cotdistill"] = {
+        "parameters": about.get("parameters", {}),
+        "seconds": round(seconds, 1),
+    }
+    places = find_places()
     for cell in notebook["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
         if INJECTED in cell["metadata"].get("tags", []):
             cell["id"] = INJECTED
         if "outputs" in cell:
-            cell["outputs"] = [clean_output(output, places) for output in merge_streams(cell["outputs"])]
+            cell["outputs"] = [
+                clean_output(output, places) for output in merge_streams(cell["outputs"])
+            ]
     with whole(path) as made:
         made.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def merge_streams(outputs: list[dict]) -> list[dict]:
-    """A cell's outputs without widgets, neighbours of one stream joined: a line may come in several messages."""
+    """A cell's outputs without widgets, neighbours of one stream joined.
+
+    A line that was printed once may come in several messages, and a path cut in two is not found.
+    """
     merged = []
     for output in outputs:
         last = merged[-1] if merged else {}
-        if any(kind.startswith("application/vnd.jupyter.widget") for kind in output.get("data", {})):
+        if any(
+            kind.startswith("application/vnd.jupyter.widget") for kind in output.get("data", {})
+        ):
             continue
-        if output["output_type"] == "stream" == last.get("output_type") and output["name"] == last["name"]:
+        if (
+            output["output_type"] == "stream" == last.get("output_type")
+            and output["name"] == last["name"]
+        ):
             last["text"] += "".join(output["text"])
         else:
-            merged.append(output | ({"text": "".join(output["text"])} if output["output_type"] == "stream" else {}))
+            merged.append(
+                output
+                | ({"text": "".join(output["text"])} if output["output_type"] == "stream" else {})
+            )
     return merged
 
 
 def clean_output(output: dict, places: list[tuple[re.Pattern, str]]) -> dict:
-    """An output without the machine's paths, whatever its kind: stream, display, result or error. Images stay as they are."""
+    """An output without the machine's paths: stream, display, result or error.
+
+    Images stay as they are."""
     cleaned = dict(output)
     for field in ("text", "ename", "evalue", "traceback"):
         if field in cleaned:
             cleaned[field] = clean_paths(cleaned[field], places)
     if "data" in cleaned:
-        cleaned["data"] = {kind: value if kind.startswith("image/") and kind != "image/svg+xml" else clean_paths(value, places)
-                           for kind, value in cleaned["data"].items()}
+        cleaned["data"] = {
+            kind: value
+            if kind.startswith("image/") and kind != "image/svg+xml"
+            else clean_paths(value, places)
+            for kind, value in cleaned["data"].items()
+        }
     if cleaned.get("metadata"):
         cleaned["metadata"] = {}
     return cleaned
 
 
 def clean_paths(value, places: list[tuple[re.Pattern, str]]):
-    """A text, or the texts of a list or mapping, with the machine's paths named as `machine_places` says."""
+    """A text, or the texts of a list or mapping, with paths named as `find_places` says."""
     if isinstance(value, list):
         return [clean_paths(item, places) for item in value]
     if isinstance(value, dict):
@@ -391,17 +473,26 @@ def clean_paths(value, places: list[tuple[re.Pattern, str]]):
     return value
 
 
-def machine_places() -> list[tuple[re.Pattern, str]]:
-    """What an executed notebook calls the places of this machine: (pattern, name), the longest path first.
+def find_places() -> list[tuple[re.Pattern, str]]:
+    """What an executed notebook calls the places of this machine: (pattern, name) in their order.
 
-    The repository is where its paths start, the artifacts are `artifacts` and the cache is ~/.cache/cotdistill wherever they lie, the
-    home folder is ~; of the environment's own files the part from site-packages or lib on is kept. A path is found as it is, resolved,
-    and as HTML, JSON and URLs write it."""
+    The repository is where its paths start, the artifacts are `artifacts` and the cache is
+    ~/.cache/cotdistill wherever they lie, the home folder is ~; of the environment's own files the
+    part from site-packages or lib on is kept. A path is found as it is, resolved, and as HTML, JSON
+    and URLs write it, the longest first."""
     home, paths = Path.home(), sysconfig.get_paths()
-    named = {paths["purelib"]: "site-packages", paths["stdlib"]: f"lib/{Path(paths['stdlib']).name}", artifacts(): "artifacts",
-             os.environ.get("COTDISTILL_CACHE") or home / ".cache" / "cotdistill": "~/.cache/cotdistill", root(): "",
-             os.environ.get("HF_HOME") or home / ".cache" / "huggingface": "~/.cache/huggingface",
-             home: "~", tempfile.gettempdir(): "tmp", "/tmp": "tmp", "/var/tmp": "tmp"}
+    named = {
+        paths["purelib"]: "site-packages",
+        paths["stdlib"]: f"lib/{Path(paths['stdlib']).name}",
+        artifacts(): "artifacts",
+        os.environ.get("COTDISTILL_CACHE") or home / ".cache" / "cotdistill": "~/.cache/cotdistill",
+        root(): "",
+        os.environ.get("HF_HOME") or home / ".cache" / "huggingface": "~/.cache/huggingface",
+        home: "~",
+        tempfile.gettempdir(): "tmp",
+        "/tmp": "tmp",
+        "/var/tmp": "tmp",
+    }
     if sys.prefix != sys.base_prefix:  # without an environment it is /usr
         named[sys.prefix] = ".venv"
     spelled = {}
@@ -412,13 +503,17 @@ def machine_places() -> list[tuple[re.Pattern, str]]:
                 for form in (path, html.escape(path), json.dumps(path)[1:-1], quote(path)):
                     spelled.setdefault(form, name)
     before = r"(?:(?<![\w.~/-])|(?<=file://)|(?<=\dm))"  # the last: a colour of a traceback
-    places = [(re.compile(r"[^\s\"'<>]*/ipykernel_\d+/(?=\d+\.py)"), "cell ")]  # a cell's source, under the kernel's number
+    places = [
+        (re.compile(r"[^\s\"'<>]*/ipykernel_\d+/(?=\d+\.py)"), "cell ")
+    ]  # a cell's source, under the kernel's number
     for path, name in sorted(spelled.items(), key=lambda item: -len(item[0])):
         whole_path = before + re.escape(path)
         if not name:
             places.append((re.compile(whole_path + r"/(?=[\w.-])"), ""))
         places.append((re.compile(whole_path + r"(?![\w-])"), name or "."))
-    places.append((re.compile(r"(?<![\w.])~?/[^\s\"'<>]*/(?=site-packages/)"), ""))  # of another environment
+    places.append(
+        (re.compile(r"(?<![\w.])~?/[^\s\"'<>]*/(?=site-packages/)"), "")
+    )  # of another environment
     return places
 
 
@@ -427,21 +522,21 @@ def artifacts() -> Path:
     return Path(os.environ.get("COTDISTILL_ARTIFACTS") or root() / "artifacts")
 
 
-def executed_folder(study: str) -> Path:
-    """Where a study's executed notebooks are read: the user's own folder, else the published one."""
+def notebook_folder(study: str) -> Path:
+    """Where a study's executed notebooks are read: the user's own, else the published ones."""
     own = artifacts() / "executed" / study
-    return own if any(own.glob("[0-9]*.ipynb")) else published_folder(study)
+    return own if any(own.glob("[0-9]*.ipynb")) else evidence_folder(study)
 
 
-def published_folder(study: str) -> Path:
+def evidence_folder(study: str) -> Path:
     """A study's committed evidence; only `publish` writes there."""
     return root() / "notebooks" / "executed" / study
 
 
 def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
-    """An executed notebook must be whole and of the source and the values as they are now. again: the command that makes it so.
+    """An executed notebook must be whole, and of the source and the values as they are now.
 
-    Raises DataError: one line that says what differs."""
+    again: the command that makes it so. Raises DataError: one line that says what differs."""
     if not path.is_file():
         raise DataError(f"{path}: not executed yet; run {again}")
     try:
@@ -449,39 +544,55 @@ def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
         cells = [cell for cell in ran["cells"] if INJECTED not in cell["metadata"].get("tags", [])]
         texts = [["".join(cell["source"]) for cell in some] for some in (cells, now["cells"])]
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"])]
-        failed = any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
+        failed = any(
+            output["output_type"] == "error" for cell in code for output in cell["outputs"]
+        )
         ended = all(cell["execution_count"] for cell in code) and not failed
         made = ran["metadata"]["cotdistill"]["parameters"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: not an executed notebook ({type(error).__name__}: {error}); run {again}") from None
+        raise DataError(
+            f"{path}: not an executed notebook ({type(error).__name__}: {error}); run {again}"
+        ) from None
     if texts[0] != texts[1]:
-        raise DataError(f"{path}: executed with other cells than {os.path.relpath(source, root())} has now; run {again}")
+        raise DataError(
+            f"{path}: executed with other cells than {os.path.relpath(source, root())} has now; "
+            f"run {again}"
+        )
     if not ended:
         raise DataError(f"{path}: it was not executed to its end; run {again}")
     for key in sorted(made.keys() | values.keys()):
         if key not in made or key not in values or made[key] != values[key]:
-            was, now = (reprlib.repr(some[key]) if key in some else "the default" for some in (made, values))
+            was, now = (
+                reprlib.repr(some[key]) if key in some else "the default" for some in (made, values)
+            )
             raise DataError(f"{path}: executed with {key} {was}, which is {now} now; run {again}")
 
 
-def evidence(study: str, stages: list[str] | None) -> list[Path]:
-    """The files that `publish` copies: executed notebooks of these stages (None: all), and what stands beside them.
+def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
+    """The files that `publish` copies: executed notebooks of these stages, None being all of them.
 
-    Raises DataError where a stage is missing, failed, or was executed with other values or code than there are now."""
+    With stage figures, its verdicts and two figures go along; costs.json does where it is there.
+    Raises DataError where a stage is missing, failed, or was executed with other values or code
+    than now."""
     values = load_study(study)
     name = values["study"]
     folder, there = artifacts() / "executed" / name, stages or list(NOTEBOOKS)
     files = []
     for stage in there:
-        source, again = root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb", f"`make {stage} STUDY={study}`"
+        source, again = (
+            root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb",
+            f"`make {stage} STUDY={study}`",
+        )
         failed = artifacts() / "studies" / name / f"{stage}.failed"
         if failed.is_file():
             raise DataError(f"{failed}: stage {stage} failed when it was last run; run {again}")
         known = notebook_parameters(source)
         files.append(folder / source.name)
         if not files[-1].is_file() and not stages:
-            again += f", or publish a part: `make publish STUDY=\"{study} --stages elicit …\"`"
-        check_copy(files[-1], source, {key: value for key, value in values.items() if key in known}, again)
+            again += f', or publish a part: `make publish STUDY="{study} --stages elicit …"`'
+        check_copy(
+            files[-1], source, {key: value for key, value in values.items() if key in known}, again
+        )
     if "figures" in there:
         files += [folder / file for file in ("verdicts.json", *FIGURES)]
         missing = next((file for file in files if not file.is_file()), None)
@@ -490,23 +601,35 @@ def evidence(study: str, stages: list[str] | None) -> list[Path]:
     return files + [file for file in (folder / "costs.json",) if file.is_file()]
 
 
-def benchmark_evidence() -> list[Path]:
-    """The executed benchmark, where it is of the notebook and the values as they are now. Raises DataError."""
-    source, path = root() / "notebooks" / "benchmark.ipynb", artifacts() / "executed" / "benchmark" / "benchmark.ipynb"
-    check_copy(path, source, yaml.safe_load(read_text(source.with_suffix(".yaml"), "a YAML file")), "`make bench`")
+def find_benchmark() -> list[Path]:
+    """The executed benchmark, alone. Raises DataError where it is not as it would be now."""
+    source, path = (
+        root() / "notebooks" / "benchmark.ipynb",
+        artifacts() / "executed" / "benchmark" / "benchmark.ipynb",
+    )
+    check_copy(
+        path,
+        source,
+        yaml.safe_load(read_text(source.with_suffix(".yaml"), "a YAML file")),
+        "`make bench`",
+    )
     return [path]
 
 
 def publish(study: str, stages: list[str] | None = None) -> Path:
-    """Make a study's executed notebooks its committed evidence: notebooks/executed/<study>/, whole or not at all.
+    """Make a study's executed notebooks its committed evidence, whole or not at all.
 
-    The folder then holds these notebooks and nothing older, but for costs.json, which few studies make. study: a name or a path, or
-    "benchmark". Raises DataError as `evidence` does, and where a published notebook would be lost."""
-    files = benchmark_evidence() if study == "benchmark" else evidence(study, stages)
-    target = published_folder(files[0].parent.name)
+    notebooks/executed/<study>/ then holds these files and nothing older, but for costs.json, which
+    few studies make. study: a name or a path, or "benchmark". Raises DataError as `find_evidence`
+    does, and where a published notebook would be lost. Returns that folder."""
+    files = find_benchmark() if study == "benchmark" else find_evidence(study, stages)
+    target = evidence_folder(files[0].parent.name)
     lost = sorted({path.name for path in target.glob("*.ipynb")} - {path.name for path in files})
     if lost:
-        raise DataError(f"{target}: {lost[0]} is published too; expected all of its stages at once, so that they go together")
+        raise DataError(
+            f"{target}: {lost[0]} is published too; expected all of its stages at once, "
+            "so that they go together"
+        )
     part, old = part_of(target), part_of(target.with_name(f"{target.name}.old"))
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
@@ -531,7 +654,10 @@ def publish(study: str, stages: list[str] | None = None) -> Path:
 
 
 def status(study: str) -> list[dict]:
-    """A row per stage: notebook executed, published (by others: not on this machine), failed or not yet; runs done, running and still to do; seconds left, where known."""
+    """A row per stage: its notebook, its runs done, running and in all, the seconds left.
+
+    The notebook is executed, published (by others, not on this machine), failed, or not yet
+    executed. The seconds are None where no run has ended yet."""
     from filelock import FileLock, Timeout
 
     values, rows = load_study(study), []
@@ -539,9 +665,10 @@ def status(study: str) -> list[dict]:
     for stage, name in NOTEBOOKS.items():
         if not (root() / "notebooks" / f"{name}.ipynb").is_file():
             continue
-        executed = executed_folder(values["study"])
-        found = "executed" if executed != published_folder(values["study"]) else "published"
-        row = {"stage": stage, "notebook": found if (executed / f"{name}.ipynb").is_file() else "not yet",
+        executed = notebook_folder(values["study"])
+        found = "executed" if executed != evidence_folder(values["study"]) else "published"
+        there = (executed / f"{name}.ipynb").is_file()
+        row = {"stage": stage, "notebook": found if there else "not yet",
                "runs": 0, "done": 0, "running": 0, "seconds_left": None}
         if (folder / f"{stage}.failed").is_file():
             row["notebook"] = "failed: " + (folder / f"{stage}.failed").read_text().strip()
@@ -573,9 +700,11 @@ def status(study: str) -> list[dict]:
 
 
 @contextmanager
-def one_interrupt():
-    """While open, the first Ctrl-C interrupts and further ones are ignored: a kernel is stopped in a moment, and one that isn't is an
-    orphan. Outside the main thread, and where Ctrl-C is ignored already, nothing changes."""
+def interrupt_once():
+    """While open, the first Ctrl-C interrupts and further ones are ignored.
+
+    A kernel is stopped in a moment; one that isn't stopped is an orphan. Outside the main thread,
+    and where Ctrl-C is ignored already, nothing changes."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield
@@ -592,48 +721,74 @@ def one_interrupt():
         signal.signal(signal.SIGINT, before)
 
 
-def execute(study: str, stages: list[str] | None, executed: Path) -> None:
-    """Check a study, then run its stages (None: all). Raises DataError before anything runs, or with what a notebook ended with."""
+def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
+    """Check a study, then run its stages, None being all of them.
+
+    Raises DataError before anything runs, or with what a notebook ended with."""
     values, started = load_study(study), time.time()
     stages = list(stages or all_parameters())
     for stage in stages:
         notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
     check_made_with(values, stages, study)
     run_stages(stages, values, executed)
-    print(f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
-          f"{os.path.relpath(executed / values['study'])}", flush=True)
+    print(
+        f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
+        f"{os.path.relpath(executed / values['study'])}",
+        flush=True,
+    )
 
 
 def show_status(study: str) -> None:
     """Print `status`, a line per stage."""
     for row in status(study):
         left = "" if row["seconds_left"] is None else f", {row['seconds_left'] / 60:.1f} min left"
-        runs = f"  runs {row['done']}/{row['runs']} done, {row['running']} running{left}" if row["runs"] else ""
+        runs = (
+            f"  runs {row['done']}/{row['runs']} done, {row['running']} running{left}"
+            if row["runs"]
+            else ""
+        )
         print(f"{row['stage']:10} {row['notebook']}{runs}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run stages, show their status, or publish them; 0, or 1 after one line that says what went wrong, or 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m cotdistill.study", description=__doc__.splitlines()[0])
+    """Run a study's stages, show their status, or publish them.
+
+    Returns 0; 1 after one line that says what went wrong; 130 after Ctrl-C and one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cotdistill.study", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run, asked = commands.add_parser("run"), commands.add_parser("publish")
     for command in (run, asked):
         command.add_argument("study")
         command.add_argument("--stages", nargs="+", choices=list(NOTEBOOKS), default=None)
-    run.add_argument("--executed", default=None, help="folder of the executed notebooks, from the repository's root on")
+    run.add_argument(
+        "--executed",
+        default=None,
+        help="folder of the executed notebooks, from the repository's root on",
+    )
     commands.add_parser("status").add_argument("study")
     chosen = parser.parse_args(arguments)
     try:
-        with one_interrupt():
+        with interrupt_once():
             if chosen.command == "status":
                 show_status(chosen.study)
             elif chosen.command == "publish":
-                print(f"published in {os.path.relpath(publish(chosen.study, chosen.stages))}; `git status` shows what changed")
+                made = os.path.relpath(publish(chosen.study, chosen.stages))
+                print(f"published in {made}; `git status` shows what changed")
             else:
-                execute(chosen.study, chosen.stages, root() / chosen.executed if chosen.executed else artifacts() / "executed")
+                run_study(
+                    chosen.study,
+                    chosen.stages,
+                    root() / chosen.executed if chosen.executed else artifacts() / "executed",
+                )
         return 0
     except KeyboardInterrupt:
-        print("stopped: finished notebooks, runs and answers are kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "stopped: finished notebooks, runs and answers are kept, "
+            "and the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     except (DataError, OSError) as error:
         print(f"error: {disk_error(error, artifacts()) or one_line(error)}", file=sys.stderr)

@@ -154,7 +154,8 @@ def test_the_next_notebooks_kernel_is_started_ahead_and_a_dead_one_is_replaced(s
     stop_kernel(ahead)  # a second time: nothing happens
     third, third_started = given[2]
     assert third is not ahead and not third_started
-    assert not any(Path(kernel.kernel_spec.env["IPYTHONDIR"]).exists() for kernel in (first, ahead, third))
+    homes = [Path(kernel.kernel_spec.env["IPYTHONDIR"]) for kernel in (first, ahead, third)]
+    assert not any(home.exists() for home in homes)
     assert len(list((tmp_path / "executed" / "smoke").iterdir())) == 2
 
 
