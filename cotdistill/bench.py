@@ -1308,8 +1308,6 @@ def run(values: dict, out: Path) -> Path:
     """Execute notebooks/benchmark.ipynb with `values`; the result replaces an older one only when it is whole.
 
     Raises DataError for an unknown parameter, a value of the wrong type, and for what the notebook ended with."""
-    import papermill
-
     source = study.root() / "notebooks" / "benchmark.ipynb"
     defaults = study.notebook_parameters(source)
     for key, value in values.items():
@@ -1319,9 +1317,7 @@ def run(values: dict, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     part, started = out / ".benchmark.part.ipynb", time.time()
     try:
-        papermill.execute_notebook(str(source), str(part), parameters=values, kernel_name="python3", progress_bar=False,
-                                   cwd=str(study.root()), stdout_file=sys.stdout, stderr_file=sys.stderr,
-                                   extra_arguments=["--IPKernelApp.log_level=50"])
+        study.execute_notebook(source, part, values)
     except Exception as error:
         said = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
         raise DataError(f"benchmark: {said} (the notebook up to the error: {part})") from None
@@ -1338,7 +1334,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     asked = commands.add_parser("run")
     asked.add_argument("values", nargs="?", default=None)
-    asked.add_argument("--executed", default="notebooks/executed/benchmark")
+    asked.add_argument("--executed", default=None)
     commands.add_parser("side")
     chosen = parser.parse_args(arguments)
     if chosen.command == "side":
@@ -1346,7 +1342,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         values = yaml.safe_load(Path(chosen.values).read_text(encoding="utf-8")) if chosen.values else {}
-        made = run(values or {}, study.root() / chosen.executed)
+        own = study.artifacts() / "executed" / "benchmark"
+        made = run(values or {}, study.root() / chosen.executed if chosen.executed else own)
         print(f"benchmark: done in {json.loads(made.read_text())['metadata']['cotdistill']['seconds'] / 60:.1f} minutes; {os.path.relpath(made)}")
         return 0
     except (DataError, OSError) as error:

@@ -19,7 +19,7 @@ import pandas as pd
 from cotdistill.data import DataError
 from cotdistill.files import part_of, sweep
 from cotdistill.show import percent
-from cotdistill.study import NOTEBOOKS, load_study, root, stage_parameters
+from cotdistill.study import NOTEBOOKS, notebook_folder, load_study, root, stage_parameters
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --paper: #fff; --tint: #f5f7fa; --link: #0b5394; }
@@ -179,7 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cotdistill.report", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["verdicts", "site", "readme"])
     parser.add_argument("study", nargs="?", default="quick", help="of verdicts and site; readme takes the studies from README.md")
-    parser.add_argument("--executed", default="notebooks/executed")
+    parser.add_argument("--executed", default=None, help="folder of executed studies; by default "
+                        "site takes the user's own, else the published ones; readme the latter")
     chosen = parser.parse_args(arguments)
     study = Path(chosen.study).stem if chosen.study.endswith((".yaml", ".yml")) else chosen.study
     try:
@@ -191,10 +192,14 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.what == "site":
             from cotdistill import runs
 
-            print(build_site(study, root() / chosen.executed, runs.artifacts() / "report" / study))
+            own = notebook_folder(study).parent
+            executed = root() / chosen.executed if chosen.executed else own
+            print(build_site(study, executed, runs.artifacts() / "report" / study))
         else:
             path = root() / "README.md"
-            path.write_text(render_readme(path.read_text(encoding="utf-8"), committed_records(root() / chosen.executed)), encoding="utf-8")
+            records = committed_records(root() / (chosen.executed or "notebooks/executed"))
+            found = render_readme(path.read_text(encoding="utf-8"), records)
+            path.write_text(found, encoding="utf-8")
         return 0
     except (DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -359,8 +359,10 @@ def provenance() -> dict:
 
 
 def git_state() -> tuple[str, bool]:
-    """The commit ("none" outside git) and whether files differ from it, but for the executed notebooks, which a study itself
-    writes; in a cluster's worker, whose code came from the driver, the driver's ($COTDISTILL_GIT)."""
+    """The commit ("none" outside git) and whether files differ from it.
+
+    The published notebooks don't count: no result depends on them. In a cluster's worker, whose code
+    came from the driver, both are the driver's ($COTDISTILL_GIT)."""
     told = os.environ.get("COTDISTILL_GIT", "").split()
     if told:
         return told[0], told[1:] == ["changed"]

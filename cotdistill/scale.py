@@ -1,7 +1,9 @@
 """What the paper's grid would take: a prediction from a measured law of cost, for GPUs that nobody here has.
 
     python -m cotdistill.scale           render the table into README.md (`make scale`)
-    python -m cotdistill.scale costs     gather notebooks/executed/quick/costs.json from the runs of `quick` and `openbookqa-probe`
+    python -m cotdistill.scale costs     gather artifacts/executed/quick/costs.json from the runs of
+                                         `quick` and `openbookqa-probe`; `make publish STUDY=quick`
+                                         publishes it, and README is rendered from the published one
 
 A run's cost is counted in FLOPs (6 N per token trained, the head at supervised positions only) and turned into seconds by a
 `Machine`: this one's rates are fitted to `quick`, an A100's are assumptions, each a named field. Whole runs are then packed on k devices.
@@ -19,7 +21,7 @@ from statistics import mean, median
 from cotdistill.data import DataError
 from cotdistill.files import whole
 from cotdistill.format import Arm, arm_from_name
-from cotdistill.study import all_parameters, load_study, root
+from cotdistill.study import all_parameters, artifacts, load_study, root
 
 COSTS = "notebooks/executed/quick/costs.json"
 # Weights of the blocks, weights of the head.
@@ -235,7 +237,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("what", nargs="?", choices=["readme", "costs"], default="readme")
     try:
         if parser.parse_args(arguments).what == "costs":
-            found, path = json.dumps(gather(), indent=1) + "\n", root() / COSTS
+            found = json.dumps(gather(), indent=1) + "\n"
+            path = artifacts() / "executed" / "quick" / "costs.json"
         else:
             path, costs = root() / "README.md", json.loads((root() / COSTS).read_text(encoding="utf-8"))
             found = render(path.read_text(encoding="utf-8"), costs)

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -459,6 +460,21 @@ def gguf_path(name: str) -> Path:
     return path
 
 
+@contextmanager
+def hide_bars():
+    """While open, transformers reads a GGUF without a progress bar.
+
+    In a notebook that bar is a widget, and `disable_progress_bar` doesn't reach it."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
+
+
 def _bundled(name: str) -> Path:
     """Convert once: 4-bit GGUF -> float32 safetensors in the cache (30 s), written beside and moved into place.
 
@@ -476,12 +492,16 @@ def _bundled(name: str) -> Path:
                 return folder
             for left in folder.parent.glob(f"{name}.*part"):  # of a killed conversion: under the lock nobody writes to it
                 shutil.rmtree(left, ignore_errors=True)
-            print(f"converting {source.name} to float32 safetensors, once, into {folder}", flush=True)
+            print(f"converting {source.name} to float32 safetensors, once; "
+                  "later runs take them from the cache", flush=True)
+            started = time.monotonic()
             part = folder.with_name(f"{name}.part")
             options = dict(gguf_file=source.name, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
-            model = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **options,
-                                                         quantization_config=GgufConfig(dequantize=True))
+            with hide_bars():
+                model = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **options,
+                                                             quantization_config=GgufConfig(dequantize=True))
+            print(f"    weights read and de-quantised after {time.monotonic() - started:.0f} s; writing them", flush=True)
             try:
                 model.save_pretrained(part)
                 tokenizer.save_pretrained(part)
@@ -493,6 +513,7 @@ def _bundled(name: str) -> Path:
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(part, folder)
+            print(f"    converted in {time.monotonic() - started:.0f} s", flush=True)
     except Exception as error:  # safetensors raises its own type for a full disk
         raise disk_error(error, folder.parent) or error from None
     return folder
@@ -529,7 +550,8 @@ def _whole(folder: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         bad = ["cotdistill.json"]
     if bad:
-        print(f"{folder}: {', '.join(bad)}: damaged, or of an older version; the weights are converted again", flush=True)
+        print(f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older version; "
+              "the weights are converted again", flush=True)
     return not bad
 
 

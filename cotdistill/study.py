@@ -2,20 +2,30 @@
 
     python -m cotdistill.study run quick [--stages train evaluate] [--executed DIR]
     python -m cotdistill.study status quick
+    python -m cotdistill.study publish quick [--stages elicit]
+
+What is executed goes to artifacts/executed/<study>/. The committed evidence in
+notebooks/executed/<study>/ changes by the last command only.
 """
 
 import argparse
 import ast
+import html
 import json
 import math
 import os
 import re
 import reprlib
 import shutil
+import signal
 import sys
+import sysconfig
+import tempfile
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import yaml
 
@@ -25,6 +35,8 @@ from cotdistill.files import part_of, sweep, whole
 NOTEBOOKS = {"elicit": "01_elicit", "train": "02_train", "evaluate": "03_evaluate", "shuffle": "04_shuffle",
              "attribute": "05_attribute_and_mask", "figures": "06_figures"}
 QUIET = "--IPKernelApp.log_level=50"  # for a kernel: its own notes are not the notebook's
+INJECTED = "injected-parameters"  # papermill's tag of the cell with a study's values; its id too
+FIGURES = ("forest.png", "placement.png")  # of stage figures, shown beside the notebooks
 RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
 RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
 LIMITS = {  # parameter -> lowest and highest value, found before anything runs; for all other numbers 0 and none
@@ -104,9 +116,23 @@ def check_value(key: str, value, default, where: str) -> None:
 
 def check_name(name: str) -> str:
     """A study's name is part of file names: letters, digits, and . _ + - within; it can't lead out of the artifacts. Raises DataError."""
-    if not re.fullmatch(r"\w[\w.+-]{0,99}", name) or name == "claims":
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", name) or name in ("claims", "benchmark"):
         raise DataError(f"study name {reprlib.repr(name)}; expected a plain name, as in params/<name>.yaml: letters, digits, . _ + -")
     return name
+
+
+def check_own_name(path: Path) -> None:
+    """An own study file must not have the name of one in params/.
+
+    Results and evidence are filed under that name and would replace the shipped study's. Upper and
+    lower case count as equal: on some disks they are. Raises DataError naming both files."""
+    for shipped in sorted((root() / "params").glob("*.yaml")):
+        same_name = shipped.stem.casefold() == path.stem.casefold()
+        if same_name and not shipped.samefile(path):
+            raise DataError(
+                f"{path}: the study '{shipped.stem}' is already {shipped}, and results are "
+                "filed under the file's name; expected another file name"
+            )
 
 
 def load_study(study: str) -> dict:
@@ -120,6 +146,7 @@ def load_study(study: str) -> dict:
     if not path.is_file():
         raise DataError(f"{path}: no such study; expected a path to a YAML file or one of {known}")
     check_name(path.stem)
+    check_own_name(path)
     text = read_text(path, "a YAML file of `key: value` lines")
     try:
         tree, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
@@ -149,23 +176,71 @@ def load_study(study: str) -> dict:
     return {"study": path.stem, **values}
 
 
+def make_kernel():
+    """A Jupyter kernel that is not started yet: this Python, and nothing of the user's.
+
+    A kernelspec that somebody installed under the name python3 is not looked at. The kernel's
+    IPython folder is a new and empty one, so no start-up file and no profile of the user runs in
+    it; packages in ~/.local stay out; progress bars are off, for in an executed notebook they would
+    be widgets. `stop_kernel` ends the kernel and deletes that folder."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+
+    package = str(Path(__file__).resolve().parents[1])
+    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    isolated = {
+        "IPYTHONDIR": tempfile.mkdtemp(prefix="cotdistill-ipython-"),
+        "PYTHONSTARTUP": "",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "TQDM_DISABLE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
+    spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        display_name="Python 3",
+        language="python",
+        env=isolated,
+    )
+
+    class ThisPython(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name):
+            return spec
+
+    return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython())
+
+
 def start_kernel(imports: str = "cotdistill.attribute, cotdistill.runs, cotdistill.plots"):
     """A Jupyter kernel for a notebook that comes next: while another one computes, it starts and imports what takes seconds (torch,
     transformers). Its namespace stays empty, and it ends with this process at the latest."""
-    from jupyter_client import AsyncKernelManager
     from jupyter_core.utils import run_sync
 
-    kernel = AsyncKernelManager(kernel_name="python3")
-    run_sync(kernel.start_kernel)(cwd=str(root()), extra_arguments=[
-        QUIET, "--HistoryManager.hist_file=:memory:", f"--IPKernelApp.exec_lines=exec('import {imports}', {{}})"])
+    kernel = make_kernel()
+    try:
+        run_sync(kernel.start_kernel)(
+            cwd=str(root()),
+            extra_arguments=[
+                QUIET,
+                "--HistoryManager.hist_file=:memory:",
+                f"--IPKernelApp.exec_lines=exec('import {imports}', {{}})",
+            ],
+        )
+    except BaseException:
+        stop_kernel(kernel)
+        raise
     return kernel
 
 
 def stop_kernel(kernel) -> None:
-    """End a kernel of `start_kernel`, whatever it is doing."""
+    """End a kernel of `start_kernel` or `make_kernel`, and delete its IPython folder.
+
+    Whatever it is doing, it is killed; one that was never started or has ended is no error."""
     from jupyter_core.utils import run_sync
 
-    run_sync(kernel.shutdown_kernel)(now=True)
+    if kernel.has_kernel:
+        run_sync(kernel.shutdown_kernel)(now=True)
+    shutil.rmtree(kernel.kernel_spec.env["IPYTHONDIR"], ignore_errors=True)
 
 
 def alive(kernel) -> bool:
@@ -182,7 +257,9 @@ def run_stages(stages: list[str], values: dict, executed: Path) -> None:
         for number, stage in enumerate(stages, 1):
             mine, ahead = ahead, None
             try:
-                with suppress(Exception):  # where none can be started, papermill says why when it comes to it
+                with suppress(
+                    Exception
+                ):  # where none can be started, the stage itself says why when it comes to it
                     ahead = start_kernel() if number < len(stages) else None
                 run_stage(stage, values, executed, mine)
             finally:
@@ -193,15 +270,59 @@ def run_stages(stages: list[str], values: dict, executed: Path) -> None:
             stop_kernel(ahead)
 
 
-def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
-    """Execute one notebook with the study's values; the result replaces the old one only when it is whole. kernel: one of
-    `start_kernel`; None, or one that died meanwhile: papermill starts its own.
+def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> None:
+    """Execute a notebook with these parameters into `part`, its prints going to the terminal too.
 
-    Raises DataError: what the notebook ended with, in one line; a failed write (OSError) names the folder and the way out."""
+    kernel: one of `start_kernel`, which stays; None, or one that died meanwhile: a new one is
+    started and stopped. After Ctrl-C no part is left. Raises what papermill raises."""
     import papermill
 
+    own = kernel if kernel and alive(kernel) else make_kernel()
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(part),
+            parameters=values,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(root()),
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            start_timeout=600,  # a busy machine is no dead kernel: the defaults are 60 s and 4 s
+            iopub_timeout=120,
+            km=own,
+            extra_arguments=[QUIET],
+        )
+    except KeyboardInterrupt:
+        part.unlink(missing_ok=True)
+        raise
+    finally:
+        if own is not kernel:
+            stop_kernel(own)
+
+
+def describe_failure(error: Exception) -> str:
+    """What a notebook ended with, in one line: "DataError: …".
+
+    A killed kernel and a full disk say the way out."""
+    kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
+    if kind == "DeadKernelError" or "Kernel died" in said:
+        return ("DeadKernelError: the kernel was killed (out of memory?); run the same command again: "
+                "what is whole is kept")
+    full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
+    if full is not None:
+        return f"DataError: {full}"
+    return f"{kind}: {one_line(said.strip().splitlines()[0] if said.strip() else '')}"
+
+
+def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
+    """Execute one notebook with the study's values; a whole result replaces the old one.
+
+    kernel: as `execute_notebook` takes it. Raises DataError: what the notebook ended with, in one
+    line; a failed write (OSError) names the folder and the way out."""
     name, folder = NOTEBOOKS[stage], executed / values["study"]
-    source, part = root() / "notebooks" / f"{name}.ipynb", part_of(folder / f".{name}", ".ipynb")
+    source = root() / "notebooks" / f"{name}.ipynb"
+    part = part_of(folder / f".{name}", ".ipynb")
     broken = folder / f".{name}.part.ipynb"  # of a run that ended in an error, to be looked at
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, artifacts() / "studies" / values["study"], artifacts() / "runs"):
@@ -211,33 +332,28 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
     failed.unlink(missing_ok=True)
     print(f"== {name} ({values['study']})", flush=True)
     started = time.time()
-    given = {"km": kernel} if kernel and alive(kernel) else {"extra_arguments": [QUIET]}
     try:
-        papermill.execute_notebook(str(source), str(part), parameters=mine, kernel_name="python3", progress_bar=False,
-                                   cwd=str(root()), stdout_file=sys.stdout, stderr_file=sys.stderr, start_timeout=600,
-                                   iopub_timeout=120, **given)  # a busy machine is no dead kernel: the defaults are 60 s and 4 s
+        execute_notebook(source, part, mine, kernel)
     except Exception as error:
-        kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
-        if kind == "DeadKernelError" or "Kernel died" in said:
-            kind, said = "DeadKernelError", "the kernel was killed (out of memory?); run the same command again: what is whole is kept"
-        full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
-        reason = f"{kind}: {one_line(said.strip().splitlines()[0] if said.strip() else '')}" if full is None else f"DataError: {full}"
-        try:
+        reason = describe_failure(error)
+        with suppress(OSError):  # the disk that stopped the notebook: the message below says it
             failed.parent.mkdir(parents=True, exist_ok=True)
             failed.write_text(reason + "\n", encoding="utf-8")
-        except OSError:  # the disk that stopped the notebook: the message below says it
-            pass
         if part.is_file():
+            with suppress(OSError, ValueError, KeyError):  # as far as it got is better than nothing
+                tidy(part, seconds=time.time() - started)
             os.replace(part, broken)
         raise DataError(f"{name}: {reason} (the notebook up to the error: {broken})") from None
     tidy(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
     with whole(_parameters_file(values["study"], stage)) as made:
-        made.write_text(json.dumps(stage_parameters(stage, values), indent=1, sort_keys=True), encoding="utf-8")
+        made.write_text(
+            json.dumps(stage_parameters(stage, values), indent=1, sort_keys=True), encoding="utf-8"
+        )
     broken.unlink(missing_ok=True)
     if stage == "figures":  # what the README's findings are rendered from stands beside the notebooks
         made = artifacts() / "studies" / values["study"]
-        for file in (made / "verdicts.json", made / "figures" / "forest.png", made / "figures" / "placement.png"):
+        for file in (made / "verdicts.json", *(made / "figures" / figure for figure in FIGURES)):
             with whole(folder / file.name) as copy:
                 shutil.copy(file, copy)
 
@@ -270,29 +386,135 @@ def check_made_with(values: dict, stages: list[str], where: str) -> None:
 
 
 def tidy(path: Path, seconds: float) -> None:
-    """Make an executed notebook fit to commit: no widget state, no absolute paths, stream output in one piece, no times
-    per cell; the wall time of the whole stays."""
+    """Make an executed notebook fit to publish; two executions that say the same are then equal.
+
+    No widgets, no paths of this machine, stream output in one piece, one id for the cell that
+    papermill puts in (its own is random), no times per cell. Only the wall time of the whole stays,
+    in seconds. Raises ValueError for what is no JSON."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     about = notebook["metadata"].pop("papermill", {})
     notebook["metadata"].pop("widgets", None)
-    notebook["metadata"]["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook["metadata"]["cotdistill"] = {"parameters": about.get("parameters", {}), "seconds": round(seconds, 1)}
+    notebook["metadata"]["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
+    notebook["metadata"]["cotdistill"] = {
+        "parameters": about.get("parameters", {}),
+        "seconds": round(seconds, 1),
+    }
+    places = find_places()
     for cell in notebook["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
-        merged = []
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "stream":  # a warning names the file it comes from
-                text = "".join(output["text"]).replace(f"{root()}/", "")
-                output["text"] = re.sub(r"/\S*/(?=site-packages/)", "", text)
-            if output.get("metadata"):
-                output["metadata"] = {}
-            if merged and output["output_type"] == "stream" == merged[-1]["output_type"] and output["name"] == merged[-1]["name"]:
-                merged[-1]["text"] = "".join(merged[-1]["text"]) + "".join(output["text"])
-            else:
-                merged.append(output)
+        if INJECTED in cell["metadata"].get("tags", []):
+            cell["id"] = INJECTED
         if "outputs" in cell:
-            cell["outputs"] = merged
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            cell["outputs"] = [
+                clean_output(output, places) for output in merge_streams(cell["outputs"])
+            ]
+    with whole(path) as made:
+        made.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def merge_streams(outputs: list[dict]) -> list[dict]:
+    """A cell's outputs without widgets, neighbours of one stream joined.
+
+    A line that was printed once may come in several messages, and a path cut in two is not found.
+    """
+    merged = []
+    for output in outputs:
+        last = merged[-1] if merged else {}
+        if any(
+            kind.startswith("application/vnd.jupyter.widget") for kind in output.get("data", {})
+        ):
+            continue
+        if (
+            output["output_type"] == "stream" == last.get("output_type")
+            and output["name"] == last["name"]
+        ):
+            last["text"] += "".join(output["text"])
+        else:
+            merged.append(
+                output
+                | ({"text": "".join(output["text"])} if output["output_type"] == "stream" else {})
+            )
+    return merged
+
+
+def clean_output(output: dict, places: list[tuple[re.Pattern, str]]) -> dict:
+    """An output without the machine's paths: stream, display, result or error.
+
+    Images stay as they are."""
+    cleaned = dict(output)
+    for field in ("text", "ename", "evalue", "traceback"):
+        if field in cleaned:
+            cleaned[field] = clean_paths(cleaned[field], places)
+    if "data" in cleaned:
+        cleaned["data"] = {
+            kind: value
+            if kind.startswith("image/") and kind != "image/svg+xml"
+            else clean_paths(value, places)
+            for kind, value in cleaned["data"].items()
+        }
+    if cleaned.get("metadata"):
+        cleaned["metadata"] = {}
+    return cleaned
+
+
+def clean_paths(value, places: list[tuple[re.Pattern, str]]):
+    """A text, or the texts of a list or mapping, with paths named as `find_places` says."""
+    if isinstance(value, list):
+        return [clean_paths(item, places) for item in value]
+    if isinstance(value, dict):
+        return {key: clean_paths(item, places) for key, item in value.items()}
+    if isinstance(value, str):
+        for pattern, name in places:
+            value = pattern.sub(name, value)
+    return value
+
+
+def find_places() -> list[tuple[re.Pattern, str]]:
+    """What an executed notebook calls the places of this machine: (pattern, name) in their order.
+
+    The repository is where its paths start, the artifacts are `artifacts` and the cache is
+    ~/.cache/cotdistill wherever they lie, the home folder is ~; of the environment's own files the
+    part from site-packages or lib on is kept. A path is found as it is, resolved, and as HTML, JSON
+    and URLs write it, the longest first."""
+    home, paths = Path.home(), sysconfig.get_paths()
+    named = {
+        paths["purelib"]: "site-packages",
+        paths["stdlib"]: f"lib/{Path(paths['stdlib']).name}",
+        artifacts(): "artifacts",
+        os.environ.get("COTDISTILL_CACHE") or home / ".cache" / "cotdistill": "~/.cache/cotdistill",
+        root(): "",
+        os.environ.get("HF_HOME") or home / ".cache" / "huggingface": "~/.cache/huggingface",
+        home: "~",
+        tempfile.gettempdir(): "tmp",
+        "/tmp": "tmp",
+        "/var/tmp": "tmp",
+    }
+    if sys.prefix != sys.base_prefix:  # without an environment it is /usr
+        named[sys.prefix] = ".venv"
+    spelled = {}
+    for place, name in named.items():
+        absolute = Path(os.path.abspath(place))
+        for path in (str(absolute), str(absolute.resolve())):
+            if len(path) > 1:  # a home folder that is "/" has no name of its own
+                for form in (path, html.escape(path), json.dumps(path)[1:-1], quote(path)):
+                    spelled.setdefault(form, name)
+    before = r"(?:(?<![\w.~/-])|(?<=file://)|(?<=\dm))"  # the last: a colour of a traceback
+    places = [
+        (re.compile(r"[^\s\"'<>]*/ipykernel_\d+/(?=\d+\.py)"), "cell ")
+    ]  # a cell's source, under the kernel's number
+    for path, name in sorted(spelled.items(), key=lambda item: -len(item[0])):
+        whole_path = before + re.escape(path)
+        if not name:
+            places.append((re.compile(whole_path + r"/(?=[\w.-])"), ""))
+        places.append((re.compile(whole_path + r"(?![\w-])"), name or "."))
+    places.append(
+        (re.compile(r"(?<![\w.])~?/[^\s\"'<>]*/(?=site-packages/)"), "")
+    )  # of another environment
+    return places
 
 
 def artifacts() -> Path:
@@ -300,8 +522,142 @@ def artifacts() -> Path:
     return Path(os.environ.get("COTDISTILL_ARTIFACTS") or root() / "artifacts")
 
 
+def notebook_folder(study: str) -> Path:
+    """Where a study's executed notebooks are read: the user's own, else the published ones."""
+    own = artifacts() / "executed" / study
+    return own if any(own.glob("[0-9]*.ipynb")) else evidence_folder(study)
+
+
+def evidence_folder(study: str) -> Path:
+    """A study's committed evidence; only `publish` writes there."""
+    return root() / "notebooks" / "executed" / study
+
+
+def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
+    """An executed notebook must be whole, and of the source and the values as they are now.
+
+    again: the command that makes it so. Raises DataError: one line that says what differs."""
+    if not path.is_file():
+        raise DataError(f"{path}: not executed yet; run {again}")
+    try:
+        ran, now = (json.loads(read_text(file, "a notebook")) for file in (path, source))
+        cells = [cell for cell in ran["cells"] if INJECTED not in cell["metadata"].get("tags", [])]
+        texts = [["".join(cell["source"]) for cell in some] for some in (cells, now["cells"])]
+        code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"])]
+        failed = any(
+            output["output_type"] == "error" for cell in code for output in cell["outputs"]
+        )
+        ended = all(cell["execution_count"] for cell in code) and not failed
+        made = ran["metadata"]["cotdistill"]["parameters"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not an executed notebook ({type(error).__name__}: {error}); run {again}"
+        ) from None
+    if texts[0] != texts[1]:
+        raise DataError(
+            f"{path}: executed with other cells than {os.path.relpath(source, root())} has now; "
+            f"run {again}"
+        )
+    if not ended:
+        raise DataError(f"{path}: it was not executed to its end; run {again}")
+    for key in sorted(made.keys() | values.keys()):
+        if key not in made or key not in values or made[key] != values[key]:
+            was, now = (
+                reprlib.repr(some[key]) if key in some else "the default" for some in (made, values)
+            )
+            raise DataError(f"{path}: executed with {key} {was}, which is {now} now; run {again}")
+
+
+def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
+    """The files that `publish` copies: executed notebooks of these stages, None being all of them.
+
+    With stage figures, its verdicts and two figures go along; costs.json does where it is there.
+    Raises DataError where a stage is missing, failed, or was executed with other values or code
+    than now."""
+    values = load_study(study)
+    name = values["study"]
+    folder, there = artifacts() / "executed" / name, stages or list(NOTEBOOKS)
+    files = []
+    for stage in there:
+        source, again = (
+            root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb",
+            f"`make {stage} STUDY={study}`",
+        )
+        failed = artifacts() / "studies" / name / f"{stage}.failed"
+        if failed.is_file():
+            raise DataError(f"{failed}: stage {stage} failed when it was last run; run {again}")
+        known = notebook_parameters(source)
+        files.append(folder / source.name)
+        if not files[-1].is_file() and not stages:
+            again += f', or publish a part: `make publish STUDY="{study} --stages elicit …"`'
+        check_copy(
+            files[-1], source, {key: value for key, value in values.items() if key in known}, again
+        )
+    if "figures" in there:
+        files += [folder / file for file in ("verdicts.json", *FIGURES)]
+        missing = next((file for file in files if not file.is_file()), None)
+        if missing:
+            raise DataError(f"{missing}: no such file; run `make figures STUDY={study}`")
+    return files + [file for file in (folder / "costs.json",) if file.is_file()]
+
+
+def find_benchmark() -> list[Path]:
+    """The executed benchmark, alone. Raises DataError where it is not as it would be now."""
+    source, path = (
+        root() / "notebooks" / "benchmark.ipynb",
+        artifacts() / "executed" / "benchmark" / "benchmark.ipynb",
+    )
+    check_copy(
+        path,
+        source,
+        yaml.safe_load(read_text(source.with_suffix(".yaml"), "a YAML file")),
+        "`make bench`",
+    )
+    return [path]
+
+
+def publish(study: str, stages: list[str] | None = None) -> Path:
+    """Make a study's executed notebooks its committed evidence, whole or not at all.
+
+    notebooks/executed/<study>/ then holds these files and nothing older, but for costs.json, which
+    few studies make. study: a name or a path, or "benchmark". Raises DataError as `find_evidence`
+    does, and where a published notebook would be lost. Returns that folder."""
+    files = find_benchmark() if study == "benchmark" else find_evidence(study, stages)
+    target = evidence_folder(files[0].parent.name)
+    lost = sorted({path.name for path in target.glob("*.ipynb")} - {path.name for path in files})
+    if lost:
+        raise DataError(
+            f"{target}: {lost[0]} is published too; expected all of its stages at once, "
+            "so that they go together"
+        )
+    part, old = part_of(target), part_of(target.with_name(f"{target.name}.old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
+    try:
+        part.mkdir()
+        for file in files:
+            shutil.copyfile(file, part / file.name)
+        if (target / "costs.json").is_file() and not (part / "costs.json").is_file():
+            shutil.copyfile(target / "costs.json", part / "costs.json")
+        if target.is_dir():
+            os.rename(target, old)
+        try:
+            os.rename(part, target)
+        except BaseException:
+            if old.is_dir():
+                os.rename(old, target)
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
 def status(study: str) -> list[dict]:
-    """A row per stage: notebook done, failed or not yet; runs done, running and still to do; seconds left, where known."""
+    """A row per stage: its notebook, its runs done, running and in all, the seconds left.
+
+    The notebook is executed, published (by others, not on this machine), failed, or not yet
+    executed. The seconds are None where no run has ended yet."""
     from filelock import FileLock, Timeout
 
     values, rows = load_study(study), []
@@ -309,8 +665,10 @@ def status(study: str) -> list[dict]:
     for stage, name in NOTEBOOKS.items():
         if not (root() / "notebooks" / f"{name}.ipynb").is_file():
             continue
-        executed = [e / values["study"] / f"{name}.ipynb" for e in (root() / "notebooks" / "executed", artifacts() / "executed")]
-        row = {"stage": stage, "notebook": "executed" if any(map(Path.is_file, executed)) else "not yet",
+        executed = notebook_folder(values["study"])
+        found = "executed" if executed != evidence_folder(values["study"]) else "published"
+        there = (executed / f"{name}.ipynb").is_file()
+        row = {"stage": stage, "notebook": found if there else "not yet",
                "runs": 0, "done": 0, "running": 0, "seconds_left": None}
         if (folder / f"{stage}.failed").is_file():
             row["notebook"] = "failed: " + (folder / f"{stage}.failed").read_text().strip()
@@ -341,33 +699,97 @@ def status(study: str) -> list[dict]:
     return rows
 
 
+@contextmanager
+def interrupt_once():
+    """While open, the first Ctrl-C interrupts and further ones are ignored.
+
+    A kernel is stopped in a moment; one that isn't stopped is an orphan. Outside the main thread,
+    and where Ctrl-C is ignored already, nothing changes."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+
+    def interrupt(*_):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
+    """Check a study, then run its stages, None being all of them.
+
+    Raises DataError before anything runs, or with what a notebook ended with."""
+    values, started = load_study(study), time.time()
+    stages = list(stages or all_parameters())
+    for stage in stages:
+        notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
+    check_made_with(values, stages, study)
+    run_stages(stages, values, executed)
+    print(
+        f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
+        f"{os.path.relpath(executed / values['study'])}",
+        flush=True,
+    )
+
+
+def show_status(study: str) -> None:
+    """Print `status`, a line per stage."""
+    for row in status(study):
+        left = "" if row["seconds_left"] is None else f", {row['seconds_left'] / 60:.1f} min left"
+        runs = (
+            f"  runs {row['done']}/{row['runs']} done, {row['running']} running{left}"
+            if row["runs"]
+            else ""
+        )
+        print(f"{row['stage']:10} {row['notebook']}{runs}")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run stages or show their status; 0, or 1 after one line that says what went wrong."""
-    parser = argparse.ArgumentParser(prog="python -m cotdistill.study", description=__doc__.splitlines()[0])
+    """Run a study's stages, show their status, or publish them.
+
+    Returns 0; 1 after one line that says what went wrong; 130 after Ctrl-C and one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cotdistill.study", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run")
-    run.add_argument("study")
-    run.add_argument("--stages", nargs="+", choices=list(NOTEBOOKS), default=None)
-    run.add_argument("--executed", default=None)
+    run, asked = commands.add_parser("run"), commands.add_parser("publish")
+    for command in (run, asked):
+        command.add_argument("study")
+        command.add_argument("--stages", nargs="+", choices=list(NOTEBOOKS), default=None)
+    run.add_argument(
+        "--executed",
+        default=None,
+        help="folder of the executed notebooks, from the repository's root on",
+    )
     commands.add_parser("status").add_argument("study")
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.command == "status":
-            for row in status(chosen.study):
-                left = "" if row["seconds_left"] is None else f", {row['seconds_left'] / 60:.1f} min left"
-                runs = f"  runs {row['done']}/{row['runs']} done, {row['running']} running{left}" if row["runs"] else ""
-                print(f"{row['stage']:10} {row['notebook']}{runs}")
-            return 0
-        values, started = load_study(chosen.study), time.time()
-        there = all_parameters()
-        executed = root() / (chosen.executed or "notebooks/executed")
-        for stage in chosen.stages or there:
-            notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
-        check_made_with(values, list(chosen.stages or there), chosen.study)
-        run_stages(list(chosen.stages or there), values, executed)
-        print(f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
-              f"{os.path.relpath(executed / values['study'])}", flush=True)
+        with interrupt_once():
+            if chosen.command == "status":
+                show_status(chosen.study)
+            elif chosen.command == "publish":
+                made = os.path.relpath(publish(chosen.study, chosen.stages))
+                print(f"published in {made}; `git status` shows what changed")
+            else:
+                run_study(
+                    chosen.study,
+                    chosen.stages,
+                    root() / chosen.executed if chosen.executed else artifacts() / "executed",
+                )
         return 0
+    except KeyboardInterrupt:
+        print(
+            "stopped: finished notebooks, runs and answers are kept, "
+            "and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
     except (DataError, OSError) as error:
         print(f"error: {disk_error(error, artifacts()) or one_line(error)}", file=sys.stderr)
         return 1

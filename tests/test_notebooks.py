@@ -68,11 +68,21 @@ def check_executed(path):
     assert not re.search(r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text)), "an absolute path"
     assert all(c.execution_count for c in book.cells if c.cell_type == "code" and c.source)
     assert not [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    shown = [output for cell in book.cells for output in cell.get("outputs", [])]
+    assert not [kind for output in shown for kind in output.get("data", {}) if "widget" in kind]
 
 
 def test_executed_smoke_notebooks_are_fit_to_commit(smoke):
     for path in NOTEBOOKS:
         check_executed(smoke[0] / "first" / "smoke" / path.name)
+
+
+def test_executed_cells_keep_the_ids_of_the_source(smoke):
+    for path in NOTEBOOKS:
+        copies = [smoke[0] / folder / "smoke" / path.name for folder in ("first", "second")]
+        ids, first, second = ([c.id for c in nbformat.read(p, 4).cells] for p in (path, *copies))
+        assert ids == [i for i in first if i != study.INJECTED]
+        assert first == second and len(first) == len(set(first))
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda p: f"{p.parent.name}-{p.stem}")

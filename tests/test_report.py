@@ -38,6 +38,18 @@ def test_the_site_holds_every_notebook_and_every_link_resolves(site):
                 assert (site / target).is_file(), f"{path.name}: {target}"
 
 
+def test_the_site_takes_the_users_own_notebooks_else_the_published_ones(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path))
+    monkeypatch.setattr(report, "build_site", lambda study, executed, out: taken.append(executed))
+    assert report.main(["site", "quick"]) == 0
+    (tmp_path / "executed" / "quick").mkdir(parents=True)
+    (tmp_path / "executed" / "quick" / "01_elicit.ipynb").touch()
+    assert report.main(["site", "quick"]) == 0
+    assert report.main(["site", "quick", "--executed", "elsewhere"]) == 0
+    assert taken == [ROOT / "notebooks" / "executed", tmp_path / "executed", ROOT / "elsewhere"]
+
+
 @needs_chromium
 def test_the_site_in_a_browser(site, tmp_path):
     browser = Browser(tmp_path)

@@ -43,6 +43,20 @@ def test_the_cluster_extra_is_pinned_and_make_installs_it_where_it_is_needed():
     assert not any("/nowhere/cluster.txt" in steps(*w) for w in (["reproduce"], ["smoke"], ["train"]))
 
 
+def test_only_publish_writes_where_the_evidence_lies():
+    def steps(*words):
+        dry = ["make", "-n", "VENV=/nowhere", *words]
+        return subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "cotdistill.study publish invented" in steps("publish", "STUDY=invented")
+    targets = ("smoke", "reproduce", "train", "bench")
+    assert not any("notebooks/executed" in steps(target) for target in targets)
+    made = ["artifacts/executed/quick/01_elicit.ipynb", ".venv", ".venv.lock"]
+    ignored = subprocess.run(["git", "check-ignore", *made], cwd=ROOT, capture_output=True, text=True)
+    if (ROOT / ".git").exists():
+        assert len(ignored.stdout.split()) == 3
+
+
 def test_make_help_lists_every_target():
     makefile = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].replace("$(STAGES)", "elicit train evaluate shuffle attribute figures").split()

@@ -143,15 +143,20 @@ def test_the_next_notebooks_kernel_is_started_ahead_and_a_dead_one_is_replaced(s
     given = []
 
     def works(source, part, **how):
-        given.append(how.get("km"))
+        given.append((how["km"], how["km"].has_kernel))
         Path(part).write_text(json.dumps({"cells": [], "metadata": {}}))
 
     monkeypatch.setattr(papermill, "execute_notebook", works)
     run_stages(["evaluate", "shuffle"], {"study": "smoke"}, tmp_path / "executed")
-    assert given[0] is None and given[1] is not None and not alive(given[1])
-    run_stage("evaluate", {"study": "smoke"}, tmp_path / "executed", given[1])
-    stop_kernel(given[1])  # a second time: nothing happens
-    assert given[2] is None and len(list((tmp_path / "executed" / "smoke").iterdir())) == 2
+    (first, first_started), (ahead, ahead_started) = given
+    assert not first_started and ahead_started and ahead is not first and not alive(ahead)
+    run_stage("evaluate", {"study": "smoke"}, tmp_path / "executed", ahead)
+    stop_kernel(ahead)  # a second time: nothing happens
+    third, third_started = given[2]
+    assert third is not ahead and not third_started
+    homes = [Path(kernel.kernel_spec.env["IPYTHONDIR"]) for kernel in (first, ahead, third)]
+    assert not any(home.exists() for home in homes)
+    assert len(list((tmp_path / "executed" / "smoke").iterdir())) == 2
 
 
 def test_a_kernel_started_ahead_has_an_empty_namespace_and_its_imports():
