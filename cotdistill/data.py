@@ -294,10 +294,7 @@ def load_examples(dataset: str, split: str, data_dir: str | Path | None = None) 
         return _unique([(f"{source['hub']}/{name}:{n}", parse_row(dataset, row, f"{source['hub']}/{name}:{n}"))
                         for n, row in enumerate(rows, 1)])
     if not folder.is_dir():
-        from cotdistill.microworld import PARTS  # which imports this module
-
-        known = ", ".join([*SOURCES, *(f"microworld/{part}" for part in PARTS)])
-        raise DataError(f"{folder}: no such folder; expected a dataset ({known}) or a folder with train.jsonl and test.jsonl")
+        raise DataError(f"{folder}: no such folder; {expected_data()}")
     path = split_path(folder, name, source["files"].get(name) if source else None) if name else None
     if path is None and split == "validation":
         return None
@@ -305,6 +302,14 @@ def load_examples(dataset: str, split: str, data_dir: str | Path | None = None) 
     if not rows:
         raise DataError(f"{path}: no question in it; expected at least one line")
     return _unique([(where, parse_row(dataset, row, where)) for where, row in rows])
+
+
+def expected_data() -> str:
+    """What may stand in `dataset`, for an error's end."""
+    from cotdistill.microworld import PARTS  # which imports this module
+
+    known = ", ".join([*SOURCES, *(f"microworld/{part}" for part in PARTS)])
+    return f"expected a dataset ({known}) or a folder with train.jsonl and test.jsonl"
 
 
 def split_path(folder: Path, name: str, official: str | None = None) -> Path | None:
@@ -581,6 +586,11 @@ class Dataset:
     rationales: dict[str, Rationale]
     meta: dict[str, dict] = field(default_factory=dict)
     left_out: dict[str, list[Example]] = field(default_factory=dict)
+
+    @property
+    def explained(self) -> list[Example]:
+        """Every question that a recorded set may hold a rationale of: train, validation, and what was left out of them."""
+        return [*self.train, *self.validation, *(e for rows in self.left_out.values() for e in rows)]
 
 
 def without_repeats(examples: list[Example], later: list[Example]) -> tuple[list[Example], list[Example]]:

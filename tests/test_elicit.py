@@ -386,3 +386,17 @@ def test_a_card_is_read_in_its_own_numbers():
     assert "3 of 3 questions are covered; 33.3 % conclude the gold answer" in said and f"(chance {chance:.1f} %)" in said
     assert "33.3 % conclude nothing" in said and "makes up 100 %" in said and "66.7 % name the label" in said and "33.3 % are duplicates" in said
     assert "no answer was recorded" in elicit.read_card(quality_card([record("a", answer=None)], EXAMPLES))
+
+
+def test_a_card_of_rationales_without_answers_says_so_and_shows_no_nan():
+    """Gold rationales of own data state no answer of their own: neither 0 % nor nan % is true of them."""
+    gold = {"a": Rationale("a", "Ice melts in the sun."), "b": Rationale("b", "A knife cuts.")}
+    card = quality_card(gold, EXAMPLES)
+    assert np.isnan(card["agrees"]) and np.isnan(card["abstains"]) and np.isnan(card["agrees_if_answered"])
+    said = elicit.read_card(card)
+    assert "state no answer of their own" in said and "not applicable" in said and "nan" not in said
+    for records in ([record("a", answer=None)], [record("a", answer=None, rationale="")]):
+        said = elicit.read_card(quality_card(records, EXAMPLES))
+        assert "no answer was recorded" in said and "nan" not in said
+    assert quality_card([record("a", answer=None)], EXAMPLES)["agrees"] == 0, "who was asked and did not answer does not agree"
+    assert "nan" not in elicit.read_card(quality_card({"a": Rationale("a", "Ice.", 0), "b": Rationale("b", "A knife.")}, EXAMPLES))

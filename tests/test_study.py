@@ -58,11 +58,25 @@ def test_bad_studies(tmp_path, text, message):
     assert "\n" not in str(error.value) and "own.yaml" in str(error.value)
 
 
-def test_a_whole_number_is_a_number_and_an_empty_file_is_the_smoke_study(tmp_path):
+def test_a_whole_number_is_a_number_and_a_study_without_student_takes_the_bundled_one(tmp_path):
     (tmp_path / "own.yaml").write_text("lr: 1\n")
-    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own", "lr": 1}
+    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own", "lr": 1, "student": "smollm2-135m"}
     (tmp_path / "own.yaml").write_text("# nothing\n")
-    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own"}
+    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own", "student": "smollm2-135m"}
+    note = study.default_note(str(tmp_path / "own.yaml"))
+    assert "names no student: the bundled smollm2-135m is trained" in note and "no seeds either" in note and "\n" not in note
+    (tmp_path / "own.yaml").write_text("student: tiny-llama\n")
+    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own", "student": "tiny-llama"}
+    assert study.default_note(str(tmp_path / "own.yaml")) == ""
+
+
+def test_shipped_studies_are_what_their_files_say():
+    """The default student is for users' studies: every shipped study that trains names its own, and smoke is the notebooks' one."""
+    for name in STUDIES:
+        assert study.load_study(name) == {"study": name, "student": study.DEFAULT_STUDENT, **study.read_study(name)}
+        assert "student" in study.read_study(name) or name.endswith("-elicit")
+    defaults = {key: value for stage in study.all_parameters().values() for key, value in stage.items()}
+    assert defaults | study.load_study("smoke") == defaults
 
 
 def test_a_stage_alone_needs_the_setting_that_the_earlier_ones_ran_with(tmp_path, monkeypatch):
