@@ -6,13 +6,14 @@ The parameters cells are the only schema; what stands here is read from them.
 import io
 import json
 import math
+import re
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from cotdistill.data import DataError, Dataset, load_dataset, repeats_note
+from cotdistill.data import SOURCES, DataError, Dataset, load_dataset, repeats_note, split_path
 from cotdistill.study import (
     DEFAULT_STUDENT,
     NOTEBOOKS,
@@ -78,12 +79,22 @@ def write_value(value) -> str:
     return text.removesuffix("\n").removesuffix("...").strip()
 
 
+def write_default(value) -> str:
+    """A default as the table shows it: a list of one empty text stands for none in a notebook, whose lists show their type."""
+    return "empty" if value in ("", [""]) else f"`{write_value(value)}`"
+
+
+def escape_markdown(text: str) -> str:
+    """A comment as a table's cell: no tags, no bars, no emphasis."""
+    return re.sub(r"([|*_<>\[\]])", r"\\\1", text)
+
+
 def render_keys_table() -> str:
     """All keys of a study as Markdown: a table per notebook, with each key's default and meaning."""
     parts = []
     for stage, keys in study_keys().items():
         rows = [
-            f"| `{key.name}` | `{write_value(key.default)}` | {key.comment} |".replace("`''`", "empty")
+            f"| `{key.name}` | {write_default(key.default)} | {escape_markdown(key.comment)} |"
             for key in keys
         ]
         if rows:
@@ -116,11 +127,17 @@ def render_study(head: list[str], chosen: dict[str, tuple]) -> str:
 
 
 def portable_path(folder: Path) -> str:
-    """A folder as a study names it: within the repository relative to it, under the user's home with ~, else absolute."""
+    """A folder as a study in params/ names it, so that no output names the machine where that can be helped.
+
+    Within the repository: relative to it, unless that names a dataset or something in params/ too. Under the user's home:
+    with ~. Else: absolute."""
     folder = folder.resolve()
     for place, prefix in ((root().resolve(), Path()), (Path.home().resolve(), Path("~"))):
         if folder.is_relative_to(place) and folder != place:
-            return str(prefix / folder.relative_to(place))
+            path = prefix / folder.relative_to(place)
+            taken = {*SOURCES, "microworld"} & {path.parts[0]} or (root() / "params" / path).exists()
+            if not taken:
+                return str(path)
     return str(folder)
 
 
@@ -165,8 +182,7 @@ def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
     """Check own data and write params/<name>.yaml for them: what matters on top, every other key commented out.
 
     Raises DataError for bad data, for a name that is taken, and for a student that can't be had."""
-    from cotdistill.runs import named_student
-    from cotdistill.data import split_path
+    from cotdistill.runs import named_student  # torch, which the other commands do without
 
     path = root() / "params" / f"{check_name(name)}.yaml"
     if path.exists() or (root() / "notebooks" / "executed" / name).exists():
@@ -191,7 +207,7 @@ def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
         "seeds": ([0, 1, 2, 3, 4], "one run per arm and seed; fewer than five decide little"),
         **choose_sizes(data, has_validation),
         **choose_lengths(data, named_student(student), teacher_tokens=128),
-        "lr": (1e-4, "peak learning rate; the default is for two-layer students"),
+        "lr": (1e-4, "peak learning rate; the notebook's default is for two-layer students"),
         "batch_size": (8, "questions per step"),
     }
     options = sorted({len(e.choices) for e in [*data.train, *data.test]})

@@ -113,6 +113,7 @@ def test_the_table_of_keys_is_complete_and_is_markdown():
             assert text.count(f"| `{name}` | ") == 1, name
         assert keys.TITLES[stage] in text or set(parameters) <= {"study", "bootstrap"}
     rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert not re.search(r"(?<!\\)<", text), "no tags"
     assert all(line.count(" | ") == 2 and not line.endswith("|  |") for line in rows)
     assert "| `lr` | `0.001` | peak learning rate of AdamW |" in text
 
