@@ -4,8 +4,8 @@ Everything downstream works on two small records, `Example` and `Rationale`. Thr
 formats (a local folder or the hub), own data from a folder, and `microworld/...` is generated. A bad line ends in one
 `DataError` that names the file and the line; nothing is repaired silently.
 
-A split is one file of its folder: train.jsonl, train.json (an array), train.csv, train.parquet (or its shards), or a folder
-train/ that `datasets` saved. All of them go through the same checks.
+A split is one file of its folder: train.jsonl, train.json (an array), train.csv, train.parquet (or
+its shards), or a folder train/ that `datasets` saved. All of them go through the same checks.
 """
 
 import csv
@@ -86,19 +86,31 @@ class Rationale:
     key_spans: tuple[tuple[int, int], ...] = ()
 
 
-# Where each dataset lives on the hub (pinned), which of its splits play which role, and how the authors' own download
-# names a split's file where it is not the split's name.
-# CommonsenseQA hides its test answers: its validation split is our test split, as in the literature.
+# Where each dataset lives on the hub (pinned), which of its splits play which role, and how the
+# authors' own download names a split's file where it is not the split's name. CommonsenseQA hides
+# its test answers: its validation split is our test split, as in the literature.
 SOURCES = {
-    "commonsense_qa": dict(hub="tau/commonsense_qa", config=None, revision="94630fe30dad47192a8546eb75f094926d47e155",
-                           splits={"train": "train", "test": "validation"},
-                           files={"train": "train_rand_split", "validation": "dev_rand_split"}),
-    "openbookqa": dict(hub="allenai/openbookqa", config="main", revision="388097ea7776314e93a529163e0fea805b8a6454",
-                       splits={"train": "train", "validation": "validation", "test": "test"},
-                       files={"validation": "dev"}),
-    "quarel": dict(hub="community-datasets/quarel", config=None, revision="52be7f062d2c13d401a9e53b6963d8fbcc4abeb4",
-                   splits={"train": "train", "validation": "validation", "test": "test"},
-                   files={"train": "quarel-v1-train", "validation": "quarel-v1-dev", "test": "quarel-v1-test"}),
+    "commonsense_qa": dict(
+        hub="tau/commonsense_qa",
+        config=None,
+        revision="94630fe30dad47192a8546eb75f094926d47e155",
+        splits={"train": "train", "test": "validation"},
+        files={"train": "train_rand_split", "validation": "dev_rand_split"},
+    ),
+    "openbookqa": dict(
+        hub="allenai/openbookqa",
+        config="main",
+        revision="388097ea7776314e93a529163e0fea805b8a6454",
+        splits={"train": "train", "validation": "validation", "test": "test"},
+        files={"validation": "dev"},
+    ),
+    "quarel": dict(
+        hub="community-datasets/quarel",
+        config=None,
+        revision="52be7f062d2c13d401a9e53b6963d8fbcc4abeb4",
+        splits={"train": "train", "validation": "validation", "test": "test"},
+        files={"train": "quarel-v1-train", "validation": "quarel-v1-dev", "test": "quarel-v1-test"},
+    ),
 }
 
 
@@ -168,8 +180,10 @@ def answer_index(answer, n_choices: int, where: str) -> int:
         text = answer.strip()
         index = LETTERS.find(text.upper()) if len(text) == 1 and text.isalpha() else -1
         if text.isdecimal():
-            raise DataError(f"{where}: answer '{text}' is a text; expected a number, an index from 0 "
-                            f"to {n_choices - 1}, or a letter from A to {LETTERS[n_choices - 1]}")
+            raise DataError(
+                f"{where}: answer '{text}' is a text; expected a number, an index from 0 "
+                f"to {n_choices - 1}, or a letter from A to {LETTERS[n_choices - 1]}"
+            )
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n_choices:
         raise DataError(f"{where}: answer {reprlib.repr(answer)} is outside the {n_choices} choices; expected an index from 0 to "
                         f"{n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}")
@@ -179,21 +193,28 @@ def answer_index(answer, n_choices: int, where: str) -> int:
 def gold_index(answer, choices: tuple[str, ...], where: str) -> int:
     """The right option of a question, given as an index from 0 (a number) or as a letter.
 
-    Digits in quotes ("1") are the option with that text, and never an index. Raises DataError where a letter is another
-    option's text too (options O, A, B, AB and answer "A"): only the index can say which of the two is meant."""
+    Digits in quotes ("1") are the option with that text, and never an index. Raises DataError where
+    a letter is another option's text too (options O, A, B, AB and answer "A"): only the index can
+    say which of the two is meant."""
     text = " ".join(answer.split()) if isinstance(answer, str) else ""
     same = [i for i, choice in enumerate(choices) if choice.casefold() == text.casefold()]
     if text.isdecimal() and same:
         return same[0]
     letter = len(text) == 1 and text.isalpha() and LETTERS.find(text.upper()) < len(choices)
     if same and not letter:
-        raise DataError(f"{where}: answer {reprlib.repr(answer)} is outside the letters, and an option's text; expected an "
-                        f"index from 0 to {len(choices) - 1} (here {same[0]}) or a letter from A to "
-                        f"{LETTERS[len(choices) - 1]} (here {LETTERS[same[0]]})")
+        raise DataError(
+            f"{where}: answer {reprlib.repr(answer)} is outside the letters, and an option's text; "
+            f"expected an "
+            f"index from 0 to {len(choices) - 1} (here {same[0]}) or a letter from A to "
+            f"{LETTERS[len(choices) - 1]} (here {LETTERS[same[0]]})"
+        )
     index = answer_index(answer, len(choices), where)
     if same and choices[index].casefold() != text.casefold():
-        raise DataError(f"{where}: answer '{text}' is the letter of option {reprlib.repr(choices[index])} and the text of "
-                        f"another; expected the index as a number, {index} or {same[0]}")
+        raise DataError(
+            f"{where}: answer '{text}' is the letter of option {reprlib.repr(choices[index])} and "
+            f"the text of "
+            f"another; expected the index as a number, {index} or {same[0]}"
+        )
     return index
 
 
@@ -215,7 +236,9 @@ def make_example(id, question, choices, answer, where: str) -> Example:
         if not is_text(choice):
             raise DataError(f"{where}: choice {reprlib.repr(choice)}; expected a text that is not empty")
     choices = tuple(" ".join(choice.split()) for choice in choices)
-    return Example(id, question.strip(), choices, first_equal(choices, gold_index(answer, choices, where)))
+    return Example(
+        id, question.strip(), choices, first_equal(choices, gold_index(answer, choices, where))
+    )
 
 
 def first_equal(choices: tuple[str, ...], option: int) -> int:
@@ -226,27 +249,37 @@ def first_equal(choices: tuple[str, ...], option: int) -> int:
 def _lettered(choices, where: str) -> tuple[list, list]:
     """The official choices of CommonsenseQA and OpenBookQA as (letters, texts).
 
-    Two layouts: the hub's {"label": [...], "text": [...]} and the authors' own [{"label": "A", "text": ...}, ...]."""
-    if isinstance(choices, (list, tuple)) and choices and all(isinstance(c, dict) and {"label", "text"} <= set(c) for c in choices):
+    Two layouts: the hub's {"label": [...], "text": [...]} and the authors' own [{"label": "A",
+    "text": ...}, ...]."""
+    if (
+        isinstance(choices, (list, tuple))
+        and choices
+        and all(isinstance(c, dict) and {"label", "text"} <= set(c) for c in choices)
+    ):
         return [c["label"] for c in choices], [c["text"] for c in choices]
     letters, texts = (choices.get("label"), choices.get("text")) if isinstance(choices, dict) else (None, None)
     if not isinstance(letters, (list, tuple)) or not isinstance(texts, (list, tuple)) or len(letters) != len(texts):
-        raise DataError(f"{where}: choices {str(choices)[:60]!r}; expected an object with 'label' and 'text' lists of one "
-                        "length, or a list of objects with 'label' and 'text'")
+        raise DataError(
+            f"{where}: choices {str(choices)[:60]!r}; expected an object with 'label' and 'text' "
+            f"lists of one "
+            "length, or a list of objects with 'label' and 'text'"
+        )
     return list(letters), list(texts)
 
 
 def parse_row(dataset: str, row: dict, where: str) -> Example:
     """One official row -> Example. `where` is "file:line", for the error.
 
-    commonsense_qa: id, question, choices{label,text}, answerKey. openbookqa: the same with question_stem. The authors' own
-    files nest both: question{stem, choices[{label,text}]}, answerKey.
-    quarel: question with its options inline, "(A) .. (B) ..", and answer_index. Anything else is our own format:
-    id, question, choices (list), answer (an index from 0 or a letter)."""
+    commonsense_qa: id, question, choices{label,text}, answerKey. openbookqa: the same with
+    question_stem. The authors' own files nest both: question{stem, choices[{label,text}]},
+    answerKey. quarel: question with its options inline, "(A) .. (B) ..", and answer_index. Anything
+    else is our own format: id, question, choices (list), answer (an index from 0 or a letter)."""
     id = _field(row, "id", where)
     if dataset in ("commonsense_qa", "openbookqa"):
         nested = row.get("question") if isinstance(row.get("question"), dict) else {}
-        letters, texts = _lettered(_field(nested if "choices" in nested else row, "choices", where), where)
+        letters, texts = _lettered(
+            _field(nested if "choices" in nested else row, "choices", where), where
+        )
         key = _field(row, "answerKey", where)
         if key not in letters:
             raise DataError(f"{where} (id {id}): answer {key!r} is outside the choices; expected one of {letters}")
@@ -280,8 +313,11 @@ def _unique(examples: list[tuple[str, Example]]) -> list[Example]:
 
 
 def load_examples(dataset: str, split: str, data_dir: str | Path | None = None) -> list[Example] | None:
-    """One split of a dataset, from `data_dir` (a folder that holds <dataset>/<split>.jsonl or another form of a split), an
-    own folder given as `dataset` itself, or the hub (pinned revision). None where the dataset has no such split.
+    """One split of a dataset.
+
+    From `data_dir` (a folder that holds <dataset>/<split>.jsonl or another form of a split), an own
+    folder given as `dataset` itself, or the hub (pinned revision). None where the dataset has no
+    such split.
 
     Raises DataError for a missing folder or a bad line."""
     source = SOURCES.get(dataset)
@@ -313,31 +349,45 @@ def expected_data() -> str:
 
 
 def split_path(folder: Path, name: str, official: str | None = None) -> Path | None:
-    """Where a folder holds a split: a file, a folder that `datasets` saved, or the first of a split's Parquet shards.
+    """Where a split is: a file, a folder saved by `datasets`, or the first of its Parquet shards.
 
-    official: what the dataset's authors call the file. None where there is nothing. Raises DataError where the split
-    stands there twice."""
-    found = [folder / f"{n}{suffix}" for n in filter(None, (name, official)) for suffix in READERS
-             if (folder / f"{n}{suffix}").is_file()]
+    official: what the dataset's authors call the file. None where there is nothing. Raises
+    DataError where the split stands there twice."""
+    found = [
+        folder / f"{n}{suffix}"
+        for n in filter(None, (name, official))
+        for suffix in READERS
+        if (folder / f"{n}{suffix}").is_file()
+    ]
     found += [folder / name] if (folder / name / "state.json").is_file() else []
     found += sorted(folder.glob(f"{name}-?????-of-?????.parquet"))[:1]
     if len(found) > 1:
-        raise DataError(f"{folder}: split {name} stands there twice, as {found[0].name} and {found[1].name}; expected one of "
-                        "them")
+        raise DataError(
+            f"{folder}: split {name} stands there twice, as {found[0].name} and {found[1].name}; "
+            f"expected one of "
+            "them"
+        )
     return found[0] if found else None
 
 
 def question_rows(path: Path) -> list[tuple[str, dict]]:
-    """The rows of a split, each with where it stands ("train.jsonl:3", "train.csv, row 3"), whatever form the split has.
+    """The rows of a split in any form, each with where it stands ("train.jsonl:3").
 
     Raises DataError for what is not there, can't be read, or holds something else than rows."""
-    return read_saved(path) if path.is_dir() and path.suffix not in READERS else READERS.get(path.suffix, _lines)(path)
+    return (
+        read_saved(path)
+        if path.is_dir() and path.suffix not in READERS
+        else READERS.get(path.suffix, _lines)(path)
+    )
 
 
 def _lines(path: Path) -> list[tuple[str, dict]]:
     if not path.exists():
-        raise DataError(f"{path}: no such file; expected a JSONL file, one object per line, or a split as .json (an array), "
-                        ".csv, .parquet or a folder saved by `datasets`")
+        raise DataError(
+            f"{path}: no such file; expected a JSONL file, one object per line, or a split as "
+            f".json (an array), "
+            ".csv, .parquet or a folder saved by `datasets`"
+        )
     return [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
 
 
@@ -359,14 +409,20 @@ def read_array(path: Path) -> list[tuple[str, dict]]:
 
 
 def read_csv(path: Path) -> list[tuple[str, dict]]:
-    """A CSV file with a head line; its options stand in a column `choices` as a JSON list, or in columns A, B, C, ...
+    """A CSV file with a head line.
 
-    Cells are texts and a CSV file knows no numbers: digits as the answer are an index, unless they are an option's text
-    too. Rows are numbered from 1 after the head. Raises DataError."""
+    The options stand in a column `choices` as a JSON list, or in columns A, B, C, ...
+
+    Cells are texts and a CSV file knows no numbers: digits as the answer are an index, unless they
+    are an option's text too. Rows are numbered from 1 after the head. Raises DataError."""
     try:
-        lines = list(csv.reader(io.StringIO(read_text(path, "a CSV file in UTF-8"), newline=""), strict=True))
+        lines = list(
+            csv.reader(io.StringIO(read_text(path, "a CSV file in UTF-8"), newline=""), strict=True)
+        )
     except csv.Error as error:
-        raise DataError(f"{path}: malformed CSV ({error}); expected a head line and rows of as many cells") from None
+        raise DataError(
+            f"{path}: malformed CSV ({error}); expected a head line and rows of as many cells"
+        ) from None
     lines, found = [cells for cells in lines if any(map(str.strip, cells))], []
     head = [name.strip() for name in lines[0]] if lines else []
     if len(set(head)) < len(head):
@@ -374,7 +430,9 @@ def read_csv(path: Path) -> list[tuple[str, dict]]:
     for number, cells in enumerate(lines[1:], 1):
         where = f"{path}, row {number}"
         if len(cells) != len(head):
-            raise DataError(f"{where}: {len(cells)} cells; expected {len(head)}, as in the head line")
+            raise DataError(
+                f"{where}: {len(cells)} cells; expected {len(head)}, as in the head line"
+            )
         found.append((where, _typed(dict(zip(head, cells)), where)))
     return found
 
@@ -386,11 +444,16 @@ def _typed(row: dict[str, str], where: str) -> dict:
         try:
             row["choices"] = json.loads(row["choices"])
         except (ValueError, RecursionError):
-            raise DataError(f"{where}: choices {reprlib.repr(row['choices'])}; expected a JSON list, or columns A, B, C, ... "
-                            "in place of `choices`") from None
+            raise DataError(
+                f"{where}: choices {reprlib.repr(row['choices'])}; expected a JSON list, or "
+                f"columns A, B, C, ... "
+                "in place of `choices`"
+            ) from None
     elif "A" in row and "B" in row:
         texts = [row[letter] for letter in LETTERS if letter in row]
-        while texts and not texts[-1].strip():  # questions may have fewer options than there are columns
+        while (
+            texts and not texts[-1].strip()
+        ):  # questions may have fewer options than there are columns
             texts.pop()
         row["choices"] = texts
     choices = row.get("choices") if isinstance(row.get("choices"), list) else []
@@ -398,33 +461,55 @@ def _typed(row: dict[str, str], where: str) -> dict:
         said = row.get(name, "").strip()
         if not said.isdecimal():
             continue
-        index, same = int(said), [i for i, c in enumerate(choices) if isinstance(c, str) and c.strip() == said]
+        index, same = (
+            int(said),
+            [i for i, c in enumerate(choices) if isinstance(c, str) and c.strip() == said],
+        )
         if same and index < len(choices) and index not in same:
-            raise DataError(f"{where}: answer {said} is an index and the text of another option; expected a letter, "
-                            f"{LETTERS[index]} or {LETTERS[same[0]]}")
+            raise DataError(
+                f"{where}: answer {said} is an index and the text of another option; expected a "
+                f"letter, "
+                f"{LETTERS[index]} or {LETTERS[same[0]]}"
+            )
         row[name] = same[0] if same else index
     return row
 
 
 def read_parquet(path: Path) -> list[tuple[str, dict]]:
-    """A Parquet file, or all shards of a split when `path` is the first (train-00000-of-00002.parquet). Raises DataError."""
+    """A Parquet file, or all shards of a split where `path` is the first.
+
+    Shards are named as train-00000-of-00002.parquet. Raises DataError."""
     shards = [path]
     if sharded := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", path.stem):
-        shards = [path.with_name(f"{sharded[1]}-{n:05}-of-{sharded[2]}.parquet") for n in range(int(sharded[2]))]
+        shards = [
+            path.with_name(f"{sharded[1]}-{n:05}-of-{sharded[2]}.parquet")
+            for n in range(int(sharded[2]))
+        ]
         missing = next((shard for shard in shards if not shard.is_file()), None)
         if missing:
-            raise DataError(f"{missing}: no such file; expected all {len(shards)} shards of the split")
-    return _table(path, "a Parquet file", lambda datasets, cache: datasets.Dataset.from_parquet(
-        [str(shard) for shard in shards], cache_dir=cache))
+            raise DataError(
+                f"{missing}: no such file; expected all {len(shards)} shards of the split"
+            )
+    return _table(
+        path,
+        "a Parquet file",
+        lambda datasets, cache: datasets.Dataset.from_parquet(
+            [str(shard) for shard in shards], cache_dir=cache
+        ),
+    )
 
 
 def read_saved(path: Path) -> list[tuple[str, dict]]:
     """A split that `datasets` saved by `save_to_disk`. Raises DataError."""
-    return _table(path, "a folder saved by `datasets`", lambda datasets, cache: datasets.load_from_disk(str(path)))
+    return _table(
+        path,
+        "a folder saved by `datasets`",
+        lambda datasets, cache: datasets.load_from_disk(str(path)),
+    )
 
 
 def _table(path: Path, kind: str, load) -> list[tuple[str, dict]]:
-    """Rows through the `datasets` library: no network, no code of the data's own, its cache gone afterwards."""
+    """Rows through the `datasets` library: no network, no code of the data's own, no cache left."""
     import tempfile
 
     import datasets  # heavy, and needed for two forms of data only
@@ -436,14 +521,21 @@ def _table(path: Path, kind: str, load) -> list[tuple[str, dict]]:
             rows = list(load(datasets, cache).with_format(None))
     except Exception as error:  # arrow, pandas, json and OS errors by the dozen
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise DataError(f"{path}: can't be read ({type(error).__name__}: {said}); expected {kind}") from None
+        raise DataError(
+            f"{path}: can't be read ({type(error).__name__}: {said}); expected {kind}"
+        ) from None
     finally:
         if not bars:
             datasets.enable_progress_bars()
     return [(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-READERS = {".jsonl": _lines, ".json": read_array, ".csv": read_csv, ".parquet": read_parquet}  # in this order looked for
+READERS = {
+    ".jsonl": _lines,
+    ".json": read_array,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}  # in this order looked for
 
 
 def _hub_rows(source: dict, split: str):
@@ -459,11 +551,11 @@ def _hub_rows(source: dict, split: str):
 def load_rationales(path: str | Path, examples: list[Example]) -> dict[str, Rationale]:
     """Recorded rationales, one `{"id", "rationale", "answer"}` a line, keyed by question id.
 
-    `answer` is what the teacher concluded, in any of the forms of `concluded_option`, or null; what names no option counts
-    as null. Empty rationales are allowed (they count as not covered).
+    `answer` is what the teacher concluded, in any of the forms of `concluded_option`, or null; what
+    names no option counts as null. Empty rationales are allowed (they count as not covered).
 
-    Raises DataError for an id that is not among `examples`, for a duplicate id, for an answer that can be read in two ways,
-    and where not one question is covered."""
+    Raises DataError for an id that is not among `examples`, for a duplicate id, for an answer that
+    can be read in two ways, and where not one question is covered."""
     by_id, found = {example.id: example for example in examples}, {}
     for number, row in read_jsonl(path):
         where, id = f"{path}:{number}", _field(row, "id", f"{path}:{number}")
@@ -488,12 +580,12 @@ def load_rationales(path: str | Path, examples: list[Example]) -> dict[str, Rati
 
 
 def concluded_option(answer, choices: tuple[str, ...], where: str) -> int | None:
-    """The option that a recorded answer names, or None: a teacher may conclude anything, or nothing.
+    """The option that a recorded answer names, or None: a teacher may conclude anything.
 
-    Forms: a letter ("B", "b", "(B)", "B."), an option's text ("fire", whatever its case), both ("B. fire", "(B) fire"), an
-    index from 0 as a number, or a larger number that is an option's text. "(B)" is always the letter, a number within
-    the options always the index. Raises DataError where two readings of anything else differ, and for digits in quotes
-    that are no option's text."""
+    Forms: a letter ("B", "b", "(B)", "B."), an option's text ("fire", whatever its case), both ("B.
+    fire", "(B) fire"), an index from 0 as a number, or a larger number that is an option's text.
+    "(B)" is always the letter, a number within the options always the index. Raises DataError where
+    two readings of anything else differ, and for digits in quotes that are no option's text."""
     if isinstance(answer, bool) or not isinstance(answer, (int, float, str)):
         return None
     if isinstance(answer, int) and 0 <= answer < len(choices):
@@ -503,14 +595,21 @@ def concluded_option(answer, choices: tuple[str, ...], where: str) -> int | None
     if not isinstance(answer, str):
         return same
     if answer.strip().isdecimal() and same is None:
-        raise DataError(f"{where}: answer '{answer}'; expected a letter, or an index from 0 as a number")
-    found = re.fullmatch(r"(?:(\()([A-Za-z])\)|([A-Za-z])(?:[.:)]|$))[.:]?\s*(.*)", " ".join(answer.split()))
+        raise DataError(
+            f"{where}: answer '{answer}'; expected a letter, or an index from 0 as a number"
+        )
+    found = re.fullmatch(
+        r"(?:(\()([A-Za-z])\)|([A-Za-z])(?:[.:)]|$))[.:]?\s*(.*)", " ".join(answer.split())
+    )
     letter = LETTERS.find((found[2] or found[3]).upper()) if found else -1
     if not 0 <= letter < len(choices) or found[4] and _plain_answer(found[4]) != texts[letter]:
         return same
     if same is not None and texts[letter] != texts[same] and not (found[1] and not found[4]):
-        raise DataError(f"{where}: answer {reprlib.repr(answer)} is the letter of option {reprlib.repr(choices[letter])} and the "
-                        f"text of another; expected '({LETTERS[letter]})' or '({LETTERS[same]})'")
+        raise DataError(
+            f"{where}: answer {reprlib.repr(answer)} is the letter of option "
+            f"{reprlib.repr(choices[letter])} and the "
+            f"text of another; expected '({LETTERS[letter]})' or '({LETTERS[same]})'"
+        )
     return first_equal(choices, letter)
 
 
@@ -525,18 +624,30 @@ def check_rationale(text, where: str) -> None:
         raise DataError(f"{where}: rationale is {type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; expected a text")
 
 
-def write_rationales(rationales: dict[str, Rationale], path: Path, examples: list[Example] = ()) -> None:
+def write_rationales(
+    rationales: dict[str, Rationale], path: Path, examples: list[Example] = ()
+) -> None:
     """The inverse of `load_rationales`: JSONL in id order, answers as letters.
 
-    examples: their questions; where an option's text is a letter, the answer is written "(B)", which is always the letter."""
-    choices = {example.id: [_plain_answer(choice) for choice in example.choices] for example in examples}
+    examples: their questions; where an option's text is a letter, the answer is written "(B)",
+    which is always the letter."""
+    choices = {
+        example.id: [_plain_answer(choice) for choice in example.choices] for example in examples
+    }
 
     def letter(r: Rationale) -> str:
         name = LETTERS[r.answer]
         return f"({name})" if name.casefold() in choices.get(r.id, ()) else name
 
-    rows = [{"id": r.id, "rationale": r.text, "answer": None if r.answer is None else letter(r),
-             **({"key_spans": r.key_spans} if r.key_spans else {})} for r in rationales.values()]
+    rows = [
+        {
+            "id": r.id,
+            "rationale": r.text,
+            "answer": None if r.answer is None else letter(r),
+            **({"key_spans": r.key_spans} if r.key_spans else {}),
+        }
+        for r in rationales.values()
+    ]
     with whole(path) as part:
         part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -575,9 +686,10 @@ def fingerprint(*objects) -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything a study trains and tests on. `rationales` maps an id to its Rationale; `meta` holds what microworld
-    knows about a question (its steps, and where training states its fact), and is empty for other data. `left_out` holds,
-    by split, the questions that also stand in a later one (`without_repeats`)."""
+    """Everything a study trains and tests on. `rationales` maps an id to its Rationale; `meta`
+    holds what microworld knows about a question (its steps, and where training states its fact),
+    and is empty for other data. `left_out` holds, by split, the questions that also stand in a
+    later one (`without_repeats`)."""
 
     name: str
     train: list[Example]
@@ -589,24 +701,38 @@ class Dataset:
 
     @property
     def explained(self) -> list[Example]:
-        """Every question that a recorded set may hold a rationale of: train, validation, and what was left out of them."""
-        return [*self.train, *self.validation, *(e for rows in self.left_out.values() for e in rows)]
+        """Every question that a recorded set may explain, those that were left out too."""
+        return [
+            *self.train,
+            *self.validation,
+            *(e for rows in self.left_out.values() for e in rows),
+        ]
 
 
-def without_repeats(examples: list[Example], later: list[Example]) -> tuple[list[Example], list[Example]]:
-    """(questions that do not stand among `later`, those that do: the same words and options, whatever case and order).
+def without_repeats(
+    examples: list[Example], later: list[Example]
+) -> tuple[list[Example], list[Example]]:
+    """(questions that do not stand among `later`, those that do).
 
-    A test question that was trained on measures memory. OpenBookQA's official train split holds 14 of its test split."""
+    The same question has the same words and options, whatever their case and order.
+    A test question that was trained on measures memory. OpenBookQA's official train split holds 14
+    of its test split."""
     keys = {question_key(example) for example in later}
     repeated = [example for example in examples if question_key(example) in keys]
-    return [example for example in examples if question_key(example) not in keys] if repeated else examples, repeated
+    return [
+        example for example in examples if question_key(example) not in keys
+    ] if repeated else examples, repeated
 
 
 def repeats_note(data: Dataset) -> str:
-    """One sentence on the questions that were left out because they also stand in a later split; empty where none was."""
-    names = {"train": "training questions also stand in the validation or test split and are left out of training",
-             "validation": "validation questions also stand in the test split and are left out of validation"}
-    return "; ".join(f"{len(rows)} {names[split]}" for split, rows in data.left_out.items() if rows)
+    """One line on the questions left out because they stand in a later split; empty for none."""
+    names = {
+        "train": "left out of training, as they also stand in the validation or test split",
+        "validation": "left out of validation, as they also stand in the test split",
+    }
+    return "; ".join(
+        f"{names[split]}: {len(rows)}" for split, rows in data.left_out.items() if rows
+    )
 
 
 def load_dataset(dataset: str, data_dir=None, *, validation_size: int = 100, data_seed: int = 0,
@@ -624,20 +750,34 @@ def load_dataset(dataset: str, data_dir=None, *, validation_size: int = 100, dat
         world = generate(part, n_validation=validation_size, seed=data_seed, **(microworld or {}))
         return Dataset(dataset, world["train"], world["validation"], world["test"], world["rationales"], world["meta"])
     train, validation, test = (load_examples(dataset, split, data_dir) for split in ("train", "validation", "test"))
-    _unique([(f"{dataset}, split {split}", e) for split, part in
-             (("train", train), ("validation", validation or []), ("test", test)) for e in part])
+    _unique(
+        [
+            (f"{dataset}, split {split}", e)
+            for split, part in (("train", train), ("validation", validation or []), ("test", test))
+            for e in part
+        ]
+    )
     left_out = {}
     train, left_out["train"] = without_repeats(train, [*test, *(validation or [])])
     if not train:
-        raise DataError(f"{dataset}: all {len(left_out['train'])} training questions also stand in the validation or test "
-                        "split; expected other questions there")
-    validation, left_out["validation"] = without_repeats(validation, test) if validation else (validation, [])
+        raise DataError(
+            f"{dataset}: all {len(left_out['train'])} training questions also stand in the "
+            f"validation or test "
+            "split; expected other questions there"
+        )
+    validation, left_out["validation"] = (
+        without_repeats(validation, test) if validation else (validation, [])
+    )
     if validation is None:
         train, validation = carve_validation(train, validation_size, data_seed)
     elif 0 < validation_size < len(validation):
         keep = np.random.default_rng(data_seed).permutation(len(validation))[:validation_size]
         validation = [validation[i] for i in sorted(keep)]
-    own = {} if dataset in SOURCES else _own_rationales(Path(dataset), {e.id for e in [*train, *validation, *test]})
+    own = (
+        {}
+        if dataset in SOURCES
+        else _own_rationales(Path(dataset), {e.id for e in [*train, *validation, *test]})
+    )
     return Dataset(dataset, train, validation, test, own, left_out=left_out)
 
 
@@ -653,8 +793,9 @@ def data_card(data: Dataset) -> "pandas.DataFrame":
     """Counts, lengths, label balance and duplicates, one row per split: what a reader checks before trusting a number.
 
     Lengths are in words. `top_position` is the share of the most frequent answer position, `chance` the accuracy of a
-    uniform guess, `seen_in_train` the number of questions that also stand in train (same words and options), `left_out` the
-    number that was left out of the split because they stand in a later one."""
+    uniform guess, `seen_in_train` the number of questions that also stand in train (same words and
+    options), `left_out` the number that was left out of the split because they stand in a later
+    one."""
     import pandas as pd
 
     train_keys, rows = {question_key(e) for e in data.train}, []

@@ -890,8 +890,9 @@ def quality_card(rationales: dict[str, Rationale] | list[dict], examples: list[E
     rationales: records of `elicit_*` (every sample counts) or a recorded set. Shares that can't be known are NaN: the
     share cut off and malformed and the seconds of a recorded set, copies without demonstrations.
 
-    agrees, abstains   the concluded answer is the gold one; no answer could be read. `agrees_if_answered` of the others.
-                       Both NaN for a set in which no rationale states an answer of its own: a gold set is not asked
+    agrees, abstains   the concluded answer is the gold one; no answer could be read.
+                       `agrees_if_answered` of the others.
+                       Both NaN where no rationale states an answer: a gold set is not asked
     chance             agreement of a uniform guess
     top_answer         share of the most frequent concluded position: near 1, the teacher says the same letter to everything
     contradicts        different options are stated to be the answer
@@ -1012,8 +1013,9 @@ def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Pa
     """One rationale per question from any teacher: (rationales by id, records; no records where nothing was asked).
 
     gold: what the data bring along (`data.rationales`). recorded: a JSONL file. transformers: a local `model`, asked.
-    openai: `model` at the server `base_url`, asked. A local `model` may be a Student already. `decoding` goes to `elicit_transformers` or `elicit_openai`.
-    Raises DataError for an unknown teacher and for one that lacks its file, model or address."""
+    openai: `model` at the server `base_url`, asked. A local `model` may be a Student already.
+    `decoding` goes to `elicit_transformers` or `elicit_openai`. Raises DataError for an unknown
+    teacher and for one that lacks its file, model or address."""
     needs = {"gold": data.rationales, "recorded": recorded, "transformers": model, "openai": model and base_url}
     names = {"gold": "rationales in the data (microworld, or a `rationale` field)", "recorded": "`rationales`, a JSONL file",
              "transformers": "`teacher_model`", "openai": "`teacher_model` and `base_url`"}
@@ -1042,17 +1044,24 @@ def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Pa
 
 
 def read_card(card) -> str:
-    """A quality card in two sentences. What can't be known of a set is said in words, never as nan."""
+    """A quality card in two sentences; what can't be known is said in words, never as nan."""
     if np.isnan(card["abstains"]):
-        answers = "they state no answer of their own, so agreement with the gold answer is not applicable"
+        answers = (
+            "they state no answer of their own, so agreement with the gold answer is not applicable"
+        )
     elif card["abstains"] == 1:
         answers = "no answer was recorded, none could be read"
     else:
-        answers = (f"{100 * card['agrees']:.1f} % conclude the gold answer "
-                   f"(chance {100 * card['chance']:.1f} %), {100 * card['abstains']:.1f} % conclude "
-                   "nothing that can be read, the commonest letter makes up "
-                   f"{100 * card['top_answer']:.0f} %")
+        answers = (
+            f"{100 * card['agrees']:.1f} % conclude the gold answer "
+            f"(chance {100 * card['chance']:.1f} %), {100 * card['abstains']:.1f} % conclude "
+            "nothing that can be read, the commonest letter makes up "
+            f"{100 * card['top_answer']:.0f} %"
+        )
     words = 0 if np.isnan(card["words_mean"]) else card["words_mean"]
-    return (f"{card['covered']:.0f} of {card['questions']:.0f} questions are covered; {answers}. "
-            f"{100 * card['leaks']:.1f} % name the label, {100 * card['loops']:.1f} % repeat themselves, "
-            f"{100 * card['duplicates']:.1f} % are duplicates; {words:.0f} words on average.")
+    return (
+        f"{card['covered']:.0f} of {card['questions']:.0f} questions are covered; {answers}. "
+        f"{100 * card['leaks']:.1f} % name the label, {100 * card['loops']:.1f} % repeat "
+        f"themselves, "
+        f"{100 * card['duplicates']:.1f} % are duplicates; {words:.0f} words on average."
+    )

@@ -1,4 +1,4 @@
-"""Every key of a study, as the notebooks' parameters cells explain it: a commented YAML for own data, and a table.
+"""Every key of a study: a commented YAML for own data, and a table.
 
 The parameters cells are the only schema; what stands here is read from them.
 """
@@ -80,7 +80,9 @@ def write_value(value) -> str:
 
 
 def write_default(value) -> str:
-    """A default as the table shows it: a list of one empty text stands for none in a notebook, whose lists show their type."""
+    """A default as the table shows it.
+
+    A list of one empty text stands for an empty list in a notebook: it shows the type."""
     return "empty" if value in ("", [""]) else f"`{write_value(value)}`"
 
 
@@ -90,7 +92,7 @@ def escape_markdown(text: str) -> str:
 
 
 def render_keys_table() -> str:
-    """All keys of a study as Markdown: a table per notebook, with each key's default and meaning."""
+    """All keys of a study as Markdown: a table per notebook, of defaults and meanings."""
     parts = []
     for stage, keys in study_keys().items():
         rows = [
@@ -98,13 +100,18 @@ def render_keys_table() -> str:
             for key in keys
         ]
         if rows:
-            head = [f"**{TITLES[stage]}**", "", "| key | default | meaning |", "| --- | --- | --- |"]
+            head = [
+                f"**{TITLES[stage]}**",
+                "",
+                "| key | default | meaning |",
+                "| --- | --- | --- |",
+            ]
             parts.append("\n".join([*head, *rows]))
     return "\n\n".join(parts) + "\n"
 
 
 def render_line(name: str, value, comment: str, active: bool) -> str:
-    """A key on a line of its own, its comment behind it, or above it where the line would be long."""
+    """A key on a line of its own, its comment behind it, or above where the line would be long."""
     text = f"{'' if active else '# '}{name}: {write_value(value)}"
     if not comment:
         return text
@@ -127,15 +134,17 @@ def render_study(head: list[str], chosen: dict[str, tuple]) -> str:
 
 
 def portable_path(folder: Path) -> str:
-    """A folder as a study in params/ names it, so that no output names the machine where that can be helped.
+    """A folder as a study in params/ names it, without naming the machine where possible.
 
-    Within the repository: relative to it, unless that names a dataset or something in params/ too. Under the user's home:
-    with ~. Else: absolute."""
+    Within the repository: relative to it, unless that names a dataset or something in params/ too.
+    Under the user's home: with ~. Else: absolute."""
     folder = folder.resolve()
     for place, prefix in ((root().resolve(), Path()), (Path.home().resolve(), Path("~"))):
         if folder.is_relative_to(place) and folder != place:
             path = prefix / folder.relative_to(place)
-            taken = {*SOURCES, "microworld"} & {path.parts[0]} or (root() / "params" / path).exists()
+            taken = {*SOURCES, "microworld"} & {path.parts[0]} or (
+                root() / "params" / path
+            ).exists()
             if not taken:
                 return str(path)
     return str(folder)
@@ -151,15 +160,19 @@ def choose_sizes(data: Dataset, has_validation: bool) -> dict[str, tuple]:
         validation = (size, "questions for choosing the epoch, carved out of train; 0: none")
     return {
         "validation_size": validation,
-        "train_size": (0 if n_train <= 2000 else 2000, f"of {n_train:,} training questions; 0: all"),
+        "train_size": (
+            0 if n_train <= 2000 else 2000,
+            f"of {n_train:,} training questions; 0: all",
+        ),
         "test_size": (0 if n_test <= 500 else 500, f"of {n_test:,} test questions; 0: all"),
     }
 
 
 def choose_lengths(data: Dataset, student, teacher_tokens: int) -> dict[str, tuple]:
-    """`max_length` that keeps 99 % of the training questions, and what a rationale and a label take, in tokens.
+    """`max_length` that keeps 99 % of the training questions, and room for rationale and label.
 
-    student: a Student. teacher_tokens: how long a rationale may be that is still to be asked for."""
+    student: a Student. teacher_tokens: how long a rationale may be that is still to be asked
+    for."""
     from cotdistill.train import length_to_keep, training_length
 
     examples = [e for e in data.train if e.id in data.rationales] or data.train
@@ -174,19 +187,25 @@ def choose_lengths(data: Dataset, student, teacher_tokens: int) -> dict[str, tup
     return {
         "max_length": (length, "tokens; keeps 99 % of the training questions"),
         "max_new_tokens": (8 * math.ceil(written / 8), "tokens for pre_cot's own rationale"),
-        "max_label_tokens": (max(24, label), f"tokens for the label; the longest option takes {label - 2}"),
+        "max_label_tokens": (
+            max(24, label),
+            f"tokens for the label; the longest option takes {label - 2}",
+        ),
     }
 
 
 def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
-    """Check own data and write params/<name>.yaml for them: what matters on top, every other key commented out.
+    """Check own data and write params/<name>.yaml for them.
 
+    What matters stands on top and is set; every other key is commented out.
     Raises DataError for bad data, for a name that is taken, and for a student that can't be had."""
     from cotdistill.runs import named_student  # torch, which the other commands do without
 
     path = root() / "params" / f"{check_name(name)}.yaml"
     if path.exists() or (root() / "notebooks" / "executed" / name).exists():
-        raise DataError(f"params/{name}.yaml: a study of this name is there; expected a new name (STUDY=...)")
+        raise DataError(
+            f"params/{name}.yaml: a study of this name is there; expected a new name (STUDY=...)"
+        )
     if not folder.strip():
         raise DataError("no data named; expected DATA=folder, with a train and a test split")
     place = Path(folder).expanduser()
@@ -194,10 +213,18 @@ def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
     has_validation = split_path(place, "validation") is not None
     covered = sum(e.id in data.rationales for e in data.train)
     if covered:
-        teacher = {"teacher": ("gold", f"the data hold {covered:,} rationales for {len(data.train):,} questions")}
+        teacher = {
+            "teacher": (
+                "gold",
+                f"the data hold {covered:,} rationales for {len(data.train):,} questions",
+            )
+        }
     else:
         teacher = {
-            "teacher": ("transformers", "the data hold no rationales; gold, recorded, transformers, openai"),
+            "teacher": (
+                "transformers",
+                "the data hold no rationales; gold, recorded, transformers, openai",
+            ),
             "teacher_model": (DEFAULT_STUDENT, "a weak teacher that is at hand: name a better one"),
         }
     chosen = {
@@ -212,7 +239,8 @@ def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
     }
     options = sorted({len(e.choices) for e in [*data.train, *data.test]})
     head = [
-        f"{name}: {len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test "
+        f"{name}: {len(data.train):,} training, {len(data.validation):,} validation and "
+        f"{len(data.test):,} test "
         f"questions with {'/'.join(map(str, options))} options.",
         *filter(None, [repeats_note(data)]),
         f"Run it: make reproduce STUDY={name}",

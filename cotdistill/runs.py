@@ -25,16 +25,18 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from cotdistill.data import (SOURCES, DataError, Dataset, disk_error, expected_data, fingerprint, load_dataset,
-                             load_rationales)
+from cotdistill.data import DataError, Dataset, disk_error, fingerprint, load_dataset, load_rationales
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.files import held, whole
 from cotdistill.format import LABEL_FORMATS, Arm, arm_dict, prompt_text
-from cotdistill.students import BUNDLED, TINY, Student, best_device, best_dtype, changed, load_student, sha256 as checksum
-from cotdistill.study import (RUN_KEY, RUN_STAGES, artifacts, check_name, enter_study, load_study, notebook_parameters, places,
-                              root)
-from cotdistill.train import (HISTORY, RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting,
-                              length_to_keep, ranks, restore, share_as_intact, told, trainable, training_length)
+from cotdistill.students import BUNDLED, Student, best_device, best_dtype, changed, load_student, sha256 as checksum
+from cotdistill.study import RUN_KEY, RUN_STAGES, artifacts, check_name, load_study, notebook_parameters, root
+from cotdistill.train import HISTORY, RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, share_as_intact, told, trainable
+from cotdistill.data import SOURCES, expected_data
+from cotdistill.students import TINY
+from cotdistill.study import enter_study, places
+from cotdistill.train import length_to_keep, training_length
+
 
 STORE_VERSION = 2
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
@@ -46,12 +48,19 @@ def study_dir(study: str) -> Path:
 
 
 def resolve(path: str) -> str:
-    """A path of a study as an absolute one: looked for beside the study's YAML first, then in the repository; ~ is the
-    user's home.
+    """A path of a study as an absolute one.
 
-    Names stay as they are: of datasets, of bundled students, of the hub; so does the empty text. Raises DataError for what
-    can only be a path (it begins with a dot, or ends as a file does) and is in neither place."""
-    if not path or path in SOURCES or path in BUNDLED or path in TINY or path.partition("/")[0] == "microworld":
+    Looked for beside the study's YAML first, then in the repository; ~ is the user's home.
+    Names stay as they are: of datasets, of bundled students, of the hub; so does the empty text.
+    Raises DataError for what can only be a path (it begins with a dot, or ends as a file does) and
+    is in neither place."""
+    if (
+        not path
+        or path in SOURCES
+        or path in BUNDLED
+        or path in TINY
+        or path.partition("/")[0] == "microworld"
+    ):
         return path
     path = os.path.expanduser(path)
     if Path(path).is_absolute():
@@ -65,7 +74,11 @@ def resolve(path: str) -> str:
 def not_there(kind: str) -> str:
     """That a relative path of a study is in neither place where it is looked for, for an error."""
     beside, repository = [None, *places()][-2:]
-    return f"no such {kind} " + (f"beside the study's YAML ({beside}) or " if beside else "") + f"in the repository ({repository})"
+    return (
+        f"no such {kind} "
+        + (f"beside the study's YAML ({beside}) or " if beside else "")
+        + f"in the repository ({repository})"
+    )
 
 
 def write_json(path: Path, value) -> None:
@@ -99,10 +112,20 @@ def read_json(path: Path, made_by: str):
 def _data(canonical: str) -> Dataset:
     spec = json.loads(canonical)
     where = resolve(spec["dataset"])
-    if where == spec["dataset"] and where not in SOURCES and not Path(where).is_absolute() and where.partition("/")[0] != "microworld":
+    if (
+        where == spec["dataset"]
+        and where not in SOURCES
+        and not Path(where).is_absolute()
+        and where.partition("/")[0] != "microworld"
+    ):
         raise DataError(f"{where}: {not_there('folder')}; {expected_data()}")
-    data = load_dataset(where, resolve(spec["data_dir"]) or None, validation_size=spec["validation_size"],
-                        data_seed=spec["data_seed"], microworld=spec["microworld"])
+    data = load_dataset(
+        where,
+        resolve(spec["data_dir"]) or None,
+        validation_size=spec["validation_size"],
+        data_seed=spec["data_seed"],
+        microworld=spec["microworld"],
+    )
     if spec["rationales"]:
         path = artifacts() / spec["rationales"]
         if not path.is_file():
@@ -138,14 +161,23 @@ def _student(name: str, device: str, dtype: str) -> Student:
 
 
 def _by_name(name: str, dtype: torch.dtype, where: torch.device) -> Student:
-    """A student under the name that the study gives it: a relative path stays one, so that no output names the machine."""
+    """A student under the name that the study gives it.
+
+    A relative path stays one, so that no output names the machine."""
     try:
         path = resolve(name)
     except DataError:
-        raise DataError(f"student '{name}': no config.json in that folder, {not_there('folder')}; expected a model saved "
-                        "by save_pretrained") from None
+        raise DataError(
+            f"student '{name}': no config.json in that folder, {not_there('folder')}; expected a "
+            f"model saved "
+            "by save_pretrained"
+        ) from None
     student = load_student(path, dtype, where)
-    return student if student.name == name else replace(student, name=name, note=student.note.replace(student.name, name))
+    return (
+        student
+        if student.name == name
+        else replace(student, name=name, note=student.note.replace(student.name, name))
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -160,7 +192,7 @@ def study_student(base: dict) -> Student:
 
 
 def named_student(name: str) -> Student:
-    """A student by its name or path, in float32 on the CPU: to count tokens before there is a study."""
+    """A student by name or path, in float32 on the CPU: to count tokens before there is a study."""
     return _by_name(name, torch.float32, torch.device("cpu"))
 
 
@@ -184,18 +216,25 @@ def usable(base: dict):
 
 
 def warn_of_length(base: dict, say=print) -> None:
-    """Say when `max_length` leaves out more than a tenth of the training questions, and which length would keep 99 %."""
+    """Say when `max_length` leaves out more than a tenth, and which length would keep 99 %."""
     kept, left_out = usable(base)
     over = left_out.get(f"over {base['max_length']} tokens", 0)
     if 10 * over <= len(kept) + over:
         return
     data, student = study_data(base), study_student(base)
-    lengths = [training_length(student, e, data.rationales[e.id].text, base["label_format"]) for e in data.train
-               if e.id in data.rationales and data.rationales[e.id].text]
+    lengths = [
+        training_length(student, e, data.rationales[e.id].text, base["label_format"])
+        for e in data.train
+        if e.id in data.rationales and data.rationales[e.id].text
+    ]
     room = getattr(student.model.config, "max_position_embeddings", None)
-    say(f"max_length {base['max_length']} leaves out {over:,} of {len(lengths):,} training questions; "
+    say(
+        f"max_length {base['max_length']} leaves out {over:,} of {len(lengths):,} training "
+        f"questions; "
         f"max_length {length_to_keep(lengths)} would keep 99 % of them"
-        + (f" (the student has {room} positions)" if room else ""), flush=True)
+        + (f" (the student has {room} positions)" if room else ""),
+        flush=True,
+    )
 
 
 def train_questions(base: dict, seed: int) -> list:

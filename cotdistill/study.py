@@ -26,8 +26,10 @@ from cotdistill.files import part_of, sweep, whole
 NOTEBOOKS = {"elicit": "01_elicit", "train": "02_train", "evaluate": "03_evaluate", "shuffle": "04_shuffle",
              "attribute": "05_attribute_and_mask", "figures": "06_figures"}
 QUIET = "--IPKernelApp.log_level=50"  # for a kernel: its own notes are not the notebook's
-DEFAULT_STUDENT = "smollm2-135m"  # of a study that names none: the notebooks' own default is a random one, for `make smoke`
-FOLDER = "COTDISTILL_STUDY_FOLDER"  # the folder of the study's YAML, for the kernels: paths are looked for there first
+# Of a study that names none: the notebooks' own default is a random one, for `make smoke`.
+DEFAULT_STUDENT = "smollm2-135m"
+# The folder of the study's YAML, for the kernels: paths are looked for there first.
+FOLDER = "COTDISTILL_STUDY_FOLDER"
 RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
 RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
 LIMITS = {  # parameter -> lowest and highest value, found before anything runs; for all other numbers 0 and none
@@ -44,7 +46,7 @@ def root() -> Path:
 
 
 def places() -> list[Path]:
-    """Where a relative path of a study is looked for: the folder of its YAML, where a command named one, then the repository."""
+    """Where a relative path of a study is looked for: beside its YAML, then in the repository."""
     return [*map(Path, filter(None, [os.environ.get(FOLDER)])), root()]
 
 
@@ -54,10 +56,10 @@ def study_path(study: str) -> Path:
 
 
 def enter_study(study: str, again: bool = True) -> None:
-    """From here on, in this process and its kernels, relative paths are looked for beside this study's YAML first.
+    """Look for relative paths beside this study's YAML first, in this process and its kernels.
 
-    The folder is kept in the artifacts, so that what is asked later by the study's name alone finds its data. again=False:
-    only where no study was entered before."""
+    The folder is kept in the artifacts, so that what is asked later by the study's name alone finds
+    its data. again=False: only where no study was entered before."""
     path = study_path(study)
     note = artifacts() / "studies" / path.stem / "folder.txt"
     if not again and os.environ.get(FOLDER):
@@ -146,12 +148,19 @@ def load_study(study: str) -> dict:
 
 
 def default_note(study: str) -> str:
-    """One line on what a study takes because it does not name it; empty where it names its student."""
+    """One line on what a study takes because it names no student; empty where it names one."""
     values = read_study(study)
     if "student" in values:
         return ""
-    seeds = "" if "seeds" in values else "; it names no seeds either: one run per arm, which decides nothing"
-    return f"{study} names no student: the bundled {DEFAULT_STUDENT} is trained (`student: ...` names another){seeds}"
+    seeds = (
+        ""
+        if "seeds" in values
+        else "; it names no seeds either: one run per arm, which decides nothing"
+    )
+    return (
+        f"{study} names no student: the bundled {DEFAULT_STUDENT} is trained (`student: ...` names "
+        f"another){seeds}"
+    )
 
 
 def read_study(study: str) -> dict:

@@ -162,12 +162,15 @@ def fitting(student: Student, examples: list[Example], rationales: dict[str, Rat
 
 
 def training_length(student: Student, example: Example, rationale: str, label_format: str) -> int:
-    """Tokens of a question's longest training text, prompt and target, over the placements of its rationale."""
-    return max(len(encode(student, example, rationale, Arm(p), label_format).ids) for p in ("pre_cot", "post_cot"))
+    """Tokens of a question's longest training text, over the placements of its rationale."""
+    return max(
+        len(encode(student, example, rationale, Arm(p), label_format).ids)
+        for p in ("pre_cot", "post_cot")
+    )
 
 
 def length_to_keep(lengths: list[int], share: float = 0.99) -> int:
-    """The smallest `max_length` that keeps at least this share of questions with these lengths, in tokens."""
+    """The smallest `max_length` that keeps at least this share of these lengths, in tokens."""
     return sorted(lengths)[max(0, -(-len(lengths) * round(1000 * share) // 1000) - 1)]
 
 

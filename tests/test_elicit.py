@@ -389,14 +389,22 @@ def test_a_card_is_read_in_its_own_numbers():
 
 
 def test_a_card_of_rationales_without_answers_says_so_and_shows_no_nan():
-    """Gold rationales of own data state no answer of their own: neither 0 % nor nan % is true of them."""
+    """Gold rationales of own data state no answer: neither 0 % nor nan % is true of them."""
     gold = {"a": Rationale("a", "Ice melts in the sun."), "b": Rationale("b", "A knife cuts.")}
     card = quality_card(gold, EXAMPLES)
-    assert np.isnan(card["agrees"]) and np.isnan(card["abstains"]) and np.isnan(card["agrees_if_answered"])
+    assert (
+        np.isnan(card["agrees"])
+        and np.isnan(card["abstains"])
+        and np.isnan(card["agrees_if_answered"])
+    )
     said = elicit.read_card(card)
     assert "state no answer of their own" in said and "not applicable" in said and "nan" not in said
     for records in ([record("a", answer=None)], [record("a", answer=None, rationale="")]):
         said = elicit.read_card(quality_card(records, EXAMPLES))
         assert "no answer was recorded" in said and "nan" not in said
-    assert quality_card([record("a", answer=None)], EXAMPLES)["agrees"] == 0, "who was asked and did not answer does not agree"
-    assert "nan" not in elicit.read_card(quality_card({"a": Rationale("a", "Ice.", 0), "b": Rationale("b", "A knife.")}, EXAMPLES))
+    assert quality_card([record("a", answer=None)], EXAMPLES)["agrees"] == 0, (
+        "who was asked and did not answer does not agree"
+    )
+    assert "nan" not in elicit.read_card(
+        quality_card({"a": Rationale("a", "Ice.", 0), "b": Rationale("b", "A knife.")}, EXAMPLES)
+    )
