@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotdistill import elicit
-from cotdistill.data import LETTERS, DataError, Example, Rationale
+from cotdistill.data import LETTERS, DataError, Dataset, Example, Rationale
 from cotdistill.elicit import (Demonstration, build_messages, build_prompt, choose, compare_teachers, demonstrations_path,
                                elicit_transformers, filter_rationales, generate, load_demonstrations, next_probabilities, parse_completion,
                                prefix_cache, prompt_hash, prompt_ids, quality_card, read_records, rebuild_prompt, time_shared_prefix)
@@ -352,10 +352,8 @@ def test_nothing_names_the_label_after_scrubbing(text, label):
 
 
 def test_from_teacher_takes_rationales_from_where_it_is_told(tmp_path):
-    from types import SimpleNamespace
-
     own = {"a": Rationale("a", "It melts.", 0)}
-    data = SimpleNamespace(rationales=own, train=EXAMPLES, validation=[])
+    data = Dataset("d", EXAMPLES, [], [], own)
     call = lambda teacher, **how: elicit.from_teacher(teacher, EXAMPLES, data, tmp_path / f"{teacher}.jsonl", demonstrations=SHOWN, **how)
     gold, asked = call("gold")
     assert gold == own and asked == [] and gold is not own
