@@ -26,7 +26,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env reproduce $(STAGES) smoke publish status verdicts report readme scale bench test kill gemma lab clean
+.PHONY: help env new reproduce $(STAGES) smoke publish status verdicts report readme scale bench test kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ $(RAY): $(READY)
 	@$(VENV)/bin/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cluster"]))' > $(VENV)/cluster.txt
 	@$(VENV)/bin/python -m pip install -q -r $(VENV)/cluster.txt
 	@rm -f $(VENV)/.ray-* && touch $@
+
+new: $(READY) ## write params/<STUDY>.yaml for your own data: make new STUDY=my DATA=folder
+	@$(RUN) new "$(STUDY)" --data "$(DATA)" $(if $(STUDENT),--student "$(STUDENT)")
 
 reproduce: $(NEEDED) ## run a whole study: all notebooks in sequence
 	@$(RUN) run $(STUDY)

@@ -1236,7 +1236,9 @@ def quality_card(rationales: dict[str, Rationale] | list[dict], examples: list[E
     rationales: records of `elicit_*` (every sample counts) or a recorded set. Shares that can't be known are NaN: the
     share cut off and malformed and the seconds of a recorded set, copies without demonstrations.
 
-    agrees, abstains   the concluded answer is the gold one; no answer could be read. `agrees_if_answered` of the others
+    agrees, abstains   the concluded answer is the gold one; no answer could be read.
+                       `agrees_if_answered` of the others.
+                       Both NaN where no rationale states an answer: a gold set is not asked
     chance             agreement of a uniform guess
     top_answer         share of the most frequent concluded position: near 1, the teacher says the same letter to everything
     contradicts        different options are stated to be the answer
@@ -1273,6 +1275,8 @@ def quality_card(rationales: dict[str, Rationale] | list[dict], examples: list[E
              ("agrees", "abstains", "chance", "contradicts", "names_letter", "names_text", "loops", "copies", "unfinished",
               "cut_off", "malformed")}
     answered = table[~table.abstains]
+    if isinstance(rationales, dict) and not len(answered):
+        share["agrees"] = share["abstains"] = np.nan
     return pd.Series({
         "n": float(len(table)), "questions": float(table.id.nunique()), "covered": float(table.id[table.text != ""].nunique()),
         "agrees": share["agrees"], "agrees_if_answered": float(answered.agrees.mean()) if len(answered) else np.nan,
@@ -1355,8 +1359,9 @@ def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Pa
     """One rationale per question from any teacher: (rationales by id, records; no records where nothing was asked).
 
     gold: what the data bring along (`data.rationales`). recorded: a JSONL file. transformers: a local `model`, asked.
-    openai: `model` at the server `base_url`, asked. `decoding` goes to `elicit_transformers` or `elicit_openai`.
-    Raises DataError for an unknown teacher and for one that lacks its file, model or address."""
+    openai: `model` at the server `base_url`, asked. A local `model` may be a Student already.
+    `decoding` goes to `elicit_transformers` or `elicit_openai`. Raises DataError for an unknown
+    teacher and for one that lacks its file, model or address."""
     needs = {"gold": data.rationales, "recorded": recorded, "transformers": model, "openai": model and base_url}
     names = {"gold": "rationales in the data (microworld, or a `rationale` field)", "recorded": "`rationales`, a JSONL file",
              "transformers": "`teacher_model`", "openai": "`teacher_model` and `base_url`"}
@@ -1374,19 +1379,35 @@ def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Pa
     if teacher == "gold":
         return dict(data.rationales), []
     if teacher == "recorded":
-        return load_rationales(recorded, [*data.train, *data.validation]), []
-    name, _, revision = model.partition("@")
+        return load_rationales(recorded, data.explained), []
     if teacher == "transformers":
         records = elicit_transformers(examples, model, out_path, demonstrations=demonstrations, batch_size=batch_size, **decoding)
     else:
+        name, _, revision = model.partition("@")
         records = elicit_openai(examples, out_path, model=name, revision=revision, base_url=base_url,
                                 demonstrations=demonstrations, concurrency=concurrency, **decoding)
     return choose(records, examples), records
 
 
 def read_card(card) -> str:
-    """A quality card in two sentences."""
-    agrees = "no answer was recorded" if card["abstains"] == 1 else f"{100 * card['agrees']:.1f} % conclude the gold answer"
-    return (f"{card['covered']:.0f} of {card['questions']:.0f} questions are covered; {agrees} (chance {100 * card['chance']:.1f} %), "
-            f"{100 * card['abstains']:.1f} % conclude nothing that can be read, the commonest letter makes up {100 * card['top_answer']:.0f} %. {100 * card['leaks']:.1f} % name the label, "
-            f"{100 * card['loops']:.1f} % repeat themselves, {100 * card['duplicates']:.1f} % are duplicates; {card['words_mean']:.0f} words on average.")
+    """A quality card in two sentences; what can't be known is said in words, never as nan."""
+    if np.isnan(card["abstains"]):
+        answers = (
+            "they state no answer of their own, so agreement with the gold answer is not applicable"
+        )
+    elif card["abstains"] == 1:
+        answers = "no answer was recorded, none could be read"
+    else:
+        answers = (
+            f"{100 * card['agrees']:.1f} % conclude the gold answer "
+            f"(chance {100 * card['chance']:.1f} %), {100 * card['abstains']:.1f} % conclude "
+            "nothing that can be read, the commonest letter makes up "
+            f"{100 * card['top_answer']:.0f} %"
+        )
+    words = 0 if np.isnan(card["words_mean"]) else card["words_mean"]
+    return (
+        f"{card['covered']:.0f} of {card['questions']:.0f} questions are covered; {answers}. "
+        f"{100 * card['leaks']:.1f} % name the label, {100 * card['loops']:.1f} % repeat "
+        f"themselves, "
+        f"{100 * card['duplicates']:.1f} % are duplicates; {words:.0f} words on average."
+    )

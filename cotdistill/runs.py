@@ -32,6 +32,11 @@ from cotdistill.format import LABEL_FORMATS, Arm, arm_dict, prompt_text
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, changed, load_student, sha256 as checksum
 from cotdistill.study import RUN_KEY, RUN_STAGES, artifacts, check_name, load_study, notebook_parameters, root
 from cotdistill.train import HISTORY, RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, share_as_intact, told, trainable
+from cotdistill.data import SOURCES, expected_data
+from cotdistill.students import TINY
+from cotdistill.study import enter_study, places
+from cotdistill.train import length_to_keep, training_length
+
 
 STORE_VERSION = 2
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
@@ -43,10 +48,37 @@ def study_dir(study: str) -> Path:
 
 
 def resolve(path: str) -> str:
-    """A path of a study, relative to the repository; hub names and empty stay as they are."""
-    if not path or Path(path).is_absolute() or not (root() / path).exists():
+    """A path of a study as an absolute one.
+
+    Looked for beside the study's YAML first, then in the repository; ~ is the user's home.
+    Names stay as they are: of datasets, of bundled students, of the hub; so does the empty text.
+    Raises DataError for what can only be a path (it begins with a dot, or ends as a file does) and
+    is in neither place."""
+    if (
+        not path
+        or path in SOURCES
+        or path in BUNDLED
+        or path in TINY
+        or path.partition("/")[0] == "microworld"
+    ):
         return path
-    return str(root() / path)
+    path = os.path.expanduser(path)
+    if Path(path).is_absolute():
+        return path
+    found = next((place / path for place in places() if (place / path).exists()), None)
+    if found is None and (path.startswith(".") or Path(path).suffix in (".jsonl", ".json", ".txt")):
+        raise DataError(f"{path}: {not_there('file or folder')}; expected a path that exists")
+    return path if found is None else str(found)
+
+
+def not_there(kind: str) -> str:
+    """That a relative path of a study is in neither place where it is looked for, for an error."""
+    beside, repository = [None, *places()][-2:]
+    return (
+        f"no such {kind} "
+        + (f"beside the study's YAML ({beside}) or " if beside else "")
+        + f"in the repository ({repository})"
+    )
 
 
 def write_json(path: Path, value) -> None:
@@ -79,8 +111,21 @@ def read_json(path: Path, made_by: str):
 @functools.lru_cache(maxsize=4)
 def _data(canonical: str) -> Dataset:
     spec = json.loads(canonical)
-    data = load_dataset(resolve(spec["dataset"]), resolve(spec["data_dir"]) or None, validation_size=spec["validation_size"],
-                        data_seed=spec["data_seed"], microworld=spec["microworld"])
+    where = resolve(spec["dataset"])
+    if (
+        where == spec["dataset"]
+        and where not in SOURCES
+        and not Path(where).is_absolute()
+        and where.partition("/")[0] != "microworld"
+    ):
+        raise DataError(f"{where}: {not_there('folder')}; {expected_data()}")
+    data = load_dataset(
+        where,
+        resolve(spec["data_dir"]) or None,
+        validation_size=spec["validation_size"],
+        data_seed=spec["data_seed"],
+        microworld=spec["microworld"],
+    )
     if spec["rationales"]:
         path = artifacts() / spec["rationales"]
         if not path.is_file():
@@ -112,7 +157,27 @@ def give_data(base: dict, data: Dataset) -> None:
 @functools.lru_cache(maxsize=2)
 def _student(name: str, device: str, dtype: str) -> Student:
     where = best_device(device)  # "auto" trains float32 weights: in bfloat16 an update of 5e-5 is rounded away (the Trainer autocasts)
-    return load_student(resolve(name), torch.float32 if dtype == "auto" else best_dtype(dtype, where), where)
+    return _by_name(name, torch.float32 if dtype == "auto" else best_dtype(dtype, where), where)
+
+
+def _by_name(name: str, dtype: torch.dtype, where: torch.device) -> Student:
+    """A student under the name that the study gives it.
+
+    A relative path stays one, so that no output names the machine."""
+    try:
+        path = resolve(name)
+    except DataError:
+        raise DataError(
+            f"student '{name}': no config.json in that folder, {not_there('folder')}; expected a "
+            f"model saved "
+            "by save_pretrained"
+        ) from None
+    student = load_student(path, dtype, where)
+    return (
+        student
+        if student.name == name
+        else replace(student, name=name, note=student.note.replace(student.name, name))
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -126,10 +191,15 @@ def study_student(base: dict) -> Student:
     return _student(base["student"], base["device"], base["dtype"])
 
 
+def named_student(name: str) -> Student:
+    """A student by name or path, in float32 on the CPU: to count tokens before there is a study."""
+    return _by_name(name, torch.float32, torch.device("cpu"))
+
+
 def teacher_student(name: str) -> Student:
     """A local teacher as `elicit.elicit_transformers` loads it."""
     where = best_device("auto")
-    return load_student(resolve(name), best_dtype("auto", where), where)
+    return _by_name(name, best_dtype("auto", where), where)
 
 
 @functools.lru_cache(maxsize=4)
@@ -143,6 +213,28 @@ def usable(base: dict):
     """The training questions that every arm of the study can use, and the count of what is left out and why."""
     keys = ("data", "student", "device", "dtype", "label_format", "max_length")
     return _fitting(json.dumps({k: base[k] for k in keys}, sort_keys=True))
+
+
+def warn_of_length(base: dict, say=print) -> None:
+    """Say when `max_length` leaves out more than a tenth, and which length would keep 99 %."""
+    kept, left_out = usable(base)
+    over = left_out.get(f"over {base['max_length']} tokens", 0)
+    if 10 * over <= len(kept) + over:
+        return
+    data, student = study_data(base), study_student(base)
+    lengths = [
+        training_length(student, e, data.rationales[e.id].text, base["label_format"])
+        for e in data.train
+        if e.id in data.rationales and data.rationales[e.id].text
+    ]
+    room = getattr(student.model.config, "max_position_embeddings", None)
+    say(
+        f"max_length {base['max_length']} leaves out {over:,} of {len(lengths):,} training "
+        f"questions; "
+        f"max_length {length_to_keep(lengths)} would keep 99 % of them"
+        + (f" (the student has {room} positions)" if room else ""),
+        flush=True,
+    )
 
 
 def train_questions(base: dict, seed: int) -> list:
@@ -163,6 +255,7 @@ def test_questions(base: dict) -> list:
 def load_base(study: str) -> dict:
     """The study's setting as notebook 02 wrote it."""
     path = study_dir(study) / "base.json"
+    enter_study(study, again=False)
     base, needed = read_json(path, f"`make train STUDY={study}`"), {"study", "data", "student", "seeds", "train", "label_format", "test_size"}
     if not isinstance(base, dict) or not needed <= set(base):
         found = f"no {', '.join(sorted(needed - set(base)))}" if isinstance(base, dict) else f"a {type(base).__name__}"
@@ -172,6 +265,7 @@ def load_base(study: str) -> dict:
 
 def study_base(study: str) -> dict:
     """The setting that notebook 02 writes, from the study's YAML and notebook 01's data.json: for making a run without it."""
+    enter_study(study)
     values = {"study": study} | notebook_parameters(root() / "notebooks" / "02_train.ipynb") | load_study(study)
     kept = ("study", "student", "device", "dtype", "seeds", "train_size", "test_size", "resample_train", "label_format", "max_length",
             "max_new_tokens", "max_label_tokens", "eval_batch_size", "keep_weights")

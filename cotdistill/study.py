@@ -3,9 +3,10 @@
     python -m cotdistill.study run quick [--stages train evaluate] [--executed DIR]
     python -m cotdistill.study status quick
     python -m cotdistill.study publish quick [--stages elicit]
+    python -m cotdistill.study new my --data path/to/folder
 
 What is executed goes to artifacts/executed/<study>/. The committed evidence in
-notebooks/executed/<study>/ changes by the last command only.
+notebooks/executed/<study>/ changes by `publish` only.
 """
 
 import argparse
@@ -37,6 +38,10 @@ NOTEBOOKS = {"elicit": "01_elicit", "train": "02_train", "evaluate": "03_evaluat
 QUIET = "--IPKernelApp.log_level=50"  # for a kernel: its own notes are not the notebook's
 INJECTED = "injected-parameters"  # papermill's tag of the cell with a study's values; its id too
 FIGURES = ("forest.png", "placement.png")  # of stage figures, shown beside the notebooks
+# Of a study that names none: the notebooks' own default is a random one, for `make smoke`.
+DEFAULT_STUDENT = "smollm2-135m"
+# The folder of the study's YAML, for the kernels: paths are looked for there first.
+FOLDER = "COTDISTILL_STUDY_FOLDER"
 RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
 RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
 LIMITS = {  # parameter -> lowest and highest value, found before anything runs; for all other numbers 0 and none
@@ -50,6 +55,31 @@ LIMITS = {  # parameter -> lowest and highest value, found before anything runs;
 def root() -> Path:
     """The repository, wherever a notebook or command was started from. $COTDISTILL_ROOT overrides it."""
     return Path(os.environ.get("COTDISTILL_ROOT") or Path(__file__).resolve().parents[1])
+
+
+def places() -> list[Path]:
+    """Where a relative path of a study is looked for: beside its YAML, then in the repository."""
+    return [*map(Path, filter(None, [os.environ.get(FOLDER)])), root()]
+
+
+def study_path(study: str) -> Path:
+    """The YAML of a study given by name or by path."""
+    return Path(study) if study.endswith((".yaml", ".yml")) else root() / "params" / f"{study}.yaml"
+
+
+def enter_study(study: str, again: bool = True) -> None:
+    """Look for relative paths beside this study's YAML first, in this process and its kernels.
+
+    The folder is kept in the artifacts, so that what is asked later by the study's name alone finds
+    its data. again=False: only where no study was entered before."""
+    path = study_path(study)
+    note = artifacts() / "studies" / path.stem / "folder.txt"
+    if not again and os.environ.get(FOLDER):
+        return
+    if not path.is_file() and note.is_file():
+        os.environ[FOLDER] = note.read_text(encoding="utf-8").strip()
+    elif path.is_file():
+        os.environ[FOLDER] = str(path.resolve().parent)
 
 
 def notebook_parameters(path: Path) -> dict:
@@ -138,10 +168,34 @@ def check_own_name(path: Path) -> None:
 def load_study(study: str) -> dict:
     """A study by name (params/<name>.yaml) or path -> its parameters, checked. Its own name is under "study".
 
+    A study that names no student gets `DEFAULT_STUDENT`. Raises DataError, as `read_study`."""
+    values = read_study(study)
+    return {"study": study_path(study).stem, "student": DEFAULT_STUDENT, **values}
+
+
+def default_note(study: str) -> str:
+    """One line on what a study takes because it names no student; empty where it names one."""
+    values = read_study(study)
+    if "student" in values:
+        return ""
+    seeds = (
+        ""
+        if "seeds" in values
+        else "; it names no seeds either: one run per arm, which decides nothing"
+    )
+    return (
+        f"{study} names no student: the bundled {DEFAULT_STUDENT} is trained (`student: ...` names "
+        f"another){seeds}"
+    )
+
+
+def read_study(study: str) -> dict:
+    """What stands in a study's YAML, checked against the notebooks' parameters.
+
     Raises DataError for a missing file, broken YAML, an unknown key, a nested key, or a wrong type."""
     if not study.endswith((".yaml", ".yml")):
         check_name(study)
-    path = Path(study) if study.endswith((".yaml", ".yml")) else root() / "params" / f"{study}.yaml"
+    path = study_path(study)
     known = ", ".join(sorted(p.stem for p in (root() / "params").glob("*.yaml") if p.stem != "claims"))
     if not path.is_file():
         raise DataError(f"{path}: no such study; expected a path to a YAML file or one of {known}")
@@ -173,7 +227,7 @@ def load_study(study: str) -> dict:
             raise DataError(f"{path}: unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else
                             "; expected a parameter of one of the notebooks"))
         check_value(key, value, defaults[key], str(path))
-    return {"study": path.stem, **values}
+    return values
 
 
 def make_kernel():
@@ -346,6 +400,9 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
         raise DataError(f"{name}: {reason} (the notebook up to the error: {broken})") from None
     tidy(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
+    if os.environ.get(FOLDER):  # of this machine, and so not in what the notebooks hand on
+        with whole(_parameters_file(values["study"], stage).with_name("folder.txt")) as made:
+            made.write_text(os.environ[FOLDER] + "\n", encoding="utf-8")
     with whole(_parameters_file(values["study"], stage)) as made:
         made.write_text(
             json.dumps(stage_parameters(stage, values), indent=1, sort_keys=True), encoding="utf-8"
@@ -730,6 +787,9 @@ def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
     for stage in stages:
         notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
     check_made_with(values, stages, study)
+    enter_study(study)
+    if set(stages) != {"elicit"} and default_note(study):
+        print(default_note(study), flush=True)
     run_stages(stages, values, executed)
     print(
         f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
@@ -768,6 +828,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder of the executed notebooks, from the repository's root on",
     )
     commands.add_parser("status").add_argument("study")
+    new = commands.add_parser("new")
+    new.add_argument("study")
+    new.add_argument("--data", required=True)
+    new.add_argument("--student", default=DEFAULT_STUDENT)
     chosen = parser.parse_args(arguments)
     try:
         with interrupt_once():
@@ -776,6 +840,11 @@ def main(arguments: list[str] | None = None) -> int:
             elif chosen.command == "publish":
                 made = os.path.relpath(publish(chosen.study, chosen.stages))
                 print(f"published in {made}; `git status` shows what changed")
+            elif chosen.command == "new":
+                from cotdistill.keys import new_study  # which imports this module, and torch
+
+                path = os.path.relpath(new_study(chosen.study, chosen.data, chosen.student))
+                print(f"{path}: written; read it, then run `make reproduce STUDY={chosen.study}`")
             else:
                 run_study(
                     chosen.study,

@@ -154,12 +154,24 @@ def fitting(student: Student, examples: list[Example], rationales: dict[str, Rat
         rationale = rationales.get(example.id)
         if rationale is None or not rationale.text:
             left["no rationale"] += 1
-        elif max(len(encode(student, example, rationale.text, Arm(p), label_format).ids)
-                 for p in ("pre_cot", "post_cot")) > max_length:
+        elif training_length(student, example, rationale.text, label_format) > max_length:
             left[f"over {max_length} tokens"] += 1
         else:
             kept.append(example)
     return kept, left
+
+
+def training_length(student: Student, example: Example, rationale: str, label_format: str) -> int:
+    """Tokens of a question's longest training text, over the placements of its rationale."""
+    return max(
+        len(encode(student, example, rationale, Arm(p), label_format).ids)
+        for p in ("pre_cot", "post_cot")
+    )
+
+
+def length_to_keep(lengths: list[int], share: float = 0.99) -> int:
+    """The smallest `max_length` that keeps at least this share of these lengths, in tokens."""
+    return sorted(lengths)[max(0, -(-len(lengths) * round(1000 * share) // 1000) - 1)]
 
 
 def check_labels(student: Student, examples: list[Example], label_format: str, max_label_tokens: int) -> None:

@@ -51,7 +51,7 @@ def stored(name):
     return lambda tmp: runs.study_dir(name)
 
 
-def data(train, test=({**ROW, "id": "t"},), **how):
+def data(train, test=({**ROW, "id": "t", "question": "what burns?", "answer": "B"},), **how):
     def run(tmp):
         put(tmp / "own" / "train.jsonl", train if isinstance(train, bytes) else list(train))
         put(tmp / "own" / "test.jsonl", test if isinstance(test, bytes) else list(test))

@@ -1,17 +1,36 @@
 """Reading, carving, and the one clear error of each bad input: it names the file, the line or id, found and expected."""
 
+import csv
 import json
 
+import numpy as np
 import pytest
 
 from conftest import SHARED, needs_shared
-from cotdistill.data import (DataError, Dataset, Example, Rationale, answer_index, carve_validation, data_card, fingerprint, load_dataset,
-                             load_examples, load_rationales, parse_row, question_key, write_rationales)
+from cotdistill.data import (
+    DataError,
+    Dataset,
+    Example,
+    Rationale,
+    answer_index,
+    carve_validation,
+    data_card,
+    fingerprint,
+    load_dataset,
+    concluded_option,
+    gold_index,
+    load_examples,
+    load_rationales,
+    parse_row,
+    question_key,
+    repeats_note,
+    write_rationales,
+)
 
 ROW = {"id": "a", "question": "what is cold?", "choices": ["ice", "fire"], "answer": "A"}
 
 
-def folder(tmp_path, train, test=({**ROW, "id": "t"},)):
+def folder(tmp_path, train, test=({**ROW, "id": "t", "question": "what burns?", "answer": "B"},)):
     for name, rows in (("train", train), ("test", test)):
         (tmp_path / f"{name}.jsonl").write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
     return str(tmp_path)
@@ -152,7 +171,410 @@ def test_data_card_counts():
 @pytest.mark.parametrize("dataset, train, test, options", [("commonsense_qa", 9740, 1221, {5}), ("openbookqa", 4952, 500, {4}), ("quarel", 500, 298, {2})])
 def test_the_real_datasets_read_whole(dataset, train, test, options):
     data = load_dataset(dataset, SHARED, validation_size=50)
-    assert len(data.train) + len(data.validation) == train and len(data.test) == test
+    repeated = {"openbookqa": 14}.get(dataset, 0)  # test questions that stand in train
+    assert (
+        len(data.left_out["train"]) == repeated
+        and data_card(data).loc["test", "seen_in_train"] == 0
+    )
+    assert len(data.train) + len(data.validation) + repeated == train and len(data.test) == test
     assert {len(e.choices) for e in data.test} == options
-    recorded = sorted((SHARED / "rationales" / dataset).glob("*.jsonl"))[0]
-    assert len(load_rationales(recorded, [*data.train, *data.validation])) > 0.99 * train
+    for recorded in sorted((SHARED / "rationales" / dataset).glob("*.jsonl")):
+        found = load_rationales(recorded, [*data.train, *data.validation, *data.left_out["train"]])
+        assert len(found) > 0.99 * train
+        assert np.mean([r.answer is not None for r in found.values()]) > 0.99
+
+
+# ---------------------------------------------------------------- answers
+
+GOLD = {  # choices, answer -> option, or what the error says
+    "letter": (("ice", "fire"), "B", 1),
+    "small letter": (("ice", "fire"), " b ", 1),
+    "index": (("ice", "fire"), 1, 1),
+    "both readings agree": (("A", "B"), "B", 1),
+    "letter and text of another": (
+        ("O", "A", "B", "AB"),
+        "A",
+        r"answer 'A' is the letter of option 'O' and the text of another; expected the index as a "
+        r"number, 0 or 1",
+    ),
+    "in small letters": (
+        ("the", "a"),
+        "a",
+        "answer 'a' is the letter of option 'the' and the text of another",
+    ),
+    "index where letters are options": (("O", "A", "B", "AB"), 1, 1),
+    "a text beyond the letters": (
+        ("O", "A", "B", "AB"),
+        "O",
+        r"outside the letters, and an option's text; expected an index from 0 to 3 \(here 0\)",
+    ),
+    "digits that are an option": (("0", "1", "2"), "1", 1),
+    "digits that are another index's option": (("1", "2"), "1", 0),
+    "digits that are no option": (
+        ("ice", "fire"),
+        "1",
+        "answer '1' is a text; expected a number, an index from 0 to 1, or a letter from A to B",
+    ),
+    "an option's text": (
+        ("ice", "fire"),
+        "fire",
+        r"answer 'fire' is outside .*expected an index from 0 to 1 \(here 1\) or a letter from A "
+        r"to B \(here B\)",
+    ),
+    "a fraction": (("ice", "fire"), 1.0, "answer 1.0 is outside the 2 choices"),
+}
+
+
+@pytest.mark.parametrize("choices, answer, wanted", GOLD.values(), ids=GOLD)
+def test_gold_answers(choices, answer, wanted):
+    if isinstance(wanted, int):
+        assert gold_index(answer, choices, "f:1") == wanted
+    else:
+        with pytest.raises(DataError, match="^f:1: .*" + wanted):
+            gold_index(answer, choices, "f:1")
+
+
+CONCLUDED = {  # answer -> option of ("ice", "Fire", "7", "a cup")
+    "B": 1,
+    "b": 1,
+    "(B)": 1,
+    "(b)": 1,
+    "B.": 1,
+    "B)": 1,
+    "fire": 1,
+    "FIRE.": 1,
+    " fire ": 1,
+    "B. fire": 1,
+    "(B) Fire.": 1,
+    "B: fire": 1,
+    1: 1,
+    7: 2,
+    "7": 2,
+    "C. 7": 2,
+    "a cup": 3,
+    "D) a  cup": 3,
+    "Ice": 0,
+    0: 0,
+    "E": None,
+    "(Z)": None,
+    "neither": None,
+    "B. ice": None,
+    "B or C": None,
+    "A cup of tea": None,
+    99: None,
+    -1: None,
+    "": None,
+    None: None,
+    2.5: None,
+    "C. However, A is right": None,
+}
+
+
+@pytest.mark.parametrize("answer", CONCLUDED, ids=repr)
+def test_recorded_answers_in_every_form(tmp_path, answer):
+    wanted, example = CONCLUDED[answer], Example("a", "q?", ("ice", "Fire", "7", "a cup"), 0)
+    (tmp_path / "r.jsonl").write_text(
+        json.dumps({"id": "a", "rationale": "x", "answer": answer}) + "\n"
+    )
+    assert load_rationales(tmp_path / "r.jsonl", [example])["a"].answer == wanted
+
+
+def test_recorded_answers_of_lists_and_truth_values_are_abstentions():
+    for answer in (True, False, ["A"], {"answer": "A"}, None):
+        assert concluded_option(answer, ("ice", "fire"), "r:1") is None
+
+
+def test_a_recorded_answer_with_two_readings_is_refused(tmp_path):
+    example = Example("a", "q?", ("O", "A", "B", "AB"), 0)
+    for answer in ("A", "B.", "b"):
+        (tmp_path / "r.jsonl").write_text(
+            json.dumps({"id": "a", "rationale": "x", "answer": answer}) + "\n"
+        )
+        with pytest.raises(
+            DataError,
+            match=r"r.jsonl:1 \(id a\): answer .* is the letter of option .* the text of .* '\(",
+        ):
+            load_rationales(tmp_path / "r.jsonl", [example])
+    assert [
+        concluded_option(a, example.choices, "") for a in ("(A)", "(b)", 1, "AB", "O", "D. AB", "D")
+    ] == [0, 1, 1, 3, 0, 3, 3]
+    for option in range(4):  # what is written is read back
+        found = {"a": Rationale("a", "x", option)}
+        write_rationales(found, tmp_path / "r.jsonl", [example])
+        assert load_rationales(tmp_path / "r.jsonl", [example]) == found
+
+
+# ---------------------------------------------------------------- forms of a split
+
+NESTED = {
+    "id": "x",
+    "question": {
+        "stem": "q?",
+        "question_concept": "heat",
+        "choices": [{"label": "A", "text": "ice"}, {"label": "B", "text": "fire"}],
+    },
+    "answerKey": "B",
+}
+
+
+@pytest.mark.parametrize(
+    "dataset, name",
+    [
+        ("commonsense_qa", "validation"),
+        ("commonsense_qa", "dev_rand_split"),
+        ("openbookqa", "test"),
+    ],
+)
+def test_the_authors_own_nested_layout(tmp_path, dataset, name):
+    (tmp_path / dataset).mkdir()
+    (tmp_path / dataset / f"{name}.jsonl").write_text(json.dumps(NESTED) + "\n")
+    assert load_examples(dataset, "test", tmp_path) == [Example("x", "q?", ("ice", "fire"), 1)]
+    broken = NESTED | {"question": {"choices": NESTED["question"]["choices"]}}
+    (tmp_path / dataset / f"{name}.jsonl").write_text(json.dumps(broken) + "\n")
+    with pytest.raises(DataError, match="jsonl:1: no field 'stem'"):
+        load_examples(dataset, "test", tmp_path)
+
+
+def test_the_authors_own_file_names_of_quarel(tmp_path):
+    (tmp_path / "quarel").mkdir()
+    (tmp_path / "quarel" / "quarel-v1-dev.jsonl").write_text(
+        json.dumps(OFFICIAL["quarel"][0]) + "\n"
+    )
+    assert [e.id for e in load_examples("quarel", "validation", tmp_path)] == ["x"]
+    (tmp_path / "quarel" / "validation.jsonl").write_text(json.dumps(OFFICIAL["quarel"][0]) + "\n")
+    with pytest.raises(
+        DataError,
+        match="validation stands there twice, as validation.jsonl and quarel-v1-dev.jsonl; exp",
+    ):
+        load_examples("quarel", "validation", tmp_path)
+
+
+ROWS = [
+    {**ROW, "id": "a", "rationale": "It is frozen."},
+    {**ROW, "id": "b", "question": "warm, or not?", "answer": "B", "rationale": "It burns."},
+    {**ROW, "id": "c", "question": "größer?", "rationale": ""},
+]
+
+
+def write_jsonl_with_a_mark(folder, rows):
+    (folder / "train.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\r\n" for row in rows).encode()
+    )
+
+
+def write_array(folder, rows):
+    (folder / "train.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def write_csv(folder, rows, **options):
+    with (folder / "train.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        out = csv.DictWriter(file, [*rows[0]])
+        out.writeheader()
+        out.writerows(
+            row | ({"choices": json.dumps(row["choices"])} if "choices" in row else {})
+            for row in rows
+        )
+
+
+def write_parquet(folder, rows):
+    from datasets import Dataset as Table
+
+    Table.from_list(rows).to_parquet(str(folder / "train.parquet"))
+
+
+def write_shards(folder, rows):
+    from datasets import Dataset as Table
+
+    for n, part in enumerate((rows[:1], rows[1:])):
+        Table.from_list(part).to_parquet(str(folder / f"train-0000{n}-of-00002.parquet"))
+
+
+def write_saved(folder, rows):
+    from datasets import Dataset as Table
+
+    Table.from_list(rows).with_format("numpy").save_to_disk(str(folder / "train"))
+
+
+FORMS = {
+    f.__name__: f
+    for f in (
+        write_jsonl_with_a_mark,
+        write_array,
+        write_csv,
+        write_parquet,
+        write_shards,
+        write_saved,
+    )
+}
+
+
+@pytest.mark.parametrize("write", FORMS.values(), ids=FORMS)
+def test_every_form_of_a_split_gives_the_same_questions(tmp_path, write):
+    path = folder(tmp_path, [])
+    (tmp_path / "train.jsonl").unlink()
+    write(tmp_path, ROWS)
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    data = load_dataset(path, validation_size=0)
+    assert data.train == [
+        Example("a", "what is cold?", ("ice", "fire"), 0),
+        Example("b", "warm, or not?", ("ice", "fire"), 1),
+        Example("c", "größer?", ("ice", "fire"), 0),
+    ]
+    assert data.rationales == {
+        "a": Rationale("a", "It is frozen."),
+        "b": Rationale("b", "It burns."),
+    }
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before, "reading writes nothing"
+
+
+@pytest.mark.parametrize(
+    "write", [f for name, f in FORMS.items() if name != "write_jsonl_with_a_mark"]
+)
+def test_a_bad_row_is_named_in_every_form(tmp_path, write):
+    (tmp_path / "own").mkdir()
+    write(tmp_path / "own", [ROWS[0], ROWS[1] | {"answer": "C"}])
+    with pytest.raises(
+        DataError, match=r"own/train\S*, row 2 \(id b\): answer 'C' is outside the 2 choices"
+    ):
+        load_examples(str(tmp_path / "own"), "train")
+
+
+def test_csv_with_a_column_per_option_and_digits_as_answers(tmp_path):
+    rows = [
+        {"id": "1", "question": "q?", "A": "ice", "B": "fire", "C": "", "answer": "1"},
+        {"id": "2", "question": "r?", "A": "x", "B": "y", "C": "7", "answer": "7"},
+        {"id": "3", "question": "NA", "A": "x", "B": "None", "C": "z", "answer": "c"},
+    ]
+    write_csv(tmp_path, rows)
+    assert load_examples(tmp_path, "train") == [
+        Example("1", "q?", ("ice", "fire"), 1),
+        Example("2", "r?", ("x", "y", "7"), 2),
+        Example("3", "NA", ("x", "None", "z"), 2),
+    ]
+
+
+BAD_FILES = {
+    "cells missing": (
+        "train.csv",
+        "id,question,A,B,answer\na,q?,x,y\n",
+        r"train.csv, row 1: 4 cells; expected 5",
+    ),
+    "an open quote": (
+        "train.csv",
+        'id,question,A,B,answer\na,"q?,x,y,A\n',
+        "train.csv: malformed CSV",
+    ),
+    "a column twice": ("train.csv", "id,id\na,b\n", "a column stands there twice"),
+    "choices no list": (
+        "train.csv",
+        "id,question,choices,answer\na,q?,ice;fire,A\n",
+        "train.csv, row 1: choices 'ice;fire'; expected a JSON list, or columns A, B, C",
+    ),
+    "index and text": (
+        "train.csv",
+        "id,question,A,B,answer\na,q?,1,2,1\n",
+        "train.csv, row 1: answer 1 is an index and the text of another option; expected a letter, "
+        "B or A",
+    ),
+    "no rows": ("train.csv", "id,question,A,B,answer\n", "train.csv: no question in it"),
+    "empty": ("train.csv", "", "train.csv: no question in it"),
+    "csv of another encoding": ("train.csv", b"id\n\xff\n", "train.csv: not UTF-8"),
+    "an object": ("train.json", "{}", "train.json: found dict; expected a JSON array of objects"),
+    "an array of texts": (
+        "train.json",
+        '["x"]',
+        "train.json, row 1: found str; expected a JSON array of objects",
+    ),
+    "half an array": ("train.json", '[{"id": ', "train.json: malformed JSON"),
+    "a key twice": ("train.json", '[{"id": "a", "id": "b"}]', "the key 'id' stands there twice"),
+    "no Parquet": (
+        "train.parquet",
+        b"PAR1 nonsense",
+        r"train.parquet: can't be read \(.*expected a Parquet file",
+    ),
+    "a shard missing": (
+        "train-00000-of-00002.parquet",
+        b"",
+        "train-00001-of-00002.parquet: no such file; expected all 2 shards",
+    ),
+    "a folder of datasets without its data": (
+        "train/state.json",
+        "{}",
+        r"train: can't be read .*expected a folder saved by `datasets`",
+    ),
+    "nothing": (
+        "other.txt",
+        "",
+        r"train.jsonl: no such file; expected a JSONL file, one object per line, or a split as "
+        r".json",
+    ),
+}
+
+
+@pytest.mark.parametrize("name, content, message", BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files_of_every_form(tmp_path, name, content, message):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message) as error:
+        load_examples(tmp_path, "train")
+    assert str(error.value).isprintable()
+
+
+# ---------------------------------------------------------------- questions in two splits
+
+
+def test_training_questions_of_the_later_splits_are_left_out_and_counted(tmp_path):
+    """Validation and test count as later; case and order of options make no other question."""
+    ask = lambda id, question, **more: {**ROW, "id": id, "question": question, **more}
+    train = [
+        ask("a", "one?", rationale="r"),
+        ask("b", "TWO!", choices=["fire", "ice"]),
+        ask("c", "three?"),
+        ask("d", "four?"),
+    ]
+    path = folder(tmp_path, train, [ask("t", "two?"), ask("u", "five?")])
+    (tmp_path / "validation.jsonl").write_text(
+        "".join(
+            json.dumps(ask(*r)) + "\n" for r in (("v", "three?"), ("w", "five?"), ("x", "six?"))
+        )
+    )
+    data = load_dataset(path, validation_size=0)
+    assert [[e.id for e in part] for part in (data.train, data.validation, data.test)] == [
+        ["a", "d"],
+        ["v", "x"],
+        ["t", "u"],
+    ]
+    assert {split: [e.id for e in rows] for split, rows in data.left_out.items()} == {
+        "train": ["b", "c"],
+        "validation": ["w"],
+    }
+    card = data_card(data)
+    assert card["left_out"].tolist() == [2, 1, 0] and card["seen_in_train"].tolist() == [0, 0, 0]
+    assert repeats_note(data) == (
+        "left out of training, as they also stand in the validation or test split: 2; "
+        "left out of validation, as they also stand in the test split: 1"
+    )
+    (tmp_path / "validation.jsonl").unlink()
+    data = load_dataset(path, validation_size=1)
+    assert (
+        len(data.train) == 2
+        and len(data.validation) == 1
+        and [e.id for e in data.left_out["train"]] == ["b"]
+    )
+    (tmp_path / "train.jsonl").write_text(json.dumps(ask("a", "two?")) + "\n")
+    with pytest.raises(
+        DataError,
+        match="all 1 training questions also stand in the validation or test split; expected other",
+    ):
+        load_dataset(path, validation_size=0)
+
+
+def test_nothing_is_left_out_of_microworld_or_where_nothing_is_repeated(tmp_path):
+    assert (
+        load_dataset(
+            "microworld/everyday", microworld=dict(n_train=12, n_test=8), validation_size=4
+        ).left_out
+        == {}
+    )
+    data = load_dataset(folder(tmp_path, ROWS), validation_size=0)
+    assert data.left_out == {"train": [], "validation": []} and repeats_note(data) == ""

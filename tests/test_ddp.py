@@ -75,7 +75,8 @@ def test_two_processes_train_as_one(tmp_path):
 def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
     """The command of the README: two processes, one run, which the grid then finds; a second call reads it."""
     study = tmp_path / "own.yaml"
-    study.write_text("max_new_tokens: 6\nepochs: 2\nbatch_size: 4\nkeep_weights: true\n")
+    study.write_text("student: tiny-llama\nmax_new_tokens: 6\nepochs: 2\nbatch_size: 4\n"
+                     "keep_weights: true\n")
     runs.write_json(runs.study_dir("own") / "data.json", WORLD)
     command = [*TORCHRUN, "-m", "cotdistill.cluster", "run", str(study), "--arm", "pre_cot", "--seed", "0"]
     first = start(command, COTDISTILL_ARTIFACTS=str(store))
@@ -104,7 +105,7 @@ def test_a_run_without_its_notebook_has_the_notebooks_setting(smoke, monkeypatch
 
 def test_what_cannot_be_made_is_one_line(store, tmp_path):
     study = tmp_path / "own.yaml"
-    study.write_text("epochs: 1\n")
+    study.write_text("student: tiny-llama\nepochs: 1\n")
     runs.write_json(runs.study_dir("own") / "data.json", WORLD)
     with pytest.raises(DataError, match="unknown arm 'cot'"):
         cluster.one_run(str(study), "cot", 0)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotdistill import elicit
-from cotdistill.data import LETTERS, DataError, Example, Rationale
+from cotdistill.data import LETTERS, DataError, Dataset, Example, Rationale
 from cotdistill.elicit import (Demonstration, build_messages, build_prompt, choose, compare_teachers, demonstrations_path,
                                elicit_transformers, filter_rationales, generate, load_demonstrations, next_probabilities, parse_completion,
                                prefix_cache, prompt_hash, prompt_ids, quality_card, read_records, rebuild_prompt, time_shared_prefix)
@@ -352,10 +352,8 @@ def test_nothing_names_the_label_after_scrubbing(text, label):
 
 
 def test_from_teacher_takes_rationales_from_where_it_is_told(tmp_path):
-    from types import SimpleNamespace
-
     own = {"a": Rationale("a", "It melts.", 0)}
-    data = SimpleNamespace(rationales=own, train=EXAMPLES, validation=[])
+    data = Dataset("d", EXAMPLES, [], [], own)
     call = lambda teacher, **how: elicit.from_teacher(teacher, EXAMPLES, data, tmp_path / f"{teacher}.jsonl", demonstrations=SHOWN, **how)
     gold, asked = call("gold")
     assert gold == own and asked == [] and gold is not own
@@ -386,3 +384,25 @@ def test_a_card_is_read_in_its_own_numbers():
     assert "3 of 3 questions are covered; 33.3 % conclude the gold answer" in said and f"(chance {chance:.1f} %)" in said
     assert "33.3 % conclude nothing" in said and "makes up 100 %" in said and "66.7 % name the label" in said and "33.3 % are duplicates" in said
     assert "no answer was recorded" in elicit.read_card(quality_card([record("a", answer=None)], EXAMPLES))
+
+
+def test_a_card_of_rationales_without_answers_says_so_and_shows_no_nan():
+    """Gold rationales of own data state no answer: neither 0 % nor nan % is true of them."""
+    gold = {"a": Rationale("a", "Ice melts in the sun."), "b": Rationale("b", "A knife cuts.")}
+    card = quality_card(gold, EXAMPLES)
+    assert (
+        np.isnan(card["agrees"])
+        and np.isnan(card["abstains"])
+        and np.isnan(card["agrees_if_answered"])
+    )
+    said = elicit.read_card(card)
+    assert "state no answer of their own" in said and "not applicable" in said and "nan" not in said
+    for records in ([record("a", answer=None)], [record("a", answer=None, rationale="")]):
+        said = elicit.read_card(quality_card(records, EXAMPLES))
+        assert "no answer was recorded" in said and "nan" not in said
+    assert quality_card([record("a", answer=None)], EXAMPLES)["agrees"] == 0, (
+        "who was asked and did not answer does not agree"
+    )
+    assert "nan" not in elicit.read_card(
+        quality_card({"a": Rationale("a", "Ice.", 0), "b": Rationale("b", "A knife.")}, EXAMPLES)
+    )

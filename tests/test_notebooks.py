@@ -135,7 +135,8 @@ def test_a_failing_notebook_leaves_no_half_file_and_says_why(tmp_path):
 
 def test_a_second_study_is_pooled_with_the_first(smoke, tmp_path):
     """06 takes a list of studies; one that makes no corrupted arm still gets its verdicts and its forest plot."""
-    (tmp_path / "twin.yaml").write_text("data_seed: 3\nepochs: 1\npooled_studies: [smoke]\n")
+    (tmp_path / "twin.yaml").write_text("student: tiny-llama\ndata_seed: 3\nepochs: 1\n"
+                                        "pooled_studies: [smoke]\n")
     environment = os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "twin.yaml"), "--stages", "elicit", "train", "figures",
                            "--executed", str(tmp_path / "out")], cwd=ROOT, env=environment, capture_output=True, text=True)

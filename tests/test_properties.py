@@ -222,11 +222,12 @@ def test_any_demonstrations_are_read_or_refused(content):
 
 @few
 @given(questions(), rationale_texts)
+@example(make_example("q", "?", ["B", "A"], 0, ""), "It melts.")
 def test_rationales_of_any_text_survive_their_file(question, rationale):
     assume(rationale)
     with tempfile.TemporaryDirectory() as folder:
         found = {"q": Rationale("q", rationale, question.answer, ((0, len(rationale)),))}
-        write_rationales(found, Path(folder) / "r.jsonl")
+        write_rationales(found, Path(folder) / "r.jsonl", [question])
         assert load_rationales(Path(folder) / "r.jsonl", [question]) == found
 
 

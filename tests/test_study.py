@@ -58,11 +58,61 @@ def test_bad_studies(tmp_path, text, message):
     assert "\n" not in str(error.value) and "own.yaml" in str(error.value)
 
 
-def test_a_whole_number_is_a_number_and_an_empty_file_is_the_smoke_study(tmp_path):
+def test_a_whole_number_is_a_number_and_a_study_without_student_takes_the_bundled_one(tmp_path):
     (tmp_path / "own.yaml").write_text("lr: 1\n")
-    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own", "lr": 1}
+    assert study.load_study(str(tmp_path / "own.yaml")) == {
+        "study": "own",
+        "lr": 1,
+        "student": "smollm2-135m",
+    }
     (tmp_path / "own.yaml").write_text("# nothing\n")
-    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own"}
+    assert study.load_study(str(tmp_path / "own.yaml")) == {
+        "study": "own",
+        "student": "smollm2-135m",
+    }
+    note = study.default_note(str(tmp_path / "own.yaml"))
+    assert (
+        "names no student: the bundled smollm2-135m is trained" in note
+        and "no seeds either" in note
+        and "\n" not in note
+    )
+    (tmp_path / "own.yaml").write_text("student: tiny-llama\n")
+    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own", "student": "tiny-llama"}
+    assert study.default_note(str(tmp_path / "own.yaml")) == ""
+
+
+def test_the_terminal_says_which_student_is_taken(tmp_path, monkeypatch, capsys):
+    """Once, in one line, before the first notebook runs; not where no student is needed."""
+    monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setenv(study.FOLDER, "")
+    asked = []
+    monkeypatch.setattr(study, "run_stages", lambda stages, values, executed: asked.append(values))
+    path = tmp_path / "own.yaml"
+    path.write_text("dataset: mine\n")
+    assert study.main(["run", str(path)]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert "names no student: the bundled smollm2-135m" in first and last.startswith("study own")
+    assert asked[0]["student"] == "smollm2-135m" and study.places()[0] == tmp_path
+    assert study.main(["run", str(path), "--stages", "elicit"]) == 0
+    assert "no student" not in capsys.readouterr().out
+    path.write_text("student: tiny-llama\n")
+    assert study.main(["run", str(path)]) == 0
+    assert "no student" not in capsys.readouterr().out
+
+
+def test_shipped_studies_are_what_their_files_say():
+    """The default student is for users: every shipped study that trains names its own."""
+    for name in STUDIES:
+        assert study.load_study(name) == {
+            "study": name,
+            "student": study.DEFAULT_STUDENT,
+            **study.read_study(name),
+        }
+        assert "student" in study.read_study(name) or name.endswith("-elicit")
+    defaults = {
+        key: value for stage in study.all_parameters().values() for key, value in stage.items()
+    }
+    assert defaults | study.load_study("smoke") == defaults
 
 
 def test_a_stage_alone_needs_the_setting_that_the_earlier_ones_ran_with(tmp_path, monkeypatch):

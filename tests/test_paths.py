@@ -1,0 +1,214 @@
+"""Paths of a study, and what is said of a max_length that leaves out too much."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import tiny
+from cotdistill import keys, runs, study
+from cotdistill.data import DataError, Example, Rationale, fingerprint
+from cotdistill.train import length_to_keep, training_length
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def two_places(tmp_path, monkeypatch):
+    """A study's folder and a repository, each with a file of the same name and one of its own."""
+    monkeypatch.setenv("COTDISTILL_ROOT", str(tmp_path / "repo"))
+    monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(study.FOLDER, "")
+    for path in (
+        "mine/both",
+        "mine/own",
+        "repo/both",
+        "repo/shared",
+        "repo/params",
+        "home/data",
+        "repo/openbookqa",
+    ):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "mine" / "s.yaml").write_text("dataset: own\n")
+    (tmp_path / "repo" / "params" / "named.yaml").write_text("dataset: both\n")
+    return tmp_path
+
+
+def test_the_folder_of_the_yaml_comes_first_then_the_repository(two_places):
+    study.enter_study(str(two_places / "mine" / "s.yaml"))
+    found = {
+        path: runs.resolve(path)
+        for path in (
+            "both",
+            "own",
+            "shared",
+            "~/data",
+            "../repo/shared",
+            "hub/name",
+            "",
+            str(two_places),
+        )
+    }
+    assert found == {
+        "both": str(two_places / "mine/both"),
+        "own": str(two_places / "mine/own"),
+        "shared": str(two_places / "repo/shared"),
+        "~/data": str(two_places / "home/data"),
+        "../repo/shared": str(two_places / "mine/../repo/shared"),
+        "hub/name": "hub/name",
+        "": "",
+        str(two_places): str(two_places),
+    }
+    study.enter_study("named")  # a study in params/: its folder, then the repository
+    assert runs.resolve("both") == str(two_places / "repo/both") and runs.resolve("own") == "own"
+
+
+def test_names_of_datasets_and_students_are_never_folders(two_places):
+    for name in ("openbookqa", "microworld/everyday", "tiny-llama", "smollm2-135m"):
+        (two_places / "repo" / name).mkdir(parents=True, exist_ok=True)
+        assert runs.resolve(name) == name
+
+
+def test_a_path_that_is_nowhere_names_both_places(two_places, monkeypatch):
+    study.enter_study(str(two_places / "mine" / "s.yaml"))
+    both = (
+        rf"beside the study's YAML \({two_places}/mine\) or in the repository "
+        rf"\({two_places}/repo\); expected"
+    )
+    for path in ("./none", "none.jsonl", "../none/r.jsonl"):
+        with pytest.raises(
+            DataError, match=f"^{path}: no such file or folder {both} a path that exists"
+        ):
+            runs.resolve(path)
+    spec = dict(
+        dataset="none",
+        data_dir="",
+        validation_size=0,
+        data_seed=0,
+        microworld=None,
+        rationales="",
+        rationales_print="",
+    )
+    with pytest.raises(
+        DataError,
+        match=rf"^none: no such folder {both} a dataset \(commonsense_qa, .* or a folder with",
+    ):
+        runs.study_data({"data": spec})
+    with pytest.raises(
+        DataError,
+        match=r"student './none': no config.json in that folder, no such folder beside .*/mine\)",
+    ):
+        runs.named_student("./none")
+    monkeypatch.setenv(study.FOLDER, "")
+    with pytest.raises(
+        DataError,
+        match=rf"^./none: no such file or folder in the repository \({two_places}/repo\); expected",
+    ):
+        runs.resolve("./none")
+
+
+def test_the_folder_is_found_again_by_the_name_alone(two_places, monkeypatch):
+    """What is asked later by name (the lab, the report) finds the folder in the artifacts."""
+    note = two_places / "artifacts" / "studies" / "s" / "folder.txt"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"{two_places / 'mine'}\n")
+    study.enter_study("s")
+    assert runs.resolve("own") == str(two_places / "mine/own")
+    study.enter_study("named", again=False)
+    assert runs.resolve("both") == str(two_places / "mine/both"), "a study that was entered stays"
+
+
+def test_a_local_student_keeps_the_name_that_the_study_gives_it(two_places):
+    """No absolute path in tables and files; the weights, and so the run keys, are the same."""
+    llama = tiny("tiny-llama")
+    folder = two_places / "mine" / "own" / "model"
+    llama.model.save_pretrained(folder)
+    llama.tokenizer.save_pretrained(folder)
+    study.enter_study(str(two_places / "mine" / "s.yaml"))
+    runs._student.cache_clear()
+    base = dict(student="own/model", device="cpu", dtype="float32")
+    named, absolute = runs.study_student(base), runs.study_student(base | {"student": str(folder)})
+    assert (named.name, named.note) == ("own/model", "own/model") and absolute.name == str(folder)
+    assert (
+        named.fingerprint == absolute.fingerprint
+        and runs.teacher_student("own/model").name == "own/model"
+    )
+    assert runs.student_note(base) == "own/model"
+    runs._student.cache_clear()
+
+
+def test_a_new_study_names_data_so_that_they_are_found(two_places):
+    places = {
+        "repo/shared": "shared",
+        "home/data": "~/data",
+        "mine/own": str(two_places / "mine/own"),
+        "repo/openbookqa": str(two_places / "repo/openbookqa"),
+    }
+    for place, wanted in places.items():
+        assert keys.portable_path(two_places / place) == wanted
+        study.enter_study("named")
+        assert runs.resolve(wanted) == str((two_places / place).resolve())
+
+
+# ---------------------------------------------------------------- max_length
+
+LENGTHS = {
+    "one": ([7], 7),
+    "two": ([7, 9], 9),
+    "a hundred": (list(range(1, 101)), 99),
+    "a thousand": (list(range(1000, 0, -1)), 990),
+    "equal": ([5] * 50, 5),
+    "one long": ([5] * 199 + [900], 5),
+}
+
+
+@pytest.mark.parametrize("lengths, wanted", LENGTHS.values(), ids=LENGTHS)
+def test_the_length_that_keeps_99_percent(lengths, wanted):
+    assert length_to_keep(lengths) == wanted
+    assert (
+        sum(n <= wanted for n in lengths) >= 0.99 * len(lengths) > sum(n < wanted for n in lengths)
+    )
+
+
+def test_more_than_a_tenth_left_out_is_said_with_the_length_that_keeps_them(
+    two_places, monkeypatch
+):
+    train = [
+        Example(f"e{i}", "Why " + "so " * (10 * i) + "?", ("ice", "fire"), 0) for i in range(20)
+    ]
+    rationales = {
+        e.id: Rationale(e.id, "It is cold.") for e in train[:-1]
+    }  # one has no rationale: not a matter of length
+    llama = tiny("tiny-llama")
+    lengths = sorted(training_length(llama, e, "It is cold.", "text") for e in train[:-1])
+    data = runs.Dataset("d", train, [], [], rationales)
+    spec = dict(
+        dataset="d",
+        data_dir=fingerprint(train),
+        validation_size=0,
+        data_seed=0,
+        microworld=None,
+        rationales="",
+        rationales_print="",
+    )
+    base = dict(data=spec, student="tiny-llama", device="cpu", dtype="float32", label_format="text")
+    runs.give_data(base, data)
+    said = []
+    for n_kept, wanted in ((19, 0), (18, 0), (17, 1), (1, 1)):  # of 19; a tenth is 1.9
+        said.clear()
+        runs.warn_of_length(
+            base | {"max_length": lengths[n_kept - 1]}, say=lambda line, **_: said.append(line)
+        )
+        assert len(said) == wanted, n_kept
+        if said:
+            assert said[0] == (
+                f"max_length {lengths[n_kept - 1]} leaves out {19 - n_kept} of 19 training "
+                f"questions; max_length {lengths[-1]} would keep "
+                "99 % of them (the student has 1024 positions)"
+            )
+
+
+def test_notebook_2_says_it():
+    cells = json.loads((ROOT / "notebooks" / "02_train.ipynb").read_text())["cells"]
+    assert any("runs.warn_of_length(base)" in "".join(cell["source"]) for cell in cells)
