@@ -571,6 +571,13 @@ def _exact(student: Student) -> Student:
     return student
 
 
+def local_print(path: str) -> str:
+    """The fingerprint of the files of a student in a local folder; empty for any other student."""
+    folder = Path(path).expanduser()
+    is_local = path not in TINY and path not in BUNDLED and (folder / "config.json").is_file()
+    return _weights_print(folder) if is_local else ""
+
+
 def _weights_print(folder: Path) -> str:
     """16 hex digits over all files of a local student that weights, tokenizer or special tokens can come from."""
     digest = hashlib.sha256()

@@ -1,15 +1,17 @@
 """What is demanded of students, data and settings, tried before hours are spent: tiny students of many kinds, and edited data."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from conftest import tiny
-from cotdistill import corrupt
-from cotdistill.data import DataError
-from cotdistill.format import Arm, format_target, prompt_text
-from cotdistill.students import TINY, _tiny_tokenizer, check_attention, load_student
-from cotdistill.train import encode
+from cotdistill import corrupt, runs, study
+from cotdistill.data import DataError, write_rationales
+from cotdistill.format import Arm, arm_from_name, format_target, prompt_text
+from cotdistill.students import BUNDLED, TINY, _tiny_tokenizer, check_attention, load_student
+from cotdistill.train import TrainConfig, encode
 
 WIDE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=256,
             initializer_range=0.2)
@@ -83,8 +85,6 @@ def llama2_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False,
                                                             special_tokens=["<unk>", "<s>", "</s>"]))
-    import json
-
     saved = json.loads(trained.to_str())["model"]
     vocab = saved["vocab"] | {f"<0x{i:02X}>": len(saved["vocab"]) + i for i in range(256)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[tuple(m) for m in saved["merges"]], byte_fallback=True, unk_token="<unk>",
@@ -137,3 +137,161 @@ def test_a_tokenizer_that_changes_a_text_is_refused(tmp_path):
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(DataError, match="its tokenizer makes 'question: .* expected one that gives a text back"):
         load_student(save_student(tmp_path / "s", "llama", tokenizer=tokenizer, num_key_value_heads=2))
+
+
+def test_the_students_that_need_no_trial_are_those_of_this_package():
+    assert set(study.BUILT_IN) == {*BUNDLED, *TINY}
+
+
+def test_a_slow_tokenizer_is_refused_where_offsets_are_needed(monkeypatch, capsys):
+    student = tiny("tiny-llama")
+    monkeypatch.setattr(type(student.tokenizer), "is_fast", False)
+    monkeypatch.setattr(runs, "_student", lambda *how: student)
+    base = {"student": "tiny-llama", "device": "cpu", "dtype": "float32"}
+    with pytest.raises(DataError, match="gives no character offsets; expected a fast tokenizer"):
+        runs.check_offsets(base)
+    assert runs.try_student("tiny-llama", "cpu", "float32", needs_offsets=True) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert runs.try_student("tiny-llama", "cpu", "float32", needs_offsets=False) == 0
+
+
+# ---------------------------------------------------------------- edited after a stage
+
+TRAIN = [{"id": f"q{i}", "question": f"What is number {i}?", "choices": ["ice", "fire", "tea"], "answer": i % 3,
+          "rationale": f"Number {i} is what it is."} for i in range(8)]
+TEST = [{"id": f"t{i}", "question": f"What is test {i}?", "choices": ["ice", "fire"], "answer": i % 2} for i in range(4)]
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class Own:
+    """A study of own data, each method what a stage's notebook does first."""
+
+    def __init__(self, folder):
+        self.folder, self.student = folder, "tiny-llama"
+        write_rows(folder / "own" / "train.jsonl", TRAIN)
+        write_rows(folder / "own" / "test.jsonl", TEST)
+        write_rows(folder / "recorded.jsonl", [{"id": row["id"], "rationale": row["rationale"]} for row in TRAIN])
+
+    def elicit(self):
+        spec = dict(dataset=str(self.folder / "own"), data_dir="", validation_size=2, data_seed=0, microworld=None, rationales="",
+                    rationales_print="")
+        runs._data.cache_clear()  # each notebook is a process of its own
+        data, file = runs.study_data({"data": spec}), runs.study_dir("t") / "rationales.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_rationales(data.rationales, file)
+        spec |= {"rationales": "studies/t/rationales.jsonl", "rationales_print": runs.checksum(file)[:16],
+                 "content": runs.content_prints(data, ["", str(self.folder / "recorded.jsonl")])}
+        runs.write_json(runs.study_dir("t") / "data.json", spec)
+
+    def begin_train(self):
+        runs._data.cache_clear()
+        runs._student.cache_clear()
+        base = dict(study="t", data=runs.read_json(runs.study_dir("t") / "data.json", "elicit"), student=self.student, device="cpu",
+                    dtype="float32", seeds=[0], train_size=0, test_size=0, resample_train=False, label_format="text", max_length=256,
+                    max_new_tokens=4, max_label_tokens=24, eval_batch_size=8,
+                    train=vars(TrainConfig(lr=1e-2, epochs=1, batch_size=4, select="last")))
+        runs.check_base(base, [Arm("label_only")])
+        runs.write_base(base)
+        return base
+
+    def train(self):
+        runs.run_grid(self.begin_train(), [Arm("label_only")], "train", say=lambda *a, **k: None)
+
+    def later(self):
+        runs._data.cache_clear()
+        return runs.load_base("t")
+
+    def shuffle(self):
+        runs._student.cache_clear()
+        arms = [arm_from_name("post_cot_filler")]
+        runs.run_grid(self.later(), arms, "shuffle", say=lambda *a, **k: None)
+        return runs.load_predictions("t", ["train", "shuffle"])
+
+
+def flip_test(own):
+    write_rows(own.folder / "own" / "test.jsonl", [row | {"answer": 1 - row["answer"]} for row in TEST])
+
+
+def edit_train(own, **change):
+    write_rows(own.folder / "own" / "train.jsonl", [row | change for row in TRAIN])
+
+
+EDITS = {
+    "test answers flipped": (flip_test, "its test questions changed after stage elicit read it"),
+    "a question reworded": (lambda own: edit_train(own, question="What is it?"), "its training questions changed"),
+    "rationales edited": (lambda own: edit_train(own, rationale="Because it is so."), "its own rationales changed"),
+    "the recorded file edited": (lambda own: (own.folder / "recorded.jsonl").write_text('{"id": "q0", "rationale": "x"}\n'),
+                                 "recorded.jsonl: its content changed"),
+}
+
+
+@pytest.mark.parametrize("edit, message", EDITS.values(), ids=EDITS)
+def test_data_edited_after_a_stage_name_the_stage_to_run_again_and_obeying_helps(tmp_path, store, edit, message):
+    own = Own(tmp_path)
+    own.elicit(), own.train(), own.later()
+    edit(own)
+    stored = set(store.glob("runs/*"))
+    for stage in (own.begin_train, own.later, own.shuffle):
+        with pytest.raises(DataError) as error:
+            stage()
+        assert message in str(error.value) and "run `make elicit STUDY=t` again" in str(error.value)
+    assert set(store.glob("runs/*")) == stored, "something was trained"
+    own.elicit()
+    if "recorded" not in message:
+        for stage in (own.later, own.shuffle):
+            with pytest.raises(DataError, match="data.json: stage elicit was run again .* run `make train STUDY=t` again"):
+                stage()
+    assert set(store.glob("runs/*")) == stored, "something was trained"
+    own.train()
+    assert len(own.shuffle()) == 2 * len(TEST)
+
+
+def test_a_train_stage_that_was_not_finished_is_named_before_shuffle_trains(tmp_path, store):
+    own = Own(tmp_path)
+    own.elicit(), own.train()
+    flip_test(own)
+    own.elicit(), own.begin_train()  # and killed
+    stored = set(store.glob("runs/*"))
+    with pytest.raises(DataError, match="label_only, seed 0 of stage train was made with other test .* run `make train STUDY=t` again, then shuffle"):
+        own.shuffle()
+    assert set(store.glob("runs/*")) == stored
+    own.train()
+    assert len(own.shuffle()) == 2 * len(TEST)
+
+
+def test_a_local_student_that_changed_after_training_is_named(tmp_path, store):
+    own = Own(tmp_path)
+    own.student = save_student(tmp_path / "s", "llama", num_key_value_heads=2)
+    own.elicit(), own.train(), own.later()
+    save_student(tmp_path / "s", "llama", num_key_value_heads=1)
+    for stage in (own.later, own.shuffle):
+        with pytest.raises(DataError, match="its files changed after stage train; .* run `make train STUDY=t` again"):
+            stage()
+    own.train()
+    assert len(own.shuffle()) == 2 * len(TEST)
+
+
+def test_files_of_an_older_version_without_content_are_read_as_they_are(tmp_path, store):
+    own = Own(tmp_path)
+    own.elicit()
+    spec = runs.read_json(runs.study_dir("t") / "data.json", "elicit")
+    runs.write_json(runs.study_dir("t") / "data.json", {key: value for key, value in spec.items() if key != "content"})
+    own.train()
+    assert len(own.shuffle()) == 2 * len(TEST)
+
+
+def test_a_run_that_diverges_ends_in_one_line_and_is_not_stored(tmp_path, store, monkeypatch):
+    own = Own(tmp_path)
+    own.elicit()
+    base = own.begin_train()
+    student = runs.study_student(base)
+    with torch.no_grad():
+        next(p for p in student.model.parameters() if p.ndim == 2)[:] = float("nan")
+    with pytest.raises(DataError, match="training diverged: the loss is nan at step 1, .* expected a finite loss: lower lr, or dtype float32"):
+        runs.run_grid(base, [Arm("label_only")], "train", say=lambda *a, **k: None)
+    assert not list(store.glob("runs/*/metrics.json"))
+    runs._student.cache_clear()
