@@ -26,6 +26,11 @@ def offsets(student: Student, text: str) -> list[tuple[int, int]]:
     character."""
     if not student.tokenizer.is_fast:
         raise DataError(f"student '{student.name}': its tokenizer gives no character offsets; expected a fast tokenizer")
+    if student.adds_space and text:
+        ids, sentinel = student.encode_after_sentinel(text)
+        spans = student.tokenizer(sentinel + text, add_special_tokens=False, split_special_tokens=True,
+                                  return_offsets_mapping=True)["offset_mapping"]
+        return [(max(0, a - len(sentinel)), b - len(sentinel)) for a, b in spans[len(spans) - len(ids):]]
     return list(student.tokenizer(text, add_special_tokens=False, split_special_tokens=True,
                                   return_offsets_mapping=True)["offset_mapping"])
 

@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -25,12 +26,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from cotdistill.corrupt import offsets
 from cotdistill.data import DataError, Dataset, disk_error, fingerprint, load_dataset, load_rationales
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.files import held, whole
 from cotdistill.format import LABEL_FORMATS, Arm, arm_dict, prompt_text
-from cotdistill.students import BUNDLED, Student, best_device, best_dtype, changed, load_student, sha256 as checksum
-from cotdistill.study import RUN_KEY, RUN_STAGES, artifacts, check_name, load_study, notebook_parameters, root
+from cotdistill.students import BUNDLED, Student, best_device, best_dtype, changed, load_student, local_print, sha256 as checksum
+from cotdistill.study import RUN_KEY, RUN_STAGES, artifacts, check_name, check_training_dtype, load_study, notebook_parameters, root
 from cotdistill.train import HISTORY, RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, share_as_intact, told, trainable
 from cotdistill.data import SOURCES, expected_data
 from cotdistill.students import TINY
@@ -126,6 +128,7 @@ def _data(canonical: str) -> Dataset:
         data_seed=spec["data_seed"],
         microworld=spec["microworld"],
     )
+    check_content(spec, data)
     if spec["rationales"]:
         path = artifacts() / spec["rationales"]
         if not path.is_file():
@@ -138,6 +141,33 @@ def _data(canonical: str) -> Dataset:
             raise DataError(f"{path}: covers none of the {len(data.train)} training questions")
         data = replace(data, rationales=rationales)
     return data
+
+
+def content_prints(data: Dataset, files: list[str] = ()) -> dict:
+    """What notebook 01 read, by content: the fingerprints of the questions of each split and of the data's own rationales, and the
+    SHA-256 of other files that rationales came from (paths as the study names them; empty ones are left out)."""
+    return {"train": fingerprint(data.train), "validation": fingerprint(data.validation), "test": fingerprint(data.test),
+            "rationales": fingerprint(data.rationales), "files": {name: checksum(Path(resolve(name))) for name in files if name}}
+
+
+def check_content(spec: dict, data: Dataset) -> None:
+    """The data must be what notebook 01 read: what it made of them, and all that follows, would be of other questions.
+
+    spec: data.json; one without "content" (of an older version, or still being made) can't be compared. A file that is no longer there
+    was not edited: what was read from it is kept. Raises DataError naming what was changed and the stage to run again."""
+    known = spec.get("content")
+    if not known:
+        return
+    files = {name: checksum(Path(resolve(name))) for name in known["files"] if Path(resolve(name)).is_file()}
+    now = content_prints(data)
+    names = {"train": "training questions", "validation": "validation questions", "test": "test questions",
+             "rationales": "own rationales"}
+    different = [f"{spec['dataset']}: its {names[part]}" for part in names if now[part] != known[part]]
+    different += [f"{name}: its content" for name, print_of in files.items() if print_of != known["files"][name]]
+    if different:
+        study = f" STUDY={Path(spec['rationales']).parent.name}" if spec["rationales"] else ""
+        raise DataError(f"{different[0]} changed after stage elicit read it; expected the same data in all stages: run "
+                        f"`make elicit{study}` again, and the stages after it")
 
 
 _given: dict[str, Dataset] = {}  # data that came to a cluster's worker with its task: no folder of the study is needed there
@@ -194,6 +224,19 @@ def study_student(base: dict) -> Student:
 def named_student(name: str) -> Student:
     """A student by name or path, in float32 on the CPU: to count tokens before there is a study."""
     return _by_name(name, torch.float32, torch.device("cpu"))
+
+
+def try_student(name: str, device: str, dtype: str, needs_offsets: bool) -> int:
+    """Load a student as a study would and try it (`students.check_attention`): 0, or 1 after one line that says what is wrong. For a
+    process of its own (`study.check_student`)."""
+    try:
+        student = _student(name, device, dtype)
+        if needs_offsets:
+            offsets(student, "a cup")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def teacher_student(name: str) -> Student:
@@ -260,7 +303,31 @@ def load_base(study: str) -> dict:
     if not isinstance(base, dict) or not needed <= set(base):
         found = f"no {', '.join(sorted(needed - set(base)))}" if isinstance(base, dict) else f"a {type(base).__name__}"
         raise DataError(f"{path}: found {found}; expected what `make train STUDY={study}` wrote: run that again")
+    check_base_is_current(base)
     return base
+
+
+def write_base(base: dict) -> None:
+    """Hand the study's setting on to the later notebooks, with the fingerprint of a student that lies in a local folder: its weights
+    can be changed where they lie."""
+    local = local_print(resolve(base["student"]))
+    write_json(study_dir(base["study"]) / "base.json", base | ({"student_print": local} if local else {}))
+
+
+def check_base_is_current(base: dict) -> None:
+    """base.json was written from data.json and from the student: neither may have changed since, nor the data that data.json was
+    made from. Raises DataError naming the stage that comes first of those to run again: obeyed, it goes on from there."""
+    study, path = base["study"], study_dir(base["study"]) / "data.json"
+    data = read_json(path, f"`make elicit STUDY={study}`") if path.is_file() else base["data"]
+    if data.get("content"):
+        study_data(base | {"data": data})
+    if data != base["data"]:
+        raise DataError(f"{path}: stage elicit was run again with other data or rationales after stage train; expected one set in all "
+                        f"stages: run `make train STUDY={study}` again, and the stages after it")
+    known, now = base.get("student_print"), local_print(resolve(base["student"]))
+    if known and now and known != now:
+        raise DataError(f"student '{base['student']}': its files changed after stage train; expected one student in all stages: run "
+                        f"`make train STUDY={study}` again, and the stages after it")
 
 
 def study_base(study: str) -> dict:
@@ -309,6 +376,7 @@ def check_base(base: dict, arms: list[Arm] | None = None) -> None:
     if base["label_format"] not in LABEL_FORMATS:
         raise DataError(f"label_format '{base['label_format']}'; expected one of {', '.join(LABEL_FORMATS)}")
     config = TrainConfig(**base["train"])
+    check_training_dtype(base["dtype"])
     data, student = study_data(base), study_student(base)
     shape = student.model.config
     if config.frozen_layers >= shape.num_hidden_layers:
@@ -323,7 +391,37 @@ def check_base(base: dict, arms: list[Arm] | None = None) -> None:
                         + f"; expected rationales, and a max_length above {base['max_length']}")
     for seed in base["seeds"]:
         train_questions(base, seed)
-    test_questions(base)
+    if len(test_questions(base)) < 2:
+        raise DataError(f"test_size is {base['test_size']}, of {len(data.test)} test questions: 1 is left; expected at least 2: an "
+                        "interval needs them")
+
+
+def check_offsets(base: dict) -> None:
+    """Notebooks 4 and 5 cut rationales into words and sentences by the characters of their tokens. Raises DataError for a tokenizer that
+    does not tell these."""
+    offsets(study_student(base), "a cup")
+
+
+def check_trained_with(base: dict, rows: list[dict], stage: str) -> None:
+    """Before a later stage trains: the runs of stage train must have been made with the data, student and training that its own will
+    be. rows: of `plan_rows`. Raises DataError naming what differs. (Where stage train has not run, the notebooks say so.)"""
+    path = study_dir(base["study"]) / "train.json"
+    if stage == "train" or not path.is_file():
+        return
+    now = {}
+    for row in rows:
+        for name in (name for name in SHARED + SHARED_BY_SEED if name in row["config"]):
+            now.setdefault((name, row["seed"] if name in SHARED_BY_SEED else None), row["config"][name])
+    for made in read_json(path, f"`make train STUDY={base['study']}`"):
+        try:
+            config = json.loads((artifacts() / "runs" / made["key"] / "config.json").read_text(encoding="utf-8"))
+            pairs = [(name, made["seed"] if name in SHARED_BY_SEED else None) for name in SHARED + SHARED_BY_SEED if name in config]
+        except (OSError, ValueError, TypeError, KeyError):  # `load_stage` names it when it is needed
+            continue
+        other = next((name for name, seed in pairs if now.get((name, seed), config[name]) != config[name]), None)
+        if other:
+            raise DataError(f"study '{base['study']}': {made['label']}, seed {made['seed']} of stage train was made with other {other} than stage "
+                            f"{stage} would be; expected one setting in all stages: run `make train STUDY={base['study']}` again, then {stage}")
 
 
 def check_positions(base: dict, arms: list[Arm]) -> None:
@@ -602,6 +700,7 @@ def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None
     if backend not in ("local", "ray"):
         raise DataError(f"backend '{backend}'; expected local or ray")
     rows = plan_rows(base, arms, seeds, scores)
+    check_trained_with(base, rows, stage)
     plan = [{"label": r["label"], "seed": r["seed"], "key": r["key"], "arm": asdict(r["arm"])} for r in rows]
     plan_print = fingerprint([[row["label"], row["seed"], row["key"]] for row in plan])
     write_json(study_dir(base["study"]) / f"{stage}.json", [row | {"plan": plan_print} for row in plan])

@@ -15,11 +15,12 @@ import platform
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig,
+                          AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast)
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils.hub import resolve_revision
@@ -40,6 +41,8 @@ BUNDLED = {
 PREPACK_LIMIT = 2 * 1024**3  # bytes of weights laid out a second time; a larger student goes without: a laptop has to hold both
 ROWS = 8  # a training batch's tokens are filled up to a multiple of this: products of other lengths are up to 15 % slower
 TINY = ("tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
+PIECES = ("Question: a cup?\nAnswer:", " tea", "\nReason:", " A cup holds tea.")  # how a target is cut
+SENTINELS = (".", "\n", ":", ")", "x")  # texts to put before a piece where a tokenizer adds a space
 
 
 @dataclass
@@ -58,14 +61,42 @@ class Student:
     pad_id: int
     filler_id: int
     bos_ids: list[int] = field(default_factory=list)
+    adds_space: bool = False  # the tokenizer puts a space before every piece (SentencePiece of Llama 2): see `encode`
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one piece of text, without special tokens: special strings in a user's text stay plain text."""
+        """Token ids of one piece of text, without special tokens: special strings in a user's text stay plain text.
+
+        Where the tokenizer puts a space before whatever it is given (`adds_space`), the piece is encoded after a
+        sentinel, whose ids are then left out: the ids say what the text says, and no more."""
+        if self.adds_space and text:
+            return self.encode_after_sentinel(text)[0]
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids) -> str:
         """Text of ids, exactly as it was encoded: no clean-up of spaces, special tokens kept out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if self.adds_space:  # its decoder drops a space at the start: here none stands there
+            ids = [*self.tokenizer(".", add_special_tokens=False)["input_ids"], *ids]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.removeprefix(".") if self.adds_space else text
+
+    def encode_after_sentinel(self, text: str) -> tuple[list[int], str]:
+        """(ids of `text` without the space that the tokenizer adds, the sentinel that stood before it).
+
+        A sentinel serves where it stays tokens of its own before this text. Ids that decode to the very text come
+        first; characters that the vocabulary lacks can't, and take the first sentinel that serves. Raises DataError."""
+        found = []
+        for sentinel in SENTINELS:
+            before, both = (self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                            for part in (sentinel, sentinel + text))
+            if both[:len(before)] != before:
+                continue
+            found.append((both[len(before):], sentinel))
+            if self.decode(found[-1][0]) == text:
+                return found[-1]
+        if not found:
+            raise DataError(f"student '{self.name}': its tokenizer adds a space before {text[:40]!r} that can't be left out; "
+                            "expected a tokenizer that encodes a text as it stands")
+        return found[0]
 
 
 def best_device(wanted: str = "auto") -> torch.device:
@@ -385,15 +416,112 @@ def load_student(name: str, dtype: torch.dtype = torch.float32, device: str | to
         model, tokenizer = _from_pretrained(str(folder) if local else path, at, name)
         note = f"{path} at {revision}" if revision else path
         print_of = _weights_print(folder) if local else f"{path}@{getattr(at, 'resolved', None) or revision or 'main'}"
-    model = model.to(device=device, dtype=dtype).eval()
-    return _complete(name, model, tokenizer, print_of, note)
+    student = _complete(name, model.eval(), tokenizer, print_of, note)
+    if name not in TINY and name not in BUNDLED:  # of those the tests know it
+        check_attention(student)
+    model.to(device=device, dtype=dtype)
+    return student
+
+
+def check_config(config, name: str) -> None:
+    """What a configuration alone says against a student, before its weights are read: no causal language model, or
+    attention that can't be exchanged (torch's for ours, `packed_attention`). Raises DataError."""
+    kind = getattr(config, "model_type", "") or type(config).__name__
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    if not causal or _encodes_only(config):
+        raise DataError(f"student '{name}': its config.json is of kind {kind}, which is no causal language model; expected a "
+                        "decoder that predicts the next token, like GPT-2, Llama, Qwen or Gemma 3")
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not getattr(model_class, "_supports_sdpa", False):
+        raise DataError(f"student '{name}': the attention of kind {kind} ({model_class.__name__}) is not supported: it does not "
+                        "run through torch's scaled_dot_product_attention; expected a model that does, like GPT-2, Llama, "
+                        "Qwen or Gemma 3")
+
+
+def _encodes_only(config) -> bool:
+    """Whether a configuration says that it is an encoder: of a kind that can be both (BERT, RoBERTa), not as a decoder. Some
+    decoders (GPT-NeoX) have the same switch and never read it: they are named by the class that their weights are for."""
+    causal = any("CausalLM" in name for name in getattr(config, "architectures", None) or [])
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    return masked and not causal and getattr(config, "is_decoder", True) is False
+
+
+def _logits(model, ids: list[int], **named) -> torch.Tensor:
+    """Logits [T, V] of one row of ids."""
+    return model(input_ids=torch.tensor([ids], device=model.device), **named).logits[0].float()
+
+
+@torch.no_grad()
+def check_attention(student: Student, tolerance: float = 1e-3) -> None:
+    """Four properties that training and evaluation rest on, tried on two short sequences: a later token changes no earlier
+    logit; sequences laid end to end (`packed_attention`) give what each gives alone; so does a row padded on the left; and so
+    does going on from a cache.
+
+    tolerance: the largest difference of two logits, float32 weights. A list of architectures would age; this does not.
+    Raises DataError naming the property that fails, and by how much."""
+    model, rows = student.model, [student.encode(text) for text in ("Question: a cup of tea?\nAnswer:", " tea, it is.")]
+    a, b, n = *rows, len(rows[0]) // 2
+    tries = {
+        "a later token changes an earlier logit (it is not causal)": lambda alone: (
+            _logits(model, a[:n] + b)[:n], alone[0][:n]),
+        "sequences laid end to end do not stay apart": lambda alone: (_packed_logits(model, rows), torch.cat(alone)),
+        "padding on the left changes the logits": lambda alone: (_padded_logits(student, a, 3), alone[0]),
+        "going on from a cache changes the logits": lambda alone: (_continued_logits(model, a, n), alone[0][n:])}
+    try:
+        alone = [_logits(model, row, use_cache=False) for row in rows]
+    except Exception as error:  # whatever an architecture of someone else's raises
+        raise _unfit(student, f"it can't be run ({_first_line(error)})") from None
+    for fault, compare in tries.items():
+        try:
+            found, expected = compare(alone)
+            apart = (found - expected).abs().max().item()
+        except Exception as error:
+            raise _unfit(student, f"{fault} ({_first_line(error)})") from None
+        if not apart <= tolerance * max(1.0, expected.abs().max().item()):
+            raise _unfit(student, f"{fault}: logits differ by {apart:.2g}")
+
+
+def _unfit(student: Student, fault: str) -> DataError:
+    kind = getattr(student.model.config, "model_type", type(student.model).__name__)
+    return DataError(f"student '{student.name}': the attention of kind {kind} is not supported: {fault}; expected a causal "
+                     "language model whose attention can be exchanged, like GPT-2, Llama, Qwen or Gemma 3")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:100]}"
+
+
+def _packed_logits(model, rows: list[list[int]]) -> torch.Tensor:
+    """Logits [T, V] of rows laid end to end."""
+    borders = torch.tensor([0, *torch.tensor([len(row) for row in rows]).cumsum(0)], dtype=torch.int32)
+    positions = torch.cat([torch.arange(len(row)) for row in rows])[None].to(model.device)
+    with attending(model, "packed"):
+        return _logits(model, sum(rows, []), position_ids=positions, cu_seq_lens_q=borders, use_cache=False)
+
+
+def _padded_logits(student: Student, ids: list[int], pads: int) -> torch.Tensor:
+    """Logits [T, V] of a row that `pads` pad tokens stand before, which are masked."""
+    real = torch.tensor([[False] * pads + [True] * len(ids)], device=student.model.device)
+    return _logits(student.model, [student.pad_id] * pads + ids, attention_mask=real, use_cache=False,
+                   position_ids=(real.cumsum(1) - 1).clamp(min=0))[pads:]
+
+
+def _continued_logits(model, ids: list[int], n: int) -> torch.Tensor:
+    """Logits [T - n, V] of a row whose first n tokens are in the cache already, as `evaluate` runs it."""
+    cache, real = growing_cache(), torch.ones(1, len(ids), dtype=torch.bool, device=model.device)
+    positions = torch.arange(len(ids), device=model.device)[None]
+    _logits(model, ids[:n], attention_mask=real[:, :n], position_ids=positions[:, :n], past_key_values=cache, use_cache=True)
+    return _logits(model, ids[n:], attention_mask=real, position_ids=positions[:, n:], past_key_values=cache, use_cache=True)
 
 
 def _from_pretrained(path: str, revision: str | None, name: str):
     try:
+        check_config(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), name)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         model, found = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32, attn_implementation="sdpa",
                                                             trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+    except DataError:
+        raise
     except Exception as error:  # a dozen types: no file, no network, broken JSON, cut safetensors, weights of another shape
         known, said = ", ".join([*BUNDLED, *TINY]), (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise DataError(f"student '{name}': weights can't be had ({said}); expected one of "
@@ -421,7 +549,34 @@ def _complete(name, model, tokenizer, print_of, note) -> Student:
         assert filler not in special
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_id
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos_id, pad_id
-    return Student(name, model, tokenizer, print_of, note, eos_id, pad_id, filler, bos_ids)
+    return _exact(Student(name, model, tokenizer, print_of, note, eos_id, pad_id, filler, bos_ids))
+
+
+def _exact(student: Student) -> Student:
+    """The student as it encodes pieces exactly: ids of pieces, joined, must say what the joined pieces say. A tokenizer that
+    puts a space before each ("Answer:  tea") is noted in `note` and in the fingerprint: its runs are others than those of before.
+
+    Raises DataError for a tokenizer that changes a text in another way (case, line breaks)."""
+    def joined() -> str:
+        return student.decode([i for piece in PIECES for i in student.encode(piece)])
+
+    text = "".join(PIECES)
+    plain = joined()
+    if plain == text:
+        return student
+    student = replace(student, adds_space=True, fingerprint=f"{student.fingerprint}-exact",
+                      note=f"{student.note}; its tokenizer adds a space before each piece of a text, which is left out here")
+    if joined() != text:
+        raise DataError(f"student '{student.name}': its tokenizer makes {plain!r} of {text!r}; expected one that gives a text "
+                        "back as it was")
+    return student
+
+
+def local_print(path: str) -> str:
+    """The fingerprint of the files of a student in a local folder; empty for any other student."""
+    folder = Path(path).expanduser()
+    is_local = path not in TINY and path not in BUNDLED and (folder / "config.json").is_file()
+    return _weights_print(folder) if is_local else ""
 
 
 def _weights_print(folder: Path) -> str:

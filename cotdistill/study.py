@@ -19,6 +19,7 @@ import re
 import reprlib
 import shutil
 import signal
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -43,6 +44,7 @@ DEFAULT_STUDENT = "smollm2-135m"
 # The folder of the study's YAML, for the kernels: paths are looked for there first.
 FOLDER = "COTDISTILL_STUDY_FOLDER"
 RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
+BUILT_IN = ("smollm2-135m", "gemma-3-270m", "tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")  # students.BUNDLED and TINY
 RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
 LIMITS = {  # parameter -> lowest and highest value, found before anything runs; for all other numbers 0 and none
     **dict.fromkeys(("n_train", "n_test", "samples", "max_teacher_tokens", "teacher_batch_size", "concurrency", "max_length", "max_new_tokens",
@@ -442,6 +444,74 @@ def check_made_with(values: dict, stages: list[str], where: str) -> None:
                                 f"one setting in all stages: run `make {stage} STUDY={where}` again, and the stages after it")
 
 
+def check_training_dtype(dtype: str) -> None:
+    """float16 weights can't be trained here: without loss scaling their updates vanish or overflow (losses of 6.8 to 124 were seen).
+    Raises DataError."""
+    if dtype == "float16":
+        raise DataError("dtype is 'float16', in which training diverges; expected auto (float32 weights), float32 or bfloat16")
+
+
+def all_values(values: dict) -> dict:
+    """Every parameter of a study: the notebooks' defaults, and the study's values in their places."""
+    return {key: value for stage in all_parameters().values() for key, value in stage.items()} | values
+
+
+def check_demands(values: dict, stages: list[str]) -> None:
+    """What each of the stages asks of a study's settings, found before the first one runs. Needs neither data nor student; what does
+    is checked by `check_student`, and where each notebook begins. Raises DataError naming the key, the stage that needs it and the way out."""
+    v = all_values(values)
+    later = [stage for stage in NOTEBOOKS if stage != "elicit" and stage in stages]
+    if "train" in later:
+        check_training_dtype(v["dtype"])
+    world = v["dataset"].partition("/")[0] == "microworld"
+    tested = v["test_size"] or (v["n_test"] if world else 2)
+    if later and tested < 2:
+        key = "test_size" if v["test_size"] else "n_test"
+        raise DataError(f"{key} is {tested}; expected at least 2 test questions: an interval needs them (stage {later[0]})")
+    units = v["shuffle_units"] and v["shuffle_placements"]
+    if "shuffle" in later and not units and not (any(v["controls"]) and v["control_placements"]):
+        raise DataError("shuffle_units and controls are empty (or their placements), so stage shuffle has no arm to run; expected one "
+                        "of them, or --stages without shuffle")
+    if "attribute" in later:
+        check_attribution(v)
+
+
+def check_attribution(v: dict) -> None:
+    """What notebook 5 asks of all values of a study (`all_values`). Raises DataError."""
+    if v["attribution_model"] not in ("pre_cot", "undistilled"):
+        raise DataError(f"attribution_model '{v['attribution_model']}'; expected pre_cot or undistilled")
+    if v["attribution_model"] == "pre_cot":
+        fault = "arms has no pre_cot" if "pre_cot" not in v["arms"] else "keep_weights is false" if not v["keep_weights"] else ""
+        if fault:
+            raise DataError(f"{fault}, but attribution_model is pre_cot: stage attribute needs that student's weights; expected pre_cot "
+                            "among the arms and keep_weights true, or attribution_model: undistilled")
+    if not v["check_methods"]:
+        raise DataError("check_methods is empty; expected at least one method (stage attribute)")
+    keeps, masks = v["keep_amounts"] and v["selectors"], v["mask_amounts"] and v["mask_orders"] and v["mask_placements"]
+    if not keeps and not masks:
+        raise DataError("keep_amounts and mask_amounts are empty (or selectors, mask_orders, mask_placements), so stage attribute has "
+                        "no arm to run; expected one of them, or --stages without attribute")
+
+
+def check_student(values: dict, stages: list[str]) -> None:
+    """Load the study's student in a process of its own, so that its memory is free again, and try it, before rationales are asked for:
+    only where stage elicit is followed by others (else the first notebook does it), and not for the students that come with this
+    package. Raises DataError: what is wrong with it, in one line."""
+    v = all_values(values)
+    if "elicit" not in stages or len(stages) == 1 or v["student"] in BUILT_IN:
+        return
+    needs_offsets = bool({"shuffle", "attribute"} & set(stages))
+    code = ("import json, sys; from cotdistill.runs import try_student; "
+            "sys.exit(try_student(**json.loads(sys.argv[1])))")
+    asked = {"name": v["student"], "device": v["device"], "dtype": v["dtype"], "needs_offsets": needs_offsets}
+    print(f"student {v['student']}: loaded and tried before the first stage runs", flush=True)
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(asked)], cwd=root(), capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root()), *filter(None, sys.path)])})
+    if done.returncode:
+        said = (done.stderr.strip() or f"the check of student '{v['student']}' was killed (out of memory?)").splitlines()[-1]
+        raise DataError(said.removeprefix("error: "))
+
+
 def tidy(path: Path, seconds: float) -> None:
     """Make an executed notebook fit to publish; two executions that say the same are then equal.
 
@@ -788,6 +858,8 @@ def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
         notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
     check_made_with(values, stages, study)
     enter_study(study)
+    check_demands(values, stages)
+    check_student(values, stages)
     if set(stages) != {"elicit"} and default_note(study):
         print(default_note(study), flush=True)
     run_stages(stages, values, executed)

@@ -14,6 +14,7 @@ epoch, and every run of the grid on the same sequences, starts from there.
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from contextlib import contextmanager, nullcontext
@@ -376,7 +377,14 @@ class DistilTrainer(Trainer):
         is_label = inputs["kinds"] == LABEL
         for row, mask in enumerate((is_label, ~is_label)):
             self.sums[row] += torch.tensor([losses[mask].sum().item(), mask.sum().item()])
+        self.check_loss(self.sums.sum().item())
         return (loss, None) if return_outputs else loss
+
+    def check_loss(self, loss: float) -> None:
+        """A run that diverged ends here and is not stored. Raises DataError where the loss is no finite number."""
+        if not math.isfinite(loss):
+            raise DataError(f"training diverged: the loss is {loss:g} at step {self.state.global_step + 1}, with lr {self.args.learning_rate:g} and "
+                            f"weights in {str(self.model.dtype).removeprefix('torch.')}; expected a finite loss: lower lr, or dtype float32")
 
     def evaluate(self, *args, **kwargs):
         """One epoch is over: its training losses by kind, and the validation label accuracy. Appended to the log.
@@ -389,6 +397,8 @@ class DistilTrainer(Trainer):
         means = (self.sums[:, 0] / self.sums[:, 1].clamp(min=1)).tolist()
         total = (self.sums[:, 0].sum() / self.sums[:, 1].sum().clamp(min=1)).item()
         found = told(self.validate() if ranks()[0] == 0 else {}) if self.validate else {}
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):  # of the epoch's last update
+            self.check_loss(math.nan)
         row = {"epoch": round(self.state.epoch), "step": self.state.global_step, "loss": total, "label_loss": means[0],
                "rationale_loss": means[1] if self.sums[1, 1] > len(self.sampler) else float("nan"),
                "validation_accuracy": found.get("accuracy", float("nan")),

@@ -152,6 +152,10 @@ def base(**change):
     return lambda tmp: runs.check_base(good | change)
 
 
+def demands(**change):
+    return lambda tmp: study.check_demands({"study": "own", **change}, list(study.NOTEBOOKS))
+
+
 def handed_on(name, content, use):
     """A file of studies/t that the last notebook left, and the next one's use of it."""
     def run(tmp):
@@ -324,6 +328,19 @@ CASES = {
     "longer than the student reads": (base(max_length=2000), "max_length is 2000", "expected at most 1024"),
     "unknown label format": (base(label_format="word"), "label_format 'word'", "expected one of text, letter, both"),
     "unknown dtype": (base(dtype="int4"), "dtype 'int4'", "expected auto"),
+    "float16 in training": (base(dtype="float16"), "dtype is 'float16'", "expected auto (float32 weights), float32 or bfloat16"),
+    "one test question": (base(test_size=1), "test_size is 1", "expected at least 2"),
+    # what later stages demand, before the first one runs
+    "float16 from the start": (demands(dtype="float16"), "dtype is 'float16'", "expected auto"),
+    "one test question from the start": (demands(test_size=1), "test_size is 1", "expected at least 2"),
+    "one generated test question": (demands(n_test=1), "n_test is 1", "expected at least 2"),
+    "nothing to shuffle": (demands(shuffle_units=[], controls=[]), "shuffle_units and controls are empty", "--stages without shuffle"),
+    "nowhere to shuffle": (demands(shuffle_placements=[], controls=[""]), "shuffle_units and controls are empty", "expected one of them"),
+    "no weights kept": (demands(keep_weights=False), "keep_weights is false, but attribution_model is pre_cot", "or attribution_model: undistilled"),
+    "no pre_cot arm": (demands(arms=["zero_shot", "post_cot"]), "arms has no pre_cot", "or attribution_model: undistilled"),
+    "unknown attribution model": (demands(attribution_model="teacher"), "attribution_model 'teacher'", "expected pre_cot or undistilled"),
+    "nothing to compare": (demands(check_methods=[]), "check_methods is empty", "expected at least one method"),
+    "nothing to keep or mask": (demands(keep_amounts=[], mask_amounts=[]), "keep_amounts and mask_amounts are empty", "--stages without attribute"),
     # arms
     "unknown arm": (arm("mid_cot"), "unknown arm 'mid_cot'", "expected one of zero_shot"),
     "amount above one": (arm("post_cot_masked", amount=1.5), "amount is 1.5", "from 0 to 1"),
@@ -394,6 +411,27 @@ def test_on_the_command_line(tmp_path, words, message):
                           cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT)})
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr
+    assert not (tmp_path / "out").exists() and not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize("change, stages", [
+    (dict(test_size=1), ["elicit"]), (dict(shuffle_units=[], controls=[]), ["elicit", "train", "evaluate", "attribute"]),
+    (dict(keep_weights=False), ["train", "shuffle"]), (dict(keep_weights=False, attribution_model="undistilled"), ["attribute"]),
+    (dict(shuffle_units=[], controls=["filler"]), ["shuffle"]), (dict(mask_amounts=[]), ["attribute"]),
+    (dict(arms=["label_only"]), ["elicit", "train", "evaluate"])])
+def test_what_the_chosen_stages_do_not_need_is_not_demanded(change, stages):
+    study.check_demands({"study": "own", **change}, stages)
+
+
+def test_a_student_is_tried_on_the_command_line_before_the_first_stage(tmp_path):
+    """A BERT, and what only notebook 4 would have found: status 1 and one line, before a question is read."""
+    from test_demands import save_student
+
+    put(tmp_path / "own.yaml", f"student: {save_student(tmp_path / 's', 'bert')}\n")
+    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "own.yaml"), "--executed", str(tmp_path / "out")],
+                          cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stdout.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: student '") and "no causal language model" in done.stderr
     assert not (tmp_path / "out").exists() and not (tmp_path / "artifacts").exists()
 
 
