@@ -19,6 +19,7 @@ import pytest
 from cotdistill.data import DataError, Example
 from cotdistill.elicit import (Demonstration, TeacherError, build_messages, elicit_openai, elicit_transformers, prompt_hash, read_records,
                                rebuild_prompt)
+from teachers import group_settings
 
 SHOWN = [Demonstration(Example("d1", "What color is snow?", ("white", "red"), 0), "Snow is frozen water. It is white.")]
 KEY = "sk-secret-0123456789"
@@ -98,17 +99,18 @@ class Reply(BaseHTTPRequestHandler):
 
 
 def ask(server, path, count=1, **how):
-    return elicit_openai(questions(count), path, **{**dict(model="m", base_url=server.url, demonstrations=SHOWN, timeout=0.5, backoff=0.01, concurrency=4), **how})
+    usual = dict(model="m", base_url=server.url, demonstrations=SHOWN, timeout=0.5, backoff=0.01, concurrency=4)
+    return elicit_openai(questions(count), path, **group_settings(**{**usual, **how}))
 
 
 CLIENT = """
 import sys
 from cotdistill.elicit import elicit_openai
 sys.path.insert(0, {tests!r})
-from test_elicit_server import SHOWN, questions
+from test_elicit_server import SHOWN, group_settings, questions
 assert "torch" not in sys.modules
-elicit_openai(questions(300), {path!r}, model="m", base_url={url!r}, demonstrations=SHOWN, timeout=1.0, backoff=0.02,
-              concurrency=8, max_retries=20)
+elicit_openai(questions(300), {path!r}, **group_settings(model="m", base_url={url!r}, demonstrations=SHOWN, timeout=1.0, backoff=0.02,
+              concurrency=8, max_retries=20))
 """
 
 
@@ -170,7 +172,7 @@ def test_a_server_that_fails_for_good_ends_in_one_clear_error(tmp_path, monkeypa
         state["down"] = down
         with pytest.raises(TeacherError) as error:
             ask(server, path, 10, max_retries=2)
-        assert all(text in str(error.value) for text in (said, "6 of 10 rationales are recorded", str(path), "only the other 4"))
+        assert all(text in str(error.value) for text in (said, "6 of 10 answers are recorded", str(path), "only the other 4"))
         assert error.value.__cause__ is None and KEY not in str(error.value) + repr(error.value.__context__)
     state["down"] = None
     assert len(ask(server, path, 10)) == 10
@@ -240,8 +242,8 @@ def test_a_real_server(tmp_path):
             for mode in ("blind", "label_conditioned"):
                 how = dict(demonstrations=SHOWN, mode=mode, chat=chat, max_new_tokens=12)
                 over = elicit_openai(questions(4), tmp_path / "served.jsonl", model=str(folder), base_url=f"http://127.0.0.1:{port}/v1",
-                                     concurrency=2, **how)
-                here = elicit_transformers(questions(4), student, tmp_path / "here.jsonl", **how)
+                                     **group_settings(concurrency=2, **how))
+                here = elicit_transformers(questions(4), student, tmp_path / "here.jsonl", **group_settings(**how))
                 assert [r["raw"] for r in over] == [r["raw"] for r in here] and all(r["cut_off"] for r in over)
                 assert len({r["raw"] for r in over}) > 1 or len({r["raw"] for r in here}) == 1
                 if not chat:
