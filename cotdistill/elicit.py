@@ -69,6 +69,12 @@ LEAVE_OUT = ("stop", "temperature", "top_p", "seed")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
+def _check_items(name: str, items, allowed: tuple[str, ...]) -> None:
+    unknown = next((item for item in items if item not in allowed), None)
+    if unknown is not None:
+        raise DataError(f"{name} holds {unknown!r}; expected only {', '.join(allowed)}")
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a teacher writes: `n` rationales per question, greedy at temperature 0.
@@ -137,7 +143,8 @@ class Connection:
         if not 0 <= self.max_failed <= 1:
             raise DataError(f"max_failed is {self.max_failed}; expected a share from 0 to 1")
         _check_items("leave_out", self.leave_out, LEAVE_OUT)
-        _check_items("token_limit", (self.token_limit,), TOKEN_LIMITS)
+        if self.token_limit not in TOKEN_LIMITS:
+            raise DataError(f"token_limit is '{self.token_limit}'; expected one of {', '.join(TOKEN_LIMITS)}")
 
 
 @dataclass(frozen=True)
@@ -151,14 +158,6 @@ class TeacherSource:
     base_url: str = ""
     batch_size: int = 16
     connection: Connection = Connection()
-
-
-def _check_items(name: str, items, allowed: tuple[str, ...]) -> None:
-    unknown = next((item for item in items if item not in allowed), None)
-    if unknown is not None:
-        raise DataError(f"{name} holds {unknown!r}; expected some of {', '.join(allowed)}"
-                        if name != "token_limit" else
-                        f"{name} is {unknown!r}; expected one of {', '.join(allowed)}")
 
 
 def parse_extra_body(items: list[str]) -> dict:
@@ -958,7 +957,7 @@ def read_answer(response, chat: bool) -> Answer:
     if not isinstance(choices, list):
         raise ValueError("the answer is not a completion object")
     choice = choices[0] if choices and isinstance(choices[0], dict) else {}
-    message = choice.get("message") if chat else choice
+    message = choice.get("message") if chat else choice or None
     text = join_parts(message.get("content" if chat else "text")) if isinstance(message, dict) else ""
     refusal = join_parts(message.get("refusal")) if isinstance(message, dict) else ""
     reason = str(choice.get("finish_reason") or "")
@@ -989,7 +988,11 @@ def _ask(client, request: dict, connection: Connection, secret: str | None, stop
             return read_answer(response, chat)._replace(seconds=time.monotonic() - start)
         except openai.APIStatusError as error:
             words = server_words(error, secret)
-            _stop_or_refuse(error, words, str(client.base_url))
+            try:
+                _stop_or_refuse(error, words, str(client.base_url))
+            except TeacherError:
+                stop.set()  # here and not by who collects: nothing more is asked meanwhile
+                raise
             failure, after = f"it answered {error.status_code}", error.response.headers.get("retry-after", "")
             wait = min(60.0, float(after)) if re.fullmatch(r"\d+(\.\d+)?", after) else 0.0
         except openai.APITimeoutError:
@@ -1002,8 +1005,9 @@ def _ask(client, request: dict, connection: Connection, secret: str | None, stop
             words = _address_hint(str(client.base_url))
         if attempt < tries - 1:
             stop.wait(max(wait, min(30.0, connection.backoff * 2**attempt) * random.uniform(0.5, 1.5)))
-    reason = f"{failure}, {tries} times in a row" + (f" ({words})" if words else "")
+    reason = failure + (f", {tries} times in a row" if tries > 1 else "") + (f" ({words})" if words else "")
     if unreachable:
+        stop.set()
         raise TeacherError(reason)
     raise _Failed(reason)
 
@@ -1038,8 +1042,8 @@ def study_key_for(words: str, param: str | None = None) -> str:
     """The study key that mends a request with a field the model does not take; "" for other refusals.
 
     words: the server's; param: the field that it names beside them (OpenAI's `param`)."""
-    if not re.search(r"(?i)unsupported|not support|unknown|unrecogni[sz]ed|not (?:permitted|allowed)|unexpected|extra (?:inputs|fields)",
-                     words):
+    refused = r"(?i)unsupported|not support|unknown|unrecogni[sz]ed|not (?:permitted|allowed)|unexpected"
+    if not re.search(refused, words) or not re.search(r"(?i)parameter|argument|field|input|value", words):
         return ""
     named = [param] if param else re.findall(r"['\"`](\w+)['\"`]", words) or re.findall(r"\b\w+\b", words)
     field = next((name for name in named if name in (*TOKEN_LIMITS, *LEAVE_OUT, "top_k")), None)
@@ -1108,7 +1112,8 @@ class _Failures:
         """Number, names and reasons of the questions that were skipped, the first ones in full."""
         shown = "; ".join(f"{id}: {reason}" for id, reason in self.skipped[:first])
         more = f"; and {len(self.skipped) - first} more" if len(self.skipped) > first else ""
-        return f"{len(self.skipped)} question(s) failed: {shown}{more}"
+        count = len(self.skipped)
+        return f"{count} question{'s' if count > 1 else ''} failed: {shown}{more}"
 
 
 def _collect_answers(waiting: dict, answered: bool, failures: _Failures, stop: threading.Event):
