@@ -273,7 +273,8 @@ class Scripted(Faulty):
 class Scripting(Reply):
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        id = "q" + body["messages"][-1]["content"].split("number ")[1].split()[0].zfill(3)
+        asked = body["messages"][-1]["content"]
+        id = "q" + asked.split("number ")[1].split()[0].zfill(3) if "number " in asked else asked
         with server.lock:
             nth = sum(i == id for i, _ in server.log)
             server.log.append((id, None))
@@ -506,3 +507,59 @@ def test_a_setting_that_cannot_be_is_named(make, said):
     with pytest.raises(DataError) as error:
         make()
     assert said in str(error.value)
+
+
+STUDY = """teacher: openai
+teacher_model: m
+base_url: {url}
+n_train: 40
+n_test: 8
+validation_size: 4
+request_timeout: 20
+max_failed: {max_failed}
+leave_out: [stop]
+token_limit: max_completion_tokens
+extra_body: [reasoning_effort=low]
+"""
+
+
+def test_a_study_with_such_a_teacher(scripted, tmp_path):
+    """Notebook 01: half a surrogate pair, a refusal, a thought that was cut off and a question that always fails."""
+    kinds = [{"content": " It is \ud83d so.\nAnswer: (A)"}, {"content": None, "refusal": "No."},
+             {"content": None, "reasoning_content": "Maybe (B)", "finish_reason": "length"}, (500, error_of("no memory"))]
+    order = []
+
+    def reply(id, nth, body):
+        assert "stop" not in body and body["max_completion_tokens"] == 128 and body["reasoning_effort"] == "low"
+        if id not in order:
+            order.append(id)
+        said = kinds[order.index(id)] if order.index(id) < len(kinds) else GOOD
+        return said if isinstance(said, tuple) else dict(said)
+
+    server = scripted(reply)
+    (tmp_path / "odd.yaml").write_text(STUDY.format(url=server.url, max_failed=0.1))
+    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT),
+                                "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "odd.yaml"), "--stages", "elicit",
+                           "--executed", str(tmp_path / "out")], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "37 of 40 training questions have a usable rationale" in done.stdout and "1 question failed: " in done.stdout
+    assert all(part in done.stdout for part in ("1 refused", "1 cut off", "1 not answered"))
+    written = (tmp_path / "artifacts" / "studies" / "odd" / "rationales.jsonl").read_text(encoding="utf-8")
+    assert "It is \ufffd so." in written and "Maybe" not in written
+
+
+def test_the_new_study_keys_are_checked(tmp_path):
+    from cotdistill.study import load_study
+
+    text = STUDY.format(url="http://h/v1", max_failed=0.1)
+    (tmp_path / "s.yaml").write_text(text + "ask_again: [cut_off]\n")
+    assert load_study(str(tmp_path / "s.yaml"))["ask_again"] == ["cut_off"]
+    for old, new, said in (("max_failed: 0.1", "max_failed: 2", "max_failed is 2; expected a number from 0 to 1"),
+                           ("request_timeout: 20", "request_timeout: 0", "request_timeout is 0; expected a number from 1 on"),
+                           ("extra_body: [reasoning_effort=low]", "extra_body: {a: 1}", "extra_body is {'a': 1} (dict); expected a list"),
+                           ("leave_out: [stop]", "leave_out: stop", "leave_out is 'stop' (str); expected a list")):
+        (tmp_path / "s.yaml").write_text(text.replace(old, new))
+        with pytest.raises(DataError) as error:
+            load_study(str(tmp_path / "s.yaml"))
+        assert said in str(error.value)
