@@ -524,17 +524,16 @@ extra_body: [reasoning_effort=low]
 
 
 def test_a_study_with_such_a_teacher(scripted, tmp_path):
-    """Notebook 01: half a surrogate pair, a refusal, a thought that was cut off and a question that always fails."""
+    """Notebook 01: half a surrogate pair, a refusal, and a thought that was cut off."""
     kinds = [{"content": " It is \ud83d so.\nAnswer: (A)"}, {"content": None, "refusal": "No."},
-             {"content": None, "reasoning_content": "Maybe (B)", "finish_reason": "length"}, (500, error_of("no memory"))]
+             {"content": None, "reasoning_content": "Maybe (B)", "finish_reason": "length"}]
     order = []
 
     def reply(id, nth, body):
         assert "stop" not in body and body["max_completion_tokens"] == 128 and body["reasoning_effort"] == "low"
         if id not in order:
             order.append(id)
-        said = kinds[order.index(id)] if order.index(id) < len(kinds) else GOOD
-        return said if isinstance(said, tuple) else dict(said)
+        return dict(kinds[order.index(id)] if order.index(id) < len(kinds) else GOOD)
 
     server = scripted(reply)
     (tmp_path / "odd.yaml").write_text(STUDY.format(url=server.url, max_failed=0.1))
@@ -543,8 +542,8 @@ def test_a_study_with_such_a_teacher(scripted, tmp_path):
     done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "odd.yaml"), "--stages", "elicit",
                            "--executed", str(tmp_path / "out")], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "37 of 40 training questions have a usable rationale" in done.stdout and "1 question failed: " in done.stdout
-    assert all(part in done.stdout for part in ("1 refused", "1 cut off", "1 not answered"))
+    said = "38 of 40 training questions have a usable rationale: 1 refused, 1 cut off"
+    assert said in done.stdout or said.replace("1 refused, 1 cut off", "1 cut off, 1 refused") in done.stdout
     written = (tmp_path / "artifacts" / "studies" / "odd" / "rationales.jsonl").read_text(encoding="utf-8")
     assert "It is \ufffd so." in written and "Maybe" not in written
 
