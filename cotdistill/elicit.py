@@ -144,7 +144,8 @@ class Connection:
             raise DataError(f"max_failed is {self.max_failed}; expected a share from 0 to 1")
         _check_items("leave_out", self.leave_out, LEAVE_OUT)
         if self.token_limit not in TOKEN_LIMITS:
-            raise DataError(f"token_limit is '{self.token_limit}'; expected one of {', '.join(TOKEN_LIMITS)}")
+            raise DataError(f"token_limit is '{self.token_limit}'; "
+                            f"expected one of {', '.join(TOKEN_LIMITS)}")
 
 
 @dataclass(frozen=True)
@@ -579,8 +580,9 @@ def join_thoughts(message: dict) -> str:
         if text := join_parts(message.get(name)):
             return text
     content = message.get("content")
-    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    return "".join(join_parts(part.get("thinking")) for part in parts if part.get("type") == "thinking")
+    parts = content if isinstance(content, list) else []
+    return "".join(join_parts(part.get("thinking")) for part in parts
+                   if isinstance(part, dict) and part.get("type") == "thinking")
 
 
 def completion_parts(record: dict) -> tuple[str, str, str]:
@@ -594,9 +596,9 @@ def completion_parts(record: dict) -> tuple[str, str, str]:
 
 
 def _finish(job: dict, example: Example, answer: Answer, secret: str | None = None) -> dict:
-    """The record of an answer. The key, which a server may echo, goes out before the text is read."""
-    record = {**job, "raw": replace_lone_surrogates(answer.text), "cut_off": answer.finish_reason in CUT_OFF,
-              "malformed": answer.problem, "seconds": round(answer.seconds, 4)}
+    """The record of an answer. A key that the server echoed goes out before the text is read."""
+    record = {**job, "raw": replace_lone_surrogates(answer.text), "malformed": answer.problem,
+              "cut_off": answer.finish_reason in CUT_OFF, "seconds": round(answer.seconds, 4)}
     if answer.message is not None:
         record |= {"message": answer.message, "finish_reason": answer.finish_reason}
     if secret:
@@ -643,14 +645,18 @@ def count_usable(found: dict[str, Rationale], records: list[dict], questions: li
     for id in (e.id for e in questions):
         if id in usable:
             continue
-        if records or id not in ids:
-            kinds["not asked" if id not in ids else answer_kind(rows[id][0]) if id in rows else "not answered"] += 1
+        if id not in ids:
+            kinds["not asked"] += 1
+        elif id in rows:
+            kinds[answer_kind(rows[id][0])] += 1
         else:
-            kinds["without one"] += 1
-    why = ": " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) if kinds else ""
-    broken = sum(any(r["cut_off"] and r["rationale"] == found[id].text for r in rows.get(id, [])) for id in usable)
+            kinds["not answered" if records else "without one"] += 1
+    why = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    broken = sum(any(r["cut_off"] and r["rationale"] == found[id].text for r in rows.get(id, []))
+                 for id in usable)
     more = f"; {broken} of them break off at max_teacher_tokens" if broken else ""
-    return f"{len(usable)} of {len(questions)} training questions have a usable rationale{why}{more}"
+    have = f"{len(usable)} of {len(questions)} training questions have a usable rationale"
+    return have + (f": {why}" if why else "") + more
 
 
 def _progress(total: int, before: int, what: str, every: float = 10.0):
@@ -694,7 +700,8 @@ def find_answers(jobs: list[dict], records: dict[tuple, dict]) -> dict[tuple, di
             ended.setdefault(_limitless_key(record), []).append(record)
     for job in jobs:
         limit = job["decoding"]["max_new_tokens"]
-        shorter = [r for r in ended.get(_limitless_key(job), []) if r["decoding"]["max_new_tokens"] < limit]
+        shorter = [r for r in ended.get(_limitless_key(job), [])
+                   if r["decoding"].get("max_new_tokens", limit) < limit]
         if _key(job) in records:
             found[_key(job)] = records[_key(job)]
         elif shorter:
@@ -708,7 +715,8 @@ def ask_all(jobs: list[dict], answer, examples: list[Example], path: Path, prefi
 
     answer(todo, found) yields (job, Answer) in any order; found holds what is recorded, by key, and
     grows meanwhile. A job that it leaves out is asked by the next call. ask_again: see
-    `TeacherSettings`. secret: a key that may stand nowhere. Returns the records there are, by job."""
+    `TeacherSettings`. secret: a key that may stand nowhere. Returns the records there are, in the
+    order of the jobs. Raises what `answer` raises, and DataError where the disk takes no more."""
     by_id = {example.id: example for example in examples}
     with _recording(path) as (records, file):
         _keep_prefixes(path, prefixes)
@@ -716,7 +724,8 @@ def ask_all(jobs: list[dict], answer, examples: list[Example], path: Path, prefi
         old = {key for key, record in found.items() if is_asked_again(record, ask_again)}
         todo = [job for job in jobs if _key(job) not in found or _key(job) in old]
         done = len(jobs) - len(todo)
-        show = _progress(len(jobs), done, f"{jobs[0]['teacher']}, {jobs[0]['mode']}" if jobs else "")
+        what = f"{jobs[0]['teacher']}, {jobs[0]['mode']}" if jobs else ""
+        show = _progress(len(jobs), done, what)
         with closing(answer(todo, found)) as answers:  # on an error it stops asking at once
             for job, got in answers:
                 record = _finish(job, by_id[job["id"]], got, secret)
@@ -896,19 +905,23 @@ def elicit_transformers(examples: list[Example], student, out_path: str | Path, 
     return ask_all(jobs, answer, examples, Path(out_path), prefixes, ask_again=settings.ask_again)
 
 
-def _generate_answers(student, todo: list[dict], ids: dict, sampling: Sampling, batch_size: int, share_prefix: bool):
-    """(job, Answer) of a local model, batch by batch; ids: the prompt's (prefix, rest) by question."""
+def _generate_answers(student, todo: list[dict], ids: dict, sampling: Sampling, batch_size: int,
+                      share_prefix: bool):
+    """(job, Answer) of a local model, batch by batch.
+
+    ids: the token ids (prefix, rest) of each question's prompt."""
     from cotdistill.students import prepacked
 
     todo = sorted(todo, key=lambda job: len(ids[job["id"]][1]))
+    prefix = ids[todo[0]["id"]][0] if todo and share_prefix else []
     with prepacked(student.model):
-        shared = prefix_cache(student, ids[todo[0]["id"]][0]) if todo and share_prefix and ids[todo[0]["id"]][0] else None
+        shared = prefix_cache(student, prefix) if prefix else None
         for start in range(0, len(todo), batch_size):
             batch = todo[start:start + batch_size]
             rows = [ids[job["id"]][1] if shared else sum(ids[job["id"]], []) for job in batch]
             for i, new, cut, seconds in generate(
-                    student, rows, shared, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
-                    max_new_tokens=sampling.max_new_tokens, end_ids=_end_ids(student),
+                    student, rows, shared, temperature=sampling.temperature, top_p=sampling.top_p,
+                    top_k=sampling.top_k, max_new_tokens=sampling.max_new_tokens, end_ids=_end_ids(student),
                     seeds=[sample_seed(sampling.seed, job["id"], job["sample"]) for job in batch]):
                 yield batch[i], Answer(student.decode(new), "length" if cut else "stop", seconds)
 
@@ -958,8 +971,8 @@ def read_answer(response, chat: bool) -> Answer:
         raise ValueError("the answer is not a completion object")
     choice = choices[0] if choices and isinstance(choices[0], dict) else {}
     message = choice.get("message") if chat else choice or None
-    text = join_parts(message.get("content" if chat else "text")) if isinstance(message, dict) else ""
-    refusal = join_parts(message.get("refusal")) if isinstance(message, dict) else ""
+    fields = message if isinstance(message, dict) else {}
+    text, refusal = join_parts(fields.get("content" if chat else "text")), join_parts(fields.get("refusal"))
     reason = str(choice.get("finish_reason") or "")
     problem = "" if text.strip() else "no text"
     if not text.strip() and refusal:
@@ -969,12 +982,14 @@ def read_answer(response, chat: bool) -> Answer:
     return Answer(text, reason, 0.0, response if message is None else message, problem)
 
 
-def _ask(client, request: dict, connection: Connection, secret: str | None, stop: threading.Event) -> Answer | None:
+def _ask(client, request: dict, connection: Connection, secret: str | None,
+         stop: threading.Event) -> Answer | None:
     """One answer, after up to max_retries further tries; None when stopped.
 
-    Tried again: timeouts, lost connections, 408, 409, 429, 5xx and answers that are not whole. The wait doubles from
-    `backoff` seconds up to 30, times a random factor from 0.5 to 1.5, and respects Retry-After (up to 60 s). Raises
-    _Refused and _Failed for this question, and TeacherError for what no other question would mend."""
+    Tried again: timeouts, lost connections, 408, 409, 429, 5xx and answers that are not whole. The
+    wait doubles from `backoff` seconds up to 30, times a random factor from 0.5 to 1.5, and respects
+    Retry-After (up to 60 s). Raises _Refused and _Failed for this question; TeacherError for what
+    would happen to any other question too, and sets `stop`."""
     import openai
 
     chat, tries, words = "messages" in request, connection.max_retries + 1, ""
@@ -993,7 +1008,8 @@ def _ask(client, request: dict, connection: Connection, secret: str | None, stop
             except TeacherError:
                 stop.set()  # here and not by who collects: nothing more is asked meanwhile
                 raise
-            failure, after = f"it answered {error.status_code}", error.response.headers.get("retry-after", "")
+            failure = f"it answered {error.status_code}"
+            after = error.response.headers.get("retry-after", "")
             wait = min(60.0, float(after)) if re.fullmatch(r"\d+(\.\d+)?", after) else 0.0
         except openai.APITimeoutError:
             failure = "it did not answer in time"
@@ -1005,7 +1021,8 @@ def _ask(client, request: dict, connection: Connection, secret: str | None, stop
             words = _address_hint(str(client.base_url))
         if attempt < tries - 1:
             stop.wait(max(wait, min(30.0, connection.backoff * 2**attempt) * random.uniform(0.5, 1.5)))
-    reason = failure + (f", {tries} times in a row" if tries > 1 else "") + (f" ({words})" if words else "")
+    reason = failure + (f", {tries} times in a row" if tries > 1 else "")
+    reason += f" ({words})" if words else ""
     if unreachable:
         stop.set()
         raise TeacherError(reason)
@@ -1020,7 +1037,7 @@ def server_words(error, secret: str | None = None, longest: int = 200) -> str:
             body = body[name]
     words = body if isinstance(body, str) and body else json.dumps(body) if body else error.message
     words = " ".join(words.split())
-    words = words.replace(secret, "***") if secret else words  # before it is cut: half a key is a key's half
+    words = words.replace(secret, "***") if secret else words  # before it is cut, so that no half stays
     return words if len(words) <= longest else words[:longest] + " …"
 
 
@@ -1043,12 +1060,15 @@ def study_key_for(words: str, param: str | None = None) -> str:
 
     words: the server's; param: the field that it names beside them (OpenAI's `param`)."""
     refused = r"(?i)unsupported|not support|unknown|unrecogni[sz]ed|not (?:permitted|allowed)|unexpected"
-    if not re.search(refused, words) or not re.search(r"(?i)parameter|argument|field|input|value", words):
+    about = r"(?i)parameter|argument|field|input|value"
+    if not re.search(refused, words) or not re.search(about, words):
         return ""
-    named = [param] if param else re.findall(r"['\"`](\w+)['\"`]", words) or re.findall(r"\b\w+\b", words)
+    quoted = re.findall(r"['\"`](\w+)['\"`]", words)
+    named = [param] if param else quoted or re.findall(r"\b\w+\b", words)
     field = next((name for name in named if name in (*TOKEN_LIMITS, *LEAVE_OUT, "top_k")), None)
     if field in TOKEN_LIMITS:
-        return f"set `token_limit: {next(name for name in TOKEN_LIMITS if name != field)}` in the study"
+        other = next(name for name in TOKEN_LIMITS if name != field)
+        return f"set `token_limit: {other}` in the study"
     if field == "top_k":
         return "set `top_k: 0` in the study"
     return f"set `leave_out: [{field}]` in the study" if field else ""
@@ -1080,17 +1100,29 @@ def _read_key() -> tuple[str, str | None]:
     return key or "none", key if key and len(key) >= 8 else None  # "x", "null": a placeholder, no secret
 
 
+def _server_decoding(sampling: Sampling, connection: Connection, chat: bool) -> dict:
+    """`_decoding` and what else decides what a server writes. token_limit is only a name."""
+    decoding = {**_decoding(sampling, connection.leave_out), "chat": chat}
+    decoding |= {"extra_body": connection.extra_body} if connection.extra_body else {}
+    return decoding | ({"leave_out": sorted(connection.leave_out)} if connection.leave_out else {})
+
+
 def _build_request(job: dict, prompt, sampling: Sampling, connection: Connection) -> dict:
-    """The arguments of a request: only what the protocol knows; the rest goes into extra_body."""
+    """The arguments of a request.
+
+    `seed` and top_p only at a temperature. top_k is no part of the protocol: it is sent in the extra
+    body, only when not 0 (vLLM and llama.cpp know it)."""
     body = {"model": job["teacher"], connection.token_limit: sampling.max_new_tokens,
             "temperature": sampling.temperature, "stop": [STOP],
             "messages" if isinstance(prompt, list) else "prompt": prompt}
     extra = dict(connection.extra_body or {})
     if sampling.temperature:
-        body |= {"top_p": sampling.top_p, "seed": sample_seed(sampling.seed, job["id"], job["sample"])}
+        seed = sample_seed(sampling.seed, job["id"], job["sample"])
+        body |= {"top_p": sampling.top_p, "seed": seed}
         extra = {**({"top_k": sampling.top_k} if sampling.top_k else {}), **extra}
     if not isinstance(prompt, list) and connection.token_limit != "max_tokens":
-        extra[connection.token_limit] = body.pop(connection.token_limit)  # /completions has no argument of this name
+        # the client's /completions has no argument of this name
+        extra[connection.token_limit] = body.pop(connection.token_limit)
     body = {name: value for name, value in body.items() if name not in connection.leave_out}
     return {**body, **({"extra_body": extra} if extra else {})}
 
@@ -1101,7 +1133,8 @@ class _Failures:
 
     def __init__(self, total: int, todo: int, connection: Connection):
         self.fatal, self.skipped, self.row = "", [], 0
-        self.allowed, self.patience = connection.max_failed * total, max(10, 2 * connection.concurrency)
+        self.allowed = connection.max_failed * total
+        self.patience = max(10, 2 * connection.concurrency)
         self.rest_may_fail = todo <= self.allowed
 
     def too_many(self) -> bool:
@@ -1147,7 +1180,8 @@ def _collect_answers(waiting: dict, answered: bool, failures: _Failures, stop: t
             refused = []
     if refused and not failures.fatal:
         job, answer = refused[0]
-        failures.fatal = f"it refused question {job['id']} ({answer.problem.removeprefix('refused: ')})"
+        reason = answer.problem.removeprefix("refused: ")
+        failures.fatal = f"it refused question {job['id']} ({reason})"
 
 
 def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, base_url: str, revision: str = "",
@@ -1155,23 +1189,21 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
                   connection: Connection = Connection()) -> list[dict]:
     """Ask a server that speaks the OpenAI protocol for rationales; returns their records.
 
-    The key is read from OPENAI_API_KEY and written nowhere ("none" is sent where it is not set, as local servers expect).
-    chat=False asks /completions with text, else /chat/completions with messages (the server applies its template).
-    top_k is no part of the protocol: it is sent only when not 0 (vLLM and llama.cpp know it); `seed` and top_p only at
-    a temperature. Retries: see `_ask`.
+    The key is read from OPENAI_API_KEY and written nowhere ("none" is sent where it is not set, as
+    local servers expect). chat=False asks /completions with text, else /chat/completions with
+    messages (the server applies its template).
 
-    What is in `out_path` by the same settings is not asked again; see `find_answers` for a limit that was raised. A
-    refused question (400, 413, 422) is recorded as malformed once the server has answered others. One that fails after
-    all its tries is skipped, named, and left to the next call, unless more than `max_failed` do. Raises TeacherError
-    where the server fails for good: everything answered until then is recorded, and the same call asks for the rest.
-    DataError for settings out of range."""
+    What is in `out_path` by the same settings is not asked again (`find_answers`: nor what ended by
+    itself under a smaller limit). A refused question (400, 413, 422) is recorded as malformed once
+    the server has answered others. One that fails after all its tries is skipped, named, and left to
+    the next call, unless more than max_failed do. Raises TeacherError where the server fails for
+    good: what was answered until then is recorded, and the same call asks for the rest. DataError
+    for settings out of range."""
     from openai import OpenAI
 
     url, path, sampling = _check_address(base_url), Path(out_path), settings.sampling
     chat = settings.chat is not False
-    decoding = {**_decoding(sampling, connection.leave_out), "chat": chat}
-    decoding |= {"extra_body": connection.extra_body} if connection.extra_body else {}
-    decoding |= {"leave_out": sorted(connection.leave_out)} if connection.leave_out else {}
+    decoding = _server_decoding(sampling, connection, chat)
     prompts, prefixes = {}, {}
 
     def make_job(example, sample):
@@ -1195,21 +1227,26 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
         pool = ThreadPoolExecutor(connection.concurrency)
         with OpenAI(api_key=key, base_url=base_url, timeout=connection.timeout, max_retries=0) as client:
             try:
-                waiting = {pool.submit(_ask, client, _build_request(job, prompts[job["id"]], sampling, connection),
-                                       connection, secret, stop): job for job in todo}
+                waiting = {}
+                for job in todo:
+                    request = _build_request(job, prompts[job["id"]], sampling, connection)
+                    waiting[pool.submit(_ask, client, request, connection, secret, stop)] = job
                 answered = any(not record["malformed"] for record in found.values())
                 yield from _collect_answers(waiting, answered, failures, stop)
             finally:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    records = ask_all(jobs, answer, examples, path, prefixes, ask_again=settings.ask_again, secret=secret)
-    _report_failures(failures, f"teacher {model} at {url.scheme}://{url.netloc}",
-                     f"{len(records)} of {len(jobs)} answers are recorded in {path}", len(jobs) - len(records), secret)
+    records = ask_all(jobs, answer, examples, path, prefixes, ask_again=settings.ask_again,
+                      secret=secret)
+    who = f"teacher {model} at {url.scheme}://{url.netloc}"
+    recorded = f"{len(records)} of {len(jobs)} answers are recorded in {path}"
+    _report_failures(failures, who, recorded, len(jobs) - len(records), secret)
     return records
 
 
-def _report_failures(failures: _Failures, who: str, recorded: str, missing: int, secret: str | None) -> None:
+def _report_failures(failures: _Failures, who: str, recorded: str, missing: int,
+                     secret: str | None) -> None:
     """Print which questions were skipped, or raise TeacherError where there were too many."""
     hide = lambda text: text.replace(secret, "***") if secret else text
     again = f"call again with the same settings: only the other {missing} are asked"
@@ -1217,9 +1254,11 @@ def _report_failures(failures: _Failures, who: str, recorded: str, missing: int,
         reasons = [failures.fatal] if failures.fatal else []
         if failures.skipped:
             reasons.append(f"{failures.describe()} (max_failed allows {failures.allowed:.0f})")
-        raise TeacherError(hide(f"{who}: {'; '.join(reasons)}. {recorded}. See that the server runs and {again}."))
+        message = f"{who}: {'; '.join(reasons)}. {recorded}. See that the server runs and {again}."
+        raise TeacherError(hide(message))
     if failures.skipped:
-        print(one_line(hide(f"{who}: skipped, as {failures.describe()}. {recorded}; {again}.")), flush=True)
+        message = f"{who}: {failures.describe()}, and left out. {recorded}; {again}."
+        print(one_line(hide(message)), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1228,7 +1267,9 @@ def _report_failures(failures: _Failures, who: str, recorded: str, missing: int,
 
 def _by_question(records: list[dict], examples: list[Example]) -> dict[str, list[dict]]:
     by_id, found = {example.id: example for example in examples}, {}
-    kinds = {(r["teacher"], r["revision"], r["mode"], r["prefix"], json.dumps({**r["decoding"], "max_new_tokens": 0}, sort_keys=True)) for r in records}
+    # answers of a smaller max_new_tokens stand beside those that were asked again with a larger one
+    kinds = {(r["teacher"], r["revision"], r["mode"], r["prefix"],
+              json.dumps({**r["decoding"], "max_new_tokens": 0}, sort_keys=True)) for r in records}
     if len(kinds) > 1:
         raise DataError(f"records of {len(kinds)} settings, e.g. {sorted(kinds)[0][:3]} and {sorted(kinds)[1][:3]}; expected those of one "
                         "teacher, mode, prompt and decoding")
