@@ -30,7 +30,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +59,126 @@ class TeacherError(RuntimeError):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# settings
+
+ASK_AGAIN = ("cut_off", "empty", "refused")
+LEAVE_OUT = ("stop", "temperature", "top_p", "seed")
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def _check_items(name: str, items, allowed: tuple[str, ...]) -> None:
+    unknown = next((item for item in items if item not in allowed), None)
+    if unknown is not None:
+        raise DataError(f"{name} holds {unknown!r}; expected only {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a teacher writes: `n` rationales per question, greedy at temperature 0.
+
+    Else they are sampled with top_p and top_k (0: all), each from its own seed. An answer longer
+    than max_new_tokens is cut off."""
+
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 128
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """What any teacher is asked, and what is asked again.
+
+    mode         "blind" or "label_conditioned" (top of this module)
+    chat         use a chat template; None: where there is one (a server: yes)
+    instruction  the sentence above the first question; None: ours
+    ask_again    recorded answers that are asked once more at the same settings: of "cut_off",
+                 "empty" (no rationale in it), "refused". The old record stays in the file.
+
+    Raises DataError for an unknown item of ask_again."""
+
+    mode: str = "blind"
+    chat: bool | None = None
+    instruction: str | None = None
+    sampling: Sampling = Sampling()
+    ask_again: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _check_items("ask_again", self.ask_again, ASK_AGAIN)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How a server is asked.
+
+    concurrency  requests at a time
+    timeout      seconds until a request counts as lost
+    max_retries  further tries of a request that failed; `backoff` seconds before the first
+    max_failed   share of the questions that may fail after all tries: they are skipped
+    extra_body   sent as it is, and recorded with the decoding
+    leave_out    fields of the request that the model refuses: of stop, temperature, top_p, seed
+    token_limit  what the server calls the limit: "max_tokens" or "max_completion_tokens"
+
+    Raises DataError for a value out of range."""
+
+    concurrency: int = 8
+    timeout: float = 60.0
+    max_retries: int = 8
+    backoff: float = 1.0
+    max_failed: float = 0.05
+    extra_body: dict | None = None
+    leave_out: tuple[str, ...] = ()
+    token_limit: str = "max_tokens"
+
+    def __post_init__(self):
+        if self.concurrency < 1:
+            raise DataError(f"concurrency is {self.concurrency}; expected a number from 1 on")
+        if not 0 < self.timeout < float("inf"):
+            raise DataError(f"request_timeout is {self.timeout}; expected seconds above 0")
+        if not 0 <= self.max_failed <= 1:
+            raise DataError(f"max_failed is {self.max_failed}; expected a share from 0 to 1")
+        _check_items("leave_out", self.leave_out, LEAVE_OUT)
+        if self.token_limit not in TOKEN_LIMITS:
+            raise DataError(f"token_limit is '{self.token_limit}'; "
+                            f"expected one of {', '.join(TOKEN_LIMITS)}")
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where rationales come from: a recorded file, a local model, or a model at a server.
+
+    batch_size is the local model's; connection the server's."""
+
+    recorded: str = ""
+    model: str = ""
+    base_url: str = ""
+    batch_size: int = 16
+    connection: Connection = Connection()
+
+
+def parse_extra_body(items: list[str]) -> dict:
+    """["reasoning_effort=low", "min_p=0.1"] -> {"reasoning_effort": "low", "min_p": 0.1}.
+
+    A value is JSON, or plain text where it is not. Raises DataError for an item without a key and
+    for a key that stands there twice."""
+    found = {}
+    for item in items:
+        key, sign, value = item.partition("=")
+        key = key.strip()
+        if not sign or not key:
+            raise DataError(f"extra_body holds {item!r}; expected key=value, e.g. min_p=0.1")
+        if key in found:
+            raise DataError(f"extra_body holds '{key}' twice; expected each key once")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value.strip()
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -695,12 +815,10 @@ def _recording(path: Path):
         yield {_key(record): record for record in records}, file
 
 
-def _append(file, record: dict, secret: str | None = None) -> None:
-    """One record, sealed, on the disk whole or not at all. Raises DataError where the disk takes no more."""
-    line = json.dumps(record)
-    if secret:
-        line = line.replace(json.dumps(secret)[1:-1], "***")
-    record = json.loads(line)
+def _append(file, record: dict) -> None:
+    """One record, sealed, on the disk whole or not at all. Raises DataError where the disk takes no more.
+
+    JSON escapes everything that is not ASCII, so that half a surrogate pair can be written too."""
     line = json.dumps({**record, "seal": fingerprint(record)}).encode() + b"\n"
     before = os.fstat(file.fileno()).st_size
     try:
@@ -750,14 +868,16 @@ def rebuild_prompt(record: dict, path: str | Path) -> str | list[dict]:
     return prompt
 
 
-def _decoding(temperature, top_p, top_k, max_new_tokens, seed, n) -> dict:
+def _decoding(sampling: Sampling, leave_out: tuple[str, ...] = ()) -> dict:
     """The part of a record that says how it was decoded. Raises DataError for a value out of range."""
+    temperature, top_p, top_k = sampling.temperature, sampling.top_p, sampling.top_k
+    max_new_tokens, n = sampling.max_new_tokens, sampling.n
     if not 0 <= temperature < float("inf") or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1 or n < 1:
         raise DataError(f"temperature {temperature}, top_p {top_p}, top_k {top_k}, max_new_tokens {max_new_tokens}, n {n}; "
                         "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), max_new_tokens >= 1, n >= 1")
-    if temperature == 0 and n > 1:
+    if temperature == 0 and n > 1 and "temperature" not in leave_out:
         raise DataError(f"n is {n} at temperature 0; expected n = 1 (every sample would be the same) or a temperature")
-    how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed} if temperature else {"temperature": 0}
+    how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": sampling.seed} if temperature else {"temperature": 0}
     return {**how, "max_new_tokens": max_new_tokens, "stop": STOP}
 
 
@@ -766,12 +886,118 @@ def sample_seed(seed: int, id: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|{sample}|{id}".encode()).digest()[:4], "big") >> 1
 
 
-def _finish(job: dict, example: Example, raw: str | None, cut_off: bool, seconds: float, problem: str = "") -> dict:
-    parsed = parse_completion(raw or "", example)
-    return {**job, "raw": raw or "", "rationale": parsed.rationale,
-            "answer": None if parsed.answer is None else LETTERS[parsed.answer], "contradicts": parsed.contradicts,
-            "cut_off": cut_off, "malformed": problem or ("no rationale" if not parsed.rationale else ""),
-            "seconds": round(seconds, 4)}
+class Answer(NamedTuple):
+    """What a teacher sent for one question.
+
+    message is the server's own object, whatever its form (None: a local model); finish_reason
+    "length" means cut off; problem says why there is no usable text."""
+
+    text: str = ""
+    finish_reason: str = "stop"
+    seconds: float = 0.0
+    message: object = None
+    problem: str = ""
+
+
+CUT_OFF = ("length", "max_tokens", "model_length")  # the finish reasons of several servers
+
+
+def join_parts(content) -> str:
+    """The text of a message's content: a text, or a list of parts whose texts are joined.
+
+    Parts without a text (images, thoughts, null) add nothing."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(map(join_parts, content))
+    if isinstance(content, dict) and content.get("type", "text") in ("text", "output_text"):
+        return join_parts(content.get("text"))
+    return ""
+
+
+def join_thoughts(message: dict) -> str:
+    """What a message holds of the teacher's thoughts outside its content, by any known name."""
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        if text := join_parts(message.get(name)):
+            return text
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return "".join(join_parts(part.get("thinking")) for part in parts
+                   if isinstance(part, dict) and part.get("type") == "thinking")
+
+
+def completion_parts(record: dict) -> tuple[str, str, str]:
+    """(text, thoughts sent beside it, finish reason) of a record: what `parse_completion` reads.
+
+    Records of local teachers and older ones hold the text only."""
+    message = record.get("message")
+    thoughts = join_thoughts(message) if isinstance(message, dict) else ""
+    reason = record.get("finish_reason") or ("length" if record["cut_off"] else "stop")
+    return record["raw"], clean_text(thoughts), reason
+
+
+def _finish(job: dict, example: Example, answer: Answer, secret: str | None = None) -> dict:
+    """The record of an answer. A key that the server echoed goes out before the text is read."""
+    record = {**job, "raw": clean_text(answer.text), "malformed": answer.problem,
+              "cut_off": answer.finish_reason in CUT_OFF, "seconds": round(answer.seconds, 4)}
+    if answer.message is not None:
+        record |= {"message": answer.message, "finish_reason": answer.finish_reason}
+    if secret:
+        record = json.loads(json.dumps(record).replace(json.dumps(secret)[1:-1], "***"))
+    text, thoughts, finish_reason = completion_parts(record)
+    parsed = Parsed(*read_completion(text, example, thoughts, finish_reason)[:3])
+    if record["malformed"].startswith("refused"):  # a text that a filter broke off is no rationale
+        parsed = Parsed("", None, False)
+    record |= {"rationale": parsed.rationale, "contradicts": parsed.contradicts,
+               "answer": None if parsed.answer is None else LETTERS[parsed.answer]}
+    record["malformed"] = record["malformed"] or ("no rationale" if not parsed.rationale else "")
+    return {field: record[field] for field in [*FIELDS, *(f for f in record if f not in FIELDS)]}
+
+
+def answer_kind(record: dict) -> str:
+    """"usable" where training has a rationale to learn from, else why not: "refused" (by the model
+    or its server), "cut off" (before the rationale was there), "empty" (no rationale in it).
+
+    A rationale that breaks off in mid text is usable; `cut_off` of the record says so."""
+    if record["rationale"].strip():
+        return "usable"
+    if record["malformed"].startswith("refused"):
+        return "refused"
+    return "cut off" if record["cut_off"] else "empty"
+
+
+def is_asked_again(record: dict, ask_again: tuple[str, ...]) -> bool:
+    """Whether a record is of a kind that is to be asked again. All that was cut off counts as
+    "cut_off", also where a usable text came of it."""
+    return ("cut_off" in ask_again and record["cut_off"]
+            or answer_kind(record).replace(" ", "_") in ask_again)
+
+
+def count_usable(found: dict[str, Rationale], records: list[dict], questions: list[Example],
+                 asked: list[Example]) -> str:
+    """"38 of 40 training questions have a usable rationale: 1 refused, 1 cut off".
+
+    found: rationales by id; records: the teacher's (none where nothing was asked); asked: the
+    questions that were put to it. Of those that end in mid text the number is said as well."""
+    usable = {e.id for e in questions if e.id in found and found[e.id].text.strip()}
+    kinds, ids, rows = Counter(), {e.id for e in asked}, {}
+    for record in records:
+        rows.setdefault(record["id"], []).append(record)
+    for id in (e.id for e in questions):
+        if id in usable:
+            continue
+        if id not in ids:
+            kinds["not asked"] += 1
+        elif id in rows:
+            kinds[answer_kind(rows[id][0])] += 1
+        else:
+            kinds["not answered" if records else "without one"] += 1
+    why = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    broken = sum(any(r["cut_off"] and r["rationale"] == found[id].text for r in rows.get(id, []))
+                 for id in usable)
+    more = f"; {broken} of them break off at max_teacher_tokens" if broken else ""
+    have = f"{len(usable)} of {len(questions)} training questions have a usable rationale"
+    return have + (f": {why}" if why else "") + more
 
 
 def _progress(total: int, before: int, what: str, every: float = 10.0):
@@ -785,7 +1011,7 @@ def _progress(total: int, before: int, what: str, every: float = 10.0):
             last, each = now, (now - start) / max(1, done - before)
             left = each * (total - done)
             left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
-            print(f"{what}: {done} of {total} rationales, {each:.2f} s each, {left} left", flush=True)
+            print(f"{what}: {done} of {total} answers, {each:.2f} s each, {left} left", flush=True)
 
     return show
 
@@ -797,6 +1023,57 @@ def _plan(examples, n, make_job):
     if keys and max(keys.values()) > 1:
         raise DataError(f"duplicate id '{keys.most_common(1)[0][0][0]}' among the questions; ids must be unique")
     return jobs
+
+
+def _limitless_key(record: dict) -> tuple:
+    decoding = {k: v for k, v in record["decoding"].items() if k != "max_new_tokens"}
+    return _key({**record, "decoding": decoding})
+
+
+def find_answers(jobs: list[dict], records: dict[tuple, dict]) -> dict[tuple, dict]:
+    """The recorded answers of jobs, by the job's key.
+
+    An answer that ended by itself under a smaller max_new_tokens is the answer under a larger one
+    too: after the limit was raised only what was cut off is asked again."""
+    found, ended = {}, {}
+    for record in records.values():
+        if not record["cut_off"]:
+            ended.setdefault(_limitless_key(record), []).append(record)
+    for job in jobs:
+        limit = job["decoding"]["max_new_tokens"]
+        shorter = [r for r in ended.get(_limitless_key(job), [])
+                   if r["decoding"].get("max_new_tokens", limit) < limit]
+        if _key(job) in records:
+            found[_key(job)] = records[_key(job)]
+        elif shorter:
+            found[_key(job)] = shorter[-1]
+    return found
+
+
+def ask_all(jobs: list[dict], answer, examples: list[Example], path: Path, prefixes: dict, *,
+            ask_again: tuple[str, ...] = (), secret: str | None = None) -> list[dict]:
+    """Ask for the jobs that have no record yet, and record every answer as it comes.
+
+    answer(todo, found) yields (job, Answer) in any order; found holds what is recorded, by key, and
+    grows meanwhile. A job that it leaves out is asked by the next call. ask_again: see
+    `TeacherSettings`. secret: a key that may stand nowhere. Returns the records there are, in the
+    order of the jobs. Raises what `answer` raises, and DataError where the disk takes no more."""
+    by_id = {example.id: example for example in examples}
+    with _recording(path) as (records, file):
+        _keep_prefixes(path, prefixes)
+        found = find_answers(jobs, records)
+        old = {key for key, record in found.items() if is_asked_again(record, ask_again)}
+        todo = [job for job in jobs if _key(job) not in found or _key(job) in old]
+        done = len(jobs) - len(todo)
+        what = f"{jobs[0]['teacher']}, {jobs[0]['mode']}" if jobs else ""
+        show = _progress(len(jobs), done, what)
+        with closing(answer(todo, found)) as answers:  # on an error it stops asking at once
+            for job, got in answers:
+                record = _finish(job, by_id[job["id"]], got, secret)
+                _append(file, record)
+                found[_key(job)], done = record, done + 1
+                show(done)
+    return [found[_key(job)] for job in jobs if _key(job) in found]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -928,65 +1205,66 @@ def _end_ids(student) -> set[int]:
     return {vocabulary[t] for t in ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "</s>", "<|endoftext|>") if t in vocabulary}
 
 
-def elicit_transformers(examples: list[Example], student, out_path: str | Path, *, demonstrations: list[Demonstration],
-                        mode: str = "blind", chat: bool | None = None, instruction: str | None = None, n: int = 1,
-                        temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = 128, seed: int = 0,
+def elicit_transformers(examples: list[Example], student, out_path: str | Path, *,
+                        demonstrations: list[Demonstration], settings: TeacherSettings = TeacherSettings(),
                         batch_size: int = 16, share_prefix: bool = True, device: str = "auto") -> list[dict]:
-    """Ask a local model for `n` rationales per question; returns their records, by question and sample.
+    """Ask a local model for rationales; returns their records, by question and sample.
 
     student        a Student, or what load_student takes (a bundled name, a directory, a hub id)
-    chat           use the tokenizer's chat template; None: where it has one
-    temperature    0 is greedy; else sampled with top_p and top_k (0: all), each answer from its own seed
     share_prefix   compute the few-shot prefix once and reuse its keys and values (the same tokens, less time)
     device         "auto" takes a GPU where there is one; only used when `student` is a name
 
     What is in `out_path` by the same settings is not asked again. Questions of about the same length share a batch.
     Raises DataError for settings out of range and for a prompt that does not fit the model."""
-    from cotdistill.students import best_device, best_dtype, load_student, prepacked
+    from cotdistill.students import best_device, best_dtype, load_student
 
     if isinstance(student, str):
         student = load_student(student, best_dtype("auto", best_device(device)), best_device(device))
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; expected a number from 1 on")
-    path, decoding = Path(out_path), _decoding(temperature, top_p, top_k, max_new_tokens, seed, n)
-    decoding["dtype"] = str(student.model.dtype).removeprefix("torch.")
-    chat = bool(student.tokenizer.chat_template) if chat is None else chat
-    by_id, ids, prefixes = {example.id: example for example in examples}, {}, {}
+    decoding = _decoding(settings.sampling) | {"dtype": str(student.model.dtype).removeprefix("torch.")}
+    chat = bool(student.tokenizer.chat_template) if settings.chat is None else settings.chat
+    ids, prefixes = {}, {}
 
     def make_job(example, sample):
-        prompt = build_prompt(example, demonstrations, mode, student.tokenizer if chat else None, instruction)
+        prompt = build_prompt(example, demonstrations, settings.mode, student.tokenizer if chat else None, settings.instruction)
         prefixes[fingerprint(prompt.prefix, prompt.tail)] = {"prefix": prompt.prefix, "tail": prompt.tail}
         ids.setdefault(example.id, prompt_ids(student, prompt))
         return {"id": example.id, "sample": sample, "prompt_hash": prompt_hash(prompt.text),
-                "prefix": fingerprint(prompt.prefix, prompt.tail), "question": prompt.question, "mode": mode,
+                "prefix": fingerprint(prompt.prefix, prompt.tail), "question": prompt.question, "mode": settings.mode,
                 "teacher": student.name, "revision": student.fingerprint, "decoding": decoding}
 
-    jobs = _plan(examples, n, make_job)
+    jobs = _plan(examples, settings.sampling.n, make_job)
     room = getattr(student.model.config, "max_position_embeddings", None) or 10**9
+    new_tokens = settings.sampling.max_new_tokens
     for id, (prefix, rest) in ids.items():
-        if len(prefix) + len(rest) + max_new_tokens > room:
-            raise DataError(f"id {id}: a prompt of {len(prefix) + len(rest)} tokens plus {max_new_tokens} new ones; expected at most "
+        if len(prefix) + len(rest) + new_tokens > room:
+            raise DataError(f"id {id}: a prompt of {len(prefix) + len(rest)} tokens plus {new_tokens} new ones; expected at most "
                             f"{room} for {student.name}: give fewer demonstrations")
-    with _recording(path) as (records, file):
-        _keep_prefixes(path, prefixes)
-        todo = sorted((job for job in jobs if _key(job) not in records), key=lambda job: len(ids[job["id"]][1]))
-        show, done = _progress(len(jobs), len(jobs) - len(todo), f"{student.name}, {mode}"), len(jobs) - len(todo)
-        prefix = ids[todo[0]["id"]][0] if todo and share_prefix and len(prefixes) == 1 else []
-        with prepacked(student.model):
-            shared = prefix_cache(student, prefix) if prefix else None
-            for start in range(0, len(todo), batch_size):
-                batch = todo[start:start + batch_size]
-                rows = [ids[job["id"]][1] if shared else sum(ids[job["id"]], []) for job in batch]
-                for i, new, cut, seconds in generate(
-                        student, rows, shared, temperature=temperature, top_p=top_p, top_k=top_k,
-                        max_new_tokens=max_new_tokens, end_ids=_end_ids(student),
-                        seeds=[sample_seed(seed, job["id"], job["sample"]) for job in batch]):
-                    record = _finish(batch[i], by_id[batch[i]["id"]], student.decode(new), cut, seconds)
-                    _append(file, record)
-                    records[_key(record)] = record
-                done += len(batch)
-                show(done)
-    return [records[_key(job)] for job in jobs]
+    shares = share_prefix and len(prefixes) == 1
+    answer = lambda todo, found: _generate_answers(student, todo, ids, settings.sampling, batch_size, shares)
+    return ask_all(jobs, answer, examples, Path(out_path), prefixes, ask_again=settings.ask_again)
+
+
+def _generate_answers(student, todo: list[dict], ids: dict, sampling: Sampling, batch_size: int,
+                      share_prefix: bool):
+    """(job, Answer) of a local model, batch by batch.
+
+    ids: the token ids (prefix, rest) of each question's prompt."""
+    from cotdistill.students import prepacked
+
+    todo = sorted(todo, key=lambda job: len(ids[job["id"]][1]))
+    prefix = ids[todo[0]["id"]][0] if todo and share_prefix else []
+    with prepacked(student.model):
+        shared = prefix_cache(student, prefix) if prefix else None
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start:start + batch_size]
+            rows = [ids[job["id"]][1] if shared else sum(ids[job["id"]], []) for job in batch]
+            for i, new, cut, seconds in generate(
+                    student, rows, shared, temperature=sampling.temperature, top_p=sampling.top_p,
+                    top_k=sampling.top_k, max_new_tokens=sampling.max_new_tokens, end_ids=_end_ids(student),
+                    seeds=[sample_seed(sampling.seed, job["id"], job["sample"]) for job in batch]):
+                yield batch[i], Answer(student.decode(new), "length" if cut else "stop", seconds)
 
 
 def time_shared_prefix(examples: list[Example], student, demonstrations: list[Demonstration], *, mode: str = "blind",
@@ -1020,75 +1298,130 @@ class _Refused(Exception):
     """The server read the question and will not answer it (400, 413, 422)."""
 
 
-def _answer_of(response, chat: bool) -> tuple[str | None, str]:
-    """(text, finish reason) of a response; ValueError where it is not a completion at all (cut JSON)."""
-    choices = getattr(response, "choices", None)
+class _Failed(Exception):
+    """A question got no answer, however often it was asked."""
+
+
+def read_answer(response, chat: bool) -> Answer:
+    """A server's JSON object -> Answer. `message` keeps what was sent, whatever its form.
+
+    A refusal is a refusal field without any text, or a text that a content filter broke off. Raises
+    ValueError for what is not a completion at all."""
+    choices = response.get("choices") if isinstance(response, dict) else None
     if not isinstance(choices, list):
         raise ValueError("the answer is not a completion object")
-    if not choices:
-        return None, ""
-    first = choices[0]
-    text = getattr(getattr(first, "message", None), "content", None) if chat else getattr(first, "text", None)
-    return text if isinstance(text, str) else None, str(getattr(first, "finish_reason", "") or "")
+    choice = choices[0] if choices and isinstance(choices[0], dict) else {}
+    message = choice.get("message") if chat else choice or None
+    fields = message if isinstance(message, dict) else {}
+    text, refusal = join_parts(fields.get("content" if chat else "text")), join_parts(fields.get("refusal"))
+    reason = str(choice.get("finish_reason") or "")
+    problem = "" if text.strip() else "no text"
+    if not text.strip() and refusal:
+        problem = f"refused: {refusal}"
+    elif reason == "content_filter":
+        problem = "refused: content_filter"
+    return Answer(text, reason, 0.0, response if message is None else message, problem)
 
 
-def _ask(client, request: dict, chat: bool, max_retries: int, backoff: float, stop: threading.Event):
-    """One answer as (text or None, finish reason, seconds), after up to max_retries further attempts; None when stopped.
+def _ask(client, request: dict, connection: Connection, secret: str | None,
+         stop: threading.Event) -> Answer | None:
+    """One answer, after up to max_retries further tries; None when stopped.
 
-    Tried again: timeouts, lost connections, 408, 409, 429, 5xx and answers that are not whole. The wait doubles from
-    `backoff` seconds up to 30, times a random factor from 0.5 to 1.5, and respects Retry-After (up to 60 s)."""
+    Tried again: timeouts, lost connections, 408, 409, 429, 5xx and answers that are not whole. The
+    wait doubles from `backoff` seconds up to 30, times a random factor from 0.5 to 1.5, and respects
+    Retry-After (up to 60 s). Raises _Refused and _Failed for this question; TeacherError for what
+    would happen to any other question too, and sets `stop`."""
     import openai
 
-    for attempt in range(max_retries + 1):
+    chat, tries, words = "messages" in request, connection.max_retries + 1, ""
+    endpoint = (client.chat.completions if chat else client.completions).with_raw_response
+    for attempt in range(tries):
         if stop.is_set():
             return None
-        start, wait = time.monotonic(), 0.0
+        start, wait, words, unreachable = time.monotonic(), 0.0, "", False
         try:
-            response = (client.chat.completions if chat else client.completions).create(**request)
-            text, reason = _answer_of(response, chat)
-            return text, reason, time.monotonic() - start
+            response = endpoint.create(**request).http_response.json()
+            return read_answer(response, chat)._replace(seconds=time.monotonic() - start)
         except openai.APIStatusError as error:
-            status = error.status_code
-            if status in (400, 413, 422):
-                raise _Refused(f"{status} {_brief(error)}") from None
-            if status not in (408, 409, 429) and status < 500:
-                raise TeacherError(f"it answered {status} ({_brief(error)})") from None
-            failure = f"it answered {status}"
+            words = server_words(error, secret)
+            try:
+                _stop_or_refuse(error, words, str(client.base_url))
+            except TeacherError:
+                stop.set()  # here and not by who collects: nothing more is asked meanwhile
+                raise
+            failure = f"it answered {error.status_code}"
             after = error.response.headers.get("retry-after", "")
             wait = min(60.0, float(after)) if re.fullmatch(r"\d+(\.\d+)?", after) else 0.0
         except openai.APITimeoutError:
             failure = "it did not answer in time"
         except openai.APIConnectionError as error:
-            failure = f"no connection ({type(error.__cause__ or error).__name__})"
-        except (openai.APIError, ValueError) as error:  # cut or invalid JSON
+            cause = type(error.__cause__ or error).__name__
+            failure, unreachable = f"no connection ({cause})", cause == "ConnectError"
+        except (openai.APIError, ValueError, RecursionError) as error:  # cut or invalid JSON, a web page
             failure = f"its answer was not whole ({type(error).__name__})"
-        if attempt < max_retries:
-            stop.wait(max(wait, min(30.0, backoff * 2**attempt) * random.uniform(0.5, 1.5)))
-    raise TeacherError(f"{failure}, {max_retries + 1} times in a row")
+            words = _address_hint(str(client.base_url))
+        if attempt < tries - 1:
+            stop.wait(max(wait, min(30.0, connection.backoff * 2**attempt) * random.uniform(0.5, 1.5)))
+    reason = failure + (f", {tries} times in a row" if tries > 1 else "")
+    reason += f" ({words})" if words else ""
+    if unreachable:
+        stop.set()
+        raise TeacherError(reason)
+    raise _Failed(reason)
 
 
-def _brief(error) -> str:
-    return " ".join(str(getattr(error, "message", error)).split())[:160]
+def server_words(error, secret: str | None = None, longest: int = 200) -> str:
+    """What a server itself says of an error, on one line, shortened, without the key."""
+    body = error.body
+    for name in ("error", "message", "detail"):
+        if isinstance(body, dict) and body.get(name):
+            body = body[name]
+    words = body if isinstance(body, str) and body else json.dumps(body) if body else error.message
+    words = " ".join(words.split())
+    words = words.replace(secret, "***") if secret else words  # before it is cut, so that no half stays
+    return words if len(words) <= longest else words[:longest] + " …"
 
 
-def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, base_url: str, demonstrations: list[Demonstration],
-                  mode: str = "blind", revision: str = "", chat: bool = True, instruction: str | None = None, n: int = 1,
-                  temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, max_new_tokens: int = 128, seed: int = 0,
-                  concurrency: int = 8, timeout: float = 60.0, max_retries: int = 8, backoff: float = 1.0,
-                  extra_body: dict | None = None) -> list[dict]:
-    """Ask a server that speaks the OpenAI protocol for `n` rationales per question; returns their records.
+def _stop_or_refuse(error, words: str, base_url: str) -> None:
+    """Raise TeacherError or _Refused for a status that another try would not mend."""
+    status = error.status_code
+    if status in (400, 422) and (hint := study_key_for(words, getattr(error, "param", None))):
+        raise TeacherError(f"it answered {status} ({words}); {hint}") from None
+    if status in (400, 413, 422):
+        raise _Refused(f"{status} {words}") from None
+    quota = re.search(r"(?i)insufficient[ _](quota|balance|credit|funds)|exceeded your current quota",
+                      f"{words} {getattr(error, 'code', '')} {getattr(error, 'type', '')}")
+    if status not in (408, 409, 429) and status < 500 or quota:
+        hint = _address_hint(base_url) if status in (404, 405) else ""
+        raise TeacherError(f"it answered {status} ({words})" + (f"; {hint}" if hint else "")) from None
 
-    The key is read from OPENAI_API_KEY and written nowhere ("none" is sent where it is not set, as local servers expect).
-    chat=True asks /chat/completions with messages (the server applies its template), chat=False /completions with text.
-    top_k is no part of the protocol: it is sent only when not 0 (vLLM and llama.cpp know it); `seed` and top_p only at
-    a temperature. extra_body is sent as it is and recorded with the decoding (e.g. {"random_seed": 0} for Mistral).
-    `concurrency` requests at a time; retries: see `_ask`.
 
-    What is in `out_path` by the same settings is not asked again. A refused question (400, 413, 422) is recorded as
-    malformed once the server has answered others. Raises TeacherError where the server fails for good: everything
-    answered until then is recorded, and the same call asks for the rest. DataError for settings out of range."""
-    from openai import OpenAI
+def study_key_for(words: str, param: str | None = None) -> str:
+    """The study key that mends a request with a field the model does not take; "" for other refusals.
 
+    words: the server's; param: the field that it names beside them (OpenAI's `param`)."""
+    refused = r"(?i)unsupported|not support|unknown|unrecogni[sz]ed|not (?:permitted|allowed)|unexpected"
+    about = r"(?i)parameter|argument|field|input|value"
+    if not re.search(refused, words) or not re.search(about, words):
+        return ""
+    quoted = re.findall(r"['\"`](\w+)['\"`]", words)
+    named = [param] if param else quoted or re.findall(r"\b\w+\b", words)
+    field = next((name for name in named if name in (*TOKEN_LIMITS, *LEAVE_OUT, "top_k")), None)
+    if field in TOKEN_LIMITS:
+        other = next(name for name in TOKEN_LIMITS if name != field)
+        return f"set `token_limit: {other}` in the study"
+    if field == "top_k":
+        return "set `top_k: 0` in the study"
+    return f"set `leave_out: [{field}]` in the study" if field else ""
+
+
+def _address_hint(base_url: str) -> str:
+    path = urlsplit(base_url).path.rstrip("/")
+    return "" if re.search(r"/v\d", path) else "base_url has no /v1 at its end, where most servers answer"
+
+
+def _check_address(base_url: str):
+    """The parts of base_url. Raises DataError for one that is no plain http address."""
     try:
         url = urlsplit(base_url)
         host, fits = url.hostname, url.port is None or url.port > 0
@@ -1097,76 +1430,176 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
     if not fits or url.scheme not in ("http", "https") or not host or url.username or url.password or url.query or url.fragment:
         raise DataError(f"base_url with host '{host}'; expected http(s)://host:port/v1 without a user, a key or a query: "
                         "the key belongs in OPENAI_API_KEY")
-    if concurrency < 1:
-        raise DataError(f"concurrency is {concurrency}; expected a number from 1 on")
-    path, decoding = Path(out_path), _decoding(temperature, top_p, top_k, max_new_tokens, seed, n)
-    decoding = {**decoding, "chat": chat, **({"extra_body": extra_body} if extra_body else {})}
-    by_id, prompts, prefixes = {example.id: example for example in examples}, {}, {}
+    return url
+
+
+def _read_key() -> tuple[str, str | None]:
+    """(the key to send, the secret to keep out of everything) from OPENAI_API_KEY. Raises DataError."""
+    key = os.environ.get("OPENAI_API_KEY") or None
+    if key and not re.fullmatch(r"[!-~]+", key):
+        raise DataError("OPENAI_API_KEY holds a blank, a line break or a letter that is not ASCII; expected a key as it was given out")
+    return key or "none", key if key and len(key) >= 8 else None  # "x", "null": a placeholder, no secret
+
+
+def _server_decoding(sampling: Sampling, connection: Connection, chat: bool) -> dict:
+    """`_decoding` and what else decides what a server writes. token_limit is only a name."""
+    decoding = {**_decoding(sampling, connection.leave_out), "chat": chat}
+    decoding |= {"extra_body": connection.extra_body} if connection.extra_body else {}
+    return decoding | ({"leave_out": sorted(connection.leave_out)} if connection.leave_out else {})
+
+
+def _build_request(job: dict, prompt, sampling: Sampling, connection: Connection) -> dict:
+    """The arguments of a request.
+
+    `seed` and top_p only at a temperature. top_k is no part of the protocol: it is sent in the extra
+    body, only when not 0 (vLLM and llama.cpp know it)."""
+    body = {"model": job["teacher"], connection.token_limit: sampling.max_new_tokens,
+            "temperature": sampling.temperature, "stop": [STOP],
+            "messages" if isinstance(prompt, list) else "prompt": prompt}
+    extra = dict(connection.extra_body or {})
+    if sampling.temperature:
+        seed = sample_seed(sampling.seed, job["id"], job["sample"])
+        body |= {"top_p": sampling.top_p, "seed": seed}
+        extra = {**({"top_k": sampling.top_k} if sampling.top_k else {}), **extra}
+    if not isinstance(prompt, list) and connection.token_limit != "max_tokens":
+        # the client's /completions has no argument of this name
+        extra[connection.token_limit] = body.pop(connection.token_limit)
+    body = {name: value for name, value in body.items() if name not in connection.leave_out}
+    return {**body, **({"extra_body": extra} if extra else {})}
+
+
+class _Failures:
+    """What went wrong while a server was asked: `fatal` ends the run, `skipped` holds (id, reason)
+    of the questions that failed after all their tries."""
+
+    def __init__(self, total: int, todo: int, connection: Connection):
+        self.fatal, self.skipped, self.row = "", [], 0
+        self.allowed = connection.max_failed * total
+        self.patience = max(10, 2 * connection.concurrency)
+        self.rest_may_fail = todo <= self.allowed
+
+    def too_many(self) -> bool:
+        """More than the share that may fail, or so many in a row that the server must be down."""
+        return len(self.skipped) > self.allowed or self.row >= self.patience and not self.rest_may_fail
+
+    def describe(self, first: int = 3) -> str:
+        """Number, names and reasons of the questions that were skipped, the first ones in full."""
+        shown = "; ".join(f"{id}: {reason}" for id, reason in self.skipped[:first])
+        more = f"; and {len(self.skipped) - first} more" if len(self.skipped) > first else ""
+        count = len(self.skipped)
+        return f"{count} question{'s' if count > 1 else ''} failed: {shown}{more}"
+
+
+def _collect_answers(waiting: dict, answered: bool, failures: _Failures, stop: threading.Event):
+    """(job, Answer) of each request as it ends; what fails goes to `failures`.
+
+    Refusals count as answers about one question once the server has answered another; where it
+    refuses all, the settings are wrong."""
+    refused = []
+    for future in as_completed(waiting):
+        job = waiting[future]
+        try:
+            answer = future.result()
+        except _Refused as refusal:
+            refused.append((job, Answer(problem=f"refused: {refusal}")))
+            if not answered and len(refused) >= failures.patience:
+                stop.set()
+        except _Failed as error:
+            failures.skipped.append((job["id"], str(error)))
+            failures.row += 1
+            if failures.too_many():
+                stop.set()
+        except TeacherError as error:
+            failures.fatal = failures.fatal or str(error)
+            stop.set()
+        else:
+            if answer is not None:
+                answered, failures.row = True, 0
+                yield job, answer
+        if answered:
+            yield from refused
+            refused = []
+    if refused and not failures.fatal:
+        job, answer = refused[0]
+        reason = answer.problem.removeprefix("refused: ")
+        failures.fatal = f"it refused question {job['id']} ({reason})"
+
+
+def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, base_url: str, revision: str = "",
+                  demonstrations: list[Demonstration], settings: TeacherSettings = TeacherSettings(),
+                  connection: Connection = Connection()) -> list[dict]:
+    """Ask a server that speaks the OpenAI protocol for rationales; returns their records.
+
+    The key is read from OPENAI_API_KEY and written nowhere ("none" is sent where it is not set, as
+    local servers expect). chat=False asks /completions with text, else /chat/completions with
+    messages (the server applies its template).
+
+    What is in `out_path` by the same settings is not asked again (`find_answers`: nor what ended by
+    itself under a smaller limit). A refused question (400, 413, 422) is recorded as malformed once
+    the server has answered others. One that fails after all its tries is skipped, named, and left to
+    the next call, unless more than max_failed do. Raises TeacherError where the server fails for
+    good: what was answered until then is recorded, and the same call asks for the rest. DataError
+    for settings out of range."""
+    from openai import OpenAI
+
+    url, path, sampling = _check_address(base_url), Path(out_path), settings.sampling
+    chat = settings.chat is not False
+    decoding = _server_decoding(sampling, connection, chat)
+    prompts, prefixes = {}, {}
 
     def make_job(example, sample):
         if chat:
-            prompt = build_messages(example, demonstrations, mode, instruction)
+            prompt = build_messages(example, demonstrations, settings.mode, settings.instruction)
             shared, question = {"messages": prompt[:-1]}, prompt[-1]["content"]
         else:
-            pieces = build_prompt(example, demonstrations, mode, None, instruction)
+            pieces = build_prompt(example, demonstrations, settings.mode, None, settings.instruction)
             prompt, shared, question = pieces.text, {"prefix": pieces.prefix, "tail": ""}, pieces.question
         prompts[example.id], prefixes[fingerprint(shared)] = prompt, shared
         return {"id": example.id, "sample": sample, "prompt_hash": prompt_hash(prompt), "prefix": fingerprint(shared),
-                "question": question, "mode": mode, "teacher": model, "revision": revision, "decoding": decoding}
+                "question": question, "mode": settings.mode, "teacher": model, "revision": revision, "decoding": decoding}
 
-    def request(job):
-        body = {"model": model, "max_tokens": max_new_tokens, "temperature": temperature, "stop": [STOP],
-                "messages" if chat else "prompt": prompts[job["id"]]}
-        if temperature:
-            body.update(top_p=top_p, seed=sample_seed(seed, job["id"], job["sample"]))
-        extra = {**({"top_k": top_k} if temperature and top_k else {}), **(extra_body or {})}
-        return {**body, **({"extra_body": extra} if extra else {})}
+    key, secret = _read_key()
+    jobs = _plan(examples, sampling.n, make_job)
+    failures, stop = _Failures(len(jobs), len(jobs), connection), threading.Event()
 
-    secret = os.environ.get("OPENAI_API_KEY") or None
-    if secret and not re.fullmatch(r"[!-~]+", secret):
-        raise DataError("OPENAI_API_KEY holds a blank, a line break or a letter that is not ASCII; expected a key as it was given out")
-    key, secret = secret or "none", secret if secret and len(secret) >= 8 else None  # "x", "null": a placeholder, no secret
-    jobs = _plan(examples, n, make_job)
-    failure, stop = None, threading.Event()
-    with _recording(path) as (records, file), OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=0) as client:
-        _keep_prefixes(path, prefixes)
-        todo = [job for job in jobs if _key(job) not in records]
-        answered = any(r["teacher"] == model and not r["malformed"] for r in records.values())
-        show, done = _progress(len(jobs), len(jobs) - len(todo), f"{model}, {mode}"), len(jobs) - len(todo)
-        pool = ThreadPoolExecutor(concurrency)
-        try:
-            waiting = {pool.submit(_ask, client, request(job), chat, max_retries, backoff, stop): job for job in todo}
-            for future in as_completed(waiting):
-                job = waiting[future]
-                try:
-                    answer = future.result()
-                except _Refused as refusal:
-                    if not answered:
-                        failure, answer = failure or f"it refused question {job['id']} ({refusal})", None
-                        stop.set()
-                    else:
-                        answer = None, "", 0.0, f"refused: {refusal}"
-                except TeacherError as error:
-                    failure, answer = failure or str(error), None
-                    stop.set()
-                if answer is None:
-                    continue
-                text, reason, seconds, *problem = answer
-                problem = problem[0] if problem else "" if text else "no text"
-                if secret:  # a server may echo it; nothing that goes on from here holds it
-                    text, problem = text and text.replace(secret, "***"), problem.replace(secret, "***")
-                record = _finish(job, by_id[job["id"]], text, reason == "length", seconds, problem)
-                _append(file, record, secret)
-                records[_key(record)], answered, done = record, True, done + 1
-                show(done)
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-    if failure:
-        message = (f"teacher {model} at {url.scheme}://{url.netloc}: {failure}. {done} of {len(jobs)} rationales are recorded in {path}. "
-                   f"See that the server runs and call again with the same settings: only the other {len(jobs) - done} are asked.")
-        raise TeacherError(message.replace(secret, "***") if secret else message)
-    return [records[_key(job)] for job in jobs]
+    def answer(todo, found):
+        nonlocal failures
+        failures = _Failures(len(jobs), len(todo), connection)
+        pool = ThreadPoolExecutor(connection.concurrency)
+        with OpenAI(api_key=key, base_url=base_url, timeout=connection.timeout, max_retries=0) as client:
+            try:
+                waiting = {}
+                for job in todo:
+                    request = _build_request(job, prompts[job["id"]], sampling, connection)
+                    waiting[pool.submit(_ask, client, request, connection, secret, stop)] = job
+                answered = any(not record["malformed"] for record in found.values())
+                yield from _collect_answers(waiting, answered, failures, stop)
+            finally:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    records = ask_all(jobs, answer, examples, path, prefixes, ask_again=settings.ask_again,
+                      secret=secret)
+    who = f"teacher {model} at {url.scheme}://{url.netloc}"
+    recorded = f"{len(records)} of {len(jobs)} answers are recorded in {path}"
+    _report_failures(failures, who, recorded, len(jobs) - len(records), secret)
+    return records
+
+
+def _report_failures(failures: _Failures, who: str, recorded: str, missing: int,
+                     secret: str | None) -> None:
+    """Print which questions were skipped, or raise TeacherError where there were too many."""
+    hide = lambda text: text.replace(secret, "***") if secret else text
+    again = f"call again with the same settings: only the other {missing} are asked"
+    if failures.fatal or failures.too_many():
+        reasons = [failures.fatal] if failures.fatal else []
+        if failures.skipped:
+            reasons.append(f"{failures.describe()} (max_failed allows {failures.allowed:.0f})")
+        message = f"{who}: {'; '.join(reasons)}. {recorded}. See that the server runs and {again}."
+        raise TeacherError(hide(message))
+    if failures.skipped:
+        message = f"{who}: {failures.describe()}, and left out. {recorded}; {again}."
+        print(one_line(hide(message)), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1175,15 +1608,17 @@ def elicit_openai(examples: list[Example], out_path: str | Path, *, model: str, 
 
 def _by_question(records: list[dict], examples: list[Example]) -> dict[str, list[dict]]:
     by_id, found = {example.id: example for example in examples}, {}
-    kinds = {(r["teacher"], r["revision"], r["mode"], r["prefix"], json.dumps(r["decoding"], sort_keys=True)) for r in records}
+    # answers of a smaller max_new_tokens stand beside those that were asked again with a larger one
+    kinds = {(r["teacher"], r["revision"], r["mode"], r["prefix"],
+              json.dumps({**r["decoding"], "max_new_tokens": 0}, sort_keys=True)) for r in records}
     if len(kinds) > 1:
         raise DataError(f"records of {len(kinds)} settings, e.g. {sorted(kinds)[0][:3]} and {sorted(kinds)[1][:3]}; expected those of one "
                         "teacher, mode, prompt and decoding")
     for record in records:
         if record["id"] not in by_id:
             raise DataError(f"record for an unknown id '{record['id']}'; expected the id of one of the {len(by_id)} questions")
-        found.setdefault(record["id"], []).append(record)
-    return {id: sorted(rows, key=lambda r: r["sample"]) for id, rows in found.items()}
+        found.setdefault(record["id"], {})[record["sample"]] = record  # asked again: the last one counts
+    return {id: [rows[sample] for sample in sorted(rows)] for id, rows in found.items()}
 
 
 def choose(records: list[dict], examples: list[Example], prefer: str = "agreeing") -> dict[str, Rationale]:
@@ -1198,7 +1633,7 @@ def choose(records: list[dict], examples: list[Example], prefer: str = "agreeing
         good = [r for r in rows if r["answer"] == LETTERS[gold[id].answer] and r["rationale"]]
         best = (good or rows)[0] if prefer == "agreeing" else rows[0]
         answer = None if best["answer"] is None else answer_index(best["answer"], len(gold[id].choices), f"record {id}")
-        chosen[id] = Rationale(id, best["rationale"], answer)
+        chosen[id] = Rationale(id, clean_text(best["rationale"]), answer)
     return {example.id: chosen[example.id] for example in examples if example.id in chosen}
 
 
@@ -1353,20 +1788,20 @@ def filter_rationales(rationales: dict[str, Rationale], examples: list[Example],
 # what notebook 01 calls
 
 
-def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Path, *, recorded: str = "", model: str = "",
-                 base_url: str = "", demonstrations: list[Demonstration], batch_size: int = 16, concurrency: int = 8,
-                 **decoding) -> tuple[dict[str, Rationale], list[dict]]:
+def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Path, *,
+                 demonstrations: list[Demonstration], source: TeacherSource = TeacherSource(),
+                 settings: TeacherSettings = TeacherSettings()) -> tuple[dict[str, Rationale], list[dict]]:
     """One rationale per question from any teacher: (rationales by id, records; no records where nothing was asked).
 
-    gold: what the data bring along (`data.rationales`). recorded: a JSONL file. transformers: a local `model`, asked.
-    openai: `model` at the server `base_url`, asked. A local `model` may be a Student already.
-    `decoding` goes to `elicit_transformers` or `elicit_openai`. Raises DataError for an unknown
-    teacher and for one that lacks its file, model or address."""
+    gold: what the data bring along (`data.rationales`). recorded: a JSONL file. transformers: a local
+    model, asked; it may be a Student already. openai: a model at the server `base_url`, asked.
+    Raises DataError for an unknown teacher and for one that lacks its file, model or address."""
+    recorded, model, base_url = source.recorded, source.model, source.base_url
     needs = {"gold": data.rationales, "recorded": recorded, "transformers": model, "openai": model and base_url}
     names = {"gold": "rationales in the data (microworld, or a `rationale` field)", "recorded": "`rationales`, a JSONL file",
              "transformers": "`teacher_model`", "openai": "`teacher_model` and `base_url`"}
-    if decoding.get("mode", "blind") not in MODES:
-        raise DataError(f"mode '{decoding['mode']}'; expected one of {', '.join(MODES)}")
+    if settings.mode not in MODES:
+        raise DataError(f"mode '{settings.mode}'; expected one of {', '.join(MODES)}")
     if teacher not in needs:
         raise DataError(f"teacher '{teacher}'; expected one of {', '.join(needs)}")
     if not needs[teacher]:
@@ -1380,12 +1815,13 @@ def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Pa
         return dict(data.rationales), []
     if teacher == "recorded":
         return load_rationales(recorded, data.explained), []
+    how = {"demonstrations": demonstrations, "settings": settings}
     if teacher == "transformers":
-        records = elicit_transformers(examples, model, out_path, demonstrations=demonstrations, batch_size=batch_size, **decoding)
+        records = elicit_transformers(examples, model, out_path, batch_size=source.batch_size, **how)
     else:
         name, _, revision = model.partition("@")
         records = elicit_openai(examples, out_path, model=name, revision=revision, base_url=base_url,
-                                demonstrations=demonstrations, concurrency=concurrency, **decoding)
+                                connection=source.connection, **how)
     return choose(records, examples), records
 
 

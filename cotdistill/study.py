@@ -50,8 +50,8 @@ LIMITS = {  # parameter -> lowest and highest value, found before anything runs;
     **dict.fromkeys(("n_train", "n_test", "samples", "max_teacher_tokens", "teacher_batch_size", "concurrency", "max_length", "max_new_tokens",
                      "max_label_tokens", "eval_batch_size", "epochs", "batch_size", "grad_accum", "check_questions", "n_steps", "bootstrap"),
                     (1, math.inf)),
-    **dict.fromkeys(("rationale_only", "label_seen", "two_step", "top_p", "warmup", "alpha", "mask_amounts: an item"), (0, 1)),
-    "n_options": (2, 5), "seeds: an item": (0, 2**32 - 1)}
+    **dict.fromkeys(("rationale_only", "label_seen", "two_step", "top_p", "max_failed", "warmup", "alpha", "mask_amounts: an item"), (0, 1)),
+    "request_timeout": (1, math.inf), "n_options": (2, 5), "seeds: an item": (0, 2**32 - 1)}
 
 
 def root() -> Path:

@@ -20,6 +20,7 @@ from cotdistill.format import Arm, arm_from_name
 from cotdistill.microworld import generate
 from cotdistill.students import best_device, load_student
 from cotdistill.train import TrainConfig
+from teachers import group_source
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = {"id": "a", "question": "what is cold?", "choices": ["ice", "fire"], "answer": "A"}
@@ -125,8 +126,9 @@ def larger_vocabulary(folder: Path) -> None:
 
 def teacher(name="transformers", **how):
     empty = Dataset("own", ASKED, [], ASKED, {})
-    return lambda tmp: elicit.from_teacher(name, ASKED, empty, tmp / "t.jsonl", demonstrations=SHOWN,
-                                           **{"model": "tiny-llama" if name != "gold" else "", "base_url": "http://127.0.0.1:9/v1" if name == "openai" else "", **how})
+    return lambda tmp: elicit.from_teacher(name, ASKED, empty, tmp / "t.jsonl", **group_source(
+        demonstrations=SHOWN,
+        **{"model": "tiny-llama" if name != "gold" else "", "base_url": "http://127.0.0.1:9/v1" if name == "openai" else "", **how}))
 
 
 def hyper(**change):
@@ -302,7 +304,7 @@ CASES = {
     "key in the address": (teacher("openai", base_url="http://h/v1?key=x"), "base_url with host 'h'", "the key belongs in OPENAI_API_KEY"),
     "key after a hash": (teacher("openai", base_url="http://h/v1#x"), "base_url with host 'h'", "the key belongs in OPENAI_API_KEY"),
     "nobody there": (lambda tmp: elicit.elicit_openai(ASKED, tmp / "t.jsonl", model="m", base_url="http://127.0.0.1:9/v1", demonstrations=SHOWN,
-                                                      max_retries=1, backoff=0.01), "teacher m at http://127.0.0.1:9: no connection", "See that the server runs"),
+                                                      connection=elicit.Connection(max_retries=1, backoff=0.01)), "teacher m at http://127.0.0.1:9: no connection", "See that the server runs"),
     "unknown mode": (teacher(mode="dreaming"), "mode 'dreaming'", "expected one of blind, label_conditioned"),
     "mode of a gold teacher": (teacher("gold", mode="../x"), "mode '../x'", "expected one of blind"),
     "samples at temperature 0": (teacher(n=2), "n is 2 at temperature 0", "expected n = 1"),

@@ -402,7 +402,8 @@ SHOWN = [elicit.Demonstration(Example("d", "What is snow?", ("white", "red"), 0)
 
 
 def ask(path, count=24):
-    return elicit.elicit_transformers(QUESTIONS[:count], tiny("tiny-llama"), path, demonstrations=SHOWN, max_new_tokens=4, batch_size=1)
+    return elicit.elicit_transformers(QUESTIONS[:count], tiny("tiny-llama"), path, demonstrations=SHOWN, batch_size=1,
+                                      settings=elicit.TeacherSettings(sampling=elicit.Sampling(max_new_tokens=4)))
 
 
 def test_teacher_records_that_were_changed_are_named(tmp_path):

@@ -20,6 +20,7 @@ from cotdistill.elicit import (Demonstration, build_messages, build_prompt, choo
                                elicit_transformers, filter_rationales, generate, load_demonstrations, next_probabilities, parse_completion,
                                prefix_cache, prompt_hash, prompt_ids, quality_card, read_records, rebuild_prompt, time_shared_prefix)
 from cotdistill.students import TINY, load_student
+from teachers import group_settings, group_source
 
 torch.set_num_threads(1)
 TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
@@ -149,11 +150,11 @@ def test_the_sampling_distribution_is_that_of_transformers(temperature, top_p, t
 
 def test_samples_do_not_depend_on_the_batch(tmp_path):
     student, sampled = load_student("tiny-llama"), dict(demonstrations=SHOWN, n=2, temperature=1.0, top_k=20, max_new_tokens=8, seed=3)
-    one = elicit_transformers(EXAMPLES, student, tmp_path / "1.jsonl", batch_size=1, **sampled)
-    all_ = elicit_transformers(EXAMPLES[::-1], student, tmp_path / "6.jsonl", batch_size=6, **sampled)
+    one = elicit_transformers(EXAMPLES, student, tmp_path / "1.jsonl", batch_size=1, **group_settings(**sampled))
+    all_ = elicit_transformers(EXAMPLES[::-1], student, tmp_path / "6.jsonl", batch_size=6, **group_settings(**sampled))
     raws = {(r["id"], r["sample"]): r["raw"] for r in one}
     assert raws == {(r["id"], r["sample"]): r["raw"] for r in all_} and len(set(raws.values())) == 6
-    again = elicit_transformers(EXAMPLES, student, tmp_path / "s.jsonl", **{**sampled, "seed": 4})
+    again = elicit_transformers(EXAMPLES, student, tmp_path / "s.jsonl", **group_settings(**{**sampled, "seed": 4}))
     assert [r["raw"] for r in again] != [r["raw"] for r in one]
 
 
@@ -179,9 +180,9 @@ def test_the_shared_prefix_is_timed_against_the_whole_prompt():
 
 def test_records_are_kept_resumed_and_rebuilt(tmp_path, monkeypatch, capsys):
     student, path = load_student("tiny-llama"), tmp_path / "out" / "r.jsonl"
-    how = dict(demonstrations=SHOWN, max_new_tokens=6)
+    how = group_settings(demonstrations=SHOWN, max_new_tokens=6)
     first = elicit_transformers(EXAMPLES[:2], student, path, **how)
-    assert "2 of 2 rationales" in capsys.readouterr().out
+    assert "2 of 2 answers" in capsys.readouterr().out
     assert [r["id"] for r in first] == ["a", "b"] and all(r["cut_off"] for r in first)
     for r, example in zip(first, EXAMPLES):
         assert rebuild_prompt(r, path) == build_prompt(example, SHOWN).text
@@ -196,7 +197,7 @@ def test_records_are_kept_resumed_and_rebuilt(tmp_path, monkeypatch, capsys):
     assert asked == [1] and path.read_bytes().startswith(content) and len(read_records(path)) == 3
     elicit_transformers(EXAMPLES, student, path, **how)
     assert asked == [1]  # nothing is left to ask
-    elicit_transformers(EXAMPLES, student, path, **{**how, "mode": "label_conditioned"})
+    elicit_transformers(EXAMPLES, student, path, **group_settings(demonstrations=SHOWN, max_new_tokens=6, mode="label_conditioned"))
     assert asked == [1, 3] and len(read_records(path)) == 6
     with pytest.raises(DataError, match="no prefix"):
         rebuild_prompt({**first[0], "prefix": "0"}, path)
@@ -226,7 +227,7 @@ def test_a_second_writer_waits_and_finds_everything_recorded(tmp_path, monkeypat
         yield from generate(student, rows, *args, **how)
 
     monkeypatch.setattr(elicit, "generate", slow)
-    ask = lambda: elicit_transformers(EXAMPLES, student, path, demonstrations=SHOWN, max_new_tokens=4)
+    ask = lambda: elicit_transformers(EXAMPLES, student, path, **group_settings(demonstrations=SHOWN, max_new_tokens=4))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask)
         assert inside.wait(30)
@@ -240,7 +241,7 @@ def test_a_second_writer_waits_and_finds_everything_recorded(tmp_path, monkeypat
                                        ({"max_new_tokens": 2000}, "expected at most 1024"), ({"chat": True}, "no chat template")])
 def test_settings_out_of_range(tmp_path, how, said):
     with pytest.raises(DataError, match=said):
-        elicit_transformers(EXAMPLES, load_student("tiny-llama"), tmp_path / "r.jsonl", demonstrations=SHOWN, **how)
+        elicit_transformers(EXAMPLES, load_student("tiny-llama"), tmp_path / "r.jsonl", **group_settings(demonstrations=SHOWN, **how))
     with pytest.raises(DataError, match="duplicate id 'a'"):
         elicit_transformers([EXAMPLES[0]] * 2, load_student("tiny-llama"), tmp_path / "r.jsonl", demonstrations=SHOWN)
 
@@ -354,7 +355,7 @@ def test_nothing_names_the_label_after_scrubbing(text, label):
 def test_from_teacher_takes_rationales_from_where_it_is_told(tmp_path):
     own = {"a": Rationale("a", "It melts.", 0)}
     data = Dataset("d", EXAMPLES, [], [], own)
-    call = lambda teacher, **how: elicit.from_teacher(teacher, EXAMPLES, data, tmp_path / f"{teacher}.jsonl", demonstrations=SHOWN, **how)
+    call = lambda teacher, **how: elicit.from_teacher(teacher, EXAMPLES, data, tmp_path / f"{teacher}.jsonl", **group_source(demonstrations=SHOWN, **how))
     gold, asked = call("gold")
     assert gold == own and asked == [] and gold is not own
     (tmp_path / "recorded.json").write_text(json.dumps({"id": "b", "rationale": "Knives cut.", "answer": "B"}) + "\n")
@@ -372,7 +373,7 @@ def test_a_teacher_that_lacks_something_says_what(tmp_path, teacher, how, said):
     from types import SimpleNamespace
 
     with pytest.raises(DataError, match=re.escape(said)):
-        elicit.from_teacher(teacher, EXAMPLES, SimpleNamespace(rationales={}, train=[], validation=[]), tmp_path / "x", demonstrations=SHOWN, **how)
+        elicit.from_teacher(teacher, EXAMPLES, SimpleNamespace(rationales={}, train=[], validation=[]), tmp_path / "x", **group_source(demonstrations=SHOWN, **how))
 
 
 def test_a_card_is_read_in_its_own_numbers():

@@ -139,7 +139,8 @@ def test_ids_never_become_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(own)
     data, folder = load_dataset(str(own), validation_size=2), runs.study_dir("t")
     shown = [elicit.Demonstration(data.test[0], "It is so.")]
-    elicit.elicit_transformers(data.train, tiny("tiny-llama"), folder / "teacher.jsonl", demonstrations=shown, max_new_tokens=3)
+    elicit.elicit_transformers(data.train, tiny("tiny-llama"), folder / "teacher.jsonl", demonstrations=shown,
+                               settings=elicit.TeacherSettings(sampling=elicit.Sampling(max_new_tokens=3)))
     write_rationales({e.id: Rationale(e.id, "It is cold, so it is ice.", 0) for e in data.train}, folder / "rationales.jsonl")
     base = dict(study="t", data=dict(dataset=str(own), data_dir="", validation_size=2, data_seed=0, microworld=None, rationales="studies/t/rationales.jsonl",
                                      rationales_print=""), student="tiny-llama", device="cpu", dtype="float32", seeds=[0], train_size=0, test_size=0,
