@@ -326,7 +326,7 @@ _ABROAD = (r"(?:(?:die |la |le |el |a |o |het |правильный |верны�
            r"答案|選項|选项|回答|答え|解答|正解|정답|답|उत्तर|الإجابة|الجواب)"
            r"(?: finale?| final| correcta?| correcte| correta| corretta| đúng| benar)*)")
 # "Answer: (B)", "**Final answer:** B", "Ans. = B", "réponse : B", "Answer - B", "Answer (B)" at the start of a line.
-_ANSWER_LINE = re.compile(rf"(?im)^[ \t*#>_\[]*(?:(?:so|thus|therefore|hence),? )?(?:{_KIND}(?:answer|ans\.?|answer choice)|"
+_ANSWER_LINE = re.compile(rf"(?im)^[ \t*#>_\[-]*(?:(?:so|thus|therefore|hence),? )?(?:{_KIND}(?:answer|ans\.?|answer choice)|"
                           rf"(?:final|correct|right|best) (?:option|choice)|{_ABROAD})[ \t*_\]]*"
                           r"(?:[:=→][ \t*_]*|[-–—][ \t*_]+|(?=\([a-z]\)[\s*.]*$))(?P<said>.*)$")
 # "### Final Answer", "**Answer**", "Answer" alone on a line: what follows on the next line is the answer.
@@ -338,7 +338,10 @@ _INLINE = re.compile(r"(?<=[.!?;:)])[ \t]+[*_]*(?:The |Final |Correct |Best |So 
 _HASHES = re.compile(r"(?m)^####[ \t]+(?P<said>\S.*)$")
 # "the answer is (B)", "the best choice must be ice".
 _STATED = re.compile(r"(?i)\b(?:answer(?: choice)?|(?:correct|right|best) (?:option|choice|one))\s+"
-                     r"(?:is|must be|should be|has to be|would be)\b\s*:?\s*(?P<said>(?:[^\n.!?;]|\.(?=\d))*)")
+                     r"(?:is|must be|should be|has to be|would be)\b\s*:?\s*(?P<said>(?:(?!\s(?:(?:so|thus|therefore) )?the (?:final |correct )?answer is\b)[^\n.!?;]|\.(?=\d))*)")
+# "No, wait, that's not correct" right after a statement takes it back.
+_WITHDRAWN = re.compile(r"(?i)[\s.!;,]*(?:(?:no|wait|but|actually|hmm)\b[\s,.]*)*(?:that|this|it)(?:'s|’s| is) "
+                        r"(?:not (?:correct|right)|wrong|incorrect)\b")
 # The same in other languages: "die Antwort ist (C)", "答案是B", "所以选B", "정답은 B".
 _STATED_ABROAD = re.compile(rf"(?i){_ABROAD}\s*(?:ist|lautet|est|es|è|é|is|är|to|—|–|是|为|為|は|은|는|:)\s*:?\s*(?P<said>[^\n.!?;。]*)"
                             r"|(?:选择|選擇|应选|應選|故选|故選|所以选|因此选|选)\s*(?P<chosen>\(?[A-Z]\)?(?![A-Za-z]))")
@@ -371,7 +374,7 @@ _HEDGE = r"(?i:most likely|almost certainly|of course|probably|definitely|certai
 _DENIED = re.compile(rf"[\s*_:]*(?:{_HEDGE}[,\s]+)*(?i:not|isn['’]t|never|neither|none|nothing|hardly|unlikely|anything but|anything except|"
                      r"other than|far from|no longer|no doubt|no (?=\w))\b")
 # "not (A) but (B)", "not A; rather B".
-_INSTEAD = re.compile(r"(?i)\b(?:but(?: rather| instead)?|rather(?! than)|it(?:'s|’s| is))\s+(?P<said>.+)")
+_INSTEAD = re.compile(r"(?i)\b(?:(?<!anything )but(?: rather| instead)?|rather(?! than)|it(?:'s|’s| is))\s+(?P<said>.+)")
 # Where a statement stops to speak of its option: "ice rather than wood", "ice and not wood".
 _AGAINST = re.compile(r"(?i)\b(?:not|isn['’]t|never|neither|nor|none|without|except|unlike|rather than|instead of|other than|anything but|no longer|"
                       r"hardly|cannot|can['’]t|opposite of|against)\b")
@@ -625,7 +628,10 @@ def _answer_lines(text: str, choices: tuple[str, ...]) -> list[_Line]:
     """All lines that state the answer, in reading order: "Answer: (B)", a heading with the answer below, "#### B", an inline
     "… Answer: (B)", a first or a last line that is only an option by letter."""
     lines = [_line_below(text, match) for match in _HEADING.finditer(text)]
+    headings = {line.start for line in lines}
     for match in _ANSWER_LINE.finditer(text):
+        if match.start() in headings:  # "**Answer:**" alone on its line is both
+            continue
         lines.append(_line_below(text, match) if not match["said"].strip(" \t*_") else
                      _Line(match.start(), match.end(), match["said"], False, match.start("said")))
     taken = [(line.start, line.end) for line in lines]
@@ -662,6 +668,9 @@ def conclusions(text: str, choices: tuple[str, ...]) -> list[list[int]]:
                            (_STATED, False)):
         for match in pattern.finditer(text):
             name = "said" if match["said"] is not None else "chosen"
+            comma = match[name].find(",")
+            if _WITHDRAWN.match(text, match.end()) or comma >= 0 and _WITHDRAWN.match(match[name], comma):
+                continue
             if pattern is _STATED and (text[match.end():match.end() + 1] == "?" or _SUPPOSED.search(text, max(0, match.start() - 60),
                                                                                                     match.start())):
                 continue
@@ -1732,16 +1741,32 @@ def compare_teachers(cards: dict):
     return pd.DataFrame(cards)
 
 
+def _scrub_ordinary(text: str, word: str, neutral: str) -> str:
+    """A text with an ordinary word replaced where it stands as an answer: see `scrub`."""
+    word = rf"(?<!\w){re.escape(word)}(?![\w'’])"
+    ends = r"(?=\s*(?:[.,;:!?)\"”*—–]|$)|\s+(?:because|since|as)\b)"
+    stated = (rf"((?:\b(?:answer|choice|option)\s+(?:is|must be|should be|would be)\s*:?|\banswer\s*[:=]|\([A-Z]\)|{neutral}[,:])\s*)"
+              rf"{word}{ends}")
+    text = re.sub(stated, rf"\g<1>{neutral}", text, flags=re.I)
+    text = re.sub(rf"([\"“‘'])({word})(?=[.,]?[\"”’'])", rf"\g<1>{neutral}", text, flags=re.I)
+    return re.sub(rf"((?:^|(?<=[.!?;:])\s+)){word}(?=\s*(?:[.,;:!—–]|$))", rf"\g<1>{neutral}", text, flags=re.I)
+
+
 def scrub(text: str, example: Example) -> str:
-    """The rationale with the gold option, named by text or by letter, replaced by a neutral phrase."""
+    """The rationale with the gold option, named by text or by letter, replaced by a neutral phrase.
+
+    A label that is an ordinary word (yes, no, true, it, a, …: `_ORDINARY`) is replaced only where it stands as an answer: after
+    "the answer is" or "Answer:", after its letter, in quotation marks, or as a clause of its own at the start of a sentence
+    ("No, it sinks."). In "There is no water" it stays."""
     label = _bare(example.label)
+    ordinary = len(label) == 1 and label[0] in _ORDINARY
     neutral = next(p for p in ("this one", "that", "it", "such") if not set(_words(p)) & set(label))
     letter = LETTERS[example.answer]
     text = re.sub(rf"(?:\b(?i:the)\s+)?(?:\b(?i:option|answer|choice|letter)(?i:\s+is)?\s*:?\s+)?\({letter}\)"
                   rf"|(?:\b(?i:the)\s+)?\b(?i:option|answer|choice|letter)(?i:\s+is)?\s*:?\s+{letter}\b", neutral, text)
     if label:
         pattern = re.compile(r"(?:\b(?:the|an?)\s+)?(?<!\w)" + r"\W+".join(map(re.escape, label)) + r"(?!\w)", re.I)
-        text = pattern.sub(neutral, text)
+        text = _scrub_ordinary(text, label[0], neutral) if ordinary else pattern.sub(neutral, text)
     return text[:1].upper() + text[1:]
 
 
