@@ -758,12 +758,15 @@ def read_completion(raw: str | None, example: Example, reasoning_content: str | 
     What comes after the next "Question:" is cut, thoughts are set apart (`split_thought`). The last answer that the final text
     states counts; a thought concludes nothing, for it weighs options. The rationale is the final text's own reasoning (before
     the "Answer:" line, without a closing "So the answer is (B)"); a final text that only answers has the finished thought as
-    its rationale. An unfinished thought gives no rationale and no conclusion."""
+    its rationale. An unfinished thought, or one without a final text, gives no
+    rationale and no conclusion."""
     thought, final, finished = split_thought(raw, reasoning_content, finish_reason)
     if not finished:
         return Reading("", None, False, thought, False)
     if thought and not final and re.search(r"(?i)</reasoning>", raw or ""):  # asked-for tags around all of the answer
         thought, final = "", thought
+    if not final:  # it thought and never answered
+        return Reading("", None, False, thought, True)
     text = ("\n" + _from_tags(final)).split(STOP)[0].strip()
     said = conclusions(text, example.choices)
     body = _reason_of(text, example.choices) or _tidy_reason(thought, example.choices)
@@ -954,12 +957,15 @@ def _finish(job: dict, example: Example, answer: Answer, secret: str | None = No
     if secret:
         record = json.loads(json.dumps(record).replace(json.dumps(secret)[1:-1], "***"))
     text, thoughts, finish_reason = completion_parts(record)
-    parsed = Parsed(*read_completion(text, example, thoughts, finish_reason)[:3])
+    reading = read_completion(text, example, thoughts, finish_reason)
+    parsed = Parsed(*reading[:3])
+    record["cut_off"] = record["cut_off"] or not reading.finished
     if record["malformed"].startswith("refused"):  # a text that a filter broke off is no rationale
         parsed = Parsed("", None, False)
     record |= {"rationale": parsed.rationale, "contradicts": parsed.contradicts,
                "answer": None if parsed.answer is None else LETTERS[parsed.answer]}
-    record["malformed"] = record["malformed"] or ("no rationale" if not parsed.rationale else "")
+    missing = "no rationale" if reading.finished else "unfinished thought"
+    record["malformed"] = record["malformed"] or ("" if parsed.rationale else missing)
     return {field: record[field] for field in [*FIELDS, *(f for f in record if f not in FIELDS)]}
 
 

@@ -178,7 +178,7 @@ FORMS = {
     "<think>Okay, maybe the answer is (A). Let me check": (NONE, ""),
     "[THINK]The answer is (A).": (NONE, ""),
     "<reasoning>The answer is (A).": (NONE, ""),
-    "<think>Glass?</think>": (NONE, "Glass?"),
+    "<think>Glass?</think>": (NONE, ""),
     # denied, supposed, asked, left open, or no answer at all
     "The answer is probably not copper.": (NONE, ANY), "Answer: not glass": (NONE, ""), "The answer is not (A).": (NONE, ANY),
     "The answer isn't copper.": (NONE, ANY), "The answer is definitely not B.": (NONE, ANY),
