@@ -33,6 +33,7 @@ SPLITS = ("train", "validation", "test")
 # What `strata` asks about: relations of one step, each with four training and three test templates.
 STRATA_RELATIONS = ("kind", "use", "does", "place", "material", "part", "user", "cause", "effect")
 STRATA = ("label", "rationale", "none")  # where training has a fact, as `fact_in` says it
+STREAMS = ("world", "train", "validation", "test", "more")  # the generators of a world whose splits are drawn apart
 DONOR_SEED = 2**31  # added to the seed of a world that gives its rationales away: no study's own
 STOP = set("a an and as at by for from in is it of on or such that the this to with what which "
            "who whose where why how does do be its their your".split())
@@ -316,10 +317,11 @@ def _choose(questions: list[dict], size: int, two_step: int, taken: set, uses: C
     return picked
 
 
-def _source(parts: list[tuple], two_step: float, taken: set, rng):
+def _source(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = False):
     """A function count -> questions that draws from several lists. parts: (share, questions), shares of all
     that stand; what one list lacks, the others give. `removed` are questions that were given and are exchanged
-    now, the first for the first, as many with two steps for as many."""
+    now, the first for the first, as many with two steps for as many. exact: never more than `count`; else there
+    may be a few more where one-step questions stood in for two-step ones (worlds drawn so stay as they are)."""
     uses, given = Counter(), [0] * len(parts)
 
     def pick(count: int, removed: list[dict] = ()) -> list[dict]:
@@ -330,7 +332,8 @@ def _source(parts: list[tuple], two_step: float, taken: set, rng):
         wanted = [max(0, round(total * share) - had) for (share, _), had in zip(parts, given)]
         for i, want in [*enumerate(wanted), *((i, count) for i in range(len(parts)))]:
             want = min(want, count - len(found))
-            new = _choose(parts[i][1], want, round(owed * want / max(count - len(found), 1)), taken, uses, rng)
+            two = round(owed * want / max(count - len(found), 1))
+            new = _choose(parts[i][1], want, min(two, want) if exact else two, taken, uses, rng)
             given[i], owed = given[i] + len(new), max(0, owed - sum(q["steps"] == 2 for q in new))
             found += [q | dict(part=i) for q in new]
         for q in removed[len(found):]:  # nothing is left to exchange them for
@@ -396,8 +399,8 @@ def _roles(asked: list, rng, rationale_only: float, label_seen: float, unseen_co
 
 
 def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float,
-              two_step: float, n_options, relations, mentions: int) -> dict[str, list[dict]]:
-    """See `generate`. Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
+              two_step: float, n_options, relations, mentions: int, apart: tuple | None = None) -> dict[str, list[dict]]:
+    """See `generate`; apart: (n_core, a generator for each name of STREAMS). Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
     often none)."""
     facts, near = facts_of(world), _near(world)
     asked = [key for key in facts if relations is None or key[1] in relations]
@@ -417,24 +420,59 @@ def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: 
         pick = _source(parts, two_step, taken, rng)
         rows[split] = _with_options(pick, sizes[split], n_options, near, spare, rng)
 
+    def fill_apart(split, size, stream, *parts):
+        pick = _source(parts, two_step, taken, stream, exact=True)
+        rows[split] = rows.get(split, []) + _with_options(pick, size, n_options, near, spare, stream)
+
     silent = set(roles["validation"]) | set(roles["none"])   # not even as the first of two steps
     untold = set(roles["rationale"])  # by labels: what covers a cat says what kind of animal it is
     fair = [q for q in ask(roles["label"], "train")
             if not any(fact in silent for fact, _ in q["said"]) and _first_step(world, q["fact"]) not in untold]
-    fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
-    fill("train", (1, fair))
+    if apart:  # validation has its own tenth of what training could ask, whatever is drawn from either
+        n_core, streams = apart
+        own = streams["world"].random(len(fair)) < 0.1
+        checked, fair = ([q for q, is_own in zip(fair, own) if is_own == side] for side in (True, False))
+        fill_apart("validation", sizes["validation"], streams["validation"], (label_seen, checked),
+                   (1 - label_seen, ask(roles["validation"], "train")))
+        fill_apart("train", n_core, streams["train"], (1, fair))
+        rng = streams["train"]
+    else:
+        fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
+        fill("train", (1, fair))
     stated = [key for key in roles["rationale"] if _first_step(world, key) not in silent]
     _add_supports(world, facts, rows["train"], stated, roles["label"], mentions, rng)
     labelled = {q["fact"] for q in rows["train"]}
     told = {q["support"][-1][0] for q in rows["train"] if q["support"]}
     known = _sentences(rows["train"])
     hidden = [key for key in roles["rationale"] if key in told and _first_step(world, key) not in labelled]
-    fill("test", (rationale_only, [q for q in ask(hidden, "test") if _all_said(q, known)]),
-         (label_seen, [q for q in ask([key for key in roles["label"] if key in labelled], "test") if _all_said(q, known)]),
-         (1 - rationale_only - label_seen, [q for q in ask(roles["none"], "test") if not _all_said(q, known)]))
+    tested = ((rationale_only, [q for q in ask(hidden, "test") if _all_said(q, known)]),
+              (label_seen, [q for q in ask([key for key in roles["label"] if key in labelled], "test") if _all_said(q, known)]),
+              (1 - rationale_only - label_seen, [q for q in ask(roles["none"], "test") if not _all_said(q, known)
+                                                 and (not apart or _never_said(world, q, silent))]))
+    if apart:
+        most = min((int(len({q["question"] for q in questions}) / share)
+                    for share, questions in tested if share > 1e-9), default=0)
+        if sizes["test"] > most:
+            raise DataError(f"microworld: n_test is {sizes['test']}; with n_core {n_core} and these shares the "
+                            f"knowledge base gives at most {most} (a larger n_core teaches more)")
+        fill_apart("test", sizes["test"], streams["test"], *tested)
+        firsts, core = {_first_step(world, key) for key in hidden}, len(rows["train"])
+        fill_apart("train", sizes["train"] - core, streams["more"], (1, [q for q in fair if q["fact"] not in firsts]))
+        more = rows["train"][core:]
+        _add_supports(world, facts, more, hidden, roles["label"], mentions, streams["more"])
+        for split in ("validation", "test"):
+            _add_supports(world, facts, rows[split], [], list(facts), 0, streams[split])
+        return rows
+    fill("test", *tested)
     for split in ("validation", "test"):
         _add_supports(world, facts, rows[split], [], list(facts), 0, rng)
     return rows
+
+
+def _never_said(world: dict, q: dict, silent: set) -> bool:
+    """Whether a question needs a fact of `silent` that names its concept: no training rationale can state it,
+    whatever else training asks (where wool comes from may be said of another thing of wool)."""
+    return any(fact in silent and not _first_step(world, fact) for fact, _ in q["said"])
 
 
 def _first_step(world: dict, key: tuple) -> tuple | None:
@@ -843,10 +881,12 @@ def generate(part: str = "everyday", n_train: int | None = None, n_validation: i
     mentions         everyday: how many training rationales state each rationale-only fact, where there is room; None: 3, invented 8.
                      strata: in exactly so many, None: 4
     concepts         strata: how many made-up things, a multiple of 3
-    n_core           everyday, invented: draw the test questions apart from the training questions. The first
-                     `n_core` training questions teach all that test asks, and each split has a generator of its
-                     own: then neither n_train (from n_core on) nor n_validation nor n_test changes the questions
-                     of another split. None: the splits share one generator, as in the studies published first
+    n_core           everyday, invented: draw the test questions apart from the training questions. A core of
+                     `n_core` training questions, the same for every n_train from n_core on, teaches all that test
+                     asks, and each split has a generator of its own: then neither n_train nor n_validation nor
+                     n_test changes the questions of another split. A core of 160 gives 600 test questions of
+                     everyday and more; the error says how many. None: the splits share one generator, as in
+                     the studies published first
 
 strata: (concept, relation) is a fact, and its stratum `fact_in`: questions of one `fact` are a cluster. A
 training rationale states the fact asked and, before it, facts of the stratum "rationale" about the same
@@ -886,6 +926,13 @@ give or take one). Names differ between seeds as long as the names last (65 seed
                         f"expected some of {sorted(knowledge()['relations'])}")
     sizes = dict(zip(SPLITS, (n_train, n_validation, n_test)))
     rng = np.random.default_rng([seed, PARTS.index(part)])
+    apart = None
+    if n_core is not None:
+        if part not in ("everyday", "invented") or not 0 < n_core <= n_train:
+            raise DataError(f"microworld/{part}: n_core is {n_core}, n_train {n_train}; expected a number from 1 "
+                            "to n_train, of everyday or invented")
+        apart = n_core, {name: np.random.default_rng([seed, PARTS.index(part), 20 + i])
+                         for i, name in enumerate(STREAMS)}
     if strata:
         rows = _strata(sizes, seed, rationale_only, label_seen, n_options, relations,
                        4 if mentions is None else mentions, concepts)
@@ -894,7 +941,7 @@ give or take one). Names differ between seeds as long as the names last (65 seed
     else:
         world, often = (knowledge(), 3) if part == "everyday" else (invented(knowledge(), rng), 8)
         rows = _everyday(world, sizes, rng, rationale_only, label_seen, unseen_concepts, two_step, n_options,
-                         relations, often if mentions is None else mentions)
+                         relations, often if mentions is None else mentions, apart)
     for split, size in sizes.items():
         if len(rows[split]) < size:
             raise DataError(f"microworld/{part}: n_{split} is {size}; with these settings the knowledge base "
