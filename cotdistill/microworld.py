@@ -770,11 +770,12 @@ def _state_in_rationales(world: dict, facts: dict, rows: list[dict], keys: list,
     about = defaultdict(list)
     for q in rows:
         about[q["fact"][0]].append(q)
+    most = min(len(about[concept]) for concept, _ in keys)
+    if not 0 <= mentions <= most:
+        raise DataError(f"microworld/strata: mentions is {mentions}, but some concept has only {most} training "
+                        f"questions; expected a number from 0 to {most}, or a larger n_train")
     for key in (keys[i] for i in rng.permutation(len(keys))):
         places = [about[key[0]][i] for i in rng.permutation(len(about[key[0]]))]
-        if len(places) < mentions:
-            raise DataError(f"microworld/strata: mentions is {mentions}, but {len(places)} training questions "
-                            f"are about '{key[0]}'; expected at most {len(places)} mentions, or a larger n_train")
         for q in sorted(places, key=lambda q: len(q["support"]))[:mentions]:
             q["support"].append((key, state(world, key[1], key[0], facts[key])))
     for q in rows:
