@@ -722,15 +722,14 @@ def _strata_world(world: dict, concepts: int, relations: list[str], seed: int) -
     return facts, roles
 
 
-def _strata_block(world: dict, facts: dict, keys: list, template: str, n_options, rng) -> list[dict]:
+def _strata_block(world: dict, facts: dict, keys: list, template: str, n: int, rng) -> list[dict]:
     """One question on each of the facts `keys`, which share a relation and have different values, all in the
-    words of one template.
+    words of one template, with n options.
 
     The wrong options are the right ones of others: the values stand in a random circle, and each question
     takes those at n - 1 random distances from its own, so every value is offered wrongly n - 1 times for once
     that it is right. A block of fewer facts than options takes what is missing from the other values."""
     keys = [keys[i] for i in rng.permutation(len(keys))]
-    n = int(rng.integers(2, 6)) if n_options == "mix" else n_options
     circle, relation = [facts[key] for key in keys], keys[0][1]
     others = sorted({v for (_, about), v in facts.items() if about == relation} - set(circle))
     circle += [others[i] for i in rng.permutation(len(others))[:max(0, n - len(circle))]]
@@ -752,14 +751,16 @@ def _strata_questions(world, facts, keys, side: str, size: int, n_options, rng, 
     for key in sorted(keys):
         by_relation[key[1]].append(key)
     most = min(len(world["relations"][relation][side]) for relation in by_relation)
-    rows = []
+    rows, blocks = [], 0
     for turn in range(most):
         for relation in (sorted(by_relation)[i] for i in rng.permutation(len(by_relation))):
             mine = by_relation[relation]
             mine = [mine[i] for i in sorted(rng.permutation(len(mine))[:size - len(rows)])]
             if mine:
                 template = world["relations"][relation][side][most - 1 - turn if last else turn]
-                rows += _strata_block(world, facts, mine, template, n_options, rng)
+                n = 2 + blocks % 4 if n_options == "mix" else n_options
+                rows += _strata_block(world, facts, mine, template, n, rng)
+                blocks += 1
     return rows
 
 
