@@ -6,7 +6,9 @@ of their key tokens are known, so an attribution can be checked against the trut
 sets how many of the facts that test questions ask about are stated in training rationales only: what a label
 cannot teach, a rationale can. `invented` asks the questions of `everyday` about things that do not exist: made-up names, and
 every fact drawn anew, so that no student can know one before training. It is the positive control: there a rationale carries what the
-answer needs, and a comparison of arms has something to find.
+answer needs, and a comparison of arms has something to find. `strata` is its stricter form: every test question asks one fact of a
+made-up thing, and the facts fall in three strata of equal make (stated in training rationales only, asked in training, stated nowhere),
+in which no count of words tells the answer.
 
 Hardly anything can be answered without the facts: in each split every value is the right answer 1/n as often as it is
 offered, options never share a word with the question, test templates are not among the training templates, and wrong options
@@ -25,9 +27,14 @@ import yaml
 from cotdistill.data import DataError, Example, Rationale
 
 KNOWLEDGE = Path(__file__).with_name("microworld.yaml")
-PARTS = ("everyday", "relations", "invented")
+PARTS = ("everyday", "relations", "invented", "strata")
 INVENTED = 40  # concepts of an invented world: few enough for a small student to meet each fact several times in a few hundred questions
 SPLITS = ("train", "validation", "test")
+# What `strata` asks about: relations of one step, each with four training and three test templates.
+STRATA_RELATIONS = ("kind", "use", "does", "place", "material", "part", "user", "cause", "effect")
+STRATA = ("label", "rationale", "none")  # where training has a fact, as `fact_in` says it
+STREAMS = ("world", "train", "validation", "test", "more")  # the generators of a world whose splits are drawn apart
+DONOR_SEED = 2**31  # added to the seed of a world that gives its rationales away: no study's own
 STOP = set("a an and as at by for from in is it of on or such that the this to with what which "
            "who whose where why how does do be its their your".split())
 NAMES = {"train": ["Ana", "Ben", "Carl", "Dora", "Emma", "Finn", "Gina", "Hugo"],
@@ -107,9 +114,7 @@ def invented(world: dict, rng: np.random.Generator, size: int = INVENTED) -> dic
 
     A list of values moves as one, so what is also true stays so. Names are consonant-vowel, twice, and a last consonant that English words
     of that shape hardly have; none shares a beginning with a word of the world."""
-    known = {word[:3] for text in _texts(world) for word in re.findall(r"[a-z]+", text.lower())}
-    letters = ("bdfgklmnprtvz", "aeiou", "jvxz", "aiou", "bgpx")
-    names = [name for name in map("".join, product(*letters)) if name[:3] not in known]
+    names = _made_up_names(world)
     names = [f"a {names[i]}" for i in rng.permutation(len(names))[:size]]
     concepts = [list(world["concepts"].values())[i] for i in rng.permutation(len(world["concepts"]))[:size]]
     rows = {name: {} for name in names}
@@ -118,6 +123,13 @@ def invented(world: dict, rng: np.random.Generator, size: int = INVENTED) -> dic
         for i, j in zip(having, rng.permutation(having)):
             rows[names[i]][relation] = concepts[j][relation]
     return world | {"concepts": rows}
+
+
+def _made_up_names(world: dict) -> list[str]:
+    """Every name that a made-up thing may have, in alphabetical order of its letters; see `invented`."""
+    known = {word[:3] for text in _texts(world) for word in re.findall(r"[a-z]+", text.lower())}
+    letters = ("bdfgklmnprtvz", "aeiou", "jvxz", "aiou", "bgpx")
+    return [name for name in map("".join, product(*letters)) if name[:3] not in known]
 
 
 def _texts(part) -> list[str]:
@@ -305,10 +317,11 @@ def _choose(questions: list[dict], size: int, two_step: int, taken: set, uses: C
     return picked
 
 
-def _source(parts: list[tuple], two_step: float, taken: set, rng):
+def _source(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = False):
     """A function count -> questions that draws from several lists. parts: (share, questions), shares of all
     that stand; what one list lacks, the others give. `removed` are questions that were given and are exchanged
-    now, the first for the first, as many with two steps for as many."""
+    now, the first for the first, as many with two steps for as many. exact: never more than `count`; else there
+    may be a few more where one-step questions stood in for two-step ones (worlds drawn so stay as they are)."""
     uses, given = Counter(), [0] * len(parts)
 
     def pick(count: int, removed: list[dict] = ()) -> list[dict]:
@@ -319,7 +332,8 @@ def _source(parts: list[tuple], two_step: float, taken: set, rng):
         wanted = [max(0, round(total * share) - had) for (share, _), had in zip(parts, given)]
         for i, want in [*enumerate(wanted), *((i, count) for i in range(len(parts)))]:
             want = min(want, count - len(found))
-            new = _choose(parts[i][1], want, round(owed * want / max(count - len(found), 1)), taken, uses, rng)
+            two = round(owed * want / max(count - len(found), 1))
+            new = _choose(parts[i][1], want, min(two, want) if exact else two, taken, uses, rng)
             given[i], owed = given[i] + len(new), max(0, owed - sum(q["steps"] == 2 for q in new))
             found += [q | dict(part=i) for q in new]
         for q in removed[len(found):]:  # nothing is left to exchange them for
@@ -385,8 +399,8 @@ def _roles(asked: list, rng, rationale_only: float, label_seen: float, unseen_co
 
 
 def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float,
-              two_step: float, n_options, relations, mentions: int) -> dict[str, list[dict]]:
-    """See `generate`. Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
+              two_step: float, n_options, relations, mentions: int, apart: tuple | None = None) -> dict[str, list[dict]]:
+    """See `generate`; apart: (n_core, a generator for each name of STREAMS). Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
     often none)."""
     facts, near = facts_of(world), _near(world)
     asked = [key for key in facts if relations is None or key[1] in relations]
@@ -406,24 +420,59 @@ def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: 
         pick = _source(parts, two_step, taken, rng)
         rows[split] = _with_options(pick, sizes[split], n_options, near, spare, rng)
 
+    def fill_apart(split, size, stream, *parts):
+        pick = _source(parts, two_step, taken, stream, exact=True)
+        rows[split] = rows.get(split, []) + _with_options(pick, size, n_options, near, spare, stream)
+
     silent = set(roles["validation"]) | set(roles["none"])   # not even as the first of two steps
     untold = set(roles["rationale"])  # by labels: what covers a cat says what kind of animal it is
     fair = [q for q in ask(roles["label"], "train")
             if not any(fact in silent for fact, _ in q["said"]) and _first_step(world, q["fact"]) not in untold]
-    fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
-    fill("train", (1, fair))
+    if apart:  # validation has its own tenth of what training could ask, whatever is drawn from either
+        n_core, streams = apart
+        own = streams["world"].random(len(fair)) < 0.1
+        checked, fair = ([q for q, is_own in zip(fair, own) if is_own == side] for side in (True, False))
+        fill_apart("validation", sizes["validation"], streams["validation"], (label_seen, checked),
+                   (1 - label_seen, ask(roles["validation"], "train")))
+        fill_apart("train", n_core, streams["train"], (1, fair))
+        rng = streams["train"]
+    else:
+        fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
+        fill("train", (1, fair))
     stated = [key for key in roles["rationale"] if _first_step(world, key) not in silent]
     _add_supports(world, facts, rows["train"], stated, roles["label"], mentions, rng)
     labelled = {q["fact"] for q in rows["train"]}
     told = {q["support"][-1][0] for q in rows["train"] if q["support"]}
     known = _sentences(rows["train"])
     hidden = [key for key in roles["rationale"] if key in told and _first_step(world, key) not in labelled]
-    fill("test", (rationale_only, [q for q in ask(hidden, "test") if _all_said(q, known)]),
-         (label_seen, [q for q in ask([key for key in roles["label"] if key in labelled], "test") if _all_said(q, known)]),
-         (1 - rationale_only - label_seen, [q for q in ask(roles["none"], "test") if not _all_said(q, known)]))
+    tested = ((rationale_only, [q for q in ask(hidden, "test") if _all_said(q, known)]),
+              (label_seen, [q for q in ask([key for key in roles["label"] if key in labelled], "test") if _all_said(q, known)]),
+              (1 - rationale_only - label_seen, [q for q in ask(roles["none"], "test") if not _all_said(q, known)
+                                                 and (not apart or _never_said(world, q, silent))]))
+    if apart:
+        most = min((int(len({q["question"] for q in questions}) / share)
+                    for share, questions in tested if share > 1e-9), default=0)
+        if sizes["test"] > most:
+            raise DataError(f"microworld: n_test is {sizes['test']}; with n_core {n_core} and these shares the "
+                            f"knowledge base gives at most {most} (a larger n_core teaches more)")
+        fill_apart("test", sizes["test"], streams["test"], *tested)
+        firsts, core = {_first_step(world, key) for key in hidden}, len(rows["train"])
+        fill_apart("train", sizes["train"] - core, streams["more"], (1, [q for q in fair if q["fact"] not in firsts]))
+        more = rows["train"][core:]
+        _add_supports(world, facts, more, hidden, roles["label"], mentions, streams["more"])
+        for split in ("validation", "test"):
+            _add_supports(world, facts, rows[split], [], list(facts), 0, streams[split])
+        return rows
+    fill("test", *tested)
     for split in ("validation", "test"):
         _add_supports(world, facts, rows[split], [], list(facts), 0, rng)
     return rows
+
+
+def _never_said(world: dict, q: dict, silent: set) -> bool:
+    """Whether a question needs a fact of `silent` that names its concept: no training rationale can state it,
+    whatever else training asks (where wool comes from may be said of another thing of wool)."""
+    return any(fact in silent and not _first_step(world, fact) for fact, _ in q["said"])
 
 
 def _first_step(world: dict, key: tuple) -> tuple | None:
@@ -599,25 +648,325 @@ def _relations(sizes: dict, rng, rationale_only: float, label_seen: float, unsee
     return {split: [q | dict(wrong=[q["wrong"]], support=[]) for q in rows] for split, rows in out.items()}
 
 
-# ---------------------------------------- both
+# ---------------------------------------- strata
 
-def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 200, n_test: int = 500,
-             seed: int = 0, rationale_only: float = 0.3, label_seen: float = 0.35,
-             unseen_concepts: float = 0.15, two_step: float = 0.4, n_options: int | str = 4,
-             relations: list[str] | None = None, mentions: int | None = None) -> dict:
+
+def _strata_values(world: dict, relations: list[str], size: int, rng) -> dict[str, list[str]]:
+    """`size` values of each relation, no two of which share a content word, within a relation or
+    across relations, nor one with the words in which facts are stated: how often a value is
+    mentioned is then how often its facts are.
+
+    Values that are alike never stand together, and none shares a word with a template of its
+    relation. Raises DataError where the knowledge base has fewer."""
+    near, chosen = _near(world), {relation: [] for relation in relations}
+    taken = set().union(
+        *(stems(world["relations"][relation]["state"]) for relation in STRATA_RELATIONS)
+    )
+    offered = {}
+    for relation in relations:
+        row = world["relations"][relation]
+        values = {v for facts in world["concepts"].values() for v in facts.get(relation, [])}
+        asked = [template.format(S="it") for template in row["train"] + row["test"]]
+        offered[relation] = sorted(
+            v for v in values if not any(overlaps(text, v) for text in asked)
+        )
+    for relation in sorted(
+        relations, key=lambda relation: len(offered[relation])
+    ):  # the scarcest first
+        mine = chosen[relation]
+        for i in rng.permutation(len(offered[relation])):
+            value = offered[relation][i]
+            if len(mine) < size and not near[value] & set(mine) and stems(value).isdisjoint(taken):
+                mine.append(value)
+                taken |= stems(value)
+        if len(mine) < size:
+            raise DataError(
+                f"microworld/strata: concepts is {3 * size}, which takes {size} values of each "
+                f"relation; '{relation}' has {len(mine)}: expected at most {3 * len(mine)} concepts"
+            )
+    return chosen
+
+
+def _strata_names(world: dict, concepts: int, seed: int) -> list[str]:
+    """Made-up names, other ones for every seed as long as they last: all names stand in one fixed
+    random order, and a seed takes the next `concepts` of them. Even places are for studies, odd
+    ones for donors (`draw_donors`), so a study's world never shares a name with its donors'
+    world."""
+    names = _made_up_names(world)
+    order = np.random.default_rng(0).permutation(len(names))
+    blocks = len(names) // concepts // 2
+    block = 2 * (seed % DONOR_SEED % blocks) + (seed >= DONOR_SEED)
+    return [f"a {names[i]}" for i in order[block * concepts : (block + 1) * concepts]]
+
+
+def _strata_roles(concepts: list[str], relations: list[str], rng) -> dict[tuple, str]:
+    """(concept, relation) -> its stratum. Of each relation a third of the concepts is in each
+    stratum, and of each concept a third of its relations: for every three relations the concepts
+    are put in threes at random, and each three gets a random Latin square."""
+    roles = {}
+    for start in range(0, len(relations), 3):
+        order = rng.permutation(len(concepts))
+        for first in range(0, len(concepts), 3):
+            turn = int(rng.integers(2)) * 2 - 1
+            strata = [STRATA[i] for i in rng.permutation(3)]
+            for row, i in enumerate(order[first : first + 3]):
+                for column, relation in enumerate(relations[start : start + 3]):
+                    roles[concepts[i], relation] = strata[(row + turn * column) % 3]
+    return roles
+
+
+def _strata_world(world: dict, concepts: int, relations: list[str], seed: int) -> tuple[dict, dict]:
+    """A world of `concepts` made-up things: (concept, relation) -> value, and -> stratum.
+
+    In each stratum each value of a relation belongs to exactly one concept, so that a value is
+    asked, stated and tested as often as any other."""
+    rng = np.random.default_rng([seed, PARTS.index("strata"), 0])
+    names = _strata_names(world, concepts, seed)
+    values = _strata_values(world, relations, concepts // 3, rng)
+    roles, facts = _strata_roles(names, relations, rng), {}
+    for relation in relations:
+        for stratum in STRATA:
+            having = [name for name in names if roles[name, relation] == stratum]
+            for name, i in zip(having, rng.permutation(len(having))):
+                facts[name, relation] = values[relation][i]
+    return facts, roles
+
+
+def _strata_block(world: dict, facts: dict, keys: list, template: str, n: int, rng) -> list[dict]:
+    """One question on each of the facts `keys`, which share a relation and have different values,
+    all in the words of one template, with n options.
+
+    The wrong options are the right ones of others: the values stand in a random circle, and each
+    question takes those at n - 1 random distances from its own, so every value is offered wrongly n
+    - 1 times for once that it is right. A block of fewer facts than options takes what is missing
+    from the other values."""
+    keys = [keys[i] for i in rng.permutation(len(keys))]
+    circle, relation = [facts[key] for key in keys], keys[0][1]
+    others = sorted({v for (_, about), v in facts.items() if about == relation} - set(circle))
+    circle += [others[i] for i in rng.permutation(len(others))[: max(0, n - len(circle))]]
+    steps = 1 + rng.permutation(len(circle) - 1)[: n - 1]
+    rows = []
+    for at, key in enumerate(keys):
+        sentence = state(world, relation, key[0], facts[key])
+        rows.append(
+            dict(
+                question=_upper(template.format(S=key[0])),
+                answer=facts[key],
+                relation=relation,
+                wrong=[circle[(at + step) % len(circle)] for step in steps],
+                fact=key,
+                steps=1,
+                said=[(key, sentence)],
+                keys=[_plain(key[0]), facts[key]],
+                support=[],
+            )
+        )
+    return rows
+
+
+def _strata_questions(
+    world, facts, keys, side: str, size: int, n_options, rng, last: bool = False
+) -> list:
+    """`size` questions about the facts `keys`, or as many as the templates of one side can ask.
+    They come in blocks (a relation, a template): first a block of every relation, then a second
+    one, and so on, so each fact is asked equally often, give or take one. last: begin with the
+    template that others come to last."""
+    by_relation = defaultdict(list)
+    for key in sorted(keys):
+        by_relation[key[1]].append(key)
+    most = min(len(world["relations"][relation][side]) for relation in by_relation)
+    rows, blocks = [], 0
+    for turn in range(most):
+        for relation in (sorted(by_relation)[i] for i in rng.permutation(len(by_relation))):
+            mine = by_relation[relation]
+            mine = [mine[i] for i in sorted(rng.permutation(len(mine))[: size - len(rows)])]
+            if mine:
+                template = world["relations"][relation][side][most - 1 - turn if last else turn]
+                n = 2 + blocks % 4 if n_options == "mix" else n_options
+                rows += _strata_block(world, facts, mine, template, n, rng)
+                blocks += 1
+    return rows
+
+
+def _state_in_rationales(
+    world: dict, facts: dict, rows: list[dict], keys: list, mentions: int, rng
+) -> None:
+    """State each of the facts `keys` in exactly `mentions` of the rationales `rows` of its own
+    concept, before the fact asked (their "support"), the shortest rationales first. Raises
+    DataError where a concept is asked about less often than that."""
+    about = defaultdict(list)
+    for q in rows:
+        about[q["fact"][0]].append(q)
+    most = min(len(about[concept]) for concept, _ in keys)
+    if not 0 <= mentions <= most:
+        raise DataError(
+            f"microworld/strata: mentions is {mentions}, but some concept has only {most} training "
+            f"questions; expected a number from 0 to {most}, or a larger n_train"
+        )
+    for key in (keys[i] for i in rng.permutation(len(keys))):
+        places = [about[key[0]][i] for i in rng.permutation(len(about[key[0]]))]
+        for q in sorted(places, key=lambda q: len(q["support"]))[:mentions]:
+            q["support"].append((key, state(world, key[1], key[0], facts[key])))
+    for q in rows:
+        q["support"] = [q["support"][i] for i in rng.permutation(len(q["support"]))]
+
+
+def _strata(
+    sizes: dict,
+    seed: int,
+    rationale_only: float,
+    label_seen: float,
+    n_options,
+    relations,
+    mentions: int,
+    concepts: int,
+) -> dict[str, list[dict]]:
+    """See `generate`. Training asks the facts of the stratum "label" and states, in the rationales
+    of these questions, those of "rationale"; validation asks facts of "label" in training words
+    that training has left over. Training, validation and test each have a generator of their own,
+    and what a world is does not depend on the sizes: none of the sizes changes another split's
+    questions."""
+    world, relations = knowledge(), list(relations or STRATA_RELATIONS)
+    most = 5 if n_options == "mix" else n_options
+    if concepts % 3 or concepts < 3 * most:
+        raise DataError(
+            f"microworld/strata: concepts is {concepts}; expected a multiple of 3, at least "
+            f"{3 * most} for {most} options"
+        )
+    if not set(relations) <= set(STRATA_RELATIONS) or len(relations) < 3:
+        raise DataError(
+            f"microworld/strata: relations is {relations}; expected three or more of "
+            f"{', '.join(STRATA_RELATIONS)}"
+        )
+    facts, roles = _strata_world(world, concepts, relations, seed)
+    keys = {stratum: [key for key in facts if roles[key] == stratum] for stratum in STRATA}
+    n_facts, n_forms = len(keys["label"]), len(world["relations"][relations[0]]["train"])
+    if not n_facts <= sizes["train"] <= n_facts * n_forms - sizes["validation"]:
+        raise DataError(
+            f"microworld/strata: n_train is {sizes['train']}, validation_size {sizes['validation']}; "
+            f"with {concepts} concepts expected n_train from {n_facts} (each of the {n_facts} label "
+            f"facts once) and at most {n_facts * n_forms} for both together"
+        )
+    streams = {
+        split: np.random.default_rng([seed, PARTS.index("strata"), 1 + i])
+        for i, split in enumerate(SPLITS)
+    }
+    rows = {
+        split: _strata_questions(
+            world,
+            facts,
+            keys["label"],
+            "train",
+            sizes[split],
+            n_options,
+            streams[split],
+            last=split == "validation",
+        )
+        for split in ("train", "validation")
+    }
+    _state_in_rationales(world, facts, rows["train"], keys["rationale"], mentions, streams["train"])
+    wanted = dict(
+        rationale=round(rationale_only * sizes["test"]), label=round(label_seen * sizes["test"])
+    )
+    wanted["none"] = sizes["test"] - sum(wanted.values())
+    rows["test"] = []
+    for stratum, size in wanted.items():
+        found = _strata_questions(
+            world, facts, keys[stratum], "test", size, n_options, streams["test"]
+        )
+        if len(found) < size:
+            raise DataError(
+                f"microworld/strata: n_test is {sizes['test']}, {size} of them of stratum "
+                f"'{stratum}'; with {concepts} concepts there are at most {len(found)} of each stratum"
+            )
+        rows["test"] += found
+    _add_true_facts(world, facts, rows["validation"], streams["validation"])
+    _add_true_facts(world, facts, rows["test"], streams["test"])
+    return {split: [q | dict(group=roles[q["fact"]]) for q in rows[split]] for split in SPLITS}
+
+
+def _add_true_facts(world: dict, facts: dict, rows: list[dict], rng) -> None:
+    """Before the fact asked, a gold rationale outside training states another fact of the same
+    concept, of any stratum: it is about as long as one of training."""
+    about = defaultdict(list)
+    for key in facts:
+        about[key[0]].append(key)
+    for q in rows:
+        others = [key for key in about[q["fact"][0]] if key != q["fact"]]
+        key = others[rng.integers(len(others))]
+        q["support"] = [(key, state(world, key[1], key[0], facts[key]))]
+
+
+def draw_donors(data: dict, part: str, seed: int = 0, **settings) -> dict[str, Rationale]:
+    """Rationales for a `swapped` arm that state none of its world's facts: for each training
+    question of `data` the gold rationale of another made-up world, of the same form and about the
+    same length.
+
+    data: what `generate(part, seed=seed, **settings)` gave; settings must be the same. Both worlds'
+    training rationales are sorted by length in characters and paired, the shortest with the
+    shortest. The donors' names are others than those of `data` (`strata`: by construction;
+    `invented`: the first world without a common name is taken). Returns id -> Rationale (id of the
+    question that gets it; `answer` None, for it concludes none of its options). Raises DataError
+    for a part whose things are real."""
+    if part not in ("invented", "strata"):
+        raise DataError(
+            f"microworld/{part}: its facts hold in every world; expected donors for invented or strata"
+        )
+    mine = {data["meta"][e.id]["fact"][0] for e in data["train"] + data["test"]}
+    for shift in range(1000):
+        donors = generate(part, seed=DONOR_SEED + seed + shift, **settings)
+        if mine.isdisjoint(name for row in donors["meta"].values() for name, _ in row["states"]):
+            break
+    else:
+        raise DataError(
+            f"microworld/{part}: 1000 worlds share names with this one; expected one that does not"
+        )
+    by_length = lambda world: sorted(
+        (world["rationales"][e.id] for e in world["train"]),
+        key=lambda rationale: (len(rationale.text), rationale.id),
+    )
+    return {
+        own.id: Rationale(own.id, other.text)
+        for own, other in zip(by_length(data), by_length(donors), strict=True)
+    }
+
+
+# ---------------------------------------- all
+
+def generate(part: str = "everyday", n_train: int | None = None, n_validation: int | None = None,
+             n_test: int | None = None, seed: int = 0, rationale_only: float | None = None,
+             label_seen: float | None = None, unseen_concepts: float = 0.15, two_step: float = 0.4,
+             n_options: int | str = 4, relations: list[str] | None = None, mentions: int | None = None,
+             concepts: int = 30, n_core: int | None = None) -> dict:
     """Make the dataset. The same arguments give the same questions; a size given to `train` is a part of the
     design (which facts training states), so ask for the size you train on rather than cutting a larger one.
 
-    part             "everyday", "relations" or "invented" (what is said of everyday below holds there too)
+    part             "everyday", "relations", "invented" (what is said of everyday below holds there too), or "strata" (see there)
+    n_train ...      sizes; None: 2,000, 200 and 500 questions, of strata 240, 32 and 600
     rationale_only   share of test questions whose fact stands in training rationales only, never as a label (the first of two steps, "the
                      thing used for cutting bread", may be asked)
     label_seen       share of test questions whose fact is asked in training, in other words (the first of two steps may stand in a
-                     rationale); the rest: training states at least one of their facts nowhere
+                     rationale); the rest: training states at least one of their facts nowhere. None: 0.3 and 0.35, of strata a third each
     unseen_concepts  share of concepts (everyday) or themes (relations) that no training question is about
     two_step         everyday: share of questions that need two facts
     n_options        everyday: 2 to 5, or "mix". relations always has two
     relations        everyday: the relations asked about, None for all of microworld.yaml
-    mentions         everyday: how many training rationales state each rationale-only fact, where there is room; None: 3, invented 8
+    mentions         everyday: how many training rationales state each rationale-only fact, where there is room; None: 3, invented 8.
+                     strata: in exactly so many, None: 4
+    concepts         strata: how many made-up things, a multiple of 3
+    n_core           everyday, invented: draw the test questions apart from the training questions. A core of
+                     `n_core` training questions, the same for every n_train from n_core on, teaches all that test
+                     asks, and each split has a generator of its own: then neither n_train nor n_validation nor
+                     n_test changes the questions of another split. A core of 160 gives 600 test questions of
+                     everyday and more; the error says how many. None: the splits share one generator, as in
+                     the studies published first
+
+strata: (concept, relation) is a fact, and its stratum `fact_in`: questions of one `fact` are a cluster. A
+training rationale states the fact asked and, before it, facts of the stratum "rationale" about the same
+concept. Facts of "label" stand in no other rationale, those of "rationale" in no training question or label,
+those of "none" nowhere. Questions need one step; two_step and unseen_concepts have no effect. All options of a
+question are mentioned equally often in training rationales (where n_train is a multiple of concepts / 3; else
+give or take one). Names differ between seeds as long as the names last (65 seeds of 30 concepts).
 
     Returns {"train", "validation", "test": lists of Example, "rationales": id -> Rationale (gold, all splits,
     key_spans known), "meta": id -> {steps, relation, fact, unseen_concept, unseen_template, fact_in,
@@ -626,6 +975,14 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
     size above what the knowledge base can give."""
     if part not in PARTS:
         raise DataError(f"microworld part '{part}'; expected one of {', '.join(PARTS)}")
+    strata = part == "strata"
+    n_train, n_validation, n_test = (
+        given if given is not None else default for given, default in
+        zip((n_train, n_validation, n_test), (240, 32, 600) if strata else (2000, 200, 500)))
+    if rationale_only is None:
+        rationale_only = 1 / 3 if strata else 0.3
+    if label_seen is None:
+        label_seen = 1 / 3 if strata else 0.35
     shares = dict(rationale_only=rationale_only, label_seen=label_seen, unseen_concepts=unseen_concepts,
                   two_step=two_step)
     for name, value in shares.items():
@@ -642,12 +999,22 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
                         f"expected some of {sorted(knowledge()['relations'])}")
     sizes = dict(zip(SPLITS, (n_train, n_validation, n_test)))
     rng = np.random.default_rng([seed, PARTS.index(part)])
-    if part == "relations":
+    apart = None
+    if n_core is not None:
+        if part not in ("everyday", "invented") or not 0 < n_core <= n_train:
+            raise DataError(f"microworld/{part}: n_core is {n_core}, n_train {n_train}; expected a number from 1 "
+                            "to n_train, of everyday or invented")
+        apart = n_core, {name: np.random.default_rng([seed, PARTS.index(part), 20 + i])
+                         for i, name in enumerate(STREAMS)}
+    if strata:
+        rows = _strata(sizes, seed, rationale_only, label_seen, n_options, relations,
+                       4 if mentions is None else mentions, concepts)
+    elif part == "relations":
         rows = _relations(sizes, rng, rationale_only, label_seen, unseen_concepts)
     else:
         world, often = (knowledge(), 3) if part == "everyday" else (invented(knowledge(), rng), 8)
         rows = _everyday(world, sizes, rng, rationale_only, label_seen, unseen_concepts, two_step, n_options,
-                         relations, often if mentions is None else mentions)
+                         relations, often if mentions is None else mentions, apart)
     for split, size in sizes.items():
         if len(rows[split]) < size:
             raise DataError(f"microworld/{part}: n_{split} is {size}; with these settings the knowledge base "
@@ -657,8 +1024,10 @@ def generate(part: str = "everyday", n_train: int = 2000, n_validation: int = 20
     stated, known = {fact for q in rows["train"] for fact, _ in q["said"]}, _sentences(rows["train"])
     data = {"train": [], "validation": [], "test": [], "rationales": {}, "meta": {}}
     for split in SPLITS:
+        if strata or n_core is not None:  # the order of one split must not depend on another's size
+            rng = np.random.default_rng([seed, PARTS.index(part), 10 + SPLITS.index(split)])
         questions = [rows[split][i] for i in rng.permutation(len(rows[split]))]
-        spots = _spots([len(q["wrong"]) + 1 for q in questions], rng)
+        spots = _spots([(len(q["wrong"]) + 1, q.get("group", "")) for q in questions], rng)
         for number, (q, spot) in enumerate(zip(questions, spots)):
             id = f"{part}-{split}-{number:05d}"
             options = [q["wrong"][i] for i in rng.permutation(len(q["wrong"]))]
@@ -683,12 +1052,12 @@ def _links(chain: tuple) -> list[tuple]:
     return [(theme, i, i + 1) for i in range(start, stop)]
 
 
-def _spots(sizes: list[int], rng) -> list[int]:
+def _spots(groups: list[tuple[int, str]], rng) -> list[int]:
     """The place of the right option of each question: every place equally often among questions of one
-    size."""
-    spots = [0] * len(sizes)
-    for n in set(sizes):
-        group = [i for i, size in enumerate(sizes) if size == n]
-        for i, spot in zip(group, rng.permutation(np.arange(len(group)) % n)):
+    group. A group is (number of options, stratum), the stratum "" where a world has none."""
+    spots = [0] * len(groups)
+    for group in sorted(set(groups)):
+        members = [i for i, one in enumerate(groups) if one == group]
+        for i, spot in zip(members, rng.permutation(np.arange(len(members)) % group[0])):
             spots[i] = int(spot)
     return spots

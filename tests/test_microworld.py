@@ -11,7 +11,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from cotdistill import microworld
-from cotdistill.data import DataError, question_key
+from cotdistill.data import DataError, fingerprint, question_key
+from cotdistill.evaluate import most_mentioned
 from cotdistill.microworld import generate
 
 BIG = dict(n_train=2000, n_validation=200, n_test=1000)
@@ -320,3 +321,251 @@ def test_relations_follow_the_signs():
 def test_bad_settings_say_so(settings, words):
     with pytest.raises(DataError, match=words):
         generate(**{"n_validation": 5, "n_test": 5, **settings})
+
+
+# ---------------------------------------- strata, and test questions drawn apart
+
+STRATA_SEEDS = range(24)
+
+
+@pytest.fixture(scope="module")
+def strata_worlds():
+    return {seed: generate("strata", seed=seed) for seed in STRATA_SEEDS}
+
+
+def asked(data, split):
+    """The questions of a split as texts, options and answers, in order."""
+    return [(e.question, e.choices, e.answer) for e in data[split]]
+
+
+def by_stratum(data):
+    found = {}
+    for e in data["test"]:
+        found.setdefault(data["meta"][e.id]["fact_in"], []).append(e)
+    return found
+
+
+def test_questions_of_worlds_made_before_are_the_same():
+    """Fingerprints from before `strata` and `n_core` came: runs of published studies depend on them."""
+    made = {
+        ("everyday", 160, 32, 160, 7): "af2de8b57bb7828e",
+        ("invented", 240, 32, 200, 1): "b5490bfa9589b63b",
+        ("relations", 300, 50, 300, 0): "ad47e407e170376d",
+        ("everyday", 48, 8, 40, 11): "a8f0a486b030ab87",
+    }
+    for (part, n_train, n_validation, n_test, seed), expected in made.items():
+        data = generate(part, n_train, n_validation, n_test, seed)
+        found = fingerprint(
+            data["train"],
+            data["validation"],
+            data["test"],
+            list(data["rationales"].values()),
+            data["meta"],
+        )
+        assert found == expected, (part, seed)
+
+
+def test_strata_are_what_they_say(strata_worlds):
+    """By brute force over the texts: a fact is a concept and a value in one sentence."""
+    for data in strata_worlds.values():
+        meta, rationales, strata = data["meta"], data["rationales"], by_stratum(data)
+        assert {stratum: len(rows) for stratum, rows in strata.items()} == dict.fromkeys(
+            microworld.STRATA, 200
+        )
+        assert [len(data[split]) for split in microworld.SPLITS] == [240, 32, 600]
+        sentences = Counter(
+            s.strip() for e in data["train"] for s in re.findall(r"[^.]+\.", rationales[e.id].text)
+        )
+        own = Counter(
+            re.findall(r"[^.]+\.", rationales[e.id].text)[-1].strip() for e in data["train"]
+        )
+        labels = {(meta[e.id]["fact"], e.label) for e in data["train"]}
+        texts = [e.question.lower() for e in data["train"]]
+        for stratum, rows in strata.items():
+            for e in rows:
+                fact = meta[e.id]["fact"]
+                sentence = microworld.state(microworld.knowledge(), fact[1], fact[0], e.label)
+                assert rationales[e.id].text.endswith(sentence)
+                assert sentences[sentence] == {"rationale": 4, "none": 0}.get(
+                    stratum, own[sentence]
+                )
+                assert (own[sentence] > 0) == (stratum == "label") == ((fact, e.label) in labels)
+                if stratum != "label":  # not in a training question, in any words or direction
+                    named = [t for t, text in zip(data["train"], texts) if fact[0] in text]
+                    assert not [t for t in named if e.label in t.choices]
+        train = {question_key(e) for e in data["train"] + data["validation"]}
+        assert len(train) == 272 and not train & {question_key(e) for e in data["test"]}
+        assert len({e.question for e in data["test"]}) == 600
+
+
+def test_strata_are_balanced(strata_worlds):
+    """Each place equally often, each value right once in four times that it is offered; the three strata ask
+    the relations equally often, give or take a block, and their facts are clusters of two or three."""
+    for data in strata_worlds.values():
+        for rows in by_stratum(data).values():
+            places = Counter(e.answer for e in rows)
+            assert set(places.values()) == {50}
+            offered = Counter(c for e in rows for c in e.choices)
+            right = Counter(e.label for e in rows)
+            assert all(offered[value] == 4 * right[value] for value in offered)
+            about = Counter(data["meta"][e.id]["relation"] for e in rows)
+            assert len(about) == 9 and max(about.values()) - min(about.values()) <= 10
+            assert set(Counter(data["meta"][e.id]["fact"] for e in rows).values()) <= {2, 3}
+
+
+def test_no_shortcut_in_strata(strata_worlds):
+    """The option that training rationales mention most, or least, is right at chance in every stratum, for all
+    options are mentioned equally often; so are single words. An n-gram model and any one place stay at chance
+    over the worlds together."""
+    grams, count = {stratum: [] for stratum in microworld.STRATA}, Counter()
+    for data in (strata_worlds[seed] for seed in range(10)):
+        texts = [data["rationales"][e.id].text for e in data["train"]]
+        assert set(most_mentioned(data["test"], texts)) == {0.25}
+        said = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
+        content = lambda choice: [
+            w for w in words(choice) if w[:5].rstrip("s") in microworld.stems(choice)
+        ]
+        for stratum, rows in by_stratum(data).items():
+            for e in rows:  # what each option's rarest word weighs: all the same
+                count[
+                    stratum,
+                    len({min(said[w] for w in content(c)) for c in e.choices if content(c)}),
+                ] += 1
+        for stratum in ("rationale", "none"):
+            rows = by_stratum(data)[stratum]
+            grams[stratum].append(ngram_accuracy(data["train"], rows))
+    assert set(n for _, n in count) == {1}, count
+    for stratum in ("rationale", "none"):
+        clustered = (
+            np.mean(grams[stratum]),
+            np.std(grams[stratum], ddof=1) / len(grams[stratum]) ** 0.5,
+        )
+        print(stratum, "n-gram", clustered)
+        assert abs(clustered[0] - 0.25) < 4 * np.sqrt(
+            0.25 * 0.75 / (90 * 10)
+        )  # 90 facts a stratum and world
+
+
+def test_strata_sizes_change_no_other_split():
+    base = generate("strata", seed=5)
+    for changed, sizes in (
+        ("test", dict(n_test=300)),
+        ("train", dict(n_train=180)),
+        ("validation", dict(n_validation=8)),
+    ):
+        other = generate("strata", seed=5, **sizes)
+        for split in set(microworld.SPLITS) - {changed}:
+            assert asked(other, split) == asked(base, split), (changed, split)
+    assert generate("strata", seed=5) == base
+
+
+def test_each_seed_has_a_world_of_its_own(strata_worlds):
+    """No name, and so no fact, is in two worlds."""
+    names = [
+        name
+        for data in strata_worlds.values()
+        for name in {m["fact"][0] for m in data["meta"].values()}
+    ]
+    assert len(names) == len(set(names)) == 30 * len(strata_worlds)
+
+
+@pytest.mark.parametrize(
+    "part, settings",
+    [
+        ("strata", {}),
+        ("strata", dict(n_train=360 - 32, mentions=6)),
+        ("invented", dict(n_train=240, n_validation=32, n_test=100)),
+    ],
+)
+def test_donors_state_no_fact_of_the_world(part, settings):
+    data = generate(part, seed=3, **settings)
+    donors = microworld.draw_donors(data, part, seed=3, **settings)
+    assert set(donors) == {e.id for e in data["train"]} and all(
+        id == r.id for id, r in donors.items()
+    )
+    names = {name for m in data["meta"].values() for name, _ in m["states"]}
+    said = "\n".join(r.text for r in donors.values()).lower()
+    assert not [name for name in names if re.search(rf"\b{name[2:]}\b", said)]
+    own = np.array([len(data["rationales"][id].text) for id in donors])
+    theirs = np.array([len(r.text) for r in donors.values()])
+    assert np.mean(abs(own - theirs)) < 0.1 * np.mean(own)
+    with pytest.raises(DataError, match="expected donors for invented or strata"):
+        microworld.draw_donors(data, "everyday", seed=3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(n_options="mix"),
+        dict(n_options=2),
+        dict(concepts=12, n_train=36, n_validation=4, n_test=40, mentions=2),
+        dict(concepts=45, n_train=270),
+        dict(mentions=6),
+        dict(relations=["kind", "use", "does"], n_train=120, n_validation=0, n_test=240),
+        dict(rationale_only=0.5, label_seen=0.5, n_test=400),
+        dict(n_train=243),
+    ],
+)
+def test_strata_in_other_settings(settings):
+    data = generate("strata", **settings)
+    n_options = settings.get("n_options", 4)
+    assert {len(e.choices) for e in data["train"]} == (
+        {2, 3, 4, 5} if n_options == "mix" else {n_options}
+    )
+    for split in microworld.SPLITS:
+        assert all(len(set(e.choices)) == len(e.choices) for e in data[split])
+    stated = Counter(fact for e in data["train"] for fact in data["meta"][e.id]["states"][:-1])
+    assert set(stated.values()) == {settings.get("mentions", 4)}
+
+
+@pytest.mark.parametrize("part, core, n_test", [("everyday", 160, 600), ("invented", 160, 150)])
+def test_test_questions_drawn_apart(part, core, n_test):
+    """With a core, no size changes the questions of another split, nor where training states a fact."""
+    base = dict(n_train=core, n_validation=32, n_test=n_test, n_core=core)
+    for seed in range(1 if part == "everyday" else 3):
+        data = generate(part, seed=seed, **base)
+        assert [len(data[split]) for split in microworld.SPLITS] == [core, 32, n_test]
+        more = generate(part, seed=seed, **base | dict(n_train=core + 60))
+        assert asked(more, "test") == asked(data, "test") and asked(more, "validation") == asked(
+            data, "validation"
+        )
+        assert [more["meta"][e.id]["fact_in"] for e in data["test"]] == [
+            data["meta"][e.id]["fact_in"] for e in data["test"]
+        ]
+        assert set(asked_texts(data)) <= set(asked_texts(more)) and len(more["train"]) == core + 60
+        fewer = generate(part, seed=seed, **base | dict(n_test=50, n_validation=8))
+        assert asked(fewer, "train") == asked(data, "train")
+        where = Counter(data["meta"][e.id]["fact_in"] for e in data["test"])
+        assert (
+            abs(where["rationale"] / n_test - 0.3) < 0.03
+            and abs(where["label"] / n_test - 0.35) < 0.03
+        )
+
+
+def asked_texts(data):
+    return [e.question for e in data["train"]]
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(part="strata", concepts=31), "expected a multiple of 3, at least 12 for 4 options"),
+        (dict(part="strata", concepts=300), "expected at most"),
+        (dict(part="strata", n_train=48), "expected n_train from 90 .* and at most 360"),
+        (dict(part="strata", n_test=900), "at most 270 of each stratum"),
+        (dict(part="strata", mentions=50), "expected a number from 0 to [67], or a larger n_train"),
+        (
+            dict(part="strata", relations=["kind", "color", "use"]),
+            "expected three or more of kind, use",
+        ),
+        (dict(part="everyday", n_core=160, n_train=100), "expected a number from 1 to n_train"),
+        (dict(part="relations", n_core=16, n_train=100), "of everyday or invented"),
+        (
+            dict(part="everyday", n_core=160, n_train=160, n_test=5000),
+            "n_core 160 .* gives at most 1190",
+        ),
+    ],
+)
+def test_bad_settings_of_strata_and_cores_say_so(settings, words):
+    with pytest.raises(DataError, match=words):
+        generate(**settings)
