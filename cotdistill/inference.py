@@ -21,8 +21,7 @@ Effects are fractions (0.02 is two points) of accuracy or of p(gold). Nothing is
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -41,12 +40,13 @@ FAMILIES = ("paper", "mechanism", "cost")
 SHARED_SEED = -1       # the seed of an arm that is not trained: one run, compared with every seed
 MIN_ARMS = 3           # fewer arms say nothing of how alike their seed variances are
 POWER = 0.8
+CAUTION = 0.1          # how often a seed variance that is not shrunk may exceed its upper limit
 
 
 # --- measures -----------------------------------------------------------------------------------
 
 def _distinct(scores: Sequence[float], gold: int, options: Sequence[str] | None) -> list[int]:
-    """Positions of the options that count: the first of each text (two equal texts are one answer)."""
+    """List the options that count: the first of each text (equal texts are one answer)."""
     if not 0 <= gold < len(scores):
         raise DataError(f"gold is {gold} of {len(scores)} options; expected 0 to {len(scores) - 1}")
     if options is None:
@@ -62,7 +62,8 @@ def gold_probability(scores: Sequence[float], gold: int,
 
     It asks how sure the student is, where accuracy asks only which option comes first; 1 / (number
     of options) is chance. `options`: the texts, so that a text given twice counts once (`gold` is
-    then the first of its text, as `data.first_equal` has it). Raises DataError where they don't fit.
+    then the first of its text, as `data.first_equal` has it).
+    Raises DataError where scores, texts and gold do not fit together.
     """
     kept = _distinct(scores, gold, options)
     logs = np.asarray(scores, float)[kept]
@@ -78,7 +79,8 @@ def choose_normalized(scores: Sequence[float], options: Sequence[str]) -> int:
     kept = _distinct(scores, 0, options)
     lengths = np.array([len(options[i].encode("utf-8")) for i in kept], float)
     if (lengths == 0).any():
-        raise DataError(f"options {list(options)!r}: one is empty; expected texts of 1 byte or more")
+        raise DataError(f"options {list(options)!r}: one is empty; expected texts of 1 byte or "
+                        "more")
     return kept[int(np.argmax(np.asarray(scores, float)[kept] / lengths))]
 
 
@@ -243,7 +245,7 @@ def cluster_labels(predictions: pd.DataFrame, table: pd.DataFrame, column: str,
 
 @dataclass(frozen=True)
 class Parts:
-    """A mean over seeds x questions and the parts of its variance (arrays where tables were batched).
+    """A mean over seeds x questions and the parts of its variance (arrays where batched).
 
     seed_variance is that of the seed means, of one seed (NaN with one seed), with `seed_df`;
     question_variance is the questions' part of the variance of the mean with the seeds taken as
@@ -292,7 +294,7 @@ def cluster_variance(values: np.ndarray,
 
 
 def _cluster_weights(sizes: np.ndarray) -> tuple[np.ndarray, float]:
-    """CR2's weight of each cluster's squared residual sum, and the degrees of freedom of their sum."""
+    """Return CR2's weight of each cluster's squared sum, and the degrees of freedom of them all."""
     total = sizes.sum()
     weights = 1 / ((1 - sizes / total) * total ** 2)
     diagonal = weights * sizes * (1 - sizes / total)
@@ -488,31 +490,39 @@ def join_parts(parts: Parts, prior: SeedPrior | None = None,
     """Join the seeds' and the questions' variance to one standard error.
 
     V = s~^2 / S + questions - noise, at least the questions' alone (the formula of
-    `stats.two_level`); degrees of freedom by Satterthwaite (1946, doi:10.2307/3002019), those of
-    the questions where their floor holds. With worlds as units V = s~^2 / S, with the same floor.
+    `stats.two_level`); degrees of freedom by Satterthwaite (1946, doi:10.2307/3002019). With worlds
+    as units V = s~^2 / S, with the same floor.
+
+    A seed variance that is not shrunk is often far too small by luck, and Satterthwaite's formula
+    then counts the questions' many degrees of freedom: with 3 seeds a nominal .05 is .078, a
+    nominal .006 is .029. There the degrees of freedom are those at the upper 90 % limit of the seed
+    variance, which keeps both below nominal (.035, .006); the standard error stays as it is.
     """
     prior = prior or SeedPrior()
     shrunk, seed_df = shrink_seed_variance(parts, prior, squared_weights)
     alone, question_df = parts.question_variance, parts.question_df
     unknown = np.isnan(shrunk)
     of_seeds = np.where(unknown, 0.0, shrunk) / parts.seeds
-    if parts.nested:
-        beyond, squares = np.zeros_like(alone), 0.0
-    else:
-        # a single seed cannot tell questions from noise: the noise then counts with the questions
+    beyond, squares = np.zeros_like(alone), np.zeros_like(alone)
+    if not parts.nested:
         beyond = np.maximum(alone - parts.noise, 0.0)
         squares = alone ** 2 / question_df
         if parts.seeds > 1:
             squares = squares + parts.noise ** 2 / (question_df * (parts.seeds - 1))
         squares = np.where(beyond > 0, squares, 0.0)
     joined = of_seeds + beyond
-    squares = squares + np.where(seed_df > 0, of_seeds ** 2 / np.maximum(seed_df, 1e-9), 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        freedom = np.where(squares > 0, joined ** 2 / squares, question_df)
+    limit = of_seeds
+    if parts.seed_df > 0:
+        inflation = parts.seed_df / sps.chi2.ppf(CAUTION, parts.seed_df)
+        limit = np.where(np.asarray(prior.d0) > 0, of_seeds, of_seeds * inflation)
     floor = unknown | (joined < alone)
+    beyond = np.where(floor, alone, beyond)
+    squares = np.where(floor, alone ** 2 / question_df, squares)
+    squares = squares + np.where(seed_df > 0, limit ** 2 / np.maximum(seed_df, 1e-9), 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = np.where(squares > 0, (limit + beyond) ** 2 / squares, question_df)
     covers = "questions" if np.all(unknown) else "questions and seeds"
-    return Effect(parts.estimate, np.sqrt(np.where(floor, alone, joined)),
-                  np.where(floor, question_df, freedom), covers)
+    return Effect(parts.estimate, np.sqrt(np.where(floor, alone, joined)), freedom, covers)
 
 
 def confidence_interval(effect: Effect, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -561,15 +571,15 @@ def detectable_effect(effect: Effect, alpha: float = 0.05, power: float = POWER)
         return 0.0
     limit = sps.t.ppf(1 - alpha / 2, df)
 
-    def miss(shift: float) -> float:
-        return sps.nct.sf(limit, df, shift) + sps.nct.cdf(-limit, df, shift) - power
+    def excess_power(shift: float) -> float:
+        # the far tail is below 1e-9 where the library cannot compute it
+        beyond = np.nan_to_num(special.nctdtr(df, shift, -limit))
+        return 1 - special.nctdtr(df, shift, limit) + beyond - power
 
-    first = limit + sps.t.ppf(power, df)           # close, and above it for few degrees of freedom
-    high = 2 * first + 2
-    try:
-        shift = brentq(miss, 1e-6, high)
-    except ValueError:                             # the library's tail failed: the plain formula
-        shift = first
+    high = 2.0
+    while excess_power(high) < 0:
+        high *= 2
+    shift = brentq(excess_power, 0.0, high)
     return float(shift * se)
 
 
@@ -667,9 +677,10 @@ def estimate_contrasts(predictions: pd.DataFrame, contrasts: Mapping[str, Mappin
         cluster: the column that says which questions share a fact; None: each is by itself.
         margin: of the equivalence test, a fraction.
 
-    Columns: contrast, measure, estimate, se, df, low, high (95 %), p, p_equivalent, detectable (80 %
-    power, alone), seeds, questions, clusters, design_effect, seed_sd (of the contrast's seed means)
-    and seed_sd_shrunk, prior_df, flagged (share of cut-off rationales among its answers), covers.
+    Columns: contrast, measure, estimate, se, df, low, high (95 %), p, p_equivalent, detectable
+    (with 80 % power, as the only claim), seeds, questions, clusters, design_effect, seed_sd (of the
+    contrast's seed means), seed_sd_shrunk, prior_df, flagged (share of its answers that followed a
+    rationale cut off), covers.
     """
     valued = add_measure(predictions, measure, **measuring)
     prior, rows = study_prior(valued, worlds=worlds), []
@@ -738,7 +749,7 @@ def adjust_families(p: Sequence[float], family: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pooled:
-    """A mean effect over studies, how far studies differ (tau, a standard deviation), and a note."""
+    """A mean effect over studies, how far studies differ (tau, a standard deviation), a note."""
     estimate: float
     low: float
     high: float
@@ -831,13 +842,14 @@ CLAIMED = ((1, 0), (2, 0), (1, 2), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1))
 class Design:
     """A made-up study whose truth is known.
 
-    seed_sd: one per arm, of an arm's mean over questions; random_spread deals these out anew in each
-    study, so that no contrast always has the noisy arm. seed_correlation: how alike the arms are
-    moved by one seed. question_sd: how differently arms fare on a question, on the logit scale;
-    difficulty_sd: how questions differ for all arms; both with t tails of `tail` degrees of freedom.
-    cluster_sizes are repeated until the questions are used up; cluster_share is the share of the
-    questions' variance that a cluster has in common. effects are added to an arm's chance.
-    measure: "accuracy" (right or wrong) or "p_gold" (the chance itself, with noise_sd between seeds).
+    seed_sd: one per arm, of an arm's mean over questions; random_spread deals them out afresh in
+    each study, so that no contrast always has the noisy arm. seed_correlation: how alike the arms
+    are moved by one seed. question_sd: how differently arms fare on a question, on the logit scale;
+    difficulty_sd: how questions differ for all arms; both with the tails of a t distribution with
+    `tail` (above 2) degrees of freedom. cluster_sizes are repeated until the questions are used up;
+    cluster_share is the share of question_sd squared that a cluster has in common. effects are
+    added to an arm's chance. measure: "accuracy" (right or wrong) or "p_gold" (the chance itself,
+    with noise_sd from seed to seed). Chances lie within base ± room before seeds move them.
     """
     seeds: int = 5
     questions: int = 500
@@ -855,7 +867,7 @@ class Design:
     noise_sd: float = 0.08
     worlds: str = "shared"
     base: float = 0.45
-    room: float = field(default=0.35)          # chances lie within base ± room before seeds
+    room: float = 0.35
 
     def clusters(self) -> np.ndarray | None:
         """Return the label of each question's cluster; None where all are single."""
@@ -901,14 +913,6 @@ def simulate_study(rng: np.random.Generator, design: Design, studies: int = 1) -
     return (rng.random(chance.shape) < chance).astype(float)
 
 
-@cache
-def _contrast_weights(contrasts: tuple[tuple[int, int], ...], arms: int) -> np.ndarray:
-    weights = np.zeros((len(contrasts), arms))
-    for row, (a, b) in enumerate(contrasts):
-        weights[row, a], weights[row, b] = 1.0, -1.0
-    return weights
-
-
 def judge_simulated(values: np.ndarray, design: Design, *, shrink: bool = True,
                     use_clusters: bool = True) -> tuple[Effect, np.ndarray]:
     """Estimate all contrasts of simulated studies: effects (studies, claims) and design effects."""
@@ -943,9 +947,10 @@ def calibrate(rng: np.random.Generator, designs: Sequence[Design], *, studies: i
     """Measure family-wise error, coverage and power on made-up studies: a row per design.
 
     Columns: seeds, questions, spread (largest seed_sd over smallest), measure, worlds, fwer (any
-    claim found by Holm where all arms are equal), per_claim (false positives of one claim at alpha),
-    coverage (of 1 - alpha intervals, where arm 1 is better by `effect`), power (its first contrast
-    found after Holm), alone (before Holm), half_width (median), design_effect (mean), studies.
+    claim found by Holm where all arms are equal), per_claim (false positives of one claim by
+    itself), coverage (of 1 - alpha intervals, where arm 1 is better by `effect`), power (the first
+    contrast is found after Holm), alone (before Holm), half_width (median), design_effect (mean),
+    studies.
     A rate p is known to ± 2 sqrt(p (1 - p) / studies). `cells` bounds what is in memory at once.
     """
     rows = []
@@ -953,7 +958,7 @@ def calibrate(rng: np.random.Generator, designs: Sequence[Design], *, studies: i
         arms = len(design.seed_sd)
         batch = max(1, int(cells // (arms * design.seeds * design.questions)))
         better = replace(design, effects=(0.0, effect, *[0.0] * (arms - 2)))
-        truth = _contrast_weights(design.contrasts, arms) @ np.array(better.effects)
+        truth = np.array([better.effects[a] - better.effects[b] for a, b in design.contrasts])
         null_p, p, covered, widths, clustered = [], [], [], [], []
         for start in range(0, studies, batch):
             count = min(batch, studies - start)
