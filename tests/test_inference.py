@@ -53,6 +53,8 @@ def test_gold_probability_by_hand():
     assert inf.gold_probability(scores, 2, ["a", "b", "c"]) == pytest.approx(0.25)
     twice = np.log([0.2, 0.1, 0.1, 0.1])                   # the last two options read the same
     assert inf.gold_probability(twice, 1, ["a", "b", "c", "c"]) == pytest.approx(0.25)
+    with pytest.raises(DataError, match="expected the first of its text"):
+        inf.gold_probability(twice, 3, ["a", "b", "c", "c"])
     assert inf.gold_probability([-900.0, -901.0], 0) == pytest.approx(special.expit(1.0))
 
 
@@ -379,13 +381,13 @@ def test_fieller_covers_the_ratio(rng):
 
 
 def test_the_retained_share_of_a_study(rng):
-    seeds, found = (0.01 * rng.normal(size=(300, 8, 5, 1))), []
-    luck = 0.3 * rng.normal(size=(300, 8, 1, 200)) + 0.2 * rng.normal(size=(300, 8, 5, 200))
+    seeds, found = (0.01 * rng.normal(size=(150, 8, 5, 1))), []
+    luck = 0.3 * rng.normal(size=(150, 8, 1, 200)) + 0.2 * rng.normal(size=(150, 8, 5, 200))
     arms = seeds + luck + np.array([0.0, 0.12, 0.2, 0, 0, 0, 0, 0])[:, None, None]
     for study in arms:
         prior = inf.fit_seed_prior(study.mean(-1))
         found.append(inf.retained_share(study[1] - study[0], study[2] - study[0], prior=prior))
-    assert np.mean([s.low <= 0.6 <= s.high for s in found]) >= sps.binom.ppf(0.001, 300, 0.95) / 300
+    assert np.mean([s.low <= 0.6 <= s.high for s in found]) >= sps.binom.ppf(0.001, 150, 0.95) / 150
     assert np.median([s.estimate for s in found]) == pytest.approx(0.6, abs=0.04)
     gone = inf.retained_share(arms[0, 1] - arms[0, 0], arms[0, 3] - arms[0, 0])
     lost = inf.retained_share(arms[0, 1] - arms[0, 0], arms[0, 0] - arms[0, 2])
@@ -540,7 +542,7 @@ def test_shrinking_pays_and_clusters_count(rng):
                            for on in (True, False))
     assert with_prior["half_width"] < 0.8 * without["half_width"]
     assert with_prior["power"] > without["power"] + 0.2
-    facts = inf.Design(seeds=10, questions=300, seed_sd=(0.002,) * 8, measure="p_gold",
+    facts = inf.Design(seeds=10, questions=150, seed_sd=(0.002,) * 8, measure="p_gold",
                        cluster_sizes=(1, 2, 3, 4, 5), cluster_share=0.5)
     clustered, ignored = (inf.calibrate(rng, [facts], studies=200, use_clusters=on).iloc[0]
                           for on in (True, False))
