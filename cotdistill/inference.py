@@ -38,7 +38,7 @@ CUT_OFF = ("wrong", "chance", "as_scored")
 WORLDS = ("shared", "per_seed")
 FAMILIES = ("paper", "mechanism", "cost")
 SHARED_SEED = -1       # the seed of an arm that is not trained: one run, compared with every seed
-MIN_ARMS = 3           # fewer arms say nothing of how alike their seed variances are
+MIN_ARMS = 4           # fewer arms hardly say how alike their seed variances are
 POWER = 0.8
 CAUTION = 0.1          # how often a seed variance that is not shrunk may exceed its upper limit
 
@@ -116,6 +116,7 @@ def add_measure(predictions: pd.DataFrame, measure: str, *,
 
     `flagged` marks those rows under each rule, so that a table can show how many there are.
     Raises DataError for an unknown measure or rule, for missing texts and for bad scores.
+
     """
     for name, value, known in (("measure", measure, MEASURES), ("cut_off", cut_off, CUT_OFF)):
         if value not in known:
@@ -256,6 +257,7 @@ class Parts:
     given, `noise` the part of it that is noise (0 where worlds are the unit). design_effect is
     question_variance over what it were if the questions were independent.
     """
+
     estimate: np.ndarray
     seed_variance: np.ndarray
     seed_df: int
@@ -322,6 +324,7 @@ def split_variance(values: np.ndarray, clusters: np.ndarray | None = None, *,
 
     The same mean squares as `stats.mean_squares` (two-way ANOVA) where clusters are single
     questions. Raises DataError for fewer than two questions or clusters.
+
     """
     values = np.asarray(values, float)
     seeds, questions = values.shape[-2:]
@@ -430,6 +433,7 @@ class SeedPrior:
     degrees of freedom that is worth; pooled_df: of all arms together, the most a contrast can have.
     d0 = 0: nothing to shrink to.
     """
+
     variance: np.ndarray | float = float("nan")
     d0: np.ndarray | float = 0.0
     pooled_df: int = 0
@@ -442,11 +446,12 @@ def fit_seed_prior(seed_means: np.ndarray) -> SeedPrior:
     What a seed does to all arms alike is taken out first (contrasts do not see it; arms that share
     it would look too much alike). d0 is limma's. Two guards, because a study has 4 to 10 arms where
     limma has thousands of genes: the common value is the mean of the variances, not the smaller
-    value of the F fit, and d0 is at most half of the arms' degrees of freedom. Simulated with 8
-    arms, 8 claims, seeds alone, S = 3, 5, 10: family-wise error at .05 is .02 to .04 with equal
-    spreads, .03 to .05 with spreads that differ sixfold, .09 (S = 3) where one arm of eight has six
-    times the spread; plain pooling errs in .12, .11 and .27; limma's fit of the contrasts, which
-    share arms, in .07, .11 and .15. Fewer than MIN_ARMS arms or 2 seeds: nothing is shrunk.
+    value of the F fit, and d0 is at most half of the arms' degrees of freedom. Simulated (8 arms, 8
+    claims, 3 to 10 seeds, only seeds vary), family-wise error at a nominal .05 with equal spreads,
+    with spreads that differ sixfold, and with six times the spread in one arm of eight:
+    .02 to .04, .03 to .05, .02 to .09; plain pooling .05 to .06, .11 to .13, .22 to .27; the F
+    fit of the contrasts themselves, which share arms, .05 to .07, .06 to .11, .05 to .15.
+    Fewer than MIN_ARMS arms (with three, sixfold spreads gave .09) or 2 seeds: nothing is shrunk.
     """
     arms, seeds = seed_means.shape[-2:]
     if arms < MIN_ARMS or seeds < 2:
@@ -483,6 +488,7 @@ class Effect:
 
     covers: what a repetition may change, "questions and seeds" or "questions" (a single seed).
     """
+
     estimate: np.ndarray | float
     se: np.ndarray | float
     df: np.ndarray | float
@@ -592,6 +598,7 @@ def detectable_effect(effect: Effect, alpha: float = 0.05, power: float = POWER)
 @dataclass(frozen=True)
 class Share:
     """A ratio of two effects with its Fieller interval; NaN and a reason where there is none."""
+
     estimate: float
     low: float
     high: float
@@ -676,15 +683,17 @@ def estimate_contrasts(predictions: pd.DataFrame, contrasts: Mapping[str, Mappin
     Args:
         predictions: all arms of one study (the prior is fitted on all, not only those compared).
         contrasts: name -> weights of arms, {"post - label": {"post_cot": 1, "label_only": -1}}.
-        measure: one of MEASURES; **measuring (options, cut_off) goes to `add_measure`.
+        measure: one of MEASURES.
         worlds: "shared" questions, or "per_seed".
         cluster: the column that says which questions share a fact; None: each is by itself.
         margin: of the equivalence test, a fraction.
+        **measuring: options and cut_off, for `add_measure`.
 
     Columns: contrast, measure, estimate, se, df, low, high (95 %), p, p_equivalent, detectable
     (with 80 % power, as the only claim), seeds, questions, clusters, design_effect, seed_sd (of the
     contrast's seed means), seed_sd_shrunk, prior_df, flagged (share of its answers that followed a
     rationale cut off), covers.
+
     """
     valued = add_measure(predictions, measure, **measuring)
     prior, rows = study_prior(valued, worlds=worlds), []
@@ -754,6 +763,7 @@ def adjust_families(p: Sequence[float], family: Sequence[str]) -> np.ndarray:
 @dataclass(frozen=True)
 class Pooled:
     """A mean effect over studies, how far studies differ (tau, a standard deviation), a note."""
+
     estimate: float
     low: float
     high: float
@@ -855,6 +865,7 @@ class Design:
     added to an arm's chance. measure: "accuracy" (right or wrong) or "p_gold" (the chance itself,
     with noise_sd from seed to seed). Chances lie within base ± room before seeds move them.
     """
+
     seeds: int = 5
     questions: int = 500
     seed_sd: tuple[float, ...] = (0.02,) * 8
@@ -943,6 +954,21 @@ def _holm_found(p: np.ndarray, alpha: float) -> np.ndarray:
     found = np.zeros_like(passed)
     np.put_along_axis(found, order, passed, -1)
     return found
+
+
+def calibration_designs(measure: str = "p_gold") -> list[Design]:
+    """List the 36 designs on which the promises are checked (about 5 minutes of one core).
+
+    3, 5 and 10 seeds; 100, 400 and 1,200 questions; seed spreads equal (.02) or sixfold (.01 to
+    .06); single questions, or one to five about a fact (design effect 1.3 to 1.7, more with more
+    seeds). Arms share .3 of a seed's luck; difficulty has the tails of t with 3 degrees of freedom.
+    """
+    share = 0.3 if measure == "p_gold" else 0.8             # single answers hide what facts share
+    spreads = ((0.02,) * 8, tuple(np.geomspace(0.01, 0.06, 8)))
+    groups = (dict(), dict(cluster_sizes=(1, 2, 3, 4, 5), cluster_share=share))
+    return [Design(seeds=seeds, questions=questions, seed_sd=spread, measure=measure, **group)
+            for seeds in (3, 5, 10) for questions in (100, 400, 1200)
+            for spread in spreads for group in groups]
 
 
 def calibrate(rng: np.random.Generator, designs: Sequence[Design], *, studies: int = 1000,

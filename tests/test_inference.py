@@ -294,7 +294,7 @@ def test_the_seed_prior_leaves_out_what_a_seed_does_to_all_arms(rng):
     assert priors[1].variance.mean() == pytest.approx(0.0004, rel=0.02)
     assert priors[0].pooled_df == 28 and priors[0].d0.max() == 14 and np.isinf(
         priors[0].limma_d0).mean() > 0.4
-    assert inf.fit_seed_prior(means[0, :2]).d0 == 0 and inf.fit_seed_prior(means[0, :, :1]).d0 == 0
+    assert inf.fit_seed_prior(means[0, :3]).d0 == 0 and inf.fit_seed_prior(means[0, :, :1]).d0 == 0
 
 
 # --- effects ------------------------------------------------------------------------------------
@@ -534,6 +534,13 @@ def test_errors_are_what_they_are_said_to_be(rng, design):
     low, high = sps.binom.ppf([0.001], STUDIES, 0.01), sps.binom.ppf([0.999], STUDIES, 0.08)
     assert low[0] / STUDIES <= row["fwer"] <= high[0] / STUDIES
     assert row["coverage"] >= 0.93 and row["per_claim"] <= 0.07
+
+
+def test_the_designs_span_what_studies_look_like():
+    designs = [d for measure in ("accuracy", "p_gold") for d in inf.calibration_designs(measure)]
+    assert len(designs) == 72 and {d.seeds for d in designs} == {3, 5, 10}
+    assert {d.questions for d in designs} == {100, 400, 1200}
+    assert {round(max(d.seed_sd) / min(d.seed_sd)) for d in designs} == {1, 6}
 
 
 def test_shrinking_pays_and_clusters_count(rng):
