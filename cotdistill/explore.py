@@ -161,8 +161,8 @@ def turn_knobs(student: Student, questions: dict[str, Example], rationales: dict
 
     def draw(*_):
         example = questions[chooser.value]
-        giver = ids[(ids.index(example.id) + 1) % len(ids)] if arm.value.endswith("_swapped") else example.id
-        ranked = arm.value.endswith("_kept") or arm.value.endswith("_masked") and order.value != "random"
+        giver = ids[(ids.index(example.id) + 1) % len(ids)] if "partner" in CORRUPTIONS[corruption_of(arm.value)].needs else example.id
+        ranked = replace(arm_from_name(arm.value), selector=method, order=order.value).needs_scores
         if ranked and example.id not in known:
             known[example.id] = scores_of(student, example, rationales[giver].text, [method], label_format=label_format, **options)[method].scores
         try:

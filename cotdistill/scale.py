@@ -61,8 +61,7 @@ def answer_seconds(machine: Machine, body: float, head: float, n: int, questions
 def target(arm: Arm, questions: dict) -> float:
     """Supervised tokens of one question in an arm."""
     whole = questions["rationale"]
-    left = {"kept": min(arm.amount, whole) if arm.amount >= 1 else arm.amount * whole,
-            "masked": (1 - arm.amount) * whole if arm.fill == "delete" else whole}.get(arm.corruption, whole)
+    left = CORRUPTIONS[arm.corruption].length(whole, arm)
     return 0 if arm.placement == "zero_shot" else questions["label"] + (left if arm.uses_rationale else 0)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotdistill.data import LETTERS, DataError, Example
-from cotdistill.format import (CORRUPTIONS, LABEL_FORMATS, Arm, arm_dict, arm_from_name, format_target, intact, label_text,
+from cotdistill.format import (CORRUPTIONS, LABEL_FORMATS, Arm, arm_from_name, format_target, label_text,
                                parse_answer, prompt_text, split_generation)
 from cotdistill.train import FRAME, LABEL, PROMPT, RATIONALE, encode
 
@@ -103,8 +103,8 @@ def test_arm_label_tells_apart_what_the_config_tells_apart():
              for u in ("token", "word")]
     arms += [arm_from_name(f"{p}_shuffled", unit=u, fresh=f) for p in ("pre_cot", "post_cot") for u in ("token", "word", "sentence")
              for f in (True, False)] + [Arm("post_cot"), Arm("post_cot", label_weight=4.0)]
-    assert len({a.label for a in arms}) == len({str(sorted(arm_dict(a).items())) for a in arms}) == len(arms)
-    assert intact(arms[0]).label == "post_cot"
+    assert len({a.label for a in arms}) == len({str(sorted(a.config.items())) for a in arms}) == len(arms)
+    assert arms[0].intact.label == "post_cot"
 
 
 def test_options_carry_letters_only_where_the_label_is_one(questions):
