@@ -13,9 +13,11 @@ Scores are in nats unless said otherwise, one per rationale token; positive mean
 import copy
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
@@ -31,11 +33,10 @@ from transformers.modeling_utils import AttentionInterface
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale, fingerprint, read_jsonl
 from cotdistill.files import whole
-from cotdistill.format import SELECTORS, Arm, format_target, prompt_text
+from cotdistill.format import Arm, format_target, prompt_text
 from cotdistill.students import Student, attending, blocks_of, keys_and_values, last_block_at_places, prepacked
 from cotdistill.train import example_rng
 
-METHODS = SELECTORS
 BASELINES = ("filler", "mean", "zero")
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of tokens, as in ERASER
 
@@ -220,70 +221,168 @@ def removal_logps(student: Student, example: Example, rationale: str, keep: np.n
 
 # -------------------------------------------------------------------------------------------- the methods
 
+@dataclass(frozen=True)
+class Task:
+    """What a method is given: a rationale in pieces, and the settings. texts: all rationales of the set that is attributed,
+    for methods that count words in them."""
+
+    student: Student
+    example: Example
+    rationale: str
+    parts: Parts
+    n_steps: int
+    baseline: str
+    batch_size: int
+    rng: np.random.Generator | None
+    selections: dict[str, Sequence[int]] | None
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attribution method: task -> fields of an `Attribution` ("scores", one per token, and what else it knows).
+
+    reads: "model", the student's weights (it runs with them frozen, on rationales that are not empty); "words", nothing but
+    texts and the tokenizer, so that every student with one tokenizer has the same scores; or "" (chance, a person)."""
+
+    function: Callable[[Task], dict]
+    reads: str = "model"
+
+
 def attribute(student: Student, example: Example, rationale: str, method: str, *, label_format: str = "text",
               n_steps: int = 32, baseline: str = "filler", batch_size: int = 32,
               rng: np.random.Generator | None = None,
-              selections: dict[str, Sequence[int]] | None = None) -> Attribution:
-    """Score every token of one rationale for the right answer's log probability.
+              selections: dict[str, Sequence[int]] | None = None, texts: Sequence[str] | None = None) -> Attribution:
+    """Score every token of one rationale for the right answer's log probability, by a method of METHODS.
 
-    integrated_gradients   path integral from the baseline, Gauss-Legendre with n_steps points, summed over the
-                           embedding; the scores sum to logp_full - logp_baseline (Sundararajan et al. 2017,
-                           arXiv 1703.01365)
-    input_x_gradient       embedding times gradient, summed (Shrikumar et al. 2016, arXiv 1605.01713)
-    saliency               length of the gradient, in nats per unit of embedding, no sign (Li et al. 2016,
-                           arXiv 1506.01066)
-    occlusion              fall of log p when the token alone is at the baseline (Zeiler and Fergus 2014,
-                           arXiv 1311.2901)
-    occlusion_word         the same for each whole word, shared equally among its tokens
-    attention              last layer, mean over heads and over the positions that predict the label (no sign)
-    rollout                attention through all layers with the residual stream (Abnar and Zuidema 2020,
-                           arXiv 2005.00928)
-    embedding_similarity   cosine of the token's embedding with the label's mean one: the word2vec idea
-    random                 uniform numbers from rng
-    human                  1 for the token positions in selections[id], else 0
-
-    batch_size: rows in one forward pass (it changes speed and memory only). Raises DataError for an unknown
-    method or baseline, a missing rng, and a selection that is missing or outside the rationale."""
+    batch_size: rows in one forward pass (it changes speed and memory only). texts: the rationales among which words are
+    counted (None: this one only). Raises DataError for an unknown method or baseline, a missing rng, and a selection that
+    is missing or outside the rationale."""
     parts = split_sequence(student, example, rationale, label_format)
-    n, empty = len(parts.rationale), np.zeros(0)
-    result = Attribution(example.id, method, tuple(parts.rationale), empty, tuple(parts.words))
+    result = Attribution(example.id, method, tuple(parts.rationale), np.zeros(0), tuple(parts.words))
     if method not in METHODS:
         raise DataError(f"attribution method '{method}'; expected one of {', '.join(METHODS)}")
     if baseline not in BASELINES:
         raise DataError(f"attribution baseline '{baseline}'; expected one of {', '.join(BASELINES)}")
-    if method == "random":
-        if rng is None:
-            raise DataError("attribution method 'random': no random generator; expected one, seeded by question")
-        return replace(result, scores=rng.random(n))
-    if method == "human":
-        return replace(result, scores=_human(example.id, n, selections))
-    if n == 0:
+    task = Task(student, example, rationale, parts, n_steps, baseline, batch_size, rng, selections, texts or [rationale])
+    if METHODS[method].reads != "model":
+        return replace(result, **METHODS[method].function(task))
+    if not parts.rationale:
         return result
     with frozen(student.model), last_block_at_places(student.model):
-        if method in ("attention", "rollout"):
-            return replace(result, scores=_attention(student, parts, method))
-        if method == "embedding_similarity":
-            return replace(result, scores=_similarity(student, parts))
-        full, base = embed_rationale(student, parts, baseline)
-        if method.startswith("occlusion"):
-            members = np.array(parts.words if method == "occlusion_word" else range(n))
-            units = np.unique(members)
-            keep = np.concatenate([np.ones((1, n), bool), np.zeros((1, n), bool), members[None] != units[:, None]])
-            whole, nothing, *logps = variant_logps(student, parts, full, base, keep, batch_size)
-            share = (whole - np.array(logps)) / np.bincount(members)
-            return replace(result, scores=share[members], logp_full=whole, logp_baseline=nothing)
-        score = label_scorer(student, parts)
-        if method in ("input_x_gradient", "saliency"):
-            x = full.requires_grad_()
-            value = score(x)
-            (gradient,) = torch.autograd.grad(value.sum(), x)
-            scores = (gradient * x).sum(-1) if method == "input_x_gradient" else gradient.norm(dim=-1)
-            return replace(result, scores=scores[0].detach().double().cpu().numpy(), logp_full=value.item())
-        ends = _in_batches(score, torch.cat([full, base]), batch_size).numpy()
-        paths = IntegratedGradients(score).attribute(full, base, n_steps=n_steps, internal_batch_size=batch_size)
-        scores = paths.sum(-1)[0].double().cpu().numpy()
-        return replace(result, scores=scores, delta=float(scores.sum() - (ends[0] - ends[1])),
-                       logp_full=float(ends[0]), logp_baseline=float(ends[1]))
+        return replace(result, **METHODS[method].function(task))
+
+
+def integrate_gradients(task: Task) -> dict:
+    """Path integral of the gradient from the baseline, Gauss-Legendre with n_steps points, summed over the embedding; the
+    scores sum to logp_full - logp_baseline (Sundararajan et al. 2017, arXiv 1703.01365)."""
+    full, base = embed_rationale(task.student, task.parts, task.baseline)
+    score = label_scorer(task.student, task.parts)
+    ends = _in_batches(score, torch.cat([full, base]), task.batch_size).numpy()
+    paths = IntegratedGradients(score).attribute(full, base, n_steps=task.n_steps, internal_batch_size=task.batch_size)
+    scores = paths.sum(-1)[0].double().cpu().numpy()
+    return {"scores": scores, "delta": float(scores.sum() - (ends[0] - ends[1])),
+            "logp_full": float(ends[0]), "logp_baseline": float(ends[1])}
+
+
+def _embedding_gradient(task: Task) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Embeddings [1, R, D], the gradient of log p(label) with respect to them, and log p(label) in nats."""
+    x = embed_rationale(task.student, task.parts, task.baseline)[0].requires_grad_()
+    value = label_scorer(task.student, task.parts)(x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    return x, gradient, value.item()
+
+
+def multiply_gradient(task: Task) -> dict:
+    """Embedding times gradient, summed (Shrikumar et al. 2016, arXiv 1605.01713)."""
+    x, gradient, value = _embedding_gradient(task)
+    return {"scores": (gradient * x).sum(-1)[0].detach().double().cpu().numpy(), "logp_full": value}
+
+
+def measure_saliency(task: Task) -> dict:
+    """Length of the gradient, in nats per unit of embedding, no sign (Li et al. 2016, arXiv 1506.01066)."""
+    _, gradient, value = _embedding_gradient(task)
+    return {"scores": gradient.norm(dim=-1)[0].detach().double().cpu().numpy(), "logp_full": value}
+
+
+def occlude_units(task: Task, members: np.ndarray) -> dict:
+    """Fall of log p when a unit is at the baseline, shared equally among its tokens; members: each token's unit."""
+    n, units = len(members), np.unique(members)
+    full, base = embed_rationale(task.student, task.parts, task.baseline)
+    keep = np.concatenate([np.ones((1, n), bool), np.zeros((1, n), bool), members[None] != units[:, None]])
+    intact, nothing, *logps = variant_logps(task.student, task.parts, full, base, keep, task.batch_size)
+    share = (intact - np.array(logps)) / np.bincount(members)
+    return {"scores": share[members], "logp_full": intact, "logp_baseline": nothing}
+
+
+def occlude_tokens(task: Task) -> dict:
+    """Each token alone at the baseline (Zeiler and Fergus 2014, arXiv 1311.2901)."""
+    return occlude_units(task, np.arange(len(task.parts.rationale)))
+
+
+def occlude_words(task: Task) -> dict:
+    """Each whole word at the baseline, its fall shared among its tokens."""
+    return occlude_units(task, np.array(task.parts.words))
+
+
+def draw_scores(task: Task) -> dict:
+    """Uniform numbers from rng."""
+    if task.rng is None:
+        raise DataError("attribution method 'random': no random generator; expected one, seeded by question")
+    return {"scores": task.rng.random(len(task.parts.rationale))}
+
+
+def mark_answer_words(task: Task) -> dict:
+    """1 for the tokens of words that the right answer holds too, else 0 (`corrupt.label_words`): does "a few key tokens
+    suffice" only mean that the answer is among them?"""
+    return {"scores": np.array(corrupt.label_tokens(task.student, _piece(task), task.example.label), dtype=float)}
+
+
+def _piece(task: Task) -> str:
+    return f" {task.rationale}" if task.rationale else ""
+
+
+def _forms(text: str) -> list[str]:
+    return [corrupt.word_form(text[a:b]) for a, b in corrupt.word_spans(text)]
+
+
+def _share_of_word(task: Task, scores: Sequence[float]) -> dict:
+    """Scores of words (of `_forms`) -> of tokens: each has its word's, divided by the number of the word's tokens, so that
+    a word scores the same however it is cut. Where words are what is kept, their sums rank them."""
+    words = np.array(task.parts.words, dtype=int)
+    if not len(words):
+        return {"scores": np.zeros(0)}
+    return {"scores": (np.asarray(scores, dtype=float) / np.bincount(words))[words]}
+
+
+def weigh_words(task: Task) -> dict:
+    """tf-idf: how often a word stands in this rationale, times log((1 + N) / (1 + rationales that hold it)) + 1 over the
+    N texts (scikit-learn's smooth_idf; Jones 1972). A word without letters or digits scores 0."""
+    forms, held = _forms(_piece(task)), _count_texts(tuple(task.texts))
+    idf = {form: np.log((1 + len(task.texts)) / (1 + held[form])) + 1 for form in set(forms)}
+    return _share_of_word(task, [forms.count(form) * idf[form] if form else 0.0 for form in forms])
+
+
+def match_frequency(task: Task) -> dict:
+    """exp(-distance) of a word's log frequency in the texts to the mean one of the answer's words; -1 for those words
+    themselves, which come last. As rare as what `answer_words` selects, and not the answer: its control."""
+    forms, counts = _forms(_piece(task)), _count_words(tuple(task.texts))
+    answer = corrupt.label_words(task.example.label)
+    wanted = np.mean([np.log1p(counts[form]) for form in sorted(answer)]) if answer else 0.0
+    near = {form: np.exp(-abs(np.log1p(counts[form]) - wanted)) for form in set(forms) - answer if form}
+    return _share_of_word(task, [-1.0 if form in answer else near.get(form, 0.0) for form in forms])
+
+
+@lru_cache(maxsize=4)
+def _count_texts(texts: tuple[str, ...]) -> Counter:
+    """Form -> how many texts hold it."""
+    return Counter(form for text in texts for form in set(_forms(text)))
+
+
+@lru_cache(maxsize=4)
+def _count_words(texts: tuple[str, ...]) -> Counter:
+    """Form -> how often it stands in all texts."""
+    return Counter(form for text in texts for form in _forms(text))
 
 
 def _human(id: str, n: int, selections: dict | None) -> np.ndarray:
@@ -324,18 +423,41 @@ def _similarity(student: Student, parts: Parts) -> np.ndarray:
     return torch.cosine_similarity(weight[parts.rationale].double(), target).cpu().numpy()
 
 
+# name -> method. A new one is one entry here; format.SELECTORS lists the names (a test keeps them equal), because an arm is
+# checked without torch.
+METHODS = {
+    "integrated_gradients": Method(integrate_gradients),
+    "input_x_gradient": Method(multiply_gradient),
+    "saliency": Method(measure_saliency),
+    "occlusion": Method(occlude_tokens),
+    "occlusion_word": Method(occlude_words),
+    # last layer, mean over heads and over the positions that predict the label (no sign)
+    "attention": Method(lambda task: {"scores": _attention(task.student, task.parts, "attention")}),
+    # attention through all layers with the residual stream (Abnar and Zuidema 2020, arXiv 2005.00928)
+    "rollout": Method(lambda task: {"scores": _attention(task.student, task.parts, "rollout")}),
+    # cosine of the token's embedding with the label's mean one: the word2vec idea
+    "embedding_similarity": Method(lambda task: {"scores": _similarity(task.student, task.parts)}),
+    "random": Method(draw_scores, reads=""),
+    # 1 for the token positions in selections[id], else 0
+    "human": Method(lambda task: {"scores": _human(task.example.id, len(task.parts.rationale), task.selections)}, reads=""),
+    "answer_words": Method(mark_answer_words, reads="words"),
+    "tfidf": Method(weigh_words, reads="words"),
+    "frequency_matched": Method(match_frequency, reads="words"),
+}
+
+
 def attribute_all(student: Student, examples: list[Example], rationales: dict[str, Rationale], method: str, *,
                   seed: int = 0, progress: Callable[[int], None] = lambda done: None,
                   **settings) -> list[Attribution]:
     """`attribute` for many questions, in their order. `random` depends on the question's id and `seed`, not
-    on its place.
+    on its place; words are counted over the rationales of these questions.
 
     progress is called with the number of questions done; settings go to `attribute`."""
-    found = []
+    found, texts = [], tuple(rationales[example.id].text for example in examples)
     with frozen(student.model), prepacked(student.model):
         for example in examples:
             rng = example_rng(example.id, seed, 4)
-            found.append(attribute(student, example, rationales[example.id].text, method, rng=rng, **settings))
+            found.append(attribute(student, example, rationales[example.id].text, method, rng=rng, texts=texts, **settings))
             progress(len(found))
     return found
 

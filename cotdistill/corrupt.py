@@ -6,19 +6,64 @@ tokenised by itself), so a corruption cannot reach the question or the label. To
 moved groups stay valid tokens: a shuffle keeps the multiset of ids exactly, though its text, tokenised again,
 may merge differently. Randomness comes only from the generator that is passed in. A permutation is drawn
 whole, whatever the amount: with one generator state, what is hidden at 25 % is also hidden at 50 %.
+
+What an arm is, `format.CORRUPTIONS` says; its function stands here, under `@changes_tokens` (of one rationale) or
+`@chooses_partners` (whose rationale each question gets).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from cotdistill.data import DataError
-from cotdistill.format import Arm
+from cotdistill.data import DataError, Example
+from cotdistill.format import CORRUPTIONS, SELECTING, Arm
 from cotdistill.students import Student
 
 # A full stop after these does not end a sentence; neither does one after a number or letter that opens it ("1.", "B.").
 ABBREVIATIONS = set("e.g. i.e. etc. vs. cf. mr. mrs. ms. dr. st. no. fig. approx.".split())
+
+# Words of an answer that say nothing by themselves: "a cup of tea" is about "cup" and "tea".
+FUNCTION_WORDS = set("a an the of to in on at for from by with and or is are was were be it its".split())
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the training rationales of a run have in common.
+
+    tokens: the ids of all of them in one array, so that a uniform draw is a draw by frequency; length: their median number
+    of tokens, rounded."""
+
+    tokens: np.ndarray
+    length: int
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a function that changes tokens may use beside them. units: the positions of each unit's tokens; on_label: for
+    each token whether its word is one of the answer's; the rest as in `corrupt`."""
+
+    units: list[list[int]]
+    filler_id: int
+    rng: np.random.Generator | None = None
+    scores: Sequence[float] | None = None
+    corpus: Corpus | None = None
+    on_label: Sequence[bool] | None = None
+
+
+TOKEN_CHANGES: dict[str, Callable[[list[int], Arm, Given], list[int]]] = {}
+PARTNER_CHOICES: dict[str, Callable[..., dict[str, str]]] = {}
+
+
+def changes_tokens(name: str) -> Callable:
+    """Register a function (ids, arm, given) -> new ids as the corruption `name`."""
+    return lambda function: TOKEN_CHANGES.setdefault(name, function)
+
+
+def chooses_partners(name: str) -> Callable:
+    """Register a function (examples, lengths, texts, rng) -> {id: id of the question whose rationale it gets}."""
+    return lambda function: PARTNER_CHOICES.setdefault(name, function)
 
 
 def offsets(student: Student, text: str) -> list[tuple[int, int]]:
@@ -110,50 +155,117 @@ def n_kept(amount: float, n: int) -> int:
 
 
 def corrupt(ids: list[int], arm: Arm, rng: np.random.Generator | None, *, filler_id: int,
-            scores: Sequence[float] | None = None, groups: Sequence[int] | None = None) -> list[int]:
+            scores: Sequence[float] | None = None, groups: Sequence[int] | None = None,
+            corpus: Corpus | None = None, on_label: Sequence[bool] | None = None) -> list[int]:
     """Apply an arm's corruption to the tokens of one rationale and return new ids (`ids` is left alone).
 
-    groups: each token's unit (None: every token is one); scores: one importance per token, for a selector
-    other than "random". shuffled: units in random order. masked: exactly round(amount * units) of them
-    hidden, their tokens replaced by `filler_id` or deleted. kept: the `n_kept` units with the highest scores,
-    in their order, nothing else (selector "human": of those that were selected). filler: every token is `filler_id`. swapped and intact: unchanged (a swap
-    happens between questions)."""
-    if not ids or arm.corruption in ("", "swapped"):
+    groups: each token's unit (None: every token is one); scores: one importance per token, for a selector other than
+    "random"; corpus: of the training rationales; on_label: for each token whether its word is one of the answer's. What a
+    corruption does not need is not looked at. Intact rationales stay, and those of arms that take another question's: that
+    happens between questions (`choose_partners`). Raises DataError for what is missing or of another length."""
+    if arm.corruption not in CORRUPTIONS:
+        raise DataError(f"unknown corruption '{arm.corruption}'; expected one of {', '.join(filter(None, CORRUPTIONS))}")
+    needs = CORRUPTIONS[arm.corruption].needs
+    if not ids or not arm.corruption or "partner" in needs:
         return list(ids)
-    if arm.corruption == "filler":
-        return [filler_id] * len(ids)
-    if rng is None:
+    if "rng" in needs and rng is None:
         raise DataError(f"arm {arm.label}: no random generator; expected one, seeded by question and seed")
     groups = range(len(ids)) if groups is None else groups
     if len(groups) != len(ids):
         raise DataError(f"{len(groups)} groups for a rationale of {len(ids)} tokens; expected one group per token")
+    if arm.needs_scores and scores is None:
+        raise DataError(f"arm {arm.label}: no scores for selector '{arm.selector}'; expected one per rationale token")
+    if "label" in needs and (on_label is None or len(on_label) != len(ids)):
+        raise DataError(f"arm {arm.label}: {'no' if on_label is None else len(on_label)} marks of the answer's words for a "
+                        f"rationale of {len(ids)} tokens; expected one mark per token")
+    if "corpus" in needs and (corpus is None or not len(corpus.tokens)):
+        raise DataError(f"arm {arm.label}: no training rationales; expected those of the run, as `encode_all` gives them")
     members: dict[int, list[int]] = {}
     for position, group in enumerate(groups):
         members.setdefault(group, []).append(position)
-    units = list(members.values())
-    if arm.corruption == "shuffled":
-        return [ids[position] for unit in rng.permutation(len(units)) for position in units[unit]]
+    given = Given(list(members.values()), filler_id, rng, scores, corpus, on_label)
+    return TOKEN_CHANGES[arm.corruption](ids, arm, given)
 
-    ranked = arm.corruption == "kept" or arm.order != "random"
-    if ranked and arm.selector != "random" and scores is None:
-        raise DataError(f"arm {arm.label}: no scores for selector '{arm.selector}'; expected one per rationale token")
-    if not ranked or arm.selector == "random":
-        order = rng.permutation(len(units))
-    else:
-        order = rank_units(units, scores, len(ids))
-    if arm.corruption == "kept":
-        chosen = order[:n_kept(arm.amount, len(units))]
-        if arm.selector == "human":  # the others, all 0, would come in from the first on
-            chosen = [unit for unit in chosen if any(scores[position] > 0 for position in units[unit])]
-        return [ids[position] for position in sorted(p for unit in chosen for p in units[unit])]
-    if arm.corruption == "masked":
-        if arm.order == "least" and arm.selector != "random":  # ties go to the earlier unit here too
-            order = rank_units(units, -np.asarray(scores, dtype=float), len(ids))
-        hidden = {p for unit in order[:round(arm.amount * len(units))] for p in units[unit]}
-        if arm.fill == "delete":
-            return [id for position, id in enumerate(ids) if position not in hidden]
-        return [filler_id if position in hidden else id for position, id in enumerate(ids)]
-    raise DataError(f"unknown corruption '{arm.corruption}'; expected shuffled, masked, kept, swapped or filler")
+
+@changes_tokens("shuffled")
+def shuffle_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """The units in random order, each as it is."""
+    return [ids[position] for unit in given.rng.permutation(len(given.units)) for position in given.units[unit]]
+
+
+def order_units(ids: list[int], arm: Arm, given: Given) -> np.ndarray:
+    """The units in the order in which an arm takes them: at random, or by score (the least first, where it says so)."""
+    if not arm.needs_scores:
+        return given.rng.permutation(len(given.units))
+    least = arm.corruption == "masked" and arm.order == "least"  # ties go to the earlier unit here too
+    scores = -np.asarray(given.scores, dtype=float) if least else given.scores
+    return rank_units(given.units, scores, len(ids))
+
+
+@changes_tokens("masked")
+def mask_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """Exactly round(amount * units) of the units hidden: their tokens become the filler token, or are deleted."""
+    order = order_units(ids, arm, given)
+    hidden = {p for unit in order[:round(arm.amount * len(given.units))] for p in given.units[unit]}
+    if arm.fill == "delete":
+        return [id for position, id in enumerate(ids) if position not in hidden]
+    return [given.filler_id if position in hidden else id for position, id in enumerate(ids)]
+
+
+@changes_tokens("kept")
+def keep_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """The `n_kept` units with the highest scores, in their order, and nothing else.
+
+    A selector that chooses tokens instead of ranking them (`format.SELECTING`) keeps none that it did not choose: the
+    others, all 0, would come in from the first on."""
+    chosen = order_units(ids, arm, given)[:n_kept(arm.amount, len(given.units))]
+    if arm.selector in SELECTING:
+        chosen = [unit for unit in chosen if any(given.scores[position] > 0 for position in given.units[unit])]
+    return [ids[position] for position in sorted(p for unit in chosen for p in given.units[unit])]
+
+
+@changes_tokens("filler")
+def fill_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """As many filler tokens: the length alone is left."""
+    return [given.filler_id] * len(ids)
+
+
+@changes_tokens("bag")
+def draw_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """As many tokens, drawn with replacement from all training rationales: their vocabulary by frequency, and no text."""
+    tokens = given.corpus.tokens
+    return tokens[given.rng.integers(len(tokens), size=len(ids))].tolist()
+
+
+@changes_tokens("length_matched")
+def match_length(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """The rationale cut, or repeated from its start, to the median length of the training rationales: no question's
+    rationale is longer than another's, so a gain cannot come from length."""
+    return [ids[position % len(ids)] for position in range(given.corpus.length)]
+
+
+@changes_tokens("no_label")
+def remove_label_words(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """The rationale without the answer's own words (`label_tokens`); the gaps close."""
+    return [id for id, named in zip(ids, given.on_label, strict=True) if not named]
+
+
+def word_form(word: str) -> str:
+    """A word as it is compared: lower case, no punctuation around it, no "'s" or plural "s" at its end."""
+    plain = re.sub(r"^\W+|\W+$", "", word.lower().replace("’", "'")).removesuffix("'s")
+    return plain[:-1] if len(plain) > 3 and plain.endswith("s") and not plain.endswith("ss") else plain
+
+
+def label_words(label: str) -> set[str]:
+    """The forms of the words of an answer that say something; all of them, where none but function words are there."""
+    forms = {form for form in map(word_form, label.split()) if form}
+    return forms - FUNCTION_WORDS or forms
+
+
+def label_tokens(student: Student, text: str, label: str) -> list[bool]:
+    """For each token of `student.encode(text)` whether its word is one of the answer's (`label_words`)."""
+    words, wanted = [text[a:b] for a, b in word_spans(text)], label_words(label)
+    return [bool(words) and word_form(words[group]) in wanted for group in word_groups(student, text)]
 
 
 def dots_id(student: Student) -> int:
@@ -161,15 +273,71 @@ def dots_id(student: Student) -> int:
     return student.encode(" ...")[-1]
 
 
+def full_mask_as_filler(arm: Arm) -> Arm:
+    """An arm that hides everything behind filler tokens, as the filler arm; every other arm as it is."""
+    if (arm.corruption, arm.amount, arm.fill) != ("masked", 1, "filler"):
+        return arm
+    return Arm(arm.placement, "filler", label_weight=arm.label_weight, loss=arm.loss)
+
+
+def equal_training(student: Student, arm: Arm) -> Arm:
+    """The arm whose training this one repeats token for token; itself, where there is none.
+
+    A full mask writes the student's filler token in each place, the filler arm dots: one training, where the student's
+    filler token is the dots."""
+    return full_mask_as_filler(arm) if dots_id(student) == student.filler_id else arm
+
+
+def collect_corpus(student: Student, texts: Sequence[str]) -> Corpus:
+    """What these rationales have in common; each as a student reads it, with a space before it."""
+    rows = [student.encode(f" {text}") for text in texts if text]
+    tokens = np.array([id for row in rows for id in row], dtype=np.int64)
+    return Corpus(tokens, round(float(np.median([len(row) for row in rows]))) if rows else 0)
+
+
 def corrupt_text(student: Student, text: str, ids: list[int], arm: Arm, rng: np.random.Generator | None,
-                 scores: Sequence[float] | None = None) -> list[int]:
+                 scores: Sequence[float] | None = None, *, label: str = "", corpus: Corpus | None = None) -> list[int]:
     """`corrupt` for one student: groups from its tokenizer, its filler token for masks, dots for the filler
     arm.
 
-    text: the rationale piece with its leading space; ids: `student.encode(text)`."""
+    text: the rationale piece with its leading space; ids: `student.encode(text)`; label: the text of the right answer."""
+    entry = CORRUPTIONS[arm.corruption]
     filler_id = dots_id(student) if arm.corruption == "filler" else student.filler_id
-    groups = unit_groups(student, text, arm.unit) if arm.corruption in ("shuffled", "masked", "kept") else None
-    return corrupt(ids, arm, rng, filler_id=filler_id, scores=scores, groups=groups)
+    groups = unit_groups(student, text, arm.unit) if "unit" in entry.fields else None
+    on_label = label_tokens(student, text, label) if "label" in entry.needs else None
+    return corrupt(ids, arm, rng, filler_id=filler_id, scores=scores, groups=groups, corpus=corpus, on_label=on_label)
+
+
+def choose_partners(arm: Arm, examples: Sequence[Example], lengths: dict[str, int], texts: dict[str, str],
+                    rng: np.random.Generator) -> dict[str, str]:
+    """For each question the one whose rationale an arm gives it (itself: it keeps its own). lengths: in tokens."""
+    return PARTNER_CHOICES[arm.corruption](examples, lengths, texts, rng)
+
+
+@chooses_partners("swapped")
+def swap_among_like(examples, lengths, texts, rng) -> dict[str, str]:
+    """Another question of about the same length (`swap_partners`)."""
+    return swap_partners(lengths, rng, texts=texts)
+
+
+@chooses_partners("other_same")
+def swap_among_same_answers(examples, lengths, texts, rng) -> dict[str, str]:
+    """Another question whose right answer reads the same: a rationale that fits the answer, and not the question.
+
+    A question whose answer no other one has keeps its own rationale. That is counted: its sequence is the intact arm's,
+    whose share every run records (`train.share_as_intact`), notebook 04 shows, and verdicts heed. So a difference from the
+    intact arm is understated, never made up. Raises DataError where no question has a partner."""
+    same: dict[str, list[str]] = {}
+    for example in sorted(examples, key=lambda example: example.id):
+        same.setdefault(" ".join(example.label.split()).casefold(), []).append(example.id)
+    partners = {example.id: example.id for example in examples}
+    for ids in same.values():
+        if len(ids) > 1:
+            partners |= draw_cycle([ids[i] for i in rng.permutation(len(ids))], rng, texts)
+    if all(id == partner for id, partner in partners.items()):
+        raise DataError(f"arm other_same: none of {len(examples)} training questions has the answer of another one; expected "
+                        "data in which answers return (a microworld does)")
+    return partners
 
 
 def _cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
@@ -179,6 +347,21 @@ def _cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
         j = int(rng.integers(i))
         donors[i], donors[j] = donors[j], donors[i]
     return dict(zip(ids, donors))
+
+
+def draw_cycle(ids: list[str], rng: np.random.Generator, texts: dict[str, str] | None = None,
+               tries: int = 1000) -> dict[str, str]:
+    """One random cycle through all ids (`_cycle`); with texts, of `tries` draws the first whose neighbours never read the
+    same, or the one in which fewest do."""
+    fewest = len(ids) + 1
+    for _ in range(tries):
+        drawn = _cycle(ids, rng)
+        same = sum(texts[id] == texts[donor] for id, donor in drawn.items()) if texts else 0
+        if same < fewest:
+            fewest, best = same, drawn
+        if not fewest:
+            break
+    return best
 
 
 def swap_partners(lengths: dict[str, int], rng: np.random.Generator, bucket: int = 8, texts: dict[str, str] | None = None,
@@ -197,13 +380,5 @@ def swap_partners(lengths: dict[str, int], rng: np.random.Generator, bucket: int
     borders = [*range(0, max(1, len(ids) - bucket + 1), bucket), len(ids)]
     partners = {}
     for a, b in zip(borders, borders[1:]):
-        fewest = b - a + 1
-        for _ in range(tries):
-            drawn = _cycle(ids[a:b], rng)
-            same = sum(texts[id] == texts[donor] for id, donor in drawn.items()) if texts else 0
-            if same < fewest:
-                fewest, best = same, drawn
-            if not fewest:
-                break
-        partners |= best
+        partners |= draw_cycle(ids[a:b], rng, texts, tries)
     return {id: partners[id] for id in lengths}

@@ -5,6 +5,7 @@ itself uses, so that what is shown is what is trained on.
 """
 
 import html
+from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets as w
@@ -14,9 +15,9 @@ import pandas as pd
 from IPython.display import HTML, display
 from sklearn.metrics import average_precision_score
 
-from cotdistill import attribute, plots, runs, stats
+from cotdistill import attribute, corrupt, plots, runs, stats
 from cotdistill.data import DataError, Example, Rationale
-from cotdistill.format import ARMS, Arm, arm_from_name
+from cotdistill.format import ARMS, CORRUPTIONS, Arm, arm_from_name, corruption_of
 from cotdistill.show import table
 from cotdistill.students import Student
 from cotdistill.train import FRAME, LABEL, PROMPT, RATIONALE, encode, example_rng
@@ -42,9 +43,12 @@ def questions_of(data, rationales: dict[str, Rationale], limit: int = 200) -> di
 
 
 def training_tokens(student: Student, example: Example, rationale: str, arm: Arm, seed: int = 0, label_format: str = "text",
-                    scores=None) -> pd.DataFrame:
-    """One training sequence, token by token as an epoch of the arm sees it: id, text, kind (prompt, label, rationale, frame)."""
-    one = encode(student, example, rationale, arm, label_format, example_rng(example.id, seed, 0), scores)
+                    scores=None, corpus: corrupt.Corpus | None = None) -> pd.DataFrame:
+    """One training sequence, token by token as an epoch of the arm sees it: id, text, kind (prompt, label, rationale, frame).
+
+    corpus: what the training rationales have in common (None: this one is all there is)."""
+    corpus = corpus or corrupt.collect_corpus(student, [rationale])
+    one = encode(student, example, rationale, arm, label_format, example_rng(example.id, seed, 0), scores, corpus)
     return pd.DataFrame({"id": one.ids, "text": [student.tokenizer.decode([i]) for i in one.ids], "kind": [KINDS[k][0] for k in one.kinds]})
 
 
@@ -158,18 +162,19 @@ def turn_knobs(student: Student, questions: dict[str, Example], rationales: dict
     fill = w.Dropdown(options=["filler", "delete"], description="fill")
     seed = w.BoundedIntText(value=0, min=0, max=10**6, description="seed")
     text, known = w.HTML(), {}
+    corpus = corrupt.collect_corpus(student, [rationales[id].text for id in ids])
 
     def draw(*_):
         example = questions[chooser.value]
-        giver = ids[(ids.index(example.id) + 1) % len(ids)] if arm.value.endswith("_swapped") else example.id
-        ranked = arm.value.endswith("_kept") or arm.value.endswith("_masked") and order.value != "random"
+        giver = ids[(ids.index(example.id) + 1) % len(ids)] if "partner" in CORRUPTIONS[corruption_of(arm.value)].needs else example.id
+        ranked = replace(arm_from_name(arm.value), selector=method, order=order.value).needs_scores
         if ranked and example.id not in known:
             known[example.id] = scores_of(student, example, rationales[giver].text, [method], label_format=label_format, **options)[method].scores
         try:
             one = arm_from_name(arm.value, unit=unit.value, amount=amount.value, order=order.value, fill=fill.value,
                                 selector=method if ranked else "random")
             text.value = tokens_html(training_tokens(student, example, rationales[giver].text, one, seed.value, label_format,
-                                                     known[example.id] if ranked else None))
+                                                     known[example.id] if ranked else None, corpus))
         except DataError as error:
             text.value = f"<b>{html.escape(str(error))}</b>"
 

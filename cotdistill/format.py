@@ -14,17 +14,78 @@ a different sequence, and gives generation a place to stop.
 
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 from cotdistill.data import LETTERS, DataError, Example, first_equal
 
 LABEL_FORMATS = ("text", "letter", "both")
 PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
-CORRUPTIONS = ("", "shuffled", "masked", "kept", "swapped", "filler")
-ARMS = ("zero_shot", "label_only", *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS))
 UNITS = ("token", "word", "sentence")
+LOSSES = ("token_mean", "balanced")  # `train.TrainConfig` says what they are
+# What can rank the tokens of a rationale. `attribute.METHODS` holds the functions, and a test keeps the two equal: this list is
+# here because an arm is checked before anything heavy is imported, and attribution needs torch.
 SELECTORS = ("integrated_gradients", "input_x_gradient", "saliency", "occlusion", "occlusion_word", "attention",
-             "rollout", "embedding_similarity", "random", "human")
+             "rollout", "embedding_similarity", "random", "human", "answer_words", "tfidf", "frequency_matched")
+SELECTING = ("human", "answer_words")  # they choose tokens (1 or 0): `kept` keeps no token that was not chosen
+
+
+def _unit(arm: "Arm") -> list[str]:
+    return [arm.unit] if arm.unit != "token" else []
+
+
+def _masked_detail(arm: "Arm") -> list[str]:
+    order = arm.order if arm.order == "random" else f"{arm.order}:{arm.selector}"
+    return [f"{100 * arm.amount:g}%", order] + ["delete"] * (arm.fill == "delete") + _unit(arm)
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One way to change a rationale: what it needs, and how its arms are labelled and drawn.
+
+    The function that does it stands in corrupt.py, registered under the same name.
+
+    fields   the fields of Arm that it reads; they enter the run's config, and so its key
+    needs    what its function is given: "rng" (a generator), "scores" (one per token, unless the selector or the order is
+             random), "label" (the words of the right answer), "corpus" (what the training rationales have in common),
+             "partner" (it takes the rationale of another question: its function chooses whose)
+    detail   arm -> what stands in the brackets of its label
+    figure   the figure that shows it: "shuffle" (a kind beside the intact rationale), "masking" (a curve over shares; the
+             detail begins with a percentage) or "key_tokens" (a bar per number of tokens, and the method)
+    length   the number of the rationale's tokens -> how many of them are trained on, where that is not the same number;
+             for estimates of cost (the second argument is the arm)
+    """
+
+    fields: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    detail: Callable[["Arm"], list[str]] = lambda arm: []
+    figure: str = "shuffle"
+    length: Callable[[float, "Arm"], float] = lambda tokens, arm: tokens
+
+    @property
+    def stage(self) -> str:
+        """The notebook that trains its arms, as `make` calls it."""
+        return "shuffle" if self.figure == "shuffle" else "attribute"
+
+
+# A new arm is one entry here and one function in corrupt.py; every figure and table that shows its kind then shows it.
+CORRUPTIONS = {
+    "": Corruption(),
+    "shuffled": Corruption(("unit", "fresh"), ("rng",),
+                           lambda arm: [arm.unit] + ["fresh"] * arm.fresh),
+    "masked": Corruption(("unit", "amount", "order", "selector", "fill"), ("rng", "scores"), _masked_detail, "masking",
+                         lambda n, arm: (1 - arm.amount) * n if arm.fill == "delete" else n),
+    "kept": Corruption(("unit", "amount", "selector"), ("rng", "scores"),
+                       lambda arm: [f"{arm.amount:g}", arm.selector] + _unit(arm), "key_tokens",
+                       lambda n, arm: min(arm.amount, n) if arm.amount >= 1 else arm.amount * n),
+    "swapped": Corruption(needs=("partner",)),
+    "filler": Corruption(),
+    "other_same": Corruption(needs=("partner",)),
+    "bag": Corruption(needs=("rng", "corpus")),
+    "length_matched": Corruption(needs=("corpus",)),
+    "no_label": Corruption(needs=("label",)),
+}
+ARMS = ("zero_shot", "label_only", *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS))
 
 
 @dataclass(frozen=True)
@@ -32,7 +93,9 @@ class Arm:
     """One way to build the training target: where the rationale stands, and what was done to it.
 
     placement   zero_shot (not trained) | label_only | pre_cot | post_cot
-    corruption  "" (intact) | shuffled | masked | kept | swapped | filler; only with pre_cot or post_cot
+    corruption  "" (intact) | shuffled | masked | kept | swapped | filler | other_same (the rationale of another question with
+                the same answer) | bag (as many tokens drawn from all training rationales) | length_matched (cut or repeated
+                to their median length) | no_label (the words of the answer removed); only with pre_cot or post_cot
     unit        what is moved, masked or kept: token (of the student), word or sentence
     amount      masked: the fraction hidden, 0 to 1. kept: how many units stay, a number >= 1 or a fraction < 1
     order       masked: which go first: random | most (important) | least
@@ -40,6 +103,7 @@ class Arm:
     fill        masked: "filler" puts the student's filler token in the place, "delete" closes the gap
     fresh       shuffled: a new permutation each epoch instead of one per question and seed
     label_weight  loss weight of label tokens, other tokens weigh 1
+    loss        "" is the study's; else one of LOSSES, in an arm that stands beside those of the study's main loss
     """
 
     placement: str
@@ -51,6 +115,7 @@ class Arm:
     fill: str = "filler"
     fresh: bool = False
     label_weight: float = 1.0
+    loss: str = ""
 
     @property
     def name(self) -> str:
@@ -60,20 +125,38 @@ class Arm:
     @property
     def label(self) -> str:
         """Name plus what varies, e.g. "post_cot_masked[50%,random]": the key of every table and plot."""
-        detail = {"shuffled": [self.unit] + ["fresh"] * self.fresh,
-                  "kept": [f"{self.amount:g}", self.selector],
-                  "masked": [f"{100 * self.amount:g}%", self.order if self.order == "random" else
-                             f"{self.order}:{self.selector}"] + ["delete"] * (self.fill == "delete")}.get(self.corruption, [])
-        if self.corruption in ("masked", "kept") and self.unit != "token":
-            detail = detail + [self.unit]
+        detail = CORRUPTIONS[self.corruption].detail(self)
         if self.label_weight != 1:
             detail = detail + [f"label_weight={self.label_weight:g}"]
+        if self.loss:
+            detail = detail + [f"loss={self.loss}"]
         return self.name + (f"[{','.join(detail)}]" if detail else "")
 
     @property
     def uses_rationale(self) -> bool:
         """Whether its targets hold a rationale, intact or not."""
         return self.placement in ("pre_cot", "post_cot")
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it keeps or masks by scores of the tokens (at random: no)."""
+        entry = CORRUPTIONS[self.corruption]
+        by_chance = self.selector == "random" or "order" in entry.fields and self.order == "random"
+        return "scores" in entry.needs and not by_chance
+
+    @property
+    def config(self) -> dict:
+        """The arm's part of a run's config: only what its target depends on, so that equal targets share a run key.
+
+        The loss is no part of it: it stands with the other settings of the training, whether it is the study's or the arm's."""
+        used = ("placement", "corruption", "label_weight", *CORRUPTIONS[self.corruption].fields)
+        fields = {name: value for name, value in asdict(self).items() if name in used}
+        return {name: float(value) if name in ("amount", "label_weight") else value for name, value in fields.items()}
+
+    @property
+    def intact(self) -> "Arm":
+        """The arm without its corruption: what a corrupted arm is compared with."""
+        return Arm(self.placement, label_weight=self.label_weight, loss=self.loss)
 
 
 def arm_from_name(name: str, **settings) -> Arm:
@@ -87,7 +170,8 @@ def arm_from_name(name: str, **settings) -> Arm:
         value = getattr(arm, field)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise DataError(f"arm {name}: {field} is {value!r}; expected a number")
-    for field, allowed in (("unit", UNITS), ("order", ("random", "most", "least")), ("fill", ("filler", "delete")), ("selector", SELECTORS)):
+    for field, allowed in (("unit", UNITS), ("order", ("random", "most", "least")), ("fill", ("filler", "delete")),
+                           ("selector", SELECTORS), ("loss", ("", *LOSSES))):
         if getattr(arm, field) not in allowed:
             raise DataError(f"arm {name}: {field} is {getattr(arm, field)!r}; expected one of {', '.join(allowed)}")
     if corruption == "masked" and not 0 <= arm.amount <= 1:
@@ -99,17 +183,22 @@ def arm_from_name(name: str, **settings) -> Arm:
     return arm
 
 
-def arm_dict(arm: Arm) -> dict:
-    """The arm's part of a run's config: only what its target depends on, so that equal targets share a run key."""
-    used = {"shuffled": ("unit", "fresh"), "masked": ("unit", "amount", "order", "selector", "fill"),
-            "kept": ("unit", "amount", "selector")}.get(arm.corruption, ())
-    fields = {k: v for k, v in asdict(arm).items() if k in ("placement", "corruption", "label_weight", *used)}
-    return {k: float(v) if k in ("amount", "label_weight") else v for k, v in fields.items()}
+def corruption_of(label: str) -> str | None:
+    """The corruption of an arm by its label, "" of one without; None for a label of no arm ("post_cot_kept[5,random]" ->
+    "kept"). Tables and figures know arms by their labels only."""
+    name = label.partition("[")[0]
+    if name in ("zero_shot", "label_only"):
+        return ""
+    return name.removeprefix("pre_cot").removeprefix("post_cot").removeprefix("_") if name in ARMS else None
 
 
-def intact(arm: Arm) -> Arm:
-    """The arm without its corruption: what a corrupted arm is compared with."""
-    return replace(Arm(arm.placement), label_weight=arm.label_weight)
+def shown_in(figure: str, label: str) -> bool:
+    """Whether a figure shows an arm: "placement" those without a corruption, "shuffle", "masking" and "key_tokens" those
+    whose entry in CORRUPTIONS says so."""
+    corruption = corruption_of(label)
+    if not corruption:
+        return corruption == "" and figure == "placement"
+    return CORRUPTIONS[corruption].figure == figure
 
 
 def cue(placement: str) -> str:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cotdistill.files import whole
+from cotdistill.format import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
 
 # placement -> colour (Okabe and Ito 2008; also apart in lightness), hatch, marker, dashes
 LOOKS = {"zero_shot": ("#BBBBBB", "", "s", (0, (1, 2))), "label_only": ("#56B4E9", "", "D", (0, (4, 2))),
@@ -58,6 +59,30 @@ def look(arm: str) -> tuple[str, str, str, object]:
     return next((v for k, v in LOOKS.items() if arm.startswith(k)), ("#999933", "...", "v", "solid"))
 
 
+def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
+    """The rows that a figure shows ("placement", "shuffle", "masking", "key_tokens"), as `format.CORRUPTIONS` says: a new arm
+    is there by itself. "placement" goes by the order of the placements."""
+    rows = accuracy[[shown_in(figure, arm) for arm in accuracy["arm"]]]
+    if figure == "placement":
+        order = [next(i for i, name in enumerate(PLACEMENTS) if arm.partition("[")[0] == name) for arm in rows["arm"]]
+        rows = rows.iloc[np.argsort(order, kind="stable")]
+    return rows
+
+
+def _looks(arms: list[str]) -> list[tuple[str, str, str, object]]:
+    """The look of each arm: of its placement; what stands beside that (another loss, a label weight) has its colour, and a
+    hatch, marker and dashes that no other of these arms has."""
+    plain = {look(arm)[2] for arm in arms if arm in LOOKS}
+    markers = [m for m in MARKERS if m not in plain]
+    others = [arm for arm in arms if arm not in LOOKS]
+    found = []
+    for arm in arms:
+        i = others.index(arm) if arm in others else None
+        found.append(look(arm) if i is None else
+                     (look(arm)[0], HATCHES[2 + i % 6], markers[i % len(markers)], DASHES[(4 + i) % 8]))
+    return found
+
+
 def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.7) -> Axes:
     return ax if ax is not None else plt.subplots(figsize=(width, height))[1]
 
@@ -67,6 +92,7 @@ def short(arm: str) -> str:
     name, _, detail = arm.rstrip("]").partition("[")
     for placement in ("pre_cot", "post_cot"):
         name = name.replace(f"{placement}_", f"{placement}\n")
+    name = name.replace("other_same", "other,\nsame answer").replace("length_matched", "length\nmatched").replace("no_label", "no label\nwords")
     detail = detail.replace(",", ", ").replace("integrated_gradients", "integrated gradients").replace("_", " ")
     return name + ("\n" + "\n".join(textwrap.wrap(detail, 13)) if detail else "")
 
@@ -122,11 +148,12 @@ def _counts(rows: pd.DataFrame) -> str:
 
 def placement_bars(accuracy: pd.DataFrame, chance: float | None = None, arms: list[str] | None = None,
                    ax: Axes | None = None) -> Axes:
-    """Accuracy of zero_shot, label_only, pre_cot and post_cot (or `arms`) with 95 % intervals, from accuracy_table."""
-    arms = [a for a in (arms or LOOKS) if a in set(accuracy["arm"])]
+    """Accuracy of the arms without a corruption (or `arms`) with 95 % intervals, from accuracy_table."""
+    arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = _axes(ax, max(4.2, 1.15 * len(rows) + 0.8))
-    _bars(ax, rows, [look(a)[0] for a in arms], [look(a)[1] for a in arms], [short(a) for a in arms])
+    looks = _looks(arms)
+    _bars(ax, rows, [x[0] for x in looks], [x[1] for x in looks], [short(a) for a in arms])
     _references(ax, None, chance)
     ax.set_xlabel(f"Training target ({_counts(rows)}; bars: 95 % interval)")
     _legend(ax)
@@ -134,8 +161,10 @@ def placement_bars(accuracy: pd.DataFrame, chance: float | None = None, arms: li
 
 
 def shuffle_plot(accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None) -> Axes:
-    """pre_cot and post_cot, each intact and corrupted (shuffled, swapped, filler), beside the label_only band."""
-    parts = {p: [a for a in accuracy["arm"] if a == p or a.startswith((f"{p}_shuffled", f"{p}_swapped", f"{p}_filler"))]
+    """pre_cot and post_cot, each intact and corrupted (shuffled, swapped, filler and the other kinds that
+    `format.CORRUPTIONS` puts into this figure), beside the label_only band."""
+    corrupted = set(drawn(accuracy, "shuffle")["arm"])
+    parts = {p: [a for a in accuracy["arm"] if a == p or a in corrupted and a.startswith(p)]
              for p in ("pre_cot", "post_cot")}
     kinds = list(dict.fromkeys(a.removeprefix(p).lstrip("_") for p, arms in parts.items() for a in arms))
     ax = _axes(ax, max(5.0, 1.25 * len(kinds) + 1.5))
@@ -162,17 +191,19 @@ def masking_curves(accuracy: pd.DataFrame, chance: float | None = None, ax: Axes
 
     The intact arm is the point at 0 %; label_only is the band that full masking should reach.
     """
-    pattern = r"^(?P<placement>pre_cot|post_cot)_masked\[(?P<share>[\d.]+)%,(?P<order>[^\]]+)\]$"
+    kinds = "|".join(kind for kind, entry in CORRUPTIONS.items() if entry.figure == "masking")
+    pattern = rf"^(?P<placement>pre_cot|post_cot)_(?P<kind>{kinds})\[(?P<share>[\d.]+)%,?(?P<order>[^\]]*)\]$"
     found = pd.concat([accuracy, accuracy["arm"].str.extract(pattern)], axis=1)
     masked = found[found["share"].notna()].assign(share=lambda t: t["share"].astype(float))
     ax = _axes(ax)
-    for i, ((placement, order), rows) in enumerate(masked.groupby(["placement", "order"], sort=False)):
+    for i, ((placement, kind, order), rows) in enumerate(masked.groupby(["placement", "kind", "order"], sort=False)):
         intact = accuracy[accuracy["arm"] == placement].assign(share=0.0)
         rows = pd.concat([rows, intact] if not (rows["share"] == 0).any() else [rows]).sort_values("share")
         value, low, high = (100 * rows[c].to_numpy(float) for c in ("accuracy", "low", "high"))
         colour, marker = CYCLE[i % 8], MARKERS[i % 8]
-        ax.plot(rows["share"], value, color=colour, marker=marker, linestyle=DASHES[i % 8],
-                label=f"{placement}, {order.replace('_', ' ').replace(':', ' first: ')}", zorder=3)
+        name = ", ".join(filter(None, (placement, kind.removeprefix("masked").replace("_", " "),
+                                       order.replace("_", " ").replace(":", " first: "))))
+        ax.plot(rows["share"], value, color=colour, marker=marker, linestyle=DASHES[i % 8], label=name, zorder=3)
         ax.fill_between(rows["share"].to_numpy(float), low, high, color=colour, alpha=0.13, linewidth=0)
     _references(ax, accuracy, chance)
     ax.set_xticks(sorted({0.0, *masked["share"]}))
@@ -183,16 +214,19 @@ def masking_curves(accuracy: pd.DataFrame, chance: float | None = None, ax: Axes
 
 
 def key_tokens_bars(accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None) -> Axes:
-    """post_cot on its k key tokens by each selector, between the full rationale and label_only (band)."""
-    kept = [a for a in accuracy["arm"] if a.startswith("post_cot_kept")]
-    arms = [a for a in ("post_cot",) if a in set(accuracy["arm"])] + kept
+    """Each placement on its k key tokens by each selector, between the full rationale and label_only (band)."""
+    kept = list(drawn(accuracy, "key_tokens")["arm"])
+    placements = [p for p in ("pre_cot", "post_cot") if p in set(accuracy["arm"]) and any(a.startswith(p) for a in kept)]
+    arms = placements + kept
     rows = accuracy.set_index("arm", drop=False).loc[arms]
-    selectors = list(dict.fromkeys(a.split("[")[1].rstrip("]").split(",")[1] for a in kept))
-    where = {a: selectors.index(a.split("[")[1].rstrip("]").split(",")[1]) + 1 for a in kept}
+    # "post_cot_kept[15,random]" -> "kept, random": one colour and hatch whatever the number
+    method = {a: ",".join([corruption_of(a), *a.partition("[")[2].rstrip("]").split(",")[1:2]]) for a in kept}
+    where = {a: list(dict.fromkeys(method.values())).index(method[a]) + 1 for a in kept}
     colours = [look(a)[0] if a not in where else CYCLE[where[a] % 8] for a in arms]
     hatches = ["" if a not in where else HATCHES[where[a] % 8] for a in arms]
-    labels = ["full\nrationale" if a not in where else
-              short(a).removeprefix("post_cot\nkept\n") for a in arms]
+    several = len({a.partition("_cot")[0] for a in kept}) > 1
+    labels = [("full\nrationale" if not several else f"{a}\nfull") if a not in where else
+              short(a) if several else short(a).split("\n", 1)[1].removeprefix("kept\n") for a in arms]
     ax = _axes(ax, max(4.6, 1.05 * len(rows) + 1.0))
     _bars(ax, rows, colours, hatches, labels)
     _references(ax, accuracy, chance)
@@ -301,11 +335,10 @@ def cost_against_accuracy(accuracy: pd.DataFrame, chance: float | None = None, a
     """Accuracy against tokens generated per test question (log scale): what reasoning at test time costs and brings.
 
     Marks are moved a few points sideways, so that the intervals of arms with equal costs do not cover each other."""
-    arms = [a for a in (arms or LOOKS) if a in set(accuracy["arm"])]
+    arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = _axes(ax, 5.4)
-    for arm, row in rows.iterrows():
-        colour, _, marker, _ = look(arm)
+    for (arm, row), (colour, _, marker, _) in zip(rows.iterrows(), _looks(arms), strict=True):
         value, low, high = (100 * row[c] for c in ("accuracy", "low", "high"))
         shift = mpl.transforms.ScaledTranslation(6 / 72 * (arms.index(arm) - (len(arms) - 1) / 2), 0,
                                                  ax.figure.dpi_scale_trans)     # intervals of equal costs stay apart

@@ -26,14 +26,15 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from cotdistill import corrupt
 from cotdistill.corrupt import offsets
 from cotdistill.data import DataError, Dataset, disk_error, fingerprint, load_dataset, load_rationales
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.files import held, whole
-from cotdistill.format import LABEL_FORMATS, Arm, arm_dict, prompt_text
+from cotdistill.format import CORRUPTIONS, LABEL_FORMATS, Arm, prompt_text
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, changed, load_student, local_print, sha256 as checksum
 from cotdistill.study import RUN_KEY, RUN_STAGES, artifacts, check_name, check_training_dtype, load_study, notebook_parameters, root
-from cotdistill.train import HISTORY, RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, share_as_intact, told, trainable
+from cotdistill.train import HISTORY, RATIONALE, TrainConfig, check_labels, choose_train, encode_all, fine_tune, fitting, ranks, restore, share_as_intact, told, trainable, training_key
 from cotdistill.data import SOURCES, expected_data
 from cotdistill.students import TINY
 from cotdistill.study import enter_study, places
@@ -362,8 +363,12 @@ def check_base(base: dict, arms: list[Arm] | None = None) -> None:
         check_arms(arms, "train")
         other = next((arm for arm in arms if arm.corruption), None)
         if other:
-            place = "attribute" if other.corruption in ("kept", "masked") else "shuffle"
+            place = CORRUPTIONS[other.corruption].stage
             raise DataError(f"arms: {other.label} is trained by `make {place}`; expected arms without a corruption here")
+        main = base["train"].get("loss", "token_mean")
+        twice = next((arm for arm in arms if arm.loss == main), None)
+        if twice:
+            raise DataError(f"arm {twice.label}: {main} is the study's own loss; expected another one beside it")
     if not base["seeds"]:
         raise DataError("seeds is empty; expected at least one number")
     if len(set(base["seeds"])) < len(base["seeds"]):
@@ -446,9 +451,12 @@ def make_config(base: dict, arm: Arm, seed: int, scores_print: str = "") -> dict
     """All that a run's result depends on, and nothing else: its SHA-256 is the run's key.
 
     Data, student and rationales enter as fingerprints; paths and machine don't. An arm without a rationale does not
-    depend on one; the undistilled student depends on neither seed nor training (its seed is -1)."""
+    depend on one; the undistilled student depends on neither seed nor training (its seed is -1). An arm that repeats another
+    one's training token for token has that one's config (`corrupt.equal_training`): it is made once."""
     student = study_student(base)
-    config = {"store": STORE_VERSION, "student": student.fingerprint, "dtype": str(student.model.dtype), "arm": arm_dict(arm),
+    arm = corrupt.equal_training(student, arm)
+    scores_print = scores_print if arm.needs_scores else ""
+    config = {"store": STORE_VERSION, "student": student.fingerprint, "dtype": str(student.model.dtype), "arm": arm.config,
               "label_format": base["label_format"], "test": fingerprint(test_questions(base)), "seed": -1,
               "max_label_tokens": base["max_label_tokens"]}
     if arm.placement == "pre_cot":
@@ -457,8 +465,7 @@ def make_config(base: dict, arm: Arm, seed: int, scores_print: str = "") -> dict
         return config
     train = train_questions(base, seed)
     data = study_data(base)
-    training = {name: value for name, value in base["train"].items() if name != "compile"}
-    config |= {"seed": seed, "training": training, "train": fingerprint(train)}
+    config |= {"seed": seed, "training": training_key(base["train"], arm), "train": fingerprint(train)}
     if base["train"]["select"] == "best":
         config["validation"] = fingerprint(data.validation)
         config["max_new_tokens"] = base["max_new_tokens"]
@@ -491,6 +498,9 @@ def train_arm(base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | N
     questions = train_questions(base, seed)
     passes = encode_all(student, questions, data.rationales, arm, base["label_format"], seed, config.epochs, scores)
     alike = {"as_intact": share_as_intact(passes, student, questions, data.rationales, arm, base["label_format"], seed)} if arm.corruption else {}
+    if "partner" in CORRUPTIONS[arm.corruption].needs and alike["as_intact"]:
+        say(f"    {arm.label} seed {seed}: {100 * alike['as_intact']:.0f} % of {len(questions)} questions keep their own rationale, or get one that "
+            "reads the same: no other question suits the arm", flush=True)
     history, summary = fine_tune(student, passes, arm, config, seed, folder / "checkpoints",
                                  validate if config.select == "best" and data.validation else None, progress, _trunks(student.fingerprint))
     return history, summary | alike
@@ -675,15 +685,18 @@ def plan_rows(base: dict, arms: list[Arm], seeds: list[int] | None = None, score
         for arm in arms:
             if arm.placement == "zero_shot" and any(row["label"] == "zero_shot" for row in rows):
                 continue
-            print_of = scores[arm.selector, seed][1] if needs_scores(arm) else ""
+            print_of = scores[arm.selector, seed][1] if arm.needs_scores else ""
             config = make_config(base, arm, seed, print_of)
             rows.append({"arm": arm, "label": arm.label, "seed": config["seed"], "key": run_key(config), "config": config})
     return rows
 
 
-def needs_scores(arm: Arm) -> bool:
-    """Whether an arm keeps or masks by an attribution (at random: no)."""
-    return (arm.corruption == "kept" or arm.corruption == "masked" and arm.order != "random") and arm.selector != "random"
+def report_equal_arms(base: dict, arms: list[Arm], say=print) -> None:
+    """Say in one line which arms repeat another one's training token for token: they share its runs."""
+    for arm in arms:
+        other = corrupt.equal_training(study_student(base), arm)
+        if other != arm:
+            say(f"{arm.label} and {other.label} are one training for this student, whose filler token is the dots: it is made once", flush=True)
 
 
 def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None = None, scores: dict | None = None,
@@ -705,9 +718,10 @@ def run_grid(base: dict, arms: list[Arm], stage: str, *, seeds: list[int] | None
     plan_print = fingerprint([[row["label"], row["seed"], row["key"]] for row in plan])
     write_json(study_dir(base["study"]) / f"{stage}.json", [row | {"plan": plan_print} for row in plan])
     report_old_runs()
+    report_equal_arms(base, arms, say)
     for row in rows:
         row["keep"] = (row["label"], row["seed"]) in keep_weights
-        row["scores"] = scores[row["arm"].selector, row["seed"]] if needs_scores(row["arm"]) else (None, "")
+        row["scores"] = scores[row["arm"].selector, row["seed"]] if row["arm"].needs_scores else (None, "")
     if backend == "ray":
         from cotdistill.cluster import on_ray as make
     else:
@@ -755,7 +769,8 @@ def load_stage(study: str, stage: str) -> list[dict]:
             raise DataError(f"study '{study}': run {row['key'][:12]} ({row['label']}, seed {row['seed']}) is not complete; "
                             f"run `make {stage} STUDY={study}`")
         row["config"] = config = read_json(artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`")
-        if (config["arm"], config["seed"]) != (arm_dict(Arm(**row["arm"])), row["seed"]):
+        own = Arm(**row["arm"])
+        if config["arm"] not in (own.config, corrupt.full_mask_as_filler(own).config) or config["seed"] != row["seed"]:
             raise DataError(damaged)
     return plan
 
@@ -770,8 +785,19 @@ def as_intact(study: str, stages: list[str]) -> dict[str, float]:
     return {label: sum(found) / len(found) for label, found in shares.items()}
 
 
-SHARED = ("student", "dtype", "label_format", "test", "max_label_tokens", "max_new_tokens", "training", "validation")  # by all runs of a study
+SHARED = ("student", "dtype", "label_format", "test", "max_label_tokens", "max_new_tokens", "training", "loss", "validation")  # by all runs of a study
 SHARED_BY_SEED = ("train", "rationales")  # by the runs of a seed
+
+
+def split_loss(row: dict) -> None:
+    """Take the loss out of the hyperparameters of a plan's row, into "loss" where it is the study's: an arm that names a loss
+    of its own stands beside the others on purpose."""
+    training = row["config"].get("training")
+    if training is not None:
+        loss = [training.get("loss", "token_mean"), training.get("loss_lambda")]
+        row["config"]["training"] = {name: value for name, value in training.items() if name not in ("loss", "loss_lambda")}
+        if not row["arm"].get("loss"):
+            row["config"]["loss"] = loss
 
 
 def load_predictions(study: str, stages: list[str], *, dataset: str = "", student: str = "") -> pd.DataFrame:
@@ -783,9 +809,10 @@ def load_predictions(study: str, stages: list[str], *, dataset: str = "", studen
     frames, seen, setting = [], set(), {}
     for stage in stages:
         for row in load_stage(study, stage):
-            if row["key"] in seen:
+            if (row["label"], row["key"]) in seen:  # under another label it is another arm, whose training is the same
                 continue
-            seen.add(row["key"])
+            seen.add((row["label"], row["key"]))
+            split_loss(row)
             for name in (name for name in SHARED + SHARED_BY_SEED if name in row["config"]):
                 first, value = setting.setdefault((name, row["seed"] if name in SHARED_BY_SEED else None), (stage, row["config"][name]))
                 if value != row["config"][name]:
@@ -807,9 +834,9 @@ def load_history(study: str, stages: list[str]) -> pd.DataFrame:
     frames, seen = [], set()
     for stage in stages:
         for row in load_stage(study, stage):
-            if row["key"] in seen or row["label"] == "zero_shot":
+            if (row["label"], row["key"]) in seen or row["label"] == "zero_shot":
                 continue
-            seen.add(row["key"])
+            seen.add((row["label"], row["key"]))
             frame = pd.read_csv(artifacts() / "runs" / row["key"] / "history.csv")
             frames.append(frame.assign(study=study, arm=row["label"], seed=row["seed"]))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["study", "arm", "seed", *HISTORY])
@@ -847,6 +874,8 @@ def attribution_file(base: dict, judge: Student, judge_print: str, method: str, 
     data = study_data(base)
     texts = fingerprint([[e, data.rationales[e.id].text] for e in examples])  # the question too: its label is what tokens are attributed to
     selections = selections if method == "human" else None
+    if method in attribute.METHODS and attribute.METHODS[method].reads == "words":  # no weight and no step is part of it
+        judge_print, options = judge.fingerprint, {}
     made_from = {"method": method, "judge": judge_print, "rationales": texts, "dtype": str(judge.model.dtype), "options": options,
                  "selections": fingerprint(selections or {})}
     path = study_dir(base["study"]) / "scores" / f"{method}-{fingerprint(made_from)}.jsonl"

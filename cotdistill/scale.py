@@ -20,7 +20,7 @@ from statistics import mean, median
 
 from cotdistill.data import DataError
 from cotdistill.files import whole
-from cotdistill.format import Arm, arm_from_name
+from cotdistill.format import CORRUPTIONS, Arm, arm_from_name
 from cotdistill.study import all_parameters, artifacts, load_study, root
 
 COSTS = "notebooks/executed/quick/costs.json"
@@ -63,8 +63,7 @@ def answer_seconds(machine: Machine, body: float, head: float, n: int, questions
 def target(arm: Arm, questions: dict) -> float:
     """Supervised tokens of one question in an arm."""
     whole = questions["rationale"]
-    left = {"kept": min(arm.amount, whole) if arm.amount >= 1 else arm.amount * whole,
-            "masked": (1 - arm.amount) * whole if arm.fill == "delete" else whole}.get(arm.corruption, whole)
+    left = CORRUPTIONS[arm.corruption].length(whole, arm)
     return 0 if arm.placement == "zero_shot" else questions["label"] + (left if arm.uses_rationale else 0)
 
 
@@ -85,6 +84,7 @@ def grid(values: dict) -> list[Arm]:
     """The arms of notebooks 02, 04 and 05 for a study's parameters, each once."""
     v = values
     arms = [arm_from_name(name) for name in v["arms"]] + [arm_from_name("post_cot", label_weight=w) for w in v["label_weights"] if w != 1]
+    arms += [arm_from_name(name, loss=o) for o in v["also_losses"] for name in ("label_only", "pre_cot", "post_cot") if name in v["arms"]]
     arms += [arm_from_name(f"{p}_shuffled", unit=u, fresh=v["fresh_shuffle"]) for p in v["shuffle_placements"] for u in v["shuffle_units"]]
     arms += [arm_from_name(f"{p}_{c}") for p in v["control_placements"] for c in v["controls"] if c]
     arms += [arm_from_name("post_cot_kept", amount=k, selector=s) for k in v["keep_amounts"] for s in v["selectors"]]

@@ -5,8 +5,9 @@ Three decisions that the comparison of arms rests on:
   batches, and the difference between two arms is never a difference in data order.
 - Sequences of a batch are laid end to end in one row (`students.packed_attention`): no padding, whatever the lengths, so
   that no arm pays for another's. The head runs at supervised positions only, and never holds all their logits.
-- The loss is the mean over the batch's supervised tokens, HF's own default; label tokens can weigh more. So a longer target leaves
-  the label a smaller share of the loss: part of what differs between arms of unequal length, and shown by notebook 2.
+- Two losses (`loss_shares`). "token_mean" is the mean over the batch's supervised tokens, HF's own default and the paper's recipe:
+  a longer target leaves the label a smaller share of it, so arms of unequal length differ in that too. "balanced" is the mean over
+  label tokens plus lambda times the mean over the others: the label's term is the same in every arm. Label tokens can weigh more.
 
 Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes: it is computed once and every
 epoch, and every run of the grid on the same sequences, starts from there.
@@ -32,7 +33,7 @@ from transformers import Trainer, TrainingArguments
 
 from cotdistill import corrupt
 from cotdistill.data import DataError, Example, Rationale
-from cotdistill.format import Arm, format_target, intact, label_text, prompt_text
+from cotdistill.format import CORRUPTIONS, LOSSES, Arm, format_target, label_text, prompt_text
 from cotdistill.students import (ROWS, Student, attending, blocks_of, calling, changed, last_block_at_places, learning, prepacked, product,
                                  release_memory, sha256)
 
@@ -49,7 +50,8 @@ class TrainConfig:
     `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select` is "best"
     (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last". `compile` is a backend of
     torch.compile ("inductor"; on a CPU it needs a C++ compiler) for the blocks' MLPs and RMS norms, "" for none. Attention stays out:
-    it depends on the lengths of each batch's sequences and would be compiled again and again."""
+    it depends on the lengths of each batch's sequences and would be compiled again and again. `loss` is "token_mean" or "balanced",
+    where the other tokens' mean weighs `loss_lambda` (`loss_shares`)."""
 
     lr: float = 1e-4
     epochs: int = 3
@@ -65,6 +67,8 @@ class TrainConfig:
     select: str = "best"
     patience: int = 0
     compile: str = ""
+    loss: str = "token_mean"
+    loss_lambda: float = 1.0
 
     def __post_init__(self):
         """Raises DataError for a value of the wrong type or out of range."""
@@ -74,15 +78,25 @@ class TrainConfig:
                 raise DataError(f"{name} is {value!r}; expected {wanted.__name__}, as in {field.default!r}")
         high = {"warmup": 1}
         for name in ("lr", "epochs", "batch_size", "grad_accum", "weight_decay", "warmup", "max_grad_norm", "rationale_weight", "frozen_layers",
-                     "patience"):
+                     "patience", "loss_lambda"):
             value, low = getattr(self, name), 1 if name in ("epochs", "batch_size", "grad_accum") else 0
             if not low <= value <= high.get(name, 1e9) or name == "lr" and not value:
                 wanted = "above 0" if name == "lr" else f"from {low} to 1" if name in high else f"from {low} on"
                 raise DataError(f"{name} is {value}; expected a number {wanted}")
-        for name, known in (("schedule", SCHEDULES), ("select", ("best", "last")),
+        for name, known in (("schedule", SCHEDULES), ("select", ("best", "last")), ("loss", LOSSES),
                             ("compile", ("", "inductor", "aot_eager", "eager"))):
             if getattr(self, name) not in known:
                 raise DataError(f"{name} is '{getattr(self, name)}'; expected one of {', '.join(known)}")
+
+
+def training_key(train: dict, arm: Arm) -> dict:
+    """The hyperparameters as they enter a run's config (and key), from a study's and the arm's own loss, where it has one.
+
+    `compile` changes speed only. token_mean leaves no trace, nor does the lambda that it does not use: a run that was made
+    before there were two losses keeps its key, and one training has one key, whichever loss is the study's main one."""
+    named = {name: value for name, value in train.items() if name not in ("compile", "loss", "loss_lambda")}
+    loss = arm.loss or train.get("loss", "token_mean")
+    return named if loss == "token_mean" else named | {"loss": loss, "loss_lambda": float(train.get("loss_lambda", 1.0))}
 
 
 @dataclass(frozen=True)
@@ -101,16 +115,17 @@ def example_rng(id: str, *numbers: int) -> np.random.Generator:
 
 
 def encode(student: Student, example: Example, rationale: str, arm: Arm, label_format: str = "text",
-           rng: np.random.Generator | None = None, scores=None) -> Encoded:
+           rng: np.random.Generator | None = None, scores=None, corpus: corrupt.Corpus | None = None) -> Encoded:
     """Tokenise prompt and target piece by piece and join the ids; corrupt the rationale's own tokens on the way.
 
-    scores: one importance per rationale token, for arms that keep or mask by a selector."""
+    scores: one importance per rationale token, for arms that keep or mask by a selector; corpus: what the training
+    rationales have in common, for arms that need it."""
     prompt = student.bos_ids + student.encode(prompt_text(example, arm.placement, label_format))
     ids, kinds = list(prompt), [PROMPT] * len(prompt)
     for kind, text in format_target(example, rationale, arm, label_format):
         piece = student.encode(text)
         if kind == "rationale" and arm.corruption:
-            piece = corrupt.corrupt_text(student, text, piece, arm, rng, scores)
+            piece = corrupt.corrupt_text(student, text, piece, arm, rng, scores, label=example.label, corpus=corpus)
         ids += piece
         kinds += [KINDS[kind]] * len(piece)
     return Encoded(example.id, tuple(ids + [student.eos_id]), tuple(kinds + [FRAME]))
@@ -120,19 +135,21 @@ def encode_all(student: Student, examples: list[Example], rationales: dict[str, 
                seed: int, epochs: int = 1, scores: dict | None = None) -> list[list[Encoded]]:
     """The training sequences of an arm, one list per epoch (the same list again unless the arm is `fresh`).
 
-    A swapped arm gives each question the rationale of another one of about the same length."""
+    Where an arm takes another question's rationale, its function in corrupt.py chooses whose."""
     texts = {e.id: rationales[e.id].text if arm.uses_rationale else "" for e in examples}
-    if arm.corruption == "swapped":
+    needs = CORRUPTIONS[arm.corruption].needs
+    if "partner" in needs:
         lengths = {id: len(student.encode(f" {text}")) for id, text in texts.items()}
-        partners = corrupt.swap_partners(lengths, np.random.default_rng([seed, 7]), texts=texts)
+        partners = corrupt.choose_partners(arm, examples, lengths, texts, np.random.default_rng([seed, 7]))
         texts = {id: texts[partners[id]] for id in texts}
+    corpus = corrupt.collect_corpus(student, list(texts.values())) if "corpus" in needs else None
     if scores is not None:
         missing = [e.id for e in examples if e.id not in scores]
         if missing:
             raise DataError(f"arm {arm.label}: no attribution scores for {len(missing)} questions, first '{missing[0]}'; "
                             "expected a score file of this study's training questions")
     passes = [[encode(student, e, texts[e.id], arm, label_format, example_rng(e.id, seed, epoch),
-                      None if scores is None else scores[e.id]) for e in examples]
+                      None if scores is None else scores[e.id], corpus) for e in examples]
               for epoch in range(epochs if arm.fresh else 1)]
     return passes if arm.fresh else passes * epochs
 
@@ -141,7 +158,7 @@ def share_as_intact(passes: list[list[Encoded]], student: Student, examples: lis
                     label_format: str, seed: int) -> float:
     """The share (0..1) of an arm's training sequences, of its first epoch, that its corruption leaves as they are: 15 tokens kept of a rationale
     of 12, the sentences of a rationale of one sentence shuffled. Where it is high, the arm can hardly differ from its intact one."""
-    plain = encode_all(student, examples, rationales, intact(arm), label_format, seed)[0]
+    plain = encode_all(student, examples, rationales, arm.intact, label_format, seed)[0]
     return float(np.mean([a.ids == b.ids for a, b in zip(passes[0], plain, strict=True)]))
 
 
@@ -211,6 +228,41 @@ def collate(batch: list[Encoded], arm_weight: float = 1.0, rationale_weight: flo
     positions = torch.cat([torch.arange(n) for n in lengths])
     return {"input_ids": ids[None], "position_ids": positions[None], "labels": next_ids.where(supervised, -100)[None],
             "cu_seq_lens_q": borders, "weights": weights, "kinds": kinds[supervised]}
+
+
+def loss_shares(weights: torch.Tensor, is_label: torch.Tensor, counts: torch.Tensor, loss: str, other: float) -> torch.Tensor:
+    """What each supervised token's cross-entropy is multiplied with, [S]; the loss is the sum of the products.
+
+    weights [S]: of label tokens the arm's label_weight, of others rationale_weight. counts: (label tokens, other tokens) of
+    the whole effective batch: all that an update sees, over gradient accumulation and the processes of a torchrun. So a
+    question with a long rationale counts for more tokens, as it does in HF's mean.
+
+    token_mean  weight / (all supervised tokens).
+    balanced    weight / (label tokens) for the label, other * weight / (other tokens) for the rest. Others are the rationale
+                and the frame ("Reason:", "\nAnswer:", the end of the sequence), whatever an arm makes of the rationale. The
+                label's term is then the same in every arm; Hsieh et al. 2023 (arXiv 2305.02301) weigh two tasks so. For
+                label_only `other` is 0 (`other_weight`)."""
+    if loss == "token_mean":
+        return weights / counts.sum()
+    label, rest = (weights / count.clamp(min=1) for count in counts)
+    return torch.where(is_label, label, other * rest)
+
+
+def other_weight(arm: Arm, config: TrainConfig) -> float:
+    """The weight (lambda) of the mean over other tokens in a balanced loss. 0 for label_only, whose only other token is the
+    end of the sequence: alone it would weigh as much as all of a rationale, and nothing that is measured depends on it (an
+    answer ends with its line break). So its balanced loss is the mean over label tokens."""
+    return config.loss_lambda if arm.uses_rationale else 0.0
+
+
+def label_share(sequences: list[Encoded], arm: Arm, config: TrainConfig) -> float:
+    """The label's share (0..1) of the loss of an arm, as a sum of weights: what it is where every token's cross-entropy is equal."""
+    kinds = torch.tensor([kind for e in sequences for kind in e.kinds if kind != PROMPT])
+    is_label = kinds == LABEL
+    weights = torch.where(is_label, float(arm.label_weight), float(config.rationale_weight))
+    counts = torch.stack([is_label.sum(), (~is_label).sum()])
+    share = loss_shares(weights, is_label, counts, arm.loss or config.loss, other_weight(arm, config))
+    return float(share[is_label].sum() / share.sum())
 
 
 def _asked(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict]:
@@ -353,8 +405,10 @@ class DistilTrainer(Trainer):
 
     `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are compared by it."""
 
-    def __init__(self, *args, sampler: OrderSampler, batch_size: int, validate, progress, patience: int = 0, **kwargs):
+    def __init__(self, *args, sampler: OrderSampler, batch_size: int, validate, progress, patience: int = 0,
+                 loss: tuple[str, float] = ("token_mean", 0.0), **kwargs):
         super().__init__(*args, **kwargs)
+        self.loss, self.counts = loss, None  # (name, weight of the other tokens' mean); supervised tokens of an update, by kind
         self.sampler, self.batch_size, self.validate, self.progress, self.patience = sampler, batch_size, validate, progress, patience
         self.model_accepts_loss_kwargs = True  # we divide by the number of supervised tokens of the whole optimiser step
         self._loss_shifts_labels = False  # `collate` has
@@ -369,12 +423,25 @@ class DistilTrainer(Trainer):
         batches = SlicedBatches(self.sampler, self.batch_size, self.args.world_size)
         return self.accelerator.prepare(torch.utils.data.DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator))
 
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """The library's count of an update's supervised tokens, and ours by kind, (label, other), over all its batches and processes."""
+        if self.loss[0] != "token_mean" and batch_samples:
+            labels = sum((batch["kinds"] == LABEL).sum() for batch in batch_samples)
+            counts = torch.stack([labels, sum(len(batch["kinds"]) for batch in batch_samples) - labels]).to(device)
+            if self.args.world_size > 1:
+                torch.distributed.all_reduce(counts)
+            self.counts = counts
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        share = inputs["weights"] / (len(inputs["weights"]) if num_items_in_batch is None else num_items_in_batch)
+        is_label = inputs["kinds"] == LABEL
+        if self.loss[0] == "token_mean":
+            share = inputs["weights"] / (len(inputs["weights"]) if num_items_in_batch is None else num_items_in_batch)
+        else:
+            share = loss_shares(inputs["weights"], is_label, self.counts, *self.loss)
         if self.args.world_size > 1 and num_items_in_batch is not None:
             share = share * self.args.world_size  # gradients are averaged over processes, items were counted over all
         loss, losses = weighted_loss(model, inputs, share)
-        is_label = inputs["kinds"] == LABEL
         for row, mask in enumerate((is_label, ~is_label)):
             self.sums[row] += torch.tensor([losses[mask].sum().item(), mask.sum().item()])
         self.check_loss(self.sums.sum().item())
@@ -664,7 +731,8 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
     trainer = DistilTrainer(
         model=student.model, args=arguments, train_dataset=data, eval_dataset=data[:1], patience=patience,
         data_collator=collator, sampler=OrderSampler(n, seed, copies), batch_size=config.batch_size,
-        validate=_in_eval(student, validate), progress=progress)
+        validate=_in_eval(student, validate), progress=progress,
+        loss=(arm.loss or config.loss, other_weight(arm, config)))
     trainer.remove_callback(_printer())
     try:
         with training(student.model, config.compile, config.frozen_layers):

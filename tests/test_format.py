@@ -1,14 +1,16 @@
 """Targets, spans and parsing, over every arm, label format and tiny student."""
 
 import re
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cotdistill import corrupt
 from cotdistill.data import LETTERS, DataError, Example
-from cotdistill.format import (CORRUPTIONS, LABEL_FORMATS, Arm, arm_dict, arm_from_name, format_target, intact, label_text,
-                               parse_answer, prompt_text, split_generation)
+from cotdistill.format import (CORRUPTIONS, LABEL_FORMATS, SELECTING, SELECTORS, Arm, arm_from_name, corruption_of, format_target,
+                               label_text, parse_answer, prompt_text, shown_in, split_generation)
 from cotdistill.train import FRAME, LABEL, PROMPT, RATIONALE, encode
 
 ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
@@ -103,11 +105,64 @@ def test_arm_label_tells_apart_what_the_config_tells_apart():
              for u in ("token", "word")]
     arms += [arm_from_name(f"{p}_shuffled", unit=u, fresh=f) for p in ("pre_cot", "post_cot") for u in ("token", "word", "sentence")
              for f in (True, False)] + [Arm("post_cot"), Arm("post_cot", label_weight=4.0)]
-    assert len({a.label for a in arms}) == len({str(sorted(arm_dict(a).items())) for a in arms}) == len(arms)
-    assert intact(arms[0]).label == "post_cot"
+    assert len({a.label for a in arms}) == len({str(sorted(a.config.items())) for a in arms}) == len(arms)
+    assert arms[0].intact.label == "post_cot"
 
 
 def test_options_carry_letters_only_where_the_label_is_one(questions):
     assert "(A)" not in prompt_text(questions[0], "post_cot", "text")
     assert prompt_text(questions[0], "pre_cot", "letter").endswith("Reason:")
     assert all(f"({LETTERS[i]}) {c}" in prompt_text(questions[0], "label_only", "both") for i, c in enumerate(questions[0].choices))
+
+
+def test_one_table_of_corruptions_has_a_function_each():
+    """A new arm is one entry and one function; an entry without one would be an intact arm under another name."""
+    assert {*corrupt.TOKEN_CHANGES, *corrupt.PARTNER_CHOICES, ""} == set(CORRUPTIONS)
+    assert not set(corrupt.TOKEN_CHANGES) & set(corrupt.PARTNER_CHOICES)
+    for name, entry in CORRUPTIONS.items():
+        assert set(entry.needs) <= {"rng", "scores", "label", "corpus", "partner"} and entry.figure in ("shuffle", "masking", "key_tokens")
+        assert ("partner" in entry.needs) == (name in corrupt.PARTNER_CHOICES)
+        assert set(entry.fields) < {f.name for f in fields(Arm)}
+        assert ("unit" in entry.fields or "amount" in entry.fields) == ("[" in Arm("post_cot", name, unit="word").label)
+
+
+@pytest.mark.parametrize("name, config, label", [
+    ("post_cot", {}, "post_cot"), ("pre_cot_swapped", {}, "pre_cot_swapped"), ("post_cot_filler", {}, "post_cot_filler"),
+    ("post_cot_shuffled", dict(unit="word", fresh=False), "post_cot_shuffled[word]"),
+    ("post_cot_kept", dict(unit="token", amount=5.0, selector="saliency"), "post_cot_kept[5,saliency]"),
+    ("pre_cot_masked", dict(unit="sentence", amount=0.5, order="most", selector="occlusion", fill="delete"),
+     "pre_cot_masked[50%,most:occlusion,delete,sentence]")])
+def test_configs_and_labels_are_those_of_earlier_runs(name, config, label):
+    """Word for word: they are in run keys and published tables. A loss of its own is in the label and not in this part."""
+    arm, (placement, _, corruption) = arm_from_name(name, **config), name.replace("_cot", "_cot|", 1).partition("|")
+    wanted = dict(placement=placement, corruption=corruption.strip("_"), label_weight=1.0, **config)
+    assert arm.config == wanted and arm.label == label and arm.intact == Arm(placement)
+    other = replace(arm, loss="balanced")
+    assert other.config == wanted and other.intact.label == f"{placement}[loss=balanced]"
+    assert other.label == (f"{label[:-1]},loss=balanced]" if "[" in label else f"{label}[loss=balanced]")
+
+
+def test_a_label_says_which_figure_shows_it():
+    for label, kind, figure in (("zero_shot", "", "placement"), ("post_cot[loss=token_mean]", "", "placement"),
+                                ("pre_cot_other_same", "other_same", "shuffle"), ("post_cot_kept[5,random]", "kept", "key_tokens"),
+                                ("post_cot_masked[50%,random]", "masked", "masking"), ("post_cot_length_matched", "length_matched", "shuffle")):
+        assert corruption_of(label) == kind
+        assert [f for f in ("placement", "shuffle", "masking", "key_tokens") if shown_in(f, label)] == [figure]
+    assert corruption_of("word frequency") is None and not shown_in("placement", "post_cot_scrambled")
+
+
+def test_a_wrong_loss_is_one_line():
+    with pytest.raises(DataError, match="arm post_cot: loss is 'sum'; expected one of , token_mean, balanced"):
+        arm_from_name("post_cot", loss="sum")
+
+
+def test_scores_are_needed_where_something_is_ranked():
+    for name, settings, needed in (("post_cot_kept", dict(selector="tfidf"), True), ("post_cot_kept", {}, False), ("post_cot_bag", {}, False),
+                                   ("post_cot_masked", dict(selector="tfidf"), False), ("post_cot_shuffled", dict(selector="tfidf"), False),
+                                   ("post_cot_masked", dict(selector="tfidf", order="most"), True)):
+        assert arm_from_name(name, **settings).needs_scores == needed
+
+
+def test_the_names_of_selectors_are_those_of_the_methods():
+    from cotdistill.attribute import METHODS
+    assert set(SELECTORS) == set(METHODS) and set(SELECTING) < set(SELECTORS)
