@@ -51,7 +51,7 @@ def test_only_publish_writes_where_the_evidence_lies():
     assert "cotdistill.study publish invented" in steps("publish", "STUDY=invented")
     targets = ("smoke", "reproduce", "train", "bench")
     assert not any("notebooks/executed" in steps(target) for target in targets)
-    made = ["artifacts/executed/quick/01_elicit.ipynb", ".venv", ".venv.lock"]
+    made = ["artifacts/executed/quick/01_elicit.ipynb", ".venv/bin", ".venv.lock"]
     ignored = subprocess.run(["git", "check-ignore", *made], cwd=ROOT, capture_output=True, text=True)
     if (ROOT / ".git").exists():
         assert len(ignored.stdout.split()) == 3
