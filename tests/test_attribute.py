@@ -5,6 +5,8 @@ import itertools
 import math
 from functools import cache
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
