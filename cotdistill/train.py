@@ -259,7 +259,7 @@ def label_share(sequences: list[Encoded], arm: Arm, config: TrainConfig) -> floa
     """The label's share (0..1) of the loss of an arm, as a sum of weights: what it is where every token's cross-entropy is equal."""
     kinds = torch.tensor([kind for e in sequences for kind in e.kinds if kind != PROMPT])
     is_label = kinds == LABEL
-    weights = torch.where(is_label, float(arm.label_weight), float(config.rationale_weight))
+    weights = torch.where(is_label, float(arm.label_weight), float(config.rationale_weight)).double()
     counts = torch.stack([is_label.sum(), (~is_label).sum()])
     share = loss_shares(weights, is_label, counts, arm.loss or config.loss, other_weight(arm, config))
     return float(share[is_label].sum() / share.sum())

@@ -24,6 +24,7 @@ from cotdistill.train import TrainConfig, encode_all, fine_tune, ranks, restore,
 # 13 questions in batches of 4: the last batch has one, so the second process has nothing of it.
 CASES = {"label_only": (Arm("label_only"), dict(batch_size=4)), "pre_cot": (Arm("pre_cot"), dict(batch_size=4)),
          "accumulated": (arm_from_name("post_cot", label_weight=4.0), dict(batch_size=2, grad_accum=3)),
+         "balanced": (Arm("post_cot", loss="balanced"), dict(batch_size=2, grad_accum=3, loss_lambda=2.0)),
          "fresh": (arm_from_name("post_cot_shuffled", fresh=True), dict(batch_size=4, frozen_layers=1, select="best"))}
 
 

@@ -5,6 +5,8 @@ import itertools
 import math
 from functools import cache
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -438,3 +440,24 @@ def test_scores_train_the_arms_that_need_them():
                   scores=found.scores)
     assert [i for i, k in zip(kept.ids, kept.kinds) if k == RATIONALE] == [found.ids[t] for t in A.top_k(found.scores, 3)]
     assert all(type(t) is int for t in A.top_k(found.scores, 3))  # plain numbers: they are written to JSON
+
+
+def test_selectors_without_a_model_against_counting_by_hand():
+    """answer_words marks the words of the answer; tf-idf is scikit-learn's; frequency_matched prefers what is as frequent as the answer."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    s, example = student("tiny-llama"), Example("q1", "What holds tea?", ("a cup", "a net"), 0)
+    text, rest = "the cup holds the jar and the net", ["the jar holds the net and the net", "the cup", "the net"]
+    rationales = {"q1": Rationale("q1", text, 0)} | {f"r{i}": Rationale(f"r{i}", t, 0) for i, t in enumerate(rest)}
+    examples = [example] + [replace(example, id=f"r{i}") for i in range(3)]
+    words = np.array(A.split_sequence(s, example, text).words)
+    by_word = {m: A.aggregate_to_words(A.attribute_all(s, examples, rationales, m)[0].scores, words)
+               for m in ("answer_words", "tfidf", "frequency_matched")}
+    assert [w for w, value in zip(text.split(), by_word["answer_words"]) if value] == ["cup"]
+    sk = TfidfVectorizer(norm=None, token_pattern=r"\S+").fit([text, *rest])
+    wanted = dict(zip(sk.get_feature_names_out(), sk.transform([text]).toarray()[0]))
+    np.testing.assert_allclose(by_word["tfidf"], [wanted[w.removesuffix("s") if w == "holds" else w] if w != "holds" else wanted["holds"]
+                                                  for w in text.split()])
+    match = dict(zip(text.split(), by_word["frequency_matched"]))
+    assert match["cup"] == -1 < match["the"] < match["net"] < match["jar"] == 1.0  # cup, jar, holds and "and" twice, net four times, the most often
+    assert A.attribute(s, example, "", "tfidf").scores.shape == (0,)

@@ -231,3 +231,70 @@ def test_no_question_is_given_a_text_that_reads_like_its_own():
 def test_bad_input_has_one_clear_error(call, words):
     with pytest.raises(DataError, match=words):
         call()
+
+
+@pytest.mark.parametrize("text, label, left", [
+    ("A cup holds tea, and Teas are hot.", "a cup of tea", "A holds and are hot."), ("Ice's cold.", "ice", "cold."),
+    ("The glass of grasses", "glass", "The of grasses"), ("It is of the", "of the", "It is"), ("Nothing here", "ice", "Nothing here"),
+    ("ice ice", "ice", "")])
+def test_words_of_the_answer_are_removed_and_no_others(text, label, left):
+    for name in ("tiny-llama", "tiny-gpt2"):
+        s, piece = student(name), f" {text}"
+        out = corrupt.corrupt_text(s, piece, s.encode(piece), arm("no_label"), None, label=label)
+        assert " ".join(s.decode(out).split()) == left
+
+
+def test_a_bag_draws_by_frequency_and_a_length_is_matched():
+    corpus = corrupt.Corpus(np.array([7] * 90 + [8] * 10), 5)
+    drawn = corrupt.corrupt(list(range(2000)), arm("bag"), rng(), filler_id=FILLER, corpus=corpus)
+    assert len(drawn) == 2000 and set(drawn) == {7, 8} and 0.85 < drawn.count(7) / 2000 < 0.95
+    for ids, matched in (([1, 2], [1, 2, 1, 2, 1]), ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5]), ([], [])):
+        assert corrupt.corrupt(ids, arm("length_matched"), None, filler_id=FILLER, corpus=corpus) == matched
+    s = student("tiny-llama")
+    corpus = corrupt.collect_corpus(s, ["Ice melts.", "", "Ice."])
+    assert corpus.tokens.tolist() == s.encode(" Ice melts.") + s.encode(" Ice.")
+    assert corpus.length == round((len(s.encode(" Ice melts.")) + len(s.encode(" Ice."))) / 2)
+
+
+def test_partners_share_the_answer_and_who_has_none_keeps_its_own():
+    examples = [Example(f"q{i}", "?", ("ice", "tea", f"only {i}"), 0 if i < 4 else 1 if i < 7 else 2) for i in range(9)]
+    texts, lengths = {e.id: f"text {e.id}" for e in examples}, {e.id: 3 for e in examples}
+    for seed in range(5):
+        partners = corrupt.choose_partners(arm("other_same"), examples, lengths, texts, rng(seed))
+        assert sorted(partners.values()) == sorted(texts) and [id for id in partners if partners[id] == id] == ["q7", "q8"]
+        label = {e.id: e.label for e in examples}
+        assert all(label[a] == label[b] for a, b in partners.items())
+    assert corrupt.choose_partners(arm("other_same"), examples[::-1], lengths, texts, rng(4)) == partners
+    with pytest.raises(DataError, match="none of 2 training questions has the answer of another one"):
+        corrupt.choose_partners(arm("other_same"), examples[7:], lengths, texts, rng())
+
+
+def test_a_full_mask_is_the_filler_arm_where_the_filler_token_is_dots():
+    full = arm("masked", amount=1.0, order="most", selector="occlusion", label_weight=2.0)
+    for name in TINY:
+        s = student(name)
+        same = corrupt.equal_training(s, full)
+        dots = corrupt.dots_id(s) == s.filler_id
+        assert same == (arm("filler", label_weight=2.0) if dots else full)
+        if dots:
+            ids = s.encode(" Ice melts.")
+            assert corrupt.corrupt_text(s, " Ice melts.", ids, full, rng(), [1.0] * len(ids)) == corrupt.corrupt_text(s, " Ice melts.", ids, same, None)
+        for other in (arm("masked", amount=0.5), arm("masked", amount=1.0, fill="delete"), arm("filler"), arm("kept", amount=1.0), arm("")):
+            assert corrupt.equal_training(s, other) == other
+
+
+@pytest.mark.parametrize("kind, words", [("bag", "no training rationales"), ("length_matched", "no training rationales"), ("no_label", "no marks"),
+                                         ("scrambled", "unknown corruption 'scrambled'")])
+def test_a_control_that_lacks_what_it_needs_is_one_line(kind, words):
+    with pytest.raises(DataError, match=words):
+        corrupt.corrupt([1, 2], arm(kind), rng(), filler_id=FILLER)
+
+
+@pytest.mark.parametrize("placement", ["pre_cot", "post_cot"])
+@pytest.mark.parametrize("unit", ["token", "sentence"])
+def test_shuffles_stand_in_both_places(placement, unit):
+    from cotdistill.train import RATIONALE, encode
+    example, text = Example("q", "What melts?", ("ice", "iron bar"), 1), "Ice melts. Iron does not. So it is. One. Two. Six."
+    one = encode(student("tiny-llama"), example, text, Arm(placement, "shuffled", unit=unit), rng=rng(1))
+    mixed = [i for i, k in zip(one.ids, one.kinds) if k == RATIONALE]
+    assert Counter(mixed) == Counter(student("tiny-llama").encode(f" {text}")) and mixed != student("tiny-llama").encode(f" {text}")

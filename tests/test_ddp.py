@@ -50,14 +50,15 @@ def test_slices_of_all_processes_are_the_batches_of_one(n, size, ranks):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """Equal global batches: label_only, pre_cot (targets many times longer), accumulation with a weighted label, fresh shuffles with
+    """Equal global batches: label_only, pre_cot (targets many times longer), accumulation with a weighted label and under the balanced
+    loss (label and other tokens counted over both), fresh shuffles with
     frozen layers and a best epoch. Curves agree to 1e-5 in nats per token, weights as closely as float32 sums do."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     start([sys.executable, "tests/ddp_worker.py", str(tmp_path / "one")])
     start([*TORCHRUN, "tests/ddp_worker.py", str(tmp_path / "two")])
     one, two, other = (json.loads((tmp_path / p).read_text()) for p in ("one/curves0.json", "two/curves0.json", "two/curves1.json"))
-    assert len(one) == 4
+    assert len(one) == 5
     for name, alone in one.items():
         both, second = two[name], other[name]
         for column, values in alone["history"].items():

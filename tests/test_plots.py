@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cotdistill import format as forms
 from cotdistill import plots
+from cotdistill.format import Corruption
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +175,25 @@ def test_equal_figures_are_equal_files(tmp_path):
 def test_imports_no_torch():
     code = "import sys, cotdistill.plots, cotdistill.stats; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_new_arm_is_in_its_figure_by_itself(monkeypatch):
+    """One entry of the table, and nothing else, puts an arm into the figure of its kind."""
+    entries = {"scrambled": Corruption(), "blanked": Corruption(("amount",), (), lambda arm: [f"{100 * arm.amount:g}%"], "masking"),
+               "picked": Corruption(("amount",), (), lambda arm: [f"{arm.amount:g}"], "key_tokens")}
+    for module in (forms, plots):
+        monkeypatch.setattr(module, "CORRUPTIONS", forms.CORRUPTIONS | entries)
+    monkeypatch.setattr(forms, "ARMS", (*forms.ARMS, *(f"post_cot_{name}" for name in entries)))
+    new = ["post_cot_scrambled", "post_cot_blanked[50%]", "post_cot_picked[5]", "post_cot[loss=token_mean]", "post_cot[label_weight=8]"]
+    table = accuracy_table()
+    rows = [table.iloc[3].to_dict() | dict(arm=arm, accuracy=0.30 + i / 100, low=0.29, high=0.4) for i, arm in enumerate(new)]
+    table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    ticks = lambda ax: [t.get_text().replace("\n", " ") for t in ax.get_xticklabels()]
+    assert "scrambled" in ticks(plots.shuffle_plot(table))
+    assert "post_cot, blanked" in {x.get_label() for x in plots.masking_curves(table).lines}
+    assert "picked 5" in ticks(plots.key_tokens_bars(table)) and "15, random" in ticks(plots.key_tokens_bars(table))
+    ax = plots.placement_bars(table)
+    assert ticks(ax)[-2:] == ["post_cot loss=token mean", "post_cot label weight=8"] and len(ticks(ax)) == 6
+    assert len({str(b.get_hatch()) + str(b.get_facecolor()) for b in ax.patches if b.get_height() > 0}) == 6
+    legend = {t.get_text() for t in plots.cost_against_accuracy(table).get_legend().get_texts()}
+    assert {"post_cot[loss=token_mean]", "post_cot[label_weight=8]", "post_cot"} <= legend

@@ -147,6 +147,8 @@ def test_corruptions_keep_what_they_promise(question, rationale, arm, seed):
     elif arm.corruption == "kept":
         assert is_subsequence(after, before) and len(after) <= len(before)
         assert len(after) in sums(list(sizes.values()), corrupt.n_kept(arm.amount, n))
+    elif arm.corruption == "no_label":
+        assert after == [i for i, named in zip(before, corrupt.label_tokens(student, piece, question.label)) if not named]
     elif arm.fill == "delete":
         assert is_subsequence(after, before) and len(before) - len(after) in sums(list(sizes.values()), round(arm.amount * n))
     else:

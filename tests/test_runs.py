@@ -181,6 +181,42 @@ def test_a_corrupted_run_says_how_much_it_left_as_it_was(base):
     assert runs.as_intact("t", ["attribute"]) == {"post_cot_kept[200,random]": 1.0, "post_cot_filler": 0.0}
 
 
+def test_a_full_mask_and_dots_are_trained_once_and_stand_twice(base):
+    """One key, one run, said in one line; both labels are in the tables, and their answers are the same."""
+    arms, lines, student = [Arm("post_cot", "filler"), arm_from_name("post_cot_masked", amount=1)], [], runs.study_student(base)
+    assert runs.corrupt.dots_id(student) == student.filler_id
+    table = runs.run_grid(base, arms, "attribute", seeds=[0], say=lambda line, **_: lines.append(line))
+    assert table["key"].nunique() == 1 and table["arm"].tolist() == ["post_cot_filler", "post_cot_masked[100%,random]"]
+    assert len([line for line in lines if "are one training for this student" in line]) == 1 and lines[-1].endswith("from the store")
+    both = runs.load_predictions("t", ["attribute"])
+    assert both.groupby("arm")["id"].nunique().tolist() == [both["id"].nunique()] * 2
+    assert runs.load_history("t", ["attribute"])["arm"].nunique() == 2
+    assert runs.make_config(base, arm_from_name("post_cot_masked", amount=1, order="most", selector="tfidf"), 0, "x") == runs.make_config(base, arms[0], 0)
+    assert runs.make_config(base, arm_from_name("post_cot_masked", amount=0.5), 0) != runs.make_config(base, arms[0], 0)
+
+
+def test_two_losses_stand_side_by_side_and_a_changed_one_is_found(base):
+    balanced = base | {"train": base["train"] | {"loss": "balanced", "loss_lambda": 2.0}}
+    arms = [Arm("label_only"), Arm("label_only", loss="token_mean")]
+    runs.check_base(balanced, arms)
+    table = runs.run_grid(balanced, arms, "train", seeds=[0], say=lambda *_, **__: None)
+    assert table["key"].nunique() == 2 and table["arm"].tolist() == ["label_only", "label_only[loss=token_mean]"]
+    assert set(runs.load_predictions("t", ["train"])["arm"]) == set(table["arm"])
+    assert runs.make_config(balanced, arms[1], 0) == runs.make_config(base, Arm("label_only"), 0)
+    assert "loss" not in runs.make_config(base, Arm("label_only"), 0)["training"]
+    runs.run_grid(base, [Arm("label_only", "")], "shuffle", seeds=[0], say=lambda *_, **__: None)  # the study's loss was changed back
+    with pytest.raises(DataError, match="was made with other loss than the runs of stage train"):
+        runs.load_predictions("t", ["train", "shuffle"])
+    with pytest.raises(DataError, match=r"arm label_only\[loss=balanced\]: balanced is the study's own loss; expected another one beside it"):
+        runs.check_base(balanced, [Arm("label_only", loss="balanced")])
+
+
+def test_scores_of_words_are_one_for_every_judge(base):
+    asked, student = runs.train_questions(base, 0)[:2], runs.study_student(base)
+    files = {runs.attribution_file(base, student, judge, "tfidf", asked, n_steps=n, seed=0) for judge, n in (("a", 4), ("b", 8))}
+    assert len(files) == 1
+
+
 BAD_BASE = {
     "no seeds": (dict(seeds=[]), "seeds is empty; expected at least one number"),
     "a seed twice": (dict(seeds=[1, 1]), "a seed stands there twice"),

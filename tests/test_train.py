@@ -1,5 +1,6 @@
 """Training against Hugging Face's own loss, order, weights, checkpoints and resume."""
 
+import copy
 import json
 import shutil
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from cotdistill.data import DataError
 from cotdistill.evaluate import evaluate, validation_scores
 from cotdistill.format import Arm, arm_from_name
 from cotdistill.students import ROWS, blocks_of, last_block_at_places, learning
-from cotdistill.train import (LABEL, OrderSampler, TrainConfig, check_labels, checkpoints, choose_train, collate, encode_all, example_rng,
+from cotdistill.train import (LABEL, PROMPT, RATIONALE, OrderSampler, TrainConfig, check_labels, checkpoints, choose_train, collate, encode_all, example_rng,
                               fine_tune, fitting, freeze, sparse_embedding, token_losses, trainable, weighted_loss)
 
 ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
@@ -363,3 +364,102 @@ def test_inductor_compiles_what_a_study_trains(llama, questions, rationales, tmp
                                tmp_path / (backend or "plain"))
         losses.append(history["loss"].to_numpy())
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def exact_losses(student, sequences):
+    """(loss, kind) of every supervised token in float64, by plain Hugging Face logits, one sequence at a time."""
+    model, found = copy.deepcopy(student.model).double().eval(), []
+    for e in sequences:
+        logits = model(input_ids=torch.tensor([e.ids]), use_cache=False).logits[0, :-1]
+        losses = -logits.log_softmax(-1)[torch.arange(len(e.ids) - 1), torch.tensor(e.ids[1:])]
+        found += [(loss, kind) for loss, kind in zip(losses, e.kinds[1:]) if kind]
+    return model, found
+
+
+@pytest.mark.parametrize("arm", [*ARMS, Arm("post_cot", label_weight=3.0), Arm("post_cot", "filler")], ids=lambda a: a.label)
+def test_balanced_loss_equals_its_definition_in_float64(llama, questions, rationales, arm):
+    """Over two batches of unequal lengths that one update sees: the mean over all their label tokens plus lambda times the mean over all
+    their others, and the gradient of it; label_only's is the mean over its label tokens."""
+    config, sequences = TrainConfig(loss="balanced", loss_lambda=0.7, rationale_weight=0.5), passes_of(llama, questions, rationales, arm)[0]
+    model, tokens = exact_losses(llama, sequences)
+    label, other = (torch.stack([x for x, kind in tokens if (kind == LABEL) == is_label]).mean() for is_label in (True, False))
+    wanted = arm.label_weight * label + (0.7 * 0.5 * other if arm.uses_rationale else 0)
+    wanted.backward()
+    batches = [collate(part, arm.label_weight, config.rationale_weight) for part in (sequences[:5], sequences[5:])]
+    is_label = [batch["kinds"] == LABEL for batch in batches]
+    counts = torch.stack([sum(x.sum() for x in is_label), sum((~x).sum() for x in is_label)])
+    llama.model.set_attn_implementation("packed")
+    ours = 0
+    for batch, mask in zip(batches, is_label):
+        share = train.loss_shares(batch["weights"], mask, counts, "balanced", train.other_weight(arm, config))
+        loss, _ = weighted_loss(llama.model, batch, share)
+        loss.backward()
+        ours += loss.item()
+    llama.model.set_attn_implementation("sdpa")
+    assert ours == pytest.approx(wanted.item(), rel=1e-5)
+    exact = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for name, p in llama.model.named_parameters():
+        if name in exact:
+            torch.testing.assert_close(p.grad.double(), exact[name], rtol=1e-3, atol=1e-5)
+    llama.model.zero_grad(set_to_none=True)
+
+
+def test_the_label_has_one_share_in_every_arm_that_has_a_rationale(llama, questions, rationales):
+    arms = [Arm("pre_cot"), Arm("post_cot"), Arm("post_cot", "filler"), arm_from_name("post_cot_kept", amount=1)]
+    share = lambda arm, **more: train.label_share(passes_of(llama, questions, rationales, arm)[0], arm, TrainConfig(**more))
+    for arm in arms:
+        assert share(arm, loss="balanced") == pytest.approx(0.5) and share(arm, loss="balanced", loss_lambda=0.25) == pytest.approx(0.8)
+        assert share(replace(arm, label_weight=3.0), loss="balanced") == pytest.approx(0.75)
+        assert share(replace(arm, loss="balanced")) == pytest.approx(0.5)  # an arm's own loss counts
+    assert share(Arm("label_only"), loss="balanced") == 1.0
+    kinds = [k for e in passes_of(llama, questions, rationales)[0] for k in e.kinds if k]
+    assert share(Arm("post_cot")) == pytest.approx(kinds.count(LABEL) / len(kinds))
+    assert share(Arm("post_cot")) < share(Arm("label_only")) < 1
+
+
+def test_accumulation_equals_one_large_batch_under_the_balanced_loss(llama, questions, rationales, tmp_path):
+    """The counts are the whole update's: batches of two with other numbers of label and rationale tokens each."""
+    weights, config = [], replace(QUICK, epochs=1, loss="balanced", loss_lambda=2.0)
+    for size, steps in ((4, 1), (2, 2), (1, 4)):
+        s = tiny("tiny-llama")
+        fine_tune(s, passes_of(s, questions, rationales), Arm("post_cot"), replace(config, batch_size=size, grad_accum=steps), 0, tmp_path / str(size))
+        weights.append({k: v.clone() for k, v in trainable(s.model).items()})
+    for other in weights[1:]:
+        for name in weights[0]:
+            torch.testing.assert_close(weights[0][name], other[name], rtol=1e-4, atol=1e-5)
+    s = tiny("tiny-llama")  # the arm's own loss is what trains it
+    fine_tune(s, passes_of(s, questions, rationales), Arm("post_cot", loss="balanced"), replace(config, loss="token_mean"), 0, tmp_path / "own")
+    assert all(torch.equal(v, weights[0][k]) for k, v in trainable(s.model).items())
+
+
+def test_a_run_key_names_the_loss_only_where_it_is_not_the_token_mean():
+    """Runs made before there were two losses keep their keys; one training has one key, whichever loss is the study's."""
+    plain = {name: value for name, value in vars(TrainConfig()).items() if name not in ("compile", "loss", "loss_lambda")}
+    balanced = plain | {"loss": "balanced", "loss_lambda": 1.0}
+    main, other = vars(TrainConfig()), vars(TrainConfig(loss="balanced"))
+    assert train.training_key(main, Arm("post_cot")) == plain == train.training_key(other, Arm("post_cot", loss="token_mean"))
+    assert train.training_key(other, Arm("post_cot")) == balanced == train.training_key(main, Arm("post_cot", loss="balanced"))
+    assert train.training_key(plain, Arm("post_cot")) == plain  # of a study written before
+    with pytest.raises(DataError, match="loss is 'sum'; expected one of token_mean, balanced"):
+        TrainConfig(loss="sum")
+    with pytest.raises(DataError, match="loss_lambda is -1.0"):
+        TrainConfig(loss_lambda=-1.0)
+
+
+def test_new_controls_change_the_rationale_only(llama, questions, rationales):
+    plain = passes_of(llama, questions, rationales)[0]
+    of = lambda e, *kinds: [i for i, k in zip(e.ids, e.kinds) if k in kinds]
+    lengths = [len(of(e, RATIONALE)) for e in plain]
+    vocabulary = {i for e in plain for i in of(e, RATIONALE)}
+    made = {name: passes_of(llama, questions, rationales, arm_from_name(f"post_cot_{name}"))[0]
+            for name in ("bag", "length_matched", "no_label", "other_same")}
+    for name, sequences in made.items():
+        assert [of(e, PROMPT, LABEL) for e in sequences] == [of(e, PROMPT, LABEL) for e in plain], name
+        assert sequences == passes_of(llama, questions, rationales, arm_from_name(f"post_cot_{name}"))[0], name
+    assert [len(of(e, RATIONALE)) for e in made["bag"]] == lengths and {i for e in made["bag"] for i in of(e, RATIONALE)} <= vocabulary
+    assert {len(of(e, RATIONALE)) for e in made["length_matched"]} == {round(float(np.median(lengths)))}
+    texts, answers = {e.id: rationales[e.id].text for e in questions}, {e.id: e.label for e in questions}
+    donors = {id: [o for o in texts if answers[o] == answers[id] and texts[o] != texts[id]] for id in texts}
+    for e in made["other_same"]:
+        text = llama.decode(of(e, RATIONALE)).strip()
+        assert text in {texts[o] for o in texts if answers[o] == answers[e.id]} and (text != texts[e.id] or len(donors[e.id]) == 0)
