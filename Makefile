@@ -15,7 +15,7 @@ PINS  := $(shell cat pyproject.toml environment.yml | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(PINS)
 RAY   := $(VENV)/.ray-$(PINS)
 PEERS := $(VENV)/.peers-$(PINS)
-RUN   := $(VENV)/bin/python -m cotdistill.study
+RUN   := $(VENV)/bin/python -m cotdistill.cli
 
 # BACKEND=ray makes runs on a Ray cluster (README, "On a cluster"); RAY_ADDRESS reaches the runs as it is.
 BACKEND ?= $(or $(COTDISTILL_BACKEND),local)
@@ -100,7 +100,7 @@ readme: $(READY) ## render the findings of the executed studies into README.md
 	@$(VENV)/bin/python -m cotdistill.report readme
 
 scale: $(READY) ## predict the paper's grid on GPUs, into README.md
-	@$(VENV)/bin/python -m cotdistill.scale
+	@$(VENV)/bin/python -m benchmarks.grid_cost
 
 $(PEERS): $(READY)
 	@$(VENV)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print("\n".join(p["dependencies"] + p["optional-dependencies"]["bench"]))' > $(VENV)/bench.txt
@@ -108,7 +108,7 @@ $(PEERS): $(READY)
 	@rm -f $(VENV)/.peers-* && touch $@
 
 bench: $(PEERS) ## the benchmark beside TRL, lm-eval, HF generate and captum, in an hour and a half
-	@$(VENV)/bin/python -m cotdistill.bench run notebooks/benchmark.yaml
+	@$(VENV)/bin/python -m benchmarks.run run benchmarks/benchmark.yaml
 
 test: $(RAY) ## the test suite
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cotdistill.data import DataError, Example
-from cotdistill.format import CORRUPTIONS, SELECTING, Arm
+from cotdistill.arms import CORRUPTIONS, SELECTING, Arm
+from cotdistill.errors import DataError
+from cotdistill.examples import Example
 from cotdistill.students import Student
 
 # A full stop after these does not end a sentence; neither does one after a number or letter that opens it ("1.", "B.").
 ABBREVIATIONS = set("e.g. i.e. etc. vs. cf. mr. mrs. ms. dr. st. no. fig. approx.".split())
-
 # Words of an answer that say nothing by themselves: "a cup of tea" is about "cup" and "tea".
 FUNCTION_WORDS = set("a an the of to in on at for from by with and or is are was were be it its".split())
 

@@ -10,146 +10,30 @@ Runs whose lower blocks are frozen share what these make of prompts and options 
 """
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from cotdistill.data import Example, first_equal
-from cotdistill.format import label_text, parse_answer, prompt_text
-from cotdistill.students import GrowingLayer, Student, blocks_of, growing_cache, next_token_logits, prepacked
-from cotdistill.train import TRUNK_LIMIT, has_trunk, starting_from_trunk, stored
-
-
-@dataclass
-class Decoding:
-    """A batch of B sequences in mid-air: the cache of keys and values, which of its L slots are real, where each sequence
-    is (its number of real tokens), and the logits of its next token.
-
-    Sequences end at different times; slots that a sequence does not use are marked unreal, so pieces can be appended to
-    some sequences only, and sequences of different lengths can be joined."""
-
-    cache: object
-    real: torch.Tensor       # [B, L] bool
-    lengths: torch.Tensor    # [B]
-    logits: torch.Tensor     # [B, V]
-
-
-def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inputs) -> torch.Tensor:
-    """The last hidden states of a pass, [B, L, width]. trunk: (frozen blocks, store): where the store knows what these blocks made
-    of this very batch, the pass starts above them (and their part of the cache stays empty), else it is put there."""
-    model = student.model
-    if not trunk:
-        return model.base_model(**inputs).last_hidden_state
-    (layers, store), seen = trunk, []
-    with starting_from_trunk(model, layers):
-        if (layers, *key) in store:
-            return model.base_model(**inputs, trunk=store[layers, *key]).last_hidden_state
-        hook = blocks_of(model)[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-        try:
-            found = model.base_model(**inputs).last_hidden_state
-        finally:
-            hook.remove()
-    if stored(store) + seen[0].nbytes <= TRUNK_LIMIT:
-        store[layers, *key] = seen[0]
-    return found
-
-
-def _prompts_key(prompts: list[list[int]]) -> tuple:
-    return "prompts", tuple(map(tuple, prompts))
+from cotdistill.arms import label_text, parse_answer, prompt_text
+from cotdistill.decode import (
+    Decoding,
+    _hidden,
+    _prompts_key,
+    feed,
+    greedy,
+    line_ids,
+    next_token_logits,
+    select,
+    start,
+)
+from cotdistill.examples import Example, first_equal
+from cotdistill.kernels.blocks import has_trunk
+from cotdistill.kernels.linear import prepacked
+from cotdistill.students import Student
 
 
 def _options_key(prompts: list[list[int]], options: list[list[list[int]]]) -> tuple:
     return "options", tuple(map(tuple, prompts)), tuple(tuple(map(tuple, row)) for row in options)
-
-
-@torch.no_grad()
-def start(student: Student, sequences: list[list[int]], trunk: tuple[int, dict] | None = None) -> Decoding:
-    """Run the prompts, padded on the left to one length. With `trunk` (see `_hidden`) nothing can be fed to the result, only
-    options be scored."""
-    device, longest = student.model.device, max(map(len, sequences))
-    ids = torch.full((len(sequences), longest), student.pad_id)
-    real = torch.zeros(len(sequences), longest, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        ids[row, longest - len(sequence):] = torch.tensor(sequence)
-        real[row, longest - len(sequence):] = True
-    positions, cache = (real.cumsum(1) - 1).clamp(min=0), growing_cache()
-    hidden = _hidden(student, trunk, _prompts_key(sequences), input_ids=ids.to(device), attention_mask=real.to(device),
-                     position_ids=positions.to(device), past_key_values=cache, use_cache=True)
-    return Decoding(cache, real, real.sum(1), next_token_logits(student.model, hidden[:, -1]).cpu())
-
-
-@torch.no_grad()
-def feed(student: Student, state: Decoding, tokens: torch.Tensor, real: torch.Tensor) -> None:
-    """Append tokens [B, k] (left-aligned; `real` [B, k] says which count) to every sequence, in place."""
-    device = student.model.device
-    positions = state.lengths[:, None] + (real.cumsum(1) - 1).clamp(min=0)
-    state.real = torch.cat([state.real, real], 1)
-    hidden = student.model.base_model(input_ids=tokens.to(device), attention_mask=state.real.to(device),
-                                      position_ids=positions.to(device), past_key_values=state.cache, use_cache=True).last_hidden_state
-    last = real.sum(1) - 1
-    new = next_token_logits(student.model, hidden[torch.arange(len(tokens)), last.clamp(min=0)]).cpu()
-    state.logits = torch.where((last >= 0)[:, None], new, state.logits)
-    state.lengths = state.lengths + real.sum(1)
-
-
-def select(state: Decoding, rows: list[int]) -> Decoding:
-    """Some of the sequences, with a cache of their own."""
-    index, cache = torch.tensor(rows), growing_cache()
-    for layer in state.cache.layers:
-        mine = GrowingLayer()
-        mine.update(layer.keys[index], layer.values[index])
-        cache.layers.append(mine)
-    return Decoding(cache, state.real[index], state.lengths[index], state.logits[index])
-
-
-def join(states: list[Decoding], order: list[int]) -> Decoding:
-    """Sequences of several batches as one, row i being number order[i] of theirs in turn; shorter caches get unreal slots."""
-    width, index, cache = max(s.real.shape[1] for s in states), torch.tensor(order), growing_cache()
-    longer = lambda part: torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[2]))
-    for layers in zip(*(s.cache.layers for s in states)):
-        mine = GrowingLayer()
-        mine.update(torch.cat([longer(layer.keys) for layer in layers])[index], torch.cat([longer(layer.values) for layer in layers])[index])
-        cache.layers.append(mine)
-    real = torch.cat([torch.nn.functional.pad(s.real, (0, width - s.real.shape[1])) for s in states])
-    return Decoding(cache, real[index], torch.cat([s.lengths for s in states])[index], torch.cat([s.logits for s in states])[index])
-
-
-def line_ids(student: Student) -> set[int]:
-    """Every token that breaks the line: tokenizers also have ones for two breaks, or for a break after a full stop."""
-    if not hasattr(student.tokenizer, "_line_ids"):
-        vocabulary = student.tokenizer.get_vocab()
-        student.tokenizer._line_ids = {i for token, i in vocabulary.items() if any(m in token for m in ("\n", "Ċ", "<0x0A>"))}
-    return student.tokenizer._line_ids
-
-
-def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[int]) -> tuple[list[list[int]], Decoding]:
-    """Decode until the ids end with the sequence `stop` or a member of the set `stop` (included), the end of the sequence
-    (left out), or `limit` tokens. Returns what each sequence wrote and the state after it; `state` is used up.
-
-    Sequences that have ended leave the batch, an eighth of it at a time (a selection copies the cache)."""
-    live, written, parked, order = list(range(len(state.lengths))), [[] for _ in state.lengths], [], []
-    going = torch.ones(len(live), dtype=torch.bool)
-    with prepacked(student.model):
-        for _ in range(limit):
-            token = state.logits.argmax(1)
-            going &= token != student.eos_id
-            if not going.any():
-                break
-            if (~going).sum() >= max(1, len(live) // 8):
-                out, stay = (~going).nonzero().flatten().tolist(), going.nonzero().flatten().tolist()
-                parked.append(select(state, out))
-                order += [live[slot] for slot in out]
-                state, live, token, going = select(state, stay), [live[slot] for slot in stay], token[stay], going[stay]
-            feed(student, state, token[:, None], going[:, None].clone())
-            for slot in going.nonzero().flatten().tolist():
-                mine = written[live[slot]]
-                mine.append(int(token[slot]))
-                if mine[-1] in stop if isinstance(stop, set) else mine[-len(stop):] == stop:
-                    going[slot] = False
-    if not parked:
-        return written, state
-    return written, join([*parked, state], np.argsort([*order, *live]).tolist())
 
 
 @torch.no_grad()

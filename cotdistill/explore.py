@@ -15,12 +15,20 @@ import pandas as pd
 from IPython.display import HTML, display
 from sklearn.metrics import average_precision_score
 
-from cotdistill import attribute, corrupt, plots, runs, stats
-from cotdistill.data import DataError, Example, Rationale
-from cotdistill.format import ARMS, CORRUPTIONS, Arm, arm_from_name, corruption_of
+from cotdistill import corrupt, plots, stats
+from cotdistill.arms import ARMS, CORRUPTIONS, Arm, arm_from_name, corruption_of
+from cotdistill.attribution import methods as methods_module
+from cotdistill.attribution.methods import top_k
+from cotdistill.attribution.score import Attribution, split_sequence
+from cotdistill.attribution.score_files import read_selections, write_selection
+from cotdistill.encode import FRAME, LABEL, PROMPT, RATIONALE, encode, example_rng
+from cotdistill.errors import DataError
+from cotdistill.examples import Example, Rationale
+from cotdistill.paths import artifacts
+from cotdistill.runs.results import load_predictions, stages_done
 from cotdistill.show import table
 from cotdistill.students import Student
-from cotdistill.train import FRAME, LABEL, PROMPT, RATIONALE, encode, example_rng
+from cotdistill.study import load_base, test_questions
 
 KINDS = {PROMPT: ("prompt", "#E8E8E8"), LABEL: ("label", "#F6C16B"), RATIONALE: ("rationale", "#BFE3D0"), FRAME: ("frame", "#D9D2EA")}
 STYLE = """<style>.cotdistill-token button, button.cotdistill-token {font-family: monospace; font-size: 14px; padding: 0 7px; border-radius: 5px}
@@ -60,21 +68,21 @@ def tokens_html(tokens: pd.DataFrame) -> str:
     return f'{STYLE}<div class="cotdistill-text">{legend} = {len(tokens)} tokens; learnt: all but the prompt\n\n{body}</div>'
 
 
-def agreement_with(selected: list[int], attributions: dict[str, attribute.Attribution]) -> pd.DataFrame:
+def agreement_with(selected: list[int], attributions: dict[str, Attribution]) -> pd.DataFrame:
     """How a selection agrees with each method on one rationale: `overlap`, the share of the k selected tokens among the method's
     top k; `chance`, that of k random ones; `average_precision` of the method's order for the selected tokens."""
     rows = []
     for method, one in attributions.items():
         n, k = len(one.scores), len(selected)
         picked = np.isin(np.arange(n), selected)
-        rows.append({"method": method, "k": k, "overlap": len(set(attribute.top_k(one.scores, k)) & set(selected)) / k if k else float("nan"),
+        rows.append({"method": method, "k": k, "overlap": len(set(top_k(one.scores, k)) & set(selected)) / k if k else float("nan"),
                      "chance": k / n if n else float("nan"), "average_precision": average_precision_score(picked, one.scores) if k else float("nan")})
     return pd.DataFrame(rows).set_index("method")
 
 
-def scores_of(student: Student, example: Example, rationale: str, methods: list[str], **options) -> dict[str, attribute.Attribution]:
+def scores_of(student: Student, example: Example, rationale: str, methods: list[str], **options) -> dict[str, Attribution]:
     """`attribute.attribute` by several methods, `random` from the question's own generator."""
-    return {m: attribute.attribute(student, example, rationale, m, rng=example_rng(example.id, 0, 4), **options) for m in methods}
+    return {m: methods_module.attribute(student, example, rationale, m, rng=example_rng(example.id, 0, 4), **options) for m in methods}
 
 
 def question_html(example: Example) -> str:
@@ -90,7 +98,7 @@ def select_by_hand(student: Student, questions: dict[str, Example], rationales: 
     Positions are those of this student's tokens. Earlier selections of the file are shown again; after a save, the agreement
     with each method. options go to `attribute.attribute` (n_steps, baseline)."""
     path = Path(path)
-    saved = attribute.read_selections(path) if path.is_file() else {}
+    saved = read_selections(path) if path.is_file() else {}
     chooser = w.Dropdown(options=list(questions), description="question", layout=w.Layout(width="420px"))
     back, forth = w.Button(description="◀ previous"), w.Button(description="next ▶")
     none, save = w.Button(description="Clear"), w.Button(description="Save", button_style="primary")
@@ -109,7 +117,7 @@ def select_by_hand(student: Student, questions: dict[str, Example], rationales: 
 
     def load(*_):
         example = questions[chooser.value]
-        parts, old = attribute.split_sequence(student, example, rationales[example.id].text), saved.get(example.id, [])
+        parts, old = split_sequence(student, example, rationales[example.id].text), saved.get(example.id, [])
         head.value = question_html(example)
         buttons = [w.ToggleButton(value=i in old, description=shown(student.decode([token])), tooltip=f"token {i}",
                                   button_style="success" if i in old else "", layout=w.Layout(width="auto", margin="2px"))
@@ -131,7 +139,7 @@ def select_by_hand(student: Student, questions: dict[str, Example], rationales: 
 
     def store(*_):
         example, tokens = questions[chooser.value], chosen()
-        attribute.write_selection(path, example.id, tokens)
+        write_selection(path, example.id, tokens)
         saved[example.id] = tokens
         count()
         out.clear_output()
@@ -208,7 +216,7 @@ def look_at_scores(student: Student, questions: dict[str, Example], rationales: 
 
 def finished_studies() -> list[str]:
     """Names of the studies in artifacts/ whose 02 has run."""
-    return sorted(path.parent.name for path in (runs.artifacts() / "studies").glob("*/train.json"))
+    return sorted(path.parent.name for path in (artifacts() / "studies").glob("*/train.json"))
 
 
 def replot(bootstrap: int = 1000) -> w.Widget:
@@ -222,9 +230,9 @@ def replot(bootstrap: int = 1000) -> w.Widget:
 
     def load(*_):
         try:
-            base = runs.load_base(study.value)
-            loaded["chance"] = float(np.mean([1 / len(e.choices) for e in runs.test_questions(base)]))
-            loaded["rows"] = runs.load_predictions(study.value, runs.stages_done(study.value), dataset=base["data"]["dataset"], student=base["student"])
+            base = load_base(study.value)
+            loaded["chance"] = float(np.mean([1 / len(e.choices) for e in test_questions(base)]))
+            loaded["rows"] = load_predictions(study.value, stages_done(study.value), dataset=base["data"]["dataset"], student=base["student"])
         except DataError as error:  # runs that are missing or damaged: say which
             loaded.pop("rows", None)
             out.clear_output()

@@ -1,14 +1,121 @@
-"""Files that appear whole or not at all, and locks that say who holds them: what lets processes be killed, and share a store."""
+"""cotdistill.files."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import socket
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
+
+from cotdistill.errors import DataError, disk_error
+from cotdistill.paths import artifacts
+
+BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with this mark
+
+
+def read_jsonl(path: Path) -> list[tuple[int, dict]]:
+    """All rows of a JSONL file as (line number from 1, object); blank lines are skipped.
+
+    Raises DataError for a missing file and for a line that is not a JSON object in UTF-8, or has a key twice."""
+    path, rows = Path(path), []
+    content = read_bytes(path, "a JSONL file, one object per line").removeprefix(BOM)
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"), object_pairs_hook=_once)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); expected UTF-8 text") from None
+        except (ValueError, RecursionError) as error:
+            what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(f"{path}:{number}: malformed JSON ({what}); expected one object per line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: found {type(row).__name__}; expected a JSON object")
+        rows.append((number, row))
+    return rows
+
+
+def _once(pairs: list) -> dict:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key '{twice}' stands there twice")
+    return row
+
+
+def read_bytes(path: Path, expected: str) -> bytes:
+    """A file's content. Raises DataError where there is none (a folder, nothing, no leave to read it)."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        found = "is a folder" if isinstance(error, IsADirectoryError) else "no such file" if isinstance(
+            error, (FileNotFoundError, NotADirectoryError, ValueError)) else f"can't be read ({getattr(error, 'strerror', error)})"
+        raise DataError(f"{path}: {found}; expected {expected}") from None
+
+
+def read_text(path: Path, expected: str) -> str:
+    """A UTF-8 text file, line ends as "\\n". Raises DataError where it is none."""
+    try:
+        return read_bytes(path, expected).removeprefix(BOM).decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start + 1}); expected {expected}") from None
+
+
+def fingerprint(*objects) -> str:
+    """16 hex digits of the SHA-256 over a canonical JSON of Examples, Rationales, numbers and texts."""
+    plain = json.dumps(objects, default=asdict, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, value) -> None:
+    """Write whole or not at all; an object under studies/ gets a seal. Raises DataError where the disk takes no more."""
+    if isinstance(value, dict) and artifacts() / "studies" in path.parents:
+        value = value | {"seal": fingerprint(json.loads(json.dumps(value)))}
+    try:
+        with whole(path) as part:
+            part.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, path.parent) or error from None
+
+
+def read_json(path: Path, made_by: str):
+    """A file that an earlier notebook wrote. Raises DataError that says which one to run where it is missing, broken or changed."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected it from {made_by}: run that first") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise DataError(f"{path}: not JSON ({error}); expected what {made_by} wrote: delete it and run that again") from None
+    seal = value.pop("seal", None) if isinstance(value, dict) else None
+    if seal is not None and seal != fingerprint(value):
+        raise DataError(f"{path}: changed after it was written; expected what {made_by} wrote: delete it and run that again")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def changed(folder: Path, files: dict[str, str]) -> list[str]:
+    """Which of a folder's files (name -> SHA-256) are missing, can't be read or hold something else."""
+    bad = []
+    for name, digest in files.items():
+        try:
+            if sha256(folder / Path(name).name) == digest:
+                continue
+        except OSError:
+            pass
+        bad.append(name)
+    return bad
 
 
 def part_of(path: Path, suffix: str = "") -> Path:

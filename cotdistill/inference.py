@@ -21,7 +21,7 @@ Effects are fractions (0.02 is two points) of accuracy or of p(gold). Nothing is
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -30,11 +30,9 @@ from scipy import stats as sps
 from scipy.optimize import brentq
 from statsmodels.stats.multitest import multipletests
 
-from cotdistill.data import DataError
+from cotdistill.errors import DataError
+from cotdistill.measures import BINARY, add_measure
 
-MEASURES = ("correct_choice", "p_gold", "acc_norm", "correct_generated")
-BINARY = ("correct_choice", "acc_norm", "correct_generated")
-CUT_OFF = ("wrong", "chance", "as_scored")
 WORLDS = ("shared", "per_seed")
 FAMILIES = ("paper", "mechanism", "cost")
 SHARED_SEED = -1       # the seed of an arm that is not trained: one run, compared with every seed
@@ -42,117 +40,6 @@ MIN_ARMS = 4           # fewer arms hardly say how alike their seed variances ar
 POWER = 0.8
 CAUTION = 0.1          # how often a seed variance that is not shrunk may exceed its upper limit
 
-
-# --- measures -----------------------------------------------------------------------------------
-
-def _distinct(scores: Sequence[float], gold: int, options: Sequence[str] | None) -> list[int]:
-    """List the options that count: the first of each text (equal texts are one answer)."""
-    if not 0 <= gold < len(scores):
-        raise DataError(f"gold is {gold} of {len(scores)} options; expected 0 to {len(scores) - 1}")
-    if options is None:
-        return list(range(len(scores)))
-    if len(options) != len(scores):
-        raise DataError(f"{len(scores)} scores for {len(options)} options; expected one score each")
-    return [i for i, text in enumerate(options) if list(options).index(text) == i]
-
-
-def gold_probability(scores: Sequence[float], gold: int,
-                     options: Sequence[str] | None = None) -> float:
-    """Return p(gold): the softmax of the options' log p (nats) at the right option.
-
-    It asks how sure the student is, where accuracy asks only which option comes first; 1 / (number
-    of options) is chance. `options`: the texts, so that a text given twice counts once (`gold` is
-    then the first of its text, as `data.first_equal` has it).
-    Raises DataError where scores, texts and gold do not fit together.
-    """
-    kept = _distinct(scores, gold, options)
-    if gold not in kept:
-        raise DataError(f"gold is {gold}, whose text is also an earlier option's; expected the "
-                        "first of its text")
-    logs = np.asarray(scores, float)[kept]
-    odds = np.exp(logs - logs.max())                # 20 times as fast as scipy's softmax, per row
-    return float(odds[kept.index(gold)] / odds.sum())
-
-
-def choose_normalized(scores: Sequence[float], options: Sequence[str]) -> int:
-    """Return the option with the highest log p per byte of its text (UTF-8), the first of equals.
-
-    The sum of log p favours short options. This is lm-evaluation-harness's `acc_bytes`, and its
-    `acc_norm` (per character) wherever the texts are ASCII. Raises DataError for an empty option.
-    """
-    kept = _distinct(scores, 0, options)
-    lengths = np.array([len(options[i].encode("utf-8")) for i in kept], float)
-    if (lengths == 0).any():
-        raise DataError(f"options {list(options)!r}: one is empty; expected texts of 1 byte or "
-                        "more")
-    return kept[int(np.argmax(np.asarray(scores, float)[kept] / lengths))]
-
-
-def rationale_cut_off(predictions: pd.DataFrame) -> np.ndarray:
-    """Say per row whether the answer followed a rationale that a limit ended (pre_cot arms only).
-
-    Read from the column `rationale_cut_off` where there is one, else from `cut_off`, which also
-    holds labels that did not end (their written answer is wrong anyway).
-    """
-    column = "rationale_cut_off" if "rationale_cut_off" in predictions else "cut_off"
-    before = predictions["arm"].astype(str).str.startswith("pre_cot").to_numpy()
-    return before & predictions[column].astype(bool).to_numpy()
-
-
-def add_measure(predictions: pd.DataFrame, measure: str, *,
-                options: Mapping[str, Sequence[str]] | None = None,
-                cut_off: str = "wrong") -> pd.DataFrame:
-    """Return the predictions with two more columns: `value` (the measure) and `flagged`.
-
-    Args:
-        predictions: rows with arm, seed, id, gold, and what the measure reads: correct_choice,
-            correct_generated or scores (a list of log p, in nats, one per option).
-        measure: one of MEASURES. Accuracies are 0 or 1, p_gold lies between.
-        options: id -> texts; acc_norm needs them, p_gold uses them to count equal texts once.
-        cut_off: what a pre_cot answer is worth whose rationale a limit cut off. "wrong" (primary):
-            accuracies are 0, because the student never came to an answer; p_gold stays as scored,
-            because no probability was put on a wrong option, but is flagged. "chance": 1 / (number
-            of options) for every measure of the options. "as_scored": nothing is changed.
-
-    `flagged` marks those rows under each rule, so that a table can show how many there are.
-    Raises DataError for an unknown measure or rule, for missing texts and for bad scores.
-
-    """
-    for name, value, known in (("measure", measure, MEASURES), ("cut_off", cut_off, CUT_OFF)):
-        if value not in known:
-            raise DataError(f"{name} is {value!r}; expected one of {', '.join(known)}")
-    if measure == "acc_norm" and options is None:
-        raise DataError("measure acc_norm needs the options' texts; expected options: id -> texts")
-    if measure.startswith("correct_"):
-        values = predictions[measure].astype(float).to_numpy()
-    else:
-        values = np.array([_score_value(row, measure, options)
-                           for row in zip(predictions["id"], predictions["scores"],
-                                          predictions["gold"], strict=True)])
-    flagged = rationale_cut_off(predictions)
-    if cut_off == "chance" and measure != "correct_generated":
-        values = np.where(flagged, 1 / predictions["scores"].map(len).to_numpy(float), values)
-    elif cut_off != "as_scored" and measure in BINARY:
-        values = np.where(flagged, 0.0, values)
-    return predictions.assign(value=values, flagged=flagged)
-
-
-def _score_value(row: tuple, measure: str, options: Mapping[str, Sequence[str]] | None) -> float:
-    question, scores, gold = row
-    if options is not None and question not in options:
-        raise DataError(f"question {question}: no texts of its options; expected them for every id")
-    texts = None if options is None else options[question]
-    try:
-        if not np.isfinite(np.asarray(scores, float)).all() or len(scores) < 2:
-            raise DataError(f"scores are {scores!r}; expected two or more finite log p")
-        if measure == "p_gold":
-            return gold_probability(scores, int(gold), texts)
-        return float(choose_normalized(scores, texts) == int(gold))
-    except (DataError, TypeError, ValueError) as error:
-        raise DataError(f"question {question}: {error}") from error
-
-
-# --- tables of seeds x questions ----------------------------------------------------------------
 
 def arm_table(predictions: pd.DataFrame, arm: str, *, worlds: str = "shared",
               column: str = "value") -> pd.DataFrame:
@@ -245,8 +132,6 @@ def cluster_labels(predictions: pd.DataFrame, table: pd.DataFrame, column: str,
     wide = known.pivot(index="seed", columns="id", values=column)
     return wide.reindex(index=table.index, columns=table.columns).to_numpy()
 
-
-# --- the two parts of the variance --------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Parts:
@@ -383,8 +268,6 @@ def _split_nested(values: np.ndarray, clusters: np.ndarray | None,
                  np.zeros_like(squares), freedom, effect, seeds, int(known.sum()), groups, True)
 
 
-# --- empirical Bayes: what the arms' seed variances have in common ------------------------------
-
 def invert_trigamma(x: np.ndarray) -> np.ndarray:
     """Return y > 0 with trigamma(y) = x > 0, by Newton's method (Smyth 2004, appendix)."""
     x = np.asarray(x, float)
@@ -479,8 +362,6 @@ def shrink_seed_variance(parts: Parts, prior: SeedPrior,
         shrunk = np.where(total > 0, (d0 * common + d * own) / total, np.nan)
     return shrunk, np.where(d0 > 0, np.minimum(total, max(prior.pooled_df, d)), total)
 
-
-# --- effects ------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Effect:
@@ -593,8 +474,6 @@ def detectable_effect(effect: Effect, alpha: float = 0.05, power: float = POWER)
     return float(shift * se)
 
 
-# --- the share of a gain that is retained -------------------------------------------------------
-
 @dataclass(frozen=True)
 class Share:
     """A ratio of two effects with its Fieller interval; NaN and a reason where there is none."""
@@ -654,8 +533,6 @@ def retained_share(values_x: np.ndarray, values_y: np.ndarray, *,
     df = min(float(x.df), float(y.df), float(join(1, -ratio).df))
     return fieller_interval(float(x.estimate), float(y.estimate), covariance, df, alpha)
 
-
-# --- a study's contrasts in one table -----------------------------------------------------------
 
 def study_prior(predictions: pd.DataFrame, *, worlds: str = "shared",
                 column: str = "value") -> SeedPrior:
@@ -758,8 +635,6 @@ def adjust_families(p: Sequence[float], family: Sequence[str]) -> np.ndarray:
     return adjusted
 
 
-# --- across studies -----------------------------------------------------------------------------
-
 @dataclass(frozen=True)
 class Pooled:
     """A mean effect over studies, how far studies differ (tau, a standard deviation), a note."""
@@ -845,170 +720,3 @@ def pool_effects(effects: Sequence[Effect], *, method: str = "paule_mandel",
     return Pooled(mean, mean - half, mean + half, float(2 * sps.t.sf(abs(mean) / se, count - 1)),
                   float(np.sqrt(tau2)), max(1 - (count - 1) / q, 0.0) if q > 0 else 0.0, count,
                   mean - ahead, mean + ahead, note)
-
-
-# --- calibration --------------------------------------------------------------------------------
-
-CLAIMED = ((1, 0), (2, 0), (1, 2), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1))
-
-
-@dataclass(frozen=True)
-class Design:
-    """A made-up study whose truth is known.
-
-    seed_sd: one per arm, of an arm's mean over questions; random_spread deals them out afresh in
-    each study, so that no contrast always has the noisy arm. seed_correlation: how alike the arms
-    are moved by one seed. question_sd: how differently arms fare on a question, on the logit scale;
-    difficulty_sd: how questions differ for all arms; both with the tails of a t distribution with
-    `tail` (above 2) degrees of freedom. cluster_sizes are repeated until the questions are used up;
-    cluster_share is the share of question_sd squared that a cluster has in common. effects are
-    added to an arm's chance. measure: "accuracy" (right or wrong) or "p_gold" (the chance itself,
-    with noise_sd from seed to seed). Chances lie within base ± room before seeds move them.
-    """
-
-    seeds: int = 5
-    questions: int = 500
-    seed_sd: tuple[float, ...] = (0.02,) * 8
-    effects: tuple[float, ...] = (0.0,) * 8
-    contrasts: tuple[tuple[int, int], ...] = CLAIMED
-    seed_correlation: float = 0.3
-    random_spread: bool = True
-    question_sd: float = 1.0
-    difficulty_sd: float = 1.5
-    tail: float = 3.0
-    cluster_sizes: tuple[int, ...] = (1,)
-    cluster_share: float = 0.0
-    measure: str = "accuracy"
-    noise_sd: float = 0.08
-    worlds: str = "shared"
-    base: float = 0.45
-    room: float = 0.35
-
-    def clusters(self) -> np.ndarray | None:
-        """Return the label of each question's cluster; None where all are single."""
-        if max(self.cluster_sizes) == 1:
-            return None
-        repeats = np.resize(self.cluster_sizes, self.questions)
-        return np.repeat(np.arange(self.questions), repeats)[:self.questions]
-
-
-def simulate_study(rng: np.random.Generator, design: Design, studies: int = 1) -> np.ndarray:
-    """Return made-up values (studies, A arms, S seeds, N questions) of a known truth.
-
-    The chance of an arm on a question is base + a bounded function of heavy-tailed difficulty (all
-    arms) and of the arm's own luck with the question and its fact, + the arm's effect + the seed's.
-    An arm's mean is base + effect in expectation, whatever its spread.
-    """
-    arms, clusters = len(design.seed_sd), design.clusters()
-    rows = design.seeds if design.worlds == "per_seed" else 1
-    shape = (studies, arms, rows, design.questions)
-
-    def draw(size: tuple[int, ...]) -> np.ndarray:
-        # tails of t, scaled to a standard deviation of 1; cut off by nothing
-        return rng.standard_t(design.tail, size) / np.sqrt(design.tail / (design.tail - 2))
-
-    lucky = draw(shape)
-    if clusters is not None:
-        shared = draw((*shape[:3], int(clusters.max()) + 1))[..., clusters]
-        share = design.cluster_share
-        lucky = np.sqrt(1 - share) * lucky + np.sqrt(share) * shared
-    logit = design.difficulty_sd * draw((studies, 1, rows, design.questions))
-    chance = design.base + design.room * np.tanh((logit + design.question_sd * lucky) / 2)
-    spread = np.broadcast_to(design.seed_sd, (studies, arms))
-    if design.random_spread:
-        spread = rng.permuted(spread, axis=1)
-    common = rng.normal(size=(studies, 1, design.seeds))
-    own = rng.normal(size=(studies, arms, design.seeds))
-    r = design.seed_correlation
-    moved = spread[..., None] * (np.sqrt(r) * common + np.sqrt(1 - r) * own)
-    moved = moved + np.asarray(design.effects)[:, None]
-    chance = chance + moved[..., None]
-    if design.measure == "p_gold":
-        return chance + design.noise_sd * rng.standard_normal(chance.shape)
-    return (rng.random(chance.shape) < chance).astype(float)
-
-
-def judge_simulated(values: np.ndarray, design: Design, *, shrink: bool = True,
-                    use_clusters: bool = True) -> tuple[Effect, np.ndarray]:
-    """Estimate all contrasts of simulated studies: effects (studies, claims) and design effects."""
-    prior = fit_seed_prior(values.mean(-1)) if shrink else SeedPrior()
-    clusters = design.clusters() if use_clusters else None
-    guard = (1.0, -1.0) if design.measure == "accuracy" else ()
-    found, design_effects = [], []
-    for a, b in design.contrasts:
-        parts = split_variance(values[:, a] - values[:, b], clusters,
-                               nested=design.worlds == "per_seed", guard=guard)
-        found.append(join_parts(parts, prior))
-        design_effects.append(parts.design_effect)
-    estimate, se, df = (np.stack([getattr(e, name) for e in found], -1)
-                        for name in ("estimate", "se", "df"))
-    return Effect(estimate, se, df), np.stack(design_effects, -1)
-
-
-def _holm_found(p: np.ndarray, alpha: float) -> np.ndarray:
-    """Say which claims (studies, k) Holm finds at alpha: smallest first, until one is not found."""
-    count = p.shape[-1]
-    order = np.argsort(p, -1)
-    steps = np.take_along_axis(p, order, -1) <= alpha / np.arange(count, 0, -1)
-    passed = np.logical_and.accumulate(steps, -1)
-    found = np.zeros_like(passed)
-    np.put_along_axis(found, order, passed, -1)
-    return found
-
-
-def calibration_designs(measure: str = "p_gold") -> list[Design]:
-    """List the 36 designs on which the promises are checked (about 5 minutes of one core).
-
-    3, 5 and 10 seeds; 100, 400 and 1,200 questions; seed spreads equal (.02) or sixfold (.01 to
-    .06); single questions, or one to five about a fact (design effect 1.3 to 1.7, more with more
-    seeds). Arms share .3 of a seed's luck; difficulty has the tails of t with 3 degrees of freedom.
-    """
-    share = 0.3 if measure == "p_gold" else 0.8             # single answers hide what facts share
-    spreads = ((0.02,) * 8, tuple(np.geomspace(0.01, 0.06, 8)))
-    groups = (dict(), dict(cluster_sizes=(1, 2, 3, 4, 5), cluster_share=share))
-    return [Design(seeds=seeds, questions=questions, seed_sd=spread, measure=measure, **group)
-            for seeds in (3, 5, 10) for questions in (100, 400, 1200)
-            for spread in spreads for group in groups]
-
-
-def calibrate(rng: np.random.Generator, designs: Sequence[Design], *, studies: int = 1000,
-              effect: float = 0.05, alpha: float = 0.05, shrink: bool = True,
-              use_clusters: bool = True, cells: float = 4e6) -> pd.DataFrame:
-    """Measure family-wise error, coverage and power on made-up studies: a row per design.
-
-    Columns: seeds, questions, spread (largest seed_sd over smallest), measure, worlds, fwer (any
-    claim found by Holm where all arms are equal), per_claim (false positives of one claim by
-    itself), coverage (of 1 - alpha intervals, where arm 1 is better by `effect`), power (the first
-    contrast is found after Holm), alone (before Holm), half_width (median), design_effect (mean),
-    studies.
-    A rate p is known to ± 2 sqrt(p (1 - p) / studies). `cells` bounds what is in memory at once.
-    """
-    rows = []
-    for design in designs:
-        arms = len(design.seed_sd)
-        batch = max(1, int(cells // (arms * design.seeds * design.questions)))
-        better = replace(design, effects=(0.0, effect, *[0.0] * (arms - 2)))
-        truth = np.array([better.effects[a] - better.effects[b] for a, b in design.contrasts])
-        null_p, p, covered, widths, clustered = [], [], [], [], []
-        for start in range(0, studies, batch):
-            count = min(batch, studies - start)
-            for made, keep in ((design, null_p), (better, p)):
-                values = simulate_study(rng, made, count)
-                judged, effects = judge_simulated(values, made, shrink=shrink,
-                                                  use_clusters=use_clusters)
-                keep.append(two_sided_p(judged))
-            low, high = confidence_interval(judged, alpha)
-            covered.append((low <= truth) & (truth <= high))
-            widths.append((high - low) / 2)
-            clustered.append(effects)
-        null_p, p, covered, widths, clustered = (
-            np.concatenate(x) for x in (null_p, p, covered, widths, clustered))
-        rows.append(dict(
-            seeds=design.seeds, questions=design.questions,
-            spread=max(design.seed_sd) / max(min(design.seed_sd), 1e-12), measure=design.measure,
-            worlds=design.worlds, fwer=float(_holm_found(null_p, alpha).any(-1).mean()),
-            per_claim=float((null_p < alpha).mean()), coverage=float(covered.mean()),
-            power=float(_holm_found(p, alpha)[:, 0].mean()), alone=float((p[:, 0] < alpha).mean()),
-            half_width=float(np.median(widths)), design_effect=float(clustered.mean()),
-            studies=studies))
-    return pd.DataFrame(rows)

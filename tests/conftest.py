@@ -15,8 +15,9 @@ import torch
 
 torch.set_num_threads(1)
 
-from cotdistill.data import Example, Rationale
-from cotdistill.students import TINY, Student, load_student
+from cotdistill.examples import Example, Rationale
+from cotdistill.students import Student, load_student
+from cotdistill.tiny import TINY
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _students = {}
@@ -101,7 +102,7 @@ def smoke(tmp_path_factory):
     environment = os.environ | {"COTDISTILL_ARTIFACTS": str(store / "artifacts"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     for folder in ("first", "second"):
         started = time.time()
-        done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", "smoke", "--executed", str(store / folder)], cwd=root,
+        done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", "smoke", "--executed", str(store / folder)], cwd=root,
                               env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         seconds.append((time.time() - started, done.stdout))

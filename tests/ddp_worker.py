@@ -16,10 +16,14 @@ torch.set_num_threads(1)
 
 from safetensors.torch import save_file
 
-from cotdistill import runs
-from cotdistill.format import Arm, arm_from_name
+from cotdistill.arms import Arm, arm_from_name
+from cotdistill.checkpoints import restore, trainable
+from cotdistill.encode import encode_all
+from cotdistill.hyperparameters import TrainConfig
+from cotdistill.processes import ranks
 from cotdistill.students import load_student
-from cotdistill.train import TrainConfig, encode_all, fine_tune, ranks, restore, trainable
+from cotdistill.study import study_data
+from cotdistill.train import fine_tune
 
 # 13 questions in batches of 4: the last batch has one, so the second process has nothing of it.
 CASES = {"label_only": (Arm("label_only"), dict(batch_size=4)), "pre_cot": (Arm("pre_cot"), dict(batch_size=4)),
@@ -33,7 +37,7 @@ def main(out: Path) -> None:
         torch.distributed.init_process_group()
     spec = dict(dataset="microworld/everyday", data_dir="", validation_size=8, data_seed=1, rationales="", rationales_print="",
                 microworld=dict(n_train=13, n_test=8))
-    data, student = runs.study_data({"data": spec}), load_student("tiny-llama")
+    data, student = study_data({"data": spec}), load_student("tiny-llama")
     before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
     validations, curves = iter([(0.5, 2.0), (0.75, 1.0), (0.25, 0.5)]), {}
     for name, (arm, more) in CASES.items():

@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cotdistill.study import NOTEBOOKS
+from cotdistill.paths import NOTEBOOKS
 
 STUDY = """# The smoke study with its arms and stages, as small as they go.
 dataset: microworld/everyday
@@ -88,7 +88,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 def victims(child: subprocess.Popen, kind: str) -> list[int]:
     """The processes to kill: [] where there is none yet."""
-    words = {"papermill": "cotdistill.study", "kernel": "ipykernel_launcher", "worker": "ray::work"}
+    words = {"papermill": "cotdistill.cli", "kernel": "ipykernel_launcher", "worker": "ray::work"}
     if kind == "group":
         return [child.pid]
     # of `make` and the process it starts the last one is the study
@@ -119,7 +119,7 @@ def environment(store: Path, **more) -> dict[str, str]:
 
 
 def by_python(study: str, executed: Path, *stages: str) -> list[str]:
-    return [sys.executable, "-m", "cotdistill.study", "run", study, "--executed", str(executed), *(["--stages", *stages] if stages else [])]
+    return [sys.executable, "-m", "cotdistill.cli", "run", study, "--executed", str(executed), *(["--stages", *stages] if stages else [])]
 
 
 def by_make(study: str, executed: Path, *stages: str) -> list[str]:
@@ -258,8 +258,8 @@ def make_runs(store: str, die_at: int = 0, epochs: int = 2, said=None, runs_at_o
     its lines to the connection `said`, and at the end the number of changes."""
     import torch
 
-    from cotdistill import runs
-    from cotdistill.format import Arm
+    from cotdistill.arms import Arm
+    from cotdistill.runs.grid import run_grid
 
     torch.set_num_threads(1)
     os.environ["COTDISTILL_ARTIFACTS"] = store
@@ -279,7 +279,7 @@ def make_runs(store: str, die_at: int = 0, epochs: int = 2, said=None, runs_at_o
 
     sys.addaudithook(watch)
     base = BASE | {"train": BASE["train"] | {"epochs": epochs}}
-    runs.run_grid(base, [Arm(name) for name in runs_at_once], "train", keep_weights=[("pre_cot", 0)], say=say)
+    run_grid(base, [Arm(name) for name in runs_at_once], "train", keep_weights=[("pre_cot", 0)], say=say)
     if said is not None:
         said.send(changes)
         said.close()
@@ -289,7 +289,7 @@ def nursery():
     """Where children are forked from: a clean process that has imported everything once."""
     os.environ.setdefault("PYTHONPATH", str(ROOT))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cotdistill.runs", "cotdistill.cluster"])
+    context.set_forkserver_preload(["cotdistill.runs.grid", "cotdistill.runs.on_ray"])
     return context
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from cotdistill.elicit import Connection, Sampling, TeacherSettings
+from cotdistill.elicit.settings import Connection, Sampling, TeacherSettings
 
 
 def group_settings(**flat) -> dict:
@@ -20,7 +20,7 @@ def group_settings(**flat) -> dict:
 
 def group_source(**flat) -> dict:
     """The same for `from_teacher`: what names the teacher goes into its TeacherSource."""
-    from cotdistill.elicit import TeacherSource
+    from cotdistill.elicit.settings import TeacherSource
 
     made = group_settings(**flat)
     names = [f.name for f in fields(TeacherSource) if f.name in made]

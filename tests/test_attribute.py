@@ -3,9 +3,8 @@ one."""
 
 import itertools
 import math
-from functools import cache
-
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -16,11 +15,40 @@ from conftest import sliding_student
 from scipy import stats as sps
 from sklearn.metrics import average_precision_score
 
-from cotdistill import attribute as A
-from cotdistill.data import DataError, Example, Rationale
-from cotdistill.students import TINY, blocks_of, load_student
-from cotdistill.train import PROMPT, RATIONALE, encode
-from cotdistill.format import Arm
+from cotdistill.arms import Arm
+from cotdistill.attribution.checks import (
+    agreement,
+    agreement_square,
+    faithfulness,
+    key_token_precision_recall,
+    key_tokens,
+    mean_intervals,
+    random_average_precision,
+    randomisation_check,
+    randomise,
+)
+from cotdistill.attribution.methods import (
+    METHODS,
+    aggregate_to_words,
+    attribute,
+    attribute_all,
+    top_k,
+)
+from cotdistill.attribution.score import Attribution, removal_logps, split_sequence
+from cotdistill.attribution.score_files import (
+    read_attributions,
+    read_scores,
+    read_selections,
+    write_scores,
+    write_selection,
+)
+from cotdistill.attribution.words import part_of_speech, selected_words, selection_table
+from cotdistill.encode import PROMPT, RATIONALE, encode
+from cotdistill.errors import DataError
+from cotdistill.examples import Example, Rationale
+from cotdistill.kernels.blocks import blocks_of
+from cotdistill.students import load_student
+from cotdistill.tiny import TINY
 
 torch.set_num_threads(1)
 EXAMPLE = Example("q1", "What is a sword made of?", ("steel", "cotton wool", "oak"), 1)  # a label of several tokens
@@ -65,7 +93,7 @@ def place(parts):
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("label_format", ["text", "letter", "both"])
 def test_the_sequence_is_the_one_of_training(name, label_format):
-    parts = A.split_sequence(student(name), EXAMPLE, TEXT, label_format)
+    parts = split_sequence(student(name), EXAMPLE, TEXT, label_format)
     trained = encode(student(name), EXAMPLE, TEXT, Arm("pre_cot"), label_format)
     assert tuple(parts.prefix + parts.rationale + parts.frame + parts.label) == trained.ids[:-1]
     assert parts.rationale == [i for i, k in zip(trained.ids, trained.kinds) if k == RATIONALE]
@@ -75,7 +103,7 @@ def test_the_sequence_is_the_one_of_training(name, label_format):
 @pytest.mark.parametrize("name", TINY)
 def test_integrated_gradients_equal_plain_captum(name):
     s = student(name)
-    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    parts = split_sequence(s, EXAMPLE, TEXT)
     assert len(parts.label) > 2
     ids = whole_ids(parts)
     base = ids.clone()
@@ -83,7 +111,7 @@ def test_integrated_gradients_equal_plain_captum(name):
     plain = LayerIntegratedGradients(forward_from_ids(s.model, parts), s.model.get_input_embeddings())
     reference, delta = plain.attribute(ids, base, n_steps=12, return_convergence_delta=True)
     reference = reference.sum(-1)[0].detach().numpy()
-    found = A.attribute(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=12, batch_size=5)
+    found = attribute(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=12, batch_size=5)
     assert np.abs(found.scores - reference[place(parts)]).max() < 1e-4 * np.abs(reference).max()
     assert found.delta == pytest.approx(delta.item(), abs=2e-4)
     assert found.ids == tuple(parts.rationale) and found.words == tuple(parts.words)
@@ -92,15 +120,15 @@ def test_integrated_gradients_equal_plain_captum(name):
 @pytest.mark.parametrize("name", TINY)
 def test_gradient_methods_equal_plain_captum(name):
     s = student(name)
-    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    parts = split_sequence(s, EXAMPLE, TEXT)
     embeds = s.model.get_input_embeddings()(whole_ids(parts)).detach().requires_grad_()
     forward = forward_from_embeds(s.model, parts)
     times = InputXGradient(forward).attribute(embeds).sum(-1)[0, place(parts)].detach().numpy()
-    found = A.attribute(s, EXAMPLE, TEXT, "input_x_gradient")
+    found = attribute(s, EXAMPLE, TEXT, "input_x_gradient")
     assert np.allclose(found.scores, times, atol=1e-4 * np.abs(times).max())
     assert found.logp_full == pytest.approx(whole_logp(s.model, parts), abs=1e-4)
     length = Saliency(forward).attribute(embeds).norm(dim=-1)[0, place(parts)].detach().numpy()
-    assert np.allclose(A.attribute(s, EXAMPLE, TEXT, "saliency").scores, length, rtol=1e-3)
+    assert np.allclose(attribute(s, EXAMPLE, TEXT, "saliency").scores, length, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
@@ -108,9 +136,9 @@ def test_gradients_equal_finite_differences(name):
     """d log p / d(scale of one token's embedding) at scale 1 is input x gradient: central differences in
     float64."""
     s = student(name, torch.float64)
-    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    parts = split_sequence(s, EXAMPLE, TEXT)
     embeds, forward = s.model.get_input_embeddings()(whole_ids(parts)).detach(), forward_from_embeds(s.model, parts)
-    found = A.attribute(s, EXAMPLE, TEXT, "input_x_gradient").scores
+    found = attribute(s, EXAMPLE, TEXT, "input_x_gradient").scores
     # Llama's norms compute in float32 whatever the dtype: a wider step and tolerance there.
     step, tolerance = (1e-5, 1e-6) if name == "tiny-gpt2" else (2e-2, 2e-3)
     for token in range(0, len(found), 5):
@@ -126,30 +154,30 @@ def test_gradients_equal_finite_differences(name):
 @pytest.mark.parametrize("name", TINY)
 def test_occlusion_equals_brute_force(name):
     s = student(name)
-    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    parts = split_sequence(s, EXAMPLE, TEXT)
     full = whole_logp(s.model, parts)
 
     def fall(hidden):
         return full - whole_logp(s.model, parts, [s.filler_id if i in hidden else t for i, t in enumerate(parts.rationale)])
 
     n = len(parts.rationale)
-    found = A.attribute(s, EXAMPLE, TEXT, "occlusion", batch_size=7)
+    found = attribute(s, EXAMPLE, TEXT, "occlusion", batch_size=7)
     assert np.allclose(found.scores, [fall({i}) for i in range(n)], atol=1e-4)
     assert found.logp_baseline == pytest.approx(full - fall(set(range(n))), abs=1e-4)
-    words = A.attribute(s, EXAMPLE, TEXT, "occlusion_word")
+    words = attribute(s, EXAMPLE, TEXT, "occlusion_word")
     expected = [fall({i for i in range(n) if parts.words[i] == w}) for w in range(len(TEXT.split()))]
-    assert np.allclose(A.aggregate_to_words(words.scores, words.words), expected, atol=1e-4)
+    assert np.allclose(aggregate_to_words(words.scores, words.words), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [*TINY, "sliding"])
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_variants_that_start_at_different_places_equal_whole_passes(name, batch_size):
     s = sliding_student() if name == "sliding" else student(name)
-    parts, rng = A.split_sequence(s, EXAMPLE, TEXT), np.random.default_rng(0)
+    parts, rng = split_sequence(s, EXAMPLE, TEXT), np.random.default_rng(0)
     n, before = len(parts.rationale), s.model.config._attn_implementation
     assert name != "sliding" or len(parts.prefix) > s.model.config.sliding_window
     keep = np.array([[t < a or rng.random() < 0.5 for t in range(n)] for a in rng.integers(n + 1, size=9)] + [[True] * n, [False] * n])
-    found = A.removal_logps(s, EXAMPLE, TEXT, keep, batch_size=batch_size)
+    found = removal_logps(s, EXAMPLE, TEXT, keep, batch_size=batch_size)
     exact = [whole_logp(s.model, parts, [t if k else s.filler_id for t, k in zip(parts.rationale, row)]) for row in keep]
     assert np.allclose(found, exact, atol=1e-4)
     assert s.model.config._attn_implementation == before
@@ -159,10 +187,10 @@ def test_variants_that_start_at_different_places_equal_whole_passes(name, batch_
 @pytest.mark.parametrize("method", ["integrated_gradients", "occlusion_word"])
 def test_the_last_blocks_mlp_runs_where_the_label_is_predicted_and_nowhere_else(name, method):
     s, rows = student(name), []
-    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    parts = split_sequence(s, EXAMPLE, TEXT)
     inner = next(m for m in blocks_of(s.model)[-1].mlp.modules() if m.__class__.__name__ in ("Linear", "Conv1D"))
     hook = inner.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[:-1].numel()))
-    A.attribute(s, EXAMPLE, TEXT, method, n_steps=8)
+    attribute(s, EXAMPLE, TEXT, method, n_steps=8)
     hook.remove()
     prompt = len(parts.prefix) if method == "integrated_gradients" else len(parts.prefix + parts.rationale)
     variants = 2 + (8 if method == "integrated_gradients" else len(TEXT.split()))
@@ -173,9 +201,9 @@ def test_the_last_blocks_mlp_runs_where_the_label_is_predicted_and_nowhere_else(
 @pytest.mark.parametrize("baseline", ["filler", "mean"])
 def test_scores_are_complete_and_the_ends_are_right(name, baseline):
     s = student(name)
-    found = A.attribute(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=64, baseline=baseline)
+    found = attribute(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=64, baseline=baseline)
     assert abs(found.delta) < 1e-3 * max(1, abs(found.logp_full - found.logp_baseline))
-    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    parts = split_sequence(s, EXAMPLE, TEXT)
     assert found.logp_full == pytest.approx(whole_logp(s.model, parts), abs=1e-4)
     embed = s.model.get_input_embeddings()
     x = embed(whole_ids(parts)).detach()
@@ -188,10 +216,10 @@ def test_scores_are_complete_and_the_ends_are_right(name, baseline):
 @pytest.mark.parametrize("name", TINY)
 def test_attention_is_the_models_own(name):
     s = load_student(name)
-    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    parts = split_sequence(s, EXAMPLE, TEXT)
     before = s.model.config._attn_implementation
-    last = A.attribute(s, EXAMPLE, TEXT, "attention").scores
-    rollout = A.attribute(s, EXAMPLE, TEXT, "rollout").scores
+    last = attribute(s, EXAMPLE, TEXT, "attention").scores
+    rollout = attribute(s, EXAMPLE, TEXT, "rollout").scores
     assert s.model.config._attn_implementation == before == "sdpa"
     s.model.set_attn_implementation("eager")
     ids = whole_ids(parts)[:, :-1]
@@ -210,12 +238,12 @@ def test_attention_is_the_models_own(name):
 def test_similarity_finds_the_labels_own_tokens():
     s = student("tiny-llama")
     example = Example("q", "What?", ("steel", "oak"), 0)
-    found = A.attribute(s, example, "It is steel", "embedding_similarity")
+    found = attribute(s, example, "It is steel", "embedding_similarity")
     weight = s.model.get_input_embeddings().weight.detach().numpy()
     target = weight[s.encode(" steel")].mean(0)
     by_hand = [weight[i] @ target / np.linalg.norm(weight[i]) / np.linalg.norm(target) for i in found.ids]
     assert np.allclose(found.scores, by_hand, atol=1e-6)
-    assert set(s.encode(" steel")) & {found.ids[i] for i in A.top_k(found.scores, 1)}
+    assert set(s.encode(" steel")) & {found.ids[i] for i in top_k(found.scores, 1)}
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma"])
@@ -226,58 +254,58 @@ def test_many_equal_one_by_one_and_the_model_is_left_as_it_was(name):
     flags = [p.requires_grad for p in s.model.parameters()]
     weights = {k: v.clone() for k, v in s.model.state_dict().items()}
     selections, done = {"q1": [0, 3], "q2": [1], "q3": []}, []
-    for method in A.METHODS:
-        together = A.attribute_all(s, EXAMPLES, RATIONALES, method, n_steps=6, batch_size=16, selections=selections, seed=3,
+    for method in METHODS:
+        together = attribute_all(s, EXAMPLES, RATIONALES, method, n_steps=6, batch_size=16, selections=selections, seed=3,
                                    progress=done.append)
-        backwards = A.attribute_all(s, EXAMPLES[::-1], RATIONALES, method, n_steps=6, batch_size=1, selections=selections, seed=3)
+        backwards = attribute_all(s, EXAMPLES[::-1], RATIONALES, method, n_steps=6, batch_size=1, selections=selections, seed=3)
         for a, b in zip(together, backwards[::-1]):
             assert a.id == b.id and len(a.scores) == len(a.ids) and np.isfinite(a.scores).all()
             assert np.allclose(a.scores, b.scores, atol=2e-5), method
-    assert done == [1, 2, 3] * len(A.METHODS)
+    assert done == [1, 2, 3] * len(METHODS)
     assert s.model.training and [p.requires_grad for p in s.model.parameters()] == flags
     assert all(torch.equal(v, weights[k]) for k, v in s.model.state_dict().items())
 
 
 def test_random_and_human():
     s, selections = student("tiny-llama"), {"q1": [0, 3]}
-    a, b = (A.attribute_all(s, [EXAMPLE], RATIONALES, "random", seed=seed)[0].scores for seed in (1, 2))
+    a, b = (attribute_all(s, [EXAMPLE], RATIONALES, "random", seed=seed)[0].scores for seed in (1, 2))
     assert not np.allclose(a, b) and ((0 <= a) & (a < 1)).all()
-    human = A.attribute(s, EXAMPLE, TEXT, "human", selections=selections)
-    assert A.top_k(human.scores, 2) == [0, 3] and set(human.scores) == {0, 1}
+    human = attribute(s, EXAMPLE, TEXT, "human", selections=selections)
+    assert top_k(human.scores, 2) == [0, 3] and set(human.scores) == {0, 1}
 
 
-@pytest.mark.parametrize("method", A.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_an_empty_and_a_short_rationale(method):
     s = student("tiny-gpt2")
     options = dict(rng=np.random.default_rng(0), selections={"q1": []}, n_steps=3)
-    assert A.attribute(s, EXAMPLE, "", method, **options).scores.shape == (0,)
-    assert np.isfinite(A.attribute(s, EXAMPLE, ".", method, **options).scores).all()
+    assert attribute(s, EXAMPLE, "", method, **options).scores.shape == (0,)
+    assert np.isfinite(attribute(s, EXAMPLE, ".", method, **options).scores).all()
 
 
 def test_words_and_top_k():
-    assert A.aggregate_to_words([1, 2, 4.0, -1], [0, 0, 1, 2]).tolist() == [3, 4, -1]
-    assert A.aggregate_to_words([1, 2, 4.0, -1], [0, 0, 1, 2], "mean").tolist() == [1.5, 4, -1]
-    assert A.aggregate_to_words([1, 2, 4.0, -1], [0, 0, 1, 2], "max").tolist() == [2, 4, -1]
-    assert A.aggregate_to_words([], []).shape == (0,)
-    assert A.top_k([1, 3, 3, 0], 1) == [1] and A.top_k([1, 3, 3, 0], 3) == [0, 1, 2]
-    assert A.top_k([1, 3, 3, 0], 0.5) == [1, 2] and A.top_k([1, 3], 15) == [0, 1] and A.top_k([], 3) == []
+    assert aggregate_to_words([1, 2, 4.0, -1], [0, 0, 1, 2]).tolist() == [3, 4, -1]
+    assert aggregate_to_words([1, 2, 4.0, -1], [0, 0, 1, 2], "mean").tolist() == [1.5, 4, -1]
+    assert aggregate_to_words([1, 2, 4.0, -1], [0, 0, 1, 2], "max").tolist() == [2, 4, -1]
+    assert aggregate_to_words([], []).shape == (0,)
+    assert top_k([1, 3, 3, 0], 1) == [1] and top_k([1, 3, 3, 0], 3) == [0, 1, 2]
+    assert top_k([1, 3, 3, 0], 0.5) == [1, 2] and top_k([1, 3], 15) == [0, 1] and top_k([], 3) == []
 
 
 # ------------------------------------------------------------------------------------------------ files
 
 def test_scores_come_back_as_written(tmp_path):
     s, made = student("tiny-llama"), {"student": "x", "steps": 4}
-    found = [A.attribute(s, e, RATIONALES[e.id].text, "integrated_gradients", n_steps=4) for e in EXAMPLES]
-    found.append(A.attribute(s, Example("q4", "?", ("a", "b"), 0), "So", "random", rng=np.random.default_rng(0)))
+    found = [attribute(s, e, RATIONALES[e.id].text, "integrated_gradients", n_steps=4) for e in EXAMPLES]
+    found.append(attribute(s, Example("q4", "?", ("a", "b"), 0), "So", "random", rng=np.random.default_rng(0)))
     path = tmp_path / "deep" / "scores.jsonl"
-    print_of = A.write_scores(path, found, made)
-    back, again = A.read_attributions(path)
+    print_of = write_scores(path, found, made)
+    back, again = read_attributions(path)
     assert again == print_of and [p.name for p in path.parent.iterdir()] == ["scores.jsonl"]
     for a, b in zip(found, back, strict=True):
         assert (a.id, a.method, a.ids, a.words) == (b.id, b.method, b.ids, b.words) and (a.scores == b.scores).all()
         assert a.delta == b.delta or math.isnan(a.delta) and math.isnan(b.delta)
-    assert A.read_scores(path)[0]["q2"].tolist() == found[1].scores.tolist()
-    assert A.write_scores(tmp_path / "b", found, made | {"steps": 5}) != print_of
+    assert read_scores(path)[0]["q2"].tolist() == found[1].scores.tolist()
+    assert write_scores(tmp_path / "b", found, made | {"steps": 5}) != print_of
     lines = path.read_text().splitlines()
     for spoilt, words in ((lines[:-1], "3 questions"), (lines[1:], "head"), ([], "head"),
                           ([lines[0].replace('"steps": 4', '"steps": 9'), *lines[1:]], "head"),
@@ -285,19 +313,19 @@ def test_scores_come_back_as_written(tmp_path):
                           ([lines[0], '{"id": "q1"}', *lines[2:]], ":2")):
         path.write_text("".join(line + "\n" for line in spoilt))
         with pytest.raises(DataError, match=words):
-            A.read_attributions(path)
+            read_attributions(path)
 
 
 def test_selections_are_appended_and_the_last_counts(tmp_path):
     path = tmp_path / "h" / "human.jsonl"
-    A.write_selection(path, "q1", [3, 0, 3])
-    A.write_selection(path, "é", [])
-    A.write_selection(path, "q1", np.array([2]))
-    assert A.read_selections(path) == {"q1": [2], "é": []}
+    write_selection(path, "q1", [3, 0, 3])
+    write_selection(path, "é", [])
+    write_selection(path, "q1", np.array([2]))
+    assert read_selections(path) == {"q1": [2], "é": []}
     for line in ('{"id": "q1"}', '{"id": 3, "tokens": []}', '{"id": "q", "tokens": [-1]}', '{"id": "q", "tokens": [true]}'):
         path.write_text('{"id": "a", "tokens": [0]}\n' + line + "\n")
         with pytest.raises(DataError, match=":2: found"):
-            A.read_selections(path)
+            read_selections(path)
 
 
 @pytest.mark.parametrize("options, words", [
@@ -306,17 +334,17 @@ def test_selections_are_appended_and_the_last_counts(tmp_path):
     (dict(method="human", selections={"q1": [0, 999]}), "selected token 999")])
 def test_bad_input_has_one_clear_error(options, words):
     with pytest.raises(DataError, match=words):
-        A.attribute(student("tiny-gpt2"), EXAMPLE, TEXT, **options)
+        attribute(student("tiny-gpt2"), EXAMPLE, TEXT, **options)
 
 
 # ---------------------------------------------------------------------------------------- faithfulness
 
 def test_faithfulness_equals_erasing_by_hand():
     s = student("tiny-llama")
-    parts = A.split_sequence(s, EXAMPLE, TEXT)
+    parts = split_sequence(s, EXAMPLE, TEXT)
     n = len(parts.rationale)
-    scores = {"occlusion": A.attribute(s, EXAMPLE, TEXT, "occlusion").scores, "random": np.random.default_rng(0).random(n)}
-    table = A.faithfulness(s, EXAMPLE, TEXT, scores, fractions=(0, 0.01, 0.2, 0.5, 1), batch_size=3)
+    scores = {"occlusion": attribute(s, EXAMPLE, TEXT, "occlusion").scores, "random": np.random.default_rng(0).random(n)}
+    table = faithfulness(s, EXAMPLE, TEXT, scores, fractions=(0, 0.01, 0.2, 0.5, 1), batch_size=3)
     full = whole_logp(s.model, parts)
     assert len(table) == 10
     for row in table.itertuples():
@@ -328,56 +356,56 @@ def test_faithfulness_equals_erasing_by_hand():
         assert row.insertion == pytest.approx(whole_logp(s.model, parts, only), abs=1e-4)
         assert row.comprehensiveness == pytest.approx(full - row.deletion, abs=1e-4)
         assert row.sufficiency == pytest.approx(full - row.insertion, abs=1e-4)
-    assert A.faithfulness(s, EXAMPLE, "", {"random": []}).empty
+    assert faithfulness(s, EXAMPLE, "", {"random": []}).empty
 
 
 def test_randomising_changes_what_it_says_and_the_check_sees_it():
     s = student("tiny-llama")
-    top = A.randomise(s, 1, 0)
+    top = randomise(s, 1, 0)
     for (name, a), (_, b) in zip(s.model.named_parameters(), top.model.named_parameters()):
         assert torch.equal(a, b) != ("layers.1." in name and a.std() > 0), name
-    everything = A.randomise(s, None, 0)
+    everything = randomise(s, None, 0)
     assert not torch.equal(everything.model.get_input_embeddings().weight, s.model.get_input_embeddings().weight)
-    assert torch.equal(A.randomise(s, None, 0).model.lm_head.weight, everything.model.lm_head.weight)
-    table = A.randomisation_check(s, EXAMPLES[:2], RATIONALES, "occlusion", layers=(0, None))
+    assert torch.equal(randomise(s, None, 0).model.lm_head.weight, everything.model.lm_head.weight)
+    table = randomisation_check(s, EXAMPLES[:2], RATIONALES, "occlusion", layers=(0, None))
     assert np.allclose(table.loc[table["layers"] == 0, "rho"], 1) and (table.loc[table["layers"] == "all", "rho"] < 0.9).all()
-    own = A.attribute(s, EXAMPLE, TEXT, "occlusion").scores
-    other = A.attribute(everything, EXAMPLE, TEXT, "occlusion").scores
+    own = attribute(s, EXAMPLE, TEXT, "occlusion").scores
+    other = attribute(everything, EXAMPLE, TEXT, "occlusion").scores
     ranks = [pd.Series(x).rank() for x in (own, other)]
     assert table["rho"].iloc[2] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
 def fake(id, method, scores, words=None):
-    return A.Attribution(id, method, tuple(range(len(scores))), np.array(scores, float), tuple(words or range(len(scores))))
+    return Attribution(id, method, tuple(range(len(scores))), np.array(scores, float), tuple(words or range(len(scores))))
 
 
 def test_agreement_by_hand():
     a = [fake("1", "a", [1, 2, 3, 4]), fake("2", "a", [1, 2, 3, 4])]
     b = [fake("1", "b", [1, 2, 3, 4]), fake("2", "b", [4, 3, 2, 1])]
     c = [fake("1", "c", [0, 0, 1, 1])]
-    table = A.agreement({"a": a, "b": b, "c": c}, 2, np.random.default_rng(0))
-    tau = A.agreement_square(table)
+    table = agreement({"a": a, "b": b, "c": c}, 2, np.random.default_rng(0))
+    tau = agreement_square(table)
     assert tau.loc["a", "b"] == tau.loc["b", "a"] == 0 and tau.loc["a", "a"] == 1
     assert tau.loc["a", "c"] == pytest.approx(sps.kendalltau([1, 2, 3, 4], [0, 0, 1, 1]).statistic)
-    overlap = A.agreement_square(table, "overlap")
+    overlap = agreement_square(table, "overlap")
     assert overlap.loc["a", "b"] == 0.5 and overlap.loc["a", "c"] == 1
     ab = table[(table["method_a"] == "a") & (table["method_b"] == "b") & (table["measure"] == "tau")].iloc[0]
     assert (ab["low"], ab["high"], ab["n"]) == (-1, 1, 2)
     assert set(table.loc[table["measure"] == "chance", "value"]) == {0.5}
     with pytest.raises(DataError, match="different tokens"):
-        A.agreement({"a": a, "b": [fake("1", "b", [1, 2])]}, 2, np.random.default_rng(0))
-    flat = A.agreement({"a": a[:1], "b": [fake("1", "b", [0, 0, 0, 0])]}, 2, np.random.default_rng(0))
+        agreement({"a": a, "b": [fake("1", "b", [1, 2])]}, 2, np.random.default_rng(0))
+    flat = agreement({"a": a[:1], "b": [fake("1", "b", [0, 0, 0, 0])]}, 2, np.random.default_rng(0))
     assert flat.loc[flat["measure"] == "tau", "n"].tolist() == [0]
-    words = A.agreement({"a": [fake("1", "a", [0, 5, 1], [0, 0, 1])], "b": [fake("1", "b", [3, 0, 4], [0, 0, 1])]}, 1,
+    words = agreement({"a": [fake("1", "a", [0, 5, 1], [0, 0, 1])], "b": [fake("1", "b", [3, 0, 4], [0, 0, 1])]}, 1,
                         np.random.default_rng(0), level="word")
-    assert A.agreement_square(words).loc["a", "b"] == -1
+    assert agreement_square(words).loc["a", "b"] == -1
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say():
     rng, hits = np.random.default_rng(0), 0
     for _ in range(150):
         table = pd.DataFrame({"id": range(40), "method": "m", "x": rng.normal(1, 2, 40)})
-        row = A.mean_intervals(table, ["method"], ["x"], rng, 300).iloc[0]
+        row = mean_intervals(table, ["method"], ["x"], rng, 300).iloc[0]
         hits += row["low"] <= 1 <= row["high"]
         assert row["value"] == pytest.approx(table["x"].mean())
     assert 0.87 <= hits / 150 <= 0.99
@@ -389,57 +417,57 @@ def test_key_tokens_are_those_of_the_spans(name):
     text = "A sword is made of steel."
     spans = tuple((text.index(w), text.index(w) + len(w)) for w in ("sword", "steel"))
     rationale = Rationale("r", text, 0, spans)
-    key = A.key_tokens(s, rationale)
+    key = key_tokens(s, rationale)
     ids = s.encode(f" {text}")
     assert len(key) == len(ids)
     assert s.decode([i for i, k in zip(ids, key) if k]).replace(".", "").split() == ["sword", "steel"]
-    perfect = A.key_token_precision_recall(s, rationale, key.astype(float))
+    perfect = key_token_precision_recall(s, rationale, key.astype(float))
     assert perfect["precision"] == perfect["recall"] == perfect["average_precision"] == 1
-    worst = A.key_token_precision_recall(s, rationale, -key.astype(float), k=1)
+    worst = key_token_precision_recall(s, rationale, -key.astype(float), k=1)
     assert worst["precision"] == worst["recall"] == 0 and worst["chance"] == key.mean()
-    assert perfect["chance_average_precision"] == A.random_average_precision(len(key), int(key.sum())) > perfect["chance"]
+    assert perfect["chance_average_precision"] == random_average_precision(len(key), int(key.sum())) > perfect["chance"]
     with pytest.raises(DataError, match="key_spans"):
-        A.key_token_precision_recall(s, Rationale("r", text), key)
+        key_token_precision_recall(s, Rationale("r", text), key)
     with pytest.raises(DataError, match="1 scores"):
-        A.key_token_precision_recall(s, rationale, [1.0])
+        key_token_precision_recall(s, rationale, [1.0])
 
 
 @pytest.mark.parametrize("n, relevant", [(1, 1), (4, 1), (5, 2), (6, 3), (5, 5)])
 def test_the_average_precision_of_a_random_order_is_that_of_all_orders(n, relevant):
     orders = [average_precision_score(np.isin(np.arange(n), key), -np.arange(n)) for key in itertools.combinations(range(n), relevant)]
-    assert A.random_average_precision(n, relevant) == pytest.approx(np.mean(orders))
+    assert random_average_precision(n, relevant) == pytest.approx(np.mean(orders))
 
 
 @pytest.mark.parametrize("word, kind", [("The", "determiner"), ("because", "conjunction"), ("of", "preposition"), ("steel.", "noun"),
                                         ("(it", "pronoun"), ("isn’t", "auxiliary"), ("3.5", "number"), ("—", "punctuation"),
                                         ("quickly", "adverb"), ("melting", "verb"), ("dangerous,", "adjective"), ("hardness", "noun")])
 def test_word_classes(word, kind):
-    assert A.part_of_speech(word) == kind
+    assert part_of_speech(word) == kind
 
 
 def test_what_is_selected():
     text = "A sword is made of cotton steel."
     found = fake("q1", "m", [0, 0, 0, 0, 0, 2, 3, 1], [0, 1, 2, 3, 4, 5, 6, 6])
-    words = A.selected_words(EXAMPLE, text, found, 2)
+    words = selected_words(EXAMPLE, text, found, 2)
     assert words.loc[words["selected"], "word"].tolist() == ["cotton", "steel."]
     assert words["in_question"].tolist() == [True, True, True, True, True, False, False]
     assert words.loc[words["in_label"], "word"].tolist() == ["cotton"]
     assert words.loc[words["in_options"], "word"].tolist() == ["cotton", "steel."]
-    table = A.selection_table(words).set_index("property")
+    table = selection_table(words).set_index("property")
     assert table.loc["content", "selected"] == 1 and table.loc["content", "all"] == pytest.approx(4 / 7)
     assert table.loc["in_label", "selected"] == 0.5 and table.loc["in_label", "all"] == 0.25
     assert table.loc["in_label", "ratio"] == 2 and table.loc["noun", "n"] == 2
     with pytest.raises(DataError, match="words"):
-        A.selected_words(EXAMPLE, "two words", found, 2)
+        selected_words(EXAMPLE, "two words", found, 2)
 
 
 def test_scores_train_the_arms_that_need_them():
     s = student("tiny-llama")
-    found = A.attribute(s, EXAMPLE, TEXT, "occlusion")
+    found = attribute(s, EXAMPLE, TEXT, "occlusion")
     kept = encode(s, EXAMPLE, TEXT, Arm("post_cot", "kept", amount=3, selector="occlusion"), rng=np.random.default_rng(0),
                   scores=found.scores)
-    assert [i for i, k in zip(kept.ids, kept.kinds) if k == RATIONALE] == [found.ids[t] for t in A.top_k(found.scores, 3)]
-    assert all(type(t) is int for t in A.top_k(found.scores, 3))  # plain numbers: they are written to JSON
+    assert [i for i, k in zip(kept.ids, kept.kinds) if k == RATIONALE] == [found.ids[t] for t in top_k(found.scores, 3)]
+    assert all(type(t) is int for t in top_k(found.scores, 3))  # plain numbers: they are written to JSON
 
 
 def test_selectors_without_a_model_against_counting_by_hand():
@@ -450,8 +478,8 @@ def test_selectors_without_a_model_against_counting_by_hand():
     text, rest = "the cup holds the jar and the net", ["the jar holds the net and the net", "the cup", "the net"]
     rationales = {"q1": Rationale("q1", text, 0)} | {f"r{i}": Rationale(f"r{i}", t, 0) for i, t in enumerate(rest)}
     examples = [example] + [replace(example, id=f"r{i}") for i in range(3)]
-    words = np.array(A.split_sequence(s, example, text).words)
-    by_word = {m: A.aggregate_to_words(A.attribute_all(s, examples, rationales, m)[0].scores, words)
+    words = np.array(split_sequence(s, example, text).words)
+    by_word = {m: aggregate_to_words(attribute_all(s, examples, rationales, m)[0].scores, words)
                for m in ("answer_words", "tfidf", "frequency_matched")}
     assert [w for w, value in zip(text.split(), by_word["answer_words"]) if value] == ["cup"]
     sk = TfidfVectorizer(norm=None, token_pattern=r"\S+").fit([text, *rest])
@@ -460,4 +488,4 @@ def test_selectors_without_a_model_against_counting_by_hand():
                                                   for w in text.split()])
     match = dict(zip(text.split(), by_word["frequency_matched"]))
     assert match["cup"] == -1 < match["the"] < match["net"] < match["jar"] == 1.0  # cup, jar, holds and "and" twice, net four times, the most often
-    assert A.attribute(s, example, "", "tfidf").scores.shape == (0,)
+    assert attribute(s, example, "", "tfidf").scores.shape == (0,)

@@ -11,21 +11,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conftest import tiny
-from cotdistill import attribute, elicit, runs, study
-from cotdistill.data import DataError, Dataset, Example, Rationale, load_dataset, load_rationales
-from cotdistill.elicit import TeacherError
-from cotdistill.format import Arm, arm_from_name
-from cotdistill.microworld import generate
-from cotdistill.students import best_device, load_student
-from cotdistill.train import TrainConfig
 from teachers import group_source
+
+from cotdistill import cli
+from cotdistill.arms import Arm, arm_from_name
+from cotdistill.attribution.score import Attribution
+from cotdistill.attribution.score_files import read_scores, read_selections, write_scores
+from cotdistill.elicit.local import elicit_transformers
+from cotdistill.elicit.prompts import Demonstration, load_demonstrations
+from cotdistill.elicit.server import TeacherError, elicit_openai
+from cotdistill.elicit.settings import Connection
+from cotdistill.elicit.teacher import from_teacher
+from cotdistill.errors import DataError
+from cotdistill.examples import Dataset, Example, Rationale
+from cotdistill.files import read_json
+from cotdistill.hyperparameters import TrainConfig
+from cotdistill.microworld.generate import generate
+from cotdistill.parameters import check_demands, load_study, notebook_parameters
+from cotdistill.paths import NOTEBOOKS, study_dir
+from cotdistill.runs.results import load_predictions, load_stage
+from cotdistill.sources import load_dataset, load_rationales
+from cotdistill.students import best_device, load_student
+from cotdistill.study import check_base, load_base
+from cotdistill.verdicts import load_verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = {"id": "a", "question": "what is cold?", "choices": ["ice", "fire"], "answer": "A"}
 ASKED = [Example("a", "what is cold?", ("ice", "fire"), 0), Example("b", "what is hot?", ("ice", "fire"), 1)]
-SHOWN = [elicit.Demonstration(Example("d", "what is wet?", ("sand", "rain"), 1), "Rain is water.")]
+SHOWN = [Demonstration(Example("d", "what is wet?", ("sand", "rain"), 1), "Rain is water.")]
 NO_FILE = "no such file"
 
 
@@ -41,15 +55,15 @@ def put(path: Path, content) -> Path:
 # Each maker takes what is bad and returns what a user does with it, given an empty folder.
 
 def params(text, name="own.yaml"):
-    return lambda tmp: study.load_study(str(put(tmp / name, text)))
+    return lambda tmp: load_study(str(put(tmp / name, text)))
 
 
 def named(name):
-    return lambda tmp: study.load_study(name)
+    return lambda tmp: load_study(name)
 
 
 def stored(name):
-    return lambda tmp: runs.study_dir(name)
+    return lambda tmp: study_dir(name)
 
 
 def data(train, test=({**ROW, "id": "t", "question": "what burns?", "answer": "B"},), **how):
@@ -70,19 +84,19 @@ def rationales(content):
 
 
 def shown(content):
-    return lambda tmp: elicit.load_demonstrations(put(tmp / "shown.txt", content))
+    return lambda tmp: load_demonstrations(put(tmp / "shown.txt", content))
 
 
 def selections(content):
-    return lambda tmp: attribute.read_selections(put(tmp / "s.jsonl", content))
+    return lambda tmp: read_selections(put(tmp / "s.jsonl", content))
 
 
 def scores(spoil):
     """A good score file, spoilt: `spoil` maps its lines to others."""
     def run(tmp):
-        one = attribute.Attribution("a", "saliency", (5, 6), np.array([1.0, 2.0]), (0, 1))
-        attribute.write_scores(tmp / "s.jsonl", [one, replace(one, id="b")], {"student": "x"})
-        attribute.read_scores(put(tmp / "s.jsonl", spoil((tmp / "s.jsonl").read_text().splitlines())))
+        one = Attribution("a", "saliency", (5, 6), np.array([1.0, 2.0]), (0, 1))
+        write_scores(tmp / "s.jsonl", [one, replace(one, id="b")], {"student": "x"})
+        read_scores(put(tmp / "s.jsonl", spoil((tmp / "s.jsonl").read_text().splitlines())))
     return run
 
 
@@ -126,7 +140,7 @@ def larger_vocabulary(folder: Path) -> None:
 
 def teacher(name="transformers", **how):
     empty = Dataset("own", ASKED, [], ASKED, {})
-    return lambda tmp: elicit.from_teacher(name, ASKED, empty, tmp / "t.jsonl", **group_source(
+    return lambda tmp: from_teacher(name, ASKED, empty, tmp / "t.jsonl", **group_source(
         demonstrations=SHOWN,
         **{"model": "tiny-llama" if name != "gold" else "", "base_url": "http://127.0.0.1:9/v1" if name == "openai" else "", **how}))
 
@@ -142,7 +156,7 @@ def arm(name, **how):
 def cells(*sources, **more):
     """A notebook whose cells are all tagged `parameters`."""
     book = {"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": s} for s in sources], **more}
-    return lambda tmp: study.notebook_parameters(put(tmp / "n.ipynb", json.dumps(book)))
+    return lambda tmp: notebook_parameters(put(tmp / "n.ipynb", json.dumps(book)))
 
 
 def base(**change):
@@ -151,17 +165,17 @@ def base(**change):
     good = dict(study="t", data=spec, student="tiny-llama", device="cpu", dtype="float32", seeds=[0], train_size=0, test_size=0,
                 resample_train=False, label_format="text", max_length=256, max_new_tokens=6, max_label_tokens=24, eval_batch_size=8,
                 train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"))
-    return lambda tmp: runs.check_base(good | change)
+    return lambda tmp: check_base(good | change)
 
 
 def demands(**change):
-    return lambda tmp: study.check_demands({"study": "own", **change}, list(study.NOTEBOOKS))
+    return lambda tmp: check_demands({"study": "own", **change}, list(NOTEBOOKS))
 
 
 def handed_on(name, content, use):
     """A file of studies/t that the last notebook left, and the next one's use of it."""
     def run(tmp):
-        put(runs.study_dir("t") / name, content)
+        put(study_dir("t") / name, content)
         use()
     return run
 
@@ -196,7 +210,7 @@ CASES = {
     "a NUL in the file": (params("lr: 1\0"), "own.yaml", "not YAML"),
     "not UTF-8": (params(b"student: caf\xe9"), "own.yaml: not UTF-8 (byte 13)", "expected a YAML file"),
     "no mapping": (params("just words"), "found str", "expected `key: value` lines"),
-    "a folder as study": (lambda tmp: ((tmp / "x.yaml").mkdir(), study.load_study(str(tmp / "x.yaml"))), "x.yaml: no such study", "expected a path"),
+    "a folder as study": (lambda tmp: ((tmp / "x.yaml").mkdir(), load_study(str(tmp / "x.yaml"))), "x.yaml: no such study", "expected a path"),
     # studies: names
     "unknown study": (named("nothing"), "nothing.yaml: no such study", "expected a path to a YAML file or one of"),
     "a name that climbs": (named("../params/quick"), "'../params/quick'", "expected a plain name"),
@@ -263,7 +277,7 @@ CASES = {
     "demonstration unfinished": (shown("Question: x\nOptions:\n(A) a\n(B) b\nReason: y\n"), "shown.txt:1", "expected Question, Options, Reason, Answer"),
     "demonstration with a wrong answer": (shown("Question: x\nOptions:\n(A) a\n(B) b\nReason: y\nAnswer: (C)\n"), "answer 'C'", "from A to B"),
     "demonstrations not UTF-8": (shown(b"Question: \xff"), "shown.txt: not UTF-8", "expected few-shot demonstrations"),
-    "demonstrations a folder": (lambda tmp: elicit.load_demonstrations(tmp), "is a folder", "expected few-shot demonstrations"),
+    "demonstrations a folder": (lambda tmp: load_demonstrations(tmp), "is a folder", "expected few-shot demonstrations"),
     "selection without tokens": (selections([{"id": "a"}]), "s.jsonl:1", "(a list of positions from 0)"),
     "selection of a negative token": (selections([{"id": "a", "tokens": [-1]}]), "s.jsonl:1", "(a list of positions from 0)"),
     "selection id a number": (selections([{"id": 1, "tokens": [1]}]), "s.jsonl:1", "\"id\" (a text)"),
@@ -303,8 +317,8 @@ CASES = {
     "port out of range": (teacher("openai", base_url="http://h:99999/v1"), "base_url", "expected http(s)://host:port/v1"),
     "key in the address": (teacher("openai", base_url="http://h/v1?key=x"), "base_url with host 'h'", "the key belongs in OPENAI_API_KEY"),
     "key after a hash": (teacher("openai", base_url="http://h/v1#x"), "base_url with host 'h'", "the key belongs in OPENAI_API_KEY"),
-    "nobody there": (lambda tmp: elicit.elicit_openai(ASKED, tmp / "t.jsonl", model="m", base_url="http://127.0.0.1:9/v1", demonstrations=SHOWN,
-                                                      connection=elicit.Connection(max_retries=1, backoff=0.01)), "teacher m at http://127.0.0.1:9: no connection", "See that the server runs"),
+    "nobody there": (lambda tmp: elicit_openai(ASKED, tmp / "t.jsonl", model="m", base_url="http://127.0.0.1:9/v1", demonstrations=SHOWN,
+                                                      connection=Connection(max_retries=1, backoff=0.01)), "teacher m at http://127.0.0.1:9: no connection", "See that the server runs"),
     "unknown mode": (teacher(mode="dreaming"), "mode 'dreaming'", "expected one of blind, label_conditioned"),
     "mode of a gold teacher": (teacher("gold", mode="../x"), "mode '../x'", "expected one of blind"),
     "samples at temperature 0": (teacher(n=2), "n is 2 at temperature 0", "expected n = 1"),
@@ -314,7 +328,7 @@ CASES = {
     "no batch": (teacher(batch_size=0), "batch_size is 0", "from 1 on"),
     "no request": (teacher("openai", concurrency=0), "concurrency is 0", "from 1 on"),
     "prompt too long": (teacher(max_new_tokens=2000), "plus 2000 new ones", "expected at most 1024"),
-    "the same question twice": (lambda tmp: elicit.elicit_transformers([ASKED[0]] * 2, "tiny-llama", tmp / "t.jsonl", demonstrations=SHOWN),
+    "the same question twice": (lambda tmp: elicit_transformers([ASKED[0]] * 2, "tiny-llama", tmp / "t.jsonl", demonstrations=SHOWN),
                                 "duplicate id 'a'", "ids must be unique"),
     # training
     **{f"{key} {value!r}": (hyper(**{key: value}), f"{key} is {value!r}" if not isinstance(value, str) else f"{key} is '{value}'", "expected")
@@ -362,21 +376,21 @@ CASES = {
     "a parameter twice": (cells("a = 1\na = 2"), "line 2: 'a' stands there twice", "expected each name once"),
     "a statement": (cells("import os"), "line 1", "expected only `name = value`"),
     "broken Python": (cells("a = "), "line 1: not Python", "expected only `name = value`"),
-    "no notebook": (lambda tmp: study.notebook_parameters(tmp / "n.ipynb"), f"n.ipynb: {NO_FILE}", "expected a notebook"),
-    "not a notebook": (lambda tmp: study.notebook_parameters(put(tmp / "n.ipynb", "{}")), "n.ipynb: not a notebook", "expected JSON with cells"),
-    "cells of another kind": (lambda tmp: study.notebook_parameters(put(tmp / "n.ipynb", '{"cells": [1]}')), "n.ipynb: not a notebook", "expected JSON with cells"),
+    "no notebook": (lambda tmp: notebook_parameters(tmp / "n.ipynb"), f"n.ipynb: {NO_FILE}", "expected a notebook"),
+    "not a notebook": (lambda tmp: notebook_parameters(put(tmp / "n.ipynb", "{}")), "n.ipynb: not a notebook", "expected JSON with cells"),
+    "cells of another kind": (lambda tmp: notebook_parameters(put(tmp / "n.ipynb", '{"cells": [1]}')), "n.ipynb: not a notebook", "expected JSON with cells"),
     # the store
-    "not elicited yet": (lambda tmp: runs.read_json(runs.study_dir("t") / "data.json", "`make elicit STUDY=t`"), f"data.json: {NO_FILE}", "expected it from `make elicit"),
-    "not trained yet": (lambda tmp: runs.load_base("t"), f"base.json: {NO_FILE}", "expected it from `make train STUDY=t`"),
-    "stage not run": (lambda tmp: runs.load_predictions("t", ["shuffle"]), f"shuffle.json: {NO_FILE}", "expected it from `make shuffle STUDY=t`"),
-    "run not complete": (handed_on("train.json", json.dumps(PLAN), lambda: runs.load_stage("t", "train")), "run 000000000000 (label_only, seed 0) is not complete",
+    "not elicited yet": (lambda tmp: read_json(study_dir("t") / "data.json", "`make elicit STUDY=t`"), f"data.json: {NO_FILE}", "expected it from `make elicit"),
+    "not trained yet": (lambda tmp: load_base("t"), f"base.json: {NO_FILE}", "expected it from `make train STUDY=t`"),
+    "stage not run": (lambda tmp: load_predictions("t", ["shuffle"]), f"shuffle.json: {NO_FILE}", "expected it from `make shuffle STUDY=t`"),
+    "run not complete": (handed_on("train.json", json.dumps(PLAN), lambda: load_stage("t", "train")), "run 000000000000 (label_only, seed 0) is not complete",
                          "run `make train STUDY=t`"),
-    "plan that leads elsewhere": (handed_on("train.json", json.dumps([PLAN[0] | {"key": "../../x"}]), lambda: runs.load_stage("t", "train")),
+    "plan that leads elsewhere": (handed_on("train.json", json.dumps([PLAN[0] | {"key": "../../x"}]), lambda: load_stage("t", "train")),
                                   "train.json: damaged", "expected the plan of stage train"),
-    "plan of another kind": (handed_on("train.json", "{}", lambda: runs.load_stage("t", "train")), "train.json: damaged", "expected the plan"),
-    "base cut": (handed_on("base.json", '{"study": ', lambda: runs.load_base("t")), "base.json: not JSON", "delete it and run that again"),
-    "base without its keys": (handed_on("base.json", '{"study": "t"}', lambda: runs.load_base("t")), "base.json: found no data, label_format", "run that again"),
-    "verdicts missing": (lambda tmp: runs.load_verdicts("t"), f"verdicts.json: {NO_FILE}", "`make figures STUDY=t`"),
+    "plan of another kind": (handed_on("train.json", "{}", lambda: load_stage("t", "train")), "train.json: damaged", "expected the plan"),
+    "base cut": (handed_on("base.json", '{"study": ', lambda: load_base("t")), "base.json: not JSON", "delete it and run that again"),
+    "base without its keys": (handed_on("base.json", '{"study": "t"}', lambda: load_base("t")), "base.json: found no data, label_format", "run that again"),
+    "verdicts missing": (lambda tmp: load_verdicts("t"), f"verdicts.json: {NO_FILE}", "`make figures STUDY=t`"),
 }
 
 
@@ -409,7 +423,7 @@ def test_on_the_command_line(tmp_path, words, message):
     put(tmp_path / "key.yaml", "epoch: 3\n")
     put(tmp_path / "range.yaml", "batch_size: 0\n")
     put(tmp_path / "latin.yaml", "student: caf\xe9\n".encode("latin-1"))
-    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", *(w.format(bad=tmp_path) for w in words), "--executed", str(tmp_path / "out")],
+    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", *(w.format(bad=tmp_path) for w in words), "--executed", str(tmp_path / "out")],
                           cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT)})
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr
@@ -422,7 +436,7 @@ def test_on_the_command_line(tmp_path, words, message):
     (dict(shuffle_units=[], controls=["filler"]), ["shuffle"]), (dict(mask_amounts=[]), ["attribute"]),
     (dict(arms=["label_only"]), ["elicit", "train", "evaluate"])])
 def test_what_the_chosen_stages_do_not_need_is_not_demanded(change, stages):
-    study.check_demands({"study": "own", **change}, stages)
+    check_demands({"study": "own", **change}, stages)
 
 
 def test_a_student_is_tried_on_the_command_line_before_the_first_stage(tmp_path):
@@ -430,7 +444,7 @@ def test_a_student_is_tried_on_the_command_line_before_the_first_stage(tmp_path)
     from test_demands import save_student
 
     put(tmp_path / "own.yaml", f"student: {save_student(tmp_path / 's', 'bert')}\n")
-    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "own.yaml"), "--executed", str(tmp_path / "out")],
+    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "own.yaml"), "--executed", str(tmp_path / "out")],
                           cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT)})
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stdout.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: student '") and "no causal language model" in done.stderr
@@ -442,7 +456,7 @@ def test_a_missing_notebook_is_named_before_the_first_one_runs(tmp_path, monkeyp
         put(tmp_path / "notebooks" / f"{name}.ipynb", (ROOT / "notebooks" / f"{name}.ipynb").read_text())
     put(tmp_path / "params" / "own.yaml", "")
     monkeypatch.setenv("COTDISTILL_ROOT", str(tmp_path))
-    assert study.main(["run", "own", "--stages", "elicit", "figures"]) == 1
+    assert cli.main(["run", "own", "--stages", "elicit", "figures"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "06_figures.ipynb: no such file; expected a notebook" in err
 

@@ -21,20 +21,53 @@ import yaml
 from conftest import tiny
 from transformers import Trainer
 
-from cotdistill import bench, elicit, study
-from cotdistill.data import DataError
-from cotdistill.format import Arm, label_text, prompt_text
-from cotdistill.students import ROWS, blocks_of, product
-from cotdistill.train import PROMPT, TrainConfig, collate, encode, token_losses
+from benchmarks import clock as clock_module
+from benchmarks import summary as summary_module
+from benchmarks import trainers
+from benchmarks.attribution import time_gradients, time_occlusion
+from benchmarks.clock import Clock, kernel_share, profile, turn_about
+from benchmarks.compare import close, compare, equal
+from benchmarks.curves import fit_laws
+from benchmarks.inference import (
+    harness_scores,
+    hf_generate,
+    time_answers,
+    time_elicitation,
+    time_rationales,
+    time_scoring,
+)
+from benchmarks.inputs import PLACEMENTS, encode_placements, length_table, taught, texts
+from benchmarks.limits import layer_rates, needed_flops, product_rates, training_rates, weights_of
+from benchmarks.profiles import WARM, profile_training, training_kernels
+from benchmarks.run import run
+from benchmarks.summary import count_reached, limit_rows, memory_rows, out_of_reach, read_shares
+from benchmarks.trainers import TRAINERS, Process, train_side, train_turn_about
+from benchmarks.training import (
+    limit_share,
+    pick_batches,
+    time_training,
+    training_batches,
+    training_rows,
+    whose_rounding,
+)
+from cotdistill.arms import Arm, label_text, prompt_text
+from cotdistill.elicit.prompts import demonstrations_path, load_demonstrations
+from cotdistill.encode import PROMPT, ROWS, collate, encode
+from cotdistill.errors import DataError
+from cotdistill.hyperparameters import TrainConfig
+from cotdistill.kernels.blocks import blocks_of
+from cotdistill.kernels.linear import product
+from cotdistill.kernels.loss import token_losses
+from cotdistill.parameters import check_value, notebook_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "notebooks" / "benchmark.ipynb"
-HALF = pd.Series(0.5, list(bench.PLACEMENTS))
+NOTEBOOK = ROOT / "benchmarks" / "benchmark.ipynb"
+HALF = pd.Series(0.5, list(PLACEMENTS))
 
 
 @pytest.fixture(scope="module")
 def inputs():
-    return bench.texts(40)
+    return texts(40)
 
 
 def alike(rows: pd.DataFrame, peers: int) -> bool:
@@ -45,21 +78,21 @@ def alike(rows: pd.DataFrame, peers: int) -> bool:
 
 def test_texts_are_a_function_of_the_seed_and_have_the_asked_lengths(inputs, llama):
     examples, rationales = inputs
-    assert bench.texts(40)[0] == examples and bench.texts(40, 1)[0] != examples and len(examples) == 40
+    assert texts(40)[0] == examples and texts(40, 1)[0] != examples and len(examples) == 40
     words = [len(rationales[e.id].text.split()) for e in examples]
     assert 34 < np.mean(words) < 50 and np.std(words) > 6  # spread: padding costs depend on it
     assert all(rationales[e.id].text.endswith(f"So it is {e.label}.") for e in examples)
-    five, none = bench.texts(0, n_options=5, option_words=0, test=6)
+    five, none = texts(0, n_options=5, option_words=0, test=6)
     assert len(five) == 6 and none == {} and all(len(e.choices) == 5 for e in five)
-    table = bench.length_table(llama, examples, rationales)
+    table = length_table(llama, examples, rationales)
     assert table.loc["prompt", "mean"] == np.mean([len(llama.encode(prompt_text(e, "label_only"))) for e in examples])
 
 
 def test_grouped_batches_need_less_padding_and_no_batch_is_the_epochs_extreme(inputs, llama):
-    sequences = bench.encode_placements(llama, *inputs)["post_cot"]
+    sequences = encode_placements(llama, *inputs)["post_cot"]
 
     def padding(grouped):
-        batches = bench.pick_batches(sequences, 4, 4, grouped)
+        batches = pick_batches(sequences, 4, 4, grouped)
         assert all(len(b) == 4 for b in batches) and len({e.id for b in batches for e in b}) == 16
         return sum(max(len(e.ids) for e in b) * 4 - sum(len(e.ids) for e in b) for b in batches)
 
@@ -73,15 +106,15 @@ def test_grouped_batches_need_less_padding_and_no_batch_is_the_epochs_extreme(in
         not find_spec("trl"), reason="the bench extra (trl) is not installed"))])
 def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
     student = tiny("tiny-llama")
-    batches = bench.training_batches(bench.encode_placements(student, *inputs), 4, 1)
-    steps = bench.time_training(student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64)
-    rows = bench.training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer], HALF)
+    batches = training_batches(encode_placements(student, *inputs), 4, 1)
+    steps = time_training(student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64)
+    rows = training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer], HALF)
     assert alike(rows, 3) and (rows["reached"] == "yes").all() and (rows["bound"] > rows["ratio"]).all() and np.allclose(rows["kernels"], rows["ratio"] * 2)
     losses = steps[steps["side"] == peer].sort_values("step")["loss"].to_numpy()
     assert len(losses) == 7 and abs(losses[-1] - losses[0]) > 1e-3  # it trained, so equality says something
     with torch.no_grad():  # the first loss, by the definition
         student.model.set_attn_implementation("packed")
-        first = token_losses(student.model, collate(batches[bench.TRAINERS[peer][1]][0][1])).mean().item()
+        first = token_losses(student.model, collate(batches[TRAINERS[peer][1]][0][1])).mean().item()
         student.model.set_attn_implementation("sdpa")
     assert abs(first - losses[0]) < 1e-5 * first
 
@@ -89,17 +122,17 @@ def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
 @pytest.mark.parametrize("worst", [0, 5])
 def test_the_loss_furthest_from_ours_is_judged_by_hf_in_float64(inputs, llama, worst):
     """Steps whose losses are said to agree but for one, which is made again with our weights."""
-    batches = bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1)
+    batches = training_batches(encode_placements(llama, *inputs), 4, 1)
     order, config, losses, weights = [b for _, b in batches[True]], TrainConfig(batch_size=4, lr=1e-2), [], []
     learner = replace(llama, model=copy.deepcopy(llama.model))
     snapshot = lambda: weights.append({k: v.clone() for k, v in learner.model.state_dict().items()})
     snapshot()
-    bench.train_side("ours, grouped", learner, order, config, 0, lambda _, loss: (losses.append(loss), snapshot()))
+    train_side("ours, grouped", learner, order, config, 0, lambda _, loss: (losses.append(loss), snapshot()))
     peer = "Trainer at its best"
     steps = pd.DataFrame([{"side": side, "beside": peer, "repeat": 0, "step": i, "loss": loss * (1.1 if side == peer and i == worst else 1.0)}
                           for side in ("ours, grouped", peer) for i, loss in enumerate(losses)])
     before = {k: v.clone() for k, v in llama.model.state_dict().items()}
-    table, rounding = bench.whose_rounding(llama, steps, batches, config)
+    table, rounding = whose_rounding(llama, steps, batches, config)
     assert all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
 
     double, total, count = copy.deepcopy(llama.model).double(), 0.0, 0
@@ -116,20 +149,20 @@ def test_the_loss_furthest_from_ours_is_judged_by_hf_in_float64(inputs, llama, w
 
 
 def test_another_loss_would_be_seen(inputs, llama):
-    batches = bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1)
-    steps = bench.time_training(llama, batches, TrainConfig(batch_size=4), 1, ["ours", "Trainer as it comes"], 64)
+    batches = training_batches(encode_placements(llama, *inputs), 4, 1)
+    steps = time_training(llama, batches, TrainConfig(batch_size=4), 1, ["ours", "Trainer as it comes"], 64)
     steps.loc[steps["side"] != "ours", "loss"] *= 1 + 1e-4
-    rows = bench.training_rows(steps, "tiny", {"Trainer as it comes": 0.0}, ["ours", "Trainer as it comes"], HALF)
+    rows = training_rows(steps, "tiny", {"Trainer as it comes": 0.0}, ["ours", "Trainer as it comes"], HALF)
     assert rows["same"].str.startswith("NO").all() and (rows["reached"] == "no").all()
-    assert "3 show different results" in bench.count_reached(rows)
+    assert "3 show different results" in count_reached(rows)
 
 
 def test_watching_leaves_the_trainer_as_it_was_and_a_step_alone_is_the_step_beside_another(inputs, llama):
     own, sequences = Trainer.training_step, [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:8]]
     batches, seen, config = [sequences[:4], sequences[4:]], [], TrainConfig(batch_size=4)
-    bench.train_side("ours", llama, batches, config, stepped=lambda seconds, loss: seen.append((seconds, loss)))
+    train_side("ours", llama, batches, config, stepped=lambda seconds, loss: seen.append((seconds, loss)))
     assert Trainer.training_step is own and len(seen) == 2 and all(seconds > 0 for seconds, _ in seen)
-    sides = bench.train_turn_about(["ours", "Trainer as it comes"], "tiny-llama", batches, config)  # in processes of their own
+    sides = train_turn_about(["ours", "Trainer as it comes"], "tiny-llama", batches, config)  # in processes of their own
     assert [loss for _, loss in seen] == sides[0]["losses"]
     for side in sides:
         assert len(side["losses"]) == 2 and np.isnan(side["seconds"][0]) and side["seconds"][1] > 0
@@ -140,7 +173,7 @@ def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
     asked = {"student": "tiny-llama", "threads": 1, "config": {"batch_size": 4}, "seed": 0, "side": "ours",
              "batches": [[[e.id, e.ids, e.kinds] for e in sequences]] * 2}
-    with bench.Process("ours") as child:
+    with Process("ours") as child:
         child.write(json.dumps(asked))
         assert set(child.read()) == {"loaded_gb"}
         assert not select.select([child.child.stdout], [], [], 2)[0]  # it waits
@@ -152,30 +185,30 @@ def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said
             child.read()
         child.child.stdin = None
     with pytest.raises(DataError, match="Trainer as it comes: its process ended with 1: .*tiny-lama"):
-        bench.train_turn_about(["Trainer as it comes"], "./tiny-lama", [sequences], TrainConfig(batch_size=4))
+        train_turn_about(["Trainer as it comes"], "./tiny-lama", [sequences], TrainConfig(batch_size=4))
 
 
 def test_sides_take_turns(inputs, llama, monkeypatch):
     order = []
 
-    class Noted(bench.Process):
+    class Noted(Process):
         def read(self):
             found = super().read()
             order.append((self.side, "loss" in found))
             return found
 
-    monkeypatch.setattr(bench, "Process", Noted)
+    monkeypatch.setattr(trainers, "Process", Noted)
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
     pair = ["ours", "Trainer as it comes"]
-    sides = bench.train_turn_about(pair, "tiny-llama", [sequences] * 3, TrainConfig(batch_size=4), between=lambda: order.append("between") or len(order))
+    sides = train_turn_about(pair, "tiny-llama", [sequences] * 3, TrainConfig(batch_size=4), between=lambda: order.append("between") or len(order))
     assert order == [(side, False) for side in pair] + [*[(side, True) for side in pair], "between"] * 3
     assert [side["between"] for side in sides] == [[5, 8, 11]] * 2
 
 
 def test_calls_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
     order, clock = [], iter([100.0, 200.0, 1.0, 5.0, 3.0, 7.0, 2.0, 6.0])
-    monkeypatch.setattr(bench, "timed", lambda call: (next(clock), call()))
-    assert bench.turn_about({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3) == {"a": 2.0, "b": 6.0}
+    monkeypatch.setattr(clock_module, "timed", lambda call: (next(clock), call()))
+    assert turn_about({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3) == {"a": 2.0, "b": 6.0}
     assert order == ["a", "b"] * 4
 
 
@@ -185,28 +218,28 @@ def test_a_peers_steps_are_compared_with_ours_by_their_total_times():
     steps = pd.DataFrame([{"side": side, "beside": "Trainer as it comes", "repeat": 0, "step": i, "placement": "pre_cot", "seconds": s, "loss": 1.0,
                            "least_gflop": 10.0 * own, "best": 20.0} for side, all_s in (("ours", ours), ("Trainer as it comes", theirs))
                           for i, (s, own) in enumerate(zip(all_s, [1, 2, 3, 4]))])
-    (row,) = bench.training_rows(steps, "x", {"Trainer as it comes": 3.0}, ["Trainer as it comes"], HALF).itertuples()
+    (row,) = training_rows(steps, "x", {"Trainer as it comes": 3.0}, ["Trainer as it comes"], HALF).itertuples()
     assert (row.ratio, row.ours, row.theirs, row.reached, row.bound, row.kernels) == (3.0, 3.75, 11.25, "yes", 9.0, 6.0)
 
 
 def test_a_side_with_another_number_of_steps_is_an_error(inputs, llama):
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:6]]
     with pytest.raises(DataError, match="1 optimiser steps and 1 losses; expected 2"):
-        bench.train_side("ours", llama, [sequences[:4], []], TrainConfig(batch_size=4))
+        train_side("ours", llama, [sequences[:4], []], TrainConfig(batch_size=4))
 
 
 def test_kernels_take_a_part_of_the_time(inputs, llama):
-    shares = bench.training_kernels(llama, bench.training_batches(bench.encode_placements(llama, *inputs), 4, 1))
-    assert list(shares.index) == list(bench.PLACEMENTS) and shares.between(0.01, 0.99).all()
-    assert bench.kernel_share(pd.Series({"head": 1.0, "attention": 2.0, "copies and indexing": 1.0})) == 0.75
-    rows = bench.limit_rows(pd.DataFrame({"placement": ["pre_cot"], "square_gflop_s": [1.0], "best_gflop_s": [1.2], "share_of_square": [0.6],
+    shares = training_kernels(llama, training_batches(encode_placements(llama, *inputs), 4, 1))
+    assert list(shares.index) == list(PLACEMENTS) and shares.between(0.01, 0.99).all()
+    assert kernel_share(pd.Series({"head": 1.0, "attention": 2.0, "copies and indexing": 1.0})) == 0.75
+    rows = limit_rows(pd.DataFrame({"placement": ["pre_cot"], "square_gflop_s": [1.0], "best_gflop_s": [1.2], "share_of_square": [0.6],
                                           "kernels": [0.75]}), "tiny")
-    assert len(bench.out_of_reach(rows, "kernels")) == 1 and not len(bench.out_of_reach(rows))
+    assert len(out_of_reach(rows, "kernels")) == 1 and not len(out_of_reach(rows))
 
 
 def test_peak_memory_counts_what_a_process_holds_beside_its_weights():
     peaks = pd.DataFrame({"side": ["ours", "Trainer as it comes"], "loaded_gb": [1.5, 1.6], "peak_gb": [6.0, 9.0]})
-    (row,) = bench.memory_rows(peaks, "a student", least=4.0).itertuples()
+    (row,) = memory_rows(peaks, "a student", least=4.0).itertuples()
     assert row.ratio == 1.5 and row.bound == 9.0 / (4.0 + 0.5) and row.reached == "no"
 
 
@@ -219,88 +252,88 @@ def test_needed_operations_are_those_that_torch_counts(inputs, llama):
         token_losses(llama.model, collate(batch)).mean().backward()
     llama.model.set_attn_implementation("sdpa")
     products = sum(v for k, v in counter.get_flop_counts()["Global"].items() if "mm" in str(k))
-    config, linear = llama.model.config, bench.weights_of(llama.model)[0]
+    config, linear = llama.model.config, weights_of(llama.model)[0]
     attention = 12 * config.hidden_size * config.num_hidden_layers * sum(len(e.ids) * (len(e.ids) + 1) / 2 for e in batch)
     tokens, asked = sum(len(e.ids) for e in batch), sum(k != PROMPT for e in batch for k in e.kinds)
-    (needed, least), inputs = (bench.needed_flops(llama.model, batch, only) for only in (False, True)), tokens - len(batch)
+    (needed, least), inputs = (needed_flops(llama.model, batch, only) for only in (False, True)), tokens - len(batch)
     assert needed - attention == products - 6 * linear * (-inputs % ROWS - len(batch)) and 0 < asked < inputs
     spared = sum(p.numel() for name, p in blocks_of(llama.model)[-1].named_parameters() if p.dim() == 2 and "k_proj" not in name and "v_proj" not in name)
     assert needed - least == 6 * spared * (inputs - asked) + 6 * linear * len(batch) + 12 * config.hidden_size * config.num_hidden_layers * tokens
 
 
 def test_product_rates_and_shares(llama, inputs):
-    rates = bench.product_rates(llama.model, 64, size=128)
+    rates = product_rates(llama.model, 64, size=128)
     assert set(rates) == {"square", "best", "own"} and min(rates.values()) > 0.01
     steps = pd.DataFrame({"side": ["ours"] * 2, "step": [0, 1], "placement": ["warm-up", "post_cot"], "tokens": [10, 100],
                           "seconds": [np.nan, 2.0], "gflop": [1.0, 80.0], "least_gflop": [1.0, 72.0], "square": [50.0, 50.0], "best": [60.0, 60.0],
                           "own": [40.0, 40.0]})
-    shares = bench.limit_share(steps, pd.Series({"post_cot": 0.8}))
+    shares = limit_share(steps, pd.Series({"post_cot": 0.8}))
     share = shares.iloc[0]
     assert (share["tokens_per_s"], share["share_of_square"], share["share_of_best"], share["share_of_own"]) == (50.0, 0.8, 0.6, 1.0)
-    (row,) = bench.limit_rows(shares, "x").itertuples()
+    (row,) = limit_rows(shares, "x").itertuples()
     assert row.reached == "yes" and row.bound == 1.2 and row.kernels == share["kernels"] == 1.0
-    assert "post_cot **80 %**" in bench.read_shares(shares) and "would reach 100 %" in bench.read_shares(shares)
+    assert "post_cot **80 %**" in read_shares(shares) and "would reach 100 %" in read_shares(shares)
 
 
 def test_rates_of_products(llama, inputs):
-    rates = bench.layer_rates(llama.model, [1, 5], tries=1)
+    rates = layer_rates(llama.model, [1, 5], tries=1)
     assert rates.index.tolist() == [1, 5] and (rates > 0).all(axis=None)
     assert np.allclose(rates["prepacked_ratio"], rates["prepacked"] / rates["plain"]) and np.allclose(rates["oneDNN_ratio"], rates["oneDNN"] / rates["plain"])
-    rates = bench.training_rates(llama.model, [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:3]], tries=1)
+    rates = training_rates(llama.model, [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:3]], tries=1)
     assert len(rates) == 5 and (rates > 0).all(axis=None) and np.allclose(rates["ratio"], rates["ours"] / rates["plain"])
 
 
 # -------------------------------------------------------------------------------------- scoring, generation, attribution
 
 def test_scores_are_those_of_plain_forward_passes(llama):
-    examples, _ = bench.texts(0, n_options=5, option_words=0, test=4)
-    rows, _ = bench.time_scoring(llama, examples, [3], [2], 1, 3.0)
+    examples, _ = texts(0, n_options=5, option_words=0, test=4)
+    rows, _ = time_scoring(llama, examples, [3], [2], 1, 3.0)
     if find_spec("lm_eval"):
         assert alike(rows, 1) and "4 of 4 options picked alike" in rows["same"][0]
     else:
         assert rows["reached"].tolist() == ["not installed"] and np.isnan(rows["ratio"][0])
-        assert "1 wait for a peer that is not installed" in bench.count_reached(rows)
+        assert "1 wait for a peer that is not installed" in count_reached(rows)
 
 
 @pytest.mark.skipif(not find_spec("lm_eval"), reason="the bench extra (lm-eval) is not installed")
 def test_the_harness_scores_what_a_plain_pass_scores(llama):
-    (example, *_), _ = bench.texts(0, n_options=5, option_words=0, test=1)
+    (example, *_), _ = texts(0, n_options=5, option_words=0, test=1)
     prompt, label = llama.encode(prompt_text(example, "label_only")), llama.encode(label_text(example, 2))
     with torch.no_grad():
         logps = llama.model(torch.tensor([prompt + label])).logits[0].log_softmax(-1)
     plain = sum(logps[len(prompt) + i - 1, token].item() for i, token in enumerate(label))
-    assert abs(bench.harness_scores(llama, [example], 4)[0][2] - plain) < 1e-4
+    assert abs(harness_scores(llama, [example], 4)[0][2] - plain) < 1e-4
 
 
 def test_answers_and_rationales_are_those_of_hf_generate(inputs, llama):
-    asked, _ = bench.texts(0, test=5)
+    asked, _ = texts(0, test=5)
     for placement in ("label_only", "post_cot"):
-        writer = bench.taught(llama, placement, inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
-        assert alike(bench.time_answers(writer, asked, placement, 10, [2, 5], [5], 1, 4.0)[0], 1)
-    writer = bench.taught(llama, "pre_cot", inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
-    rows, tried = bench.time_rationales(writer, asked, 12, 6, [5], [2], 1, 1.5)
+        writer = taught(llama, placement, inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
+        assert alike(time_answers(writer, asked, placement, 10, [2, 5], [5], 1, 4.0)[0], 1)
+    writer = taught(llama, "pre_cot", inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
+    rows, tried = time_rationales(writer, asked, 12, 6, [5], [2], 1, 1.5)
     assert alike(rows, 1) and "5 of 5 texts alike" in rows["same"][0] and tried["chosen"].all()
 
 
 def test_attributions_are_captums(inputs, llama):
     pairs = [(e, inputs[1][e.id].text) for e in inputs[0][:2]]
     ways = ["as it comes", "frozen", "frozen, head at the label"]
-    assert alike(bench.time_gradients(llama, pairs, 6, [3], [4], 1, ways)[0], 3)
-    assert alike(bench.time_occlusion(llama, pairs, [7], [5], 1, 5.0)[0], 2)
+    assert alike(time_gradients(llama, pairs, 6, [3], [4], 1, ways)[0], 3)
+    assert alike(time_occlusion(llama, pairs, [7], [5], 1, 5.0)[0], 2)
     assert all(p.requires_grad for p in llama.model.parameters())
 
 
 def test_elicited_texts_are_those_of_hf_generate(llama):
-    asked, _ = bench.texts(0, test=3)
-    shown = elicit.load_demonstrations(elicit.demonstrations_path("microworld/everyday"))[:2]
-    assert alike(bench.time_elicitation(llama, asked, shown, 8, [2], [3], 1, 4.0)[0], 1)
+    asked, _ = texts(0, test=3)
+    shown = load_demonstrations(demonstrations_path("microworld/everyday"))[:2]
+    assert alike(time_elicitation(llama, asked, shown, 8, [2], [3], 1, 4.0)[0], 1)
 
 
 def test_a_stop_text_ends_hf_generate(llama):
-    prompt = [llama.encode(prompt_text(e, "pre_cot")) for e in bench.texts(0, test=1)[0]]
-    (whole,) = bench.hf_generate(llama, prompt, 12, 1)
+    prompt = [llama.encode(prompt_text(e, "pre_cot")) for e in texts(0, test=1)[0]]
+    (whole,) = hf_generate(llama, prompt, 12, 1)
     stop = llama.decode(whole[3:4])
-    (cut,) = bench.hf_generate(llama, prompt, 12, 1, stop=stop)
+    (cut,) = hf_generate(llama, prompt, 12, 1, stop=stop)
     assert len(cut) < len(whole) == 12 and cut == whole[:len(cut)] and stop in llama.decode(cut)
 
 
@@ -317,40 +350,40 @@ def test_the_best_batch_size_is_taken_and_a_wrong_result_never_reaches_its_targe
         return [1, 2]
 
     side = {"run": peer, "sizes": [1, 2], "target": 1.0}
-    bounded, _ = bench.compare("w", {"run": lambda size: [1, 2], "sizes": [1]}, {"p": side}, lambda a, b: bench.equal(a, b, "numbers"), 1,
+    bounded, _ = compare("w", {"run": lambda size: [1, 2], "sizes": [1]}, {"p": side}, lambda a, b: equal(a, b, "numbers"), 1,
                                floor=lambda size: time.sleep(0.01))
     assert 1 < bounded["bound"][0] < 2.5
     calls.clear()
     ours = {"run": lambda size: [1, 2], "sizes": [1]}
-    rows, tried = bench.compare("w", ours, {"p": side}, lambda a, b: bench.equal(a, b, "numbers"), 3)
+    rows, tried = compare("w", ours, {"p": side}, lambda a, b: equal(a, b, "numbers"), 3)
     assert calls == [1, 2, 2, 2, 2] and rows["reached"][0] == "yes" and rows["same"][0] == "yes: 2 of 2 numbers"
     assert tried.loc[tried["side"] == "p", "chosen"].tolist() == [False, True]
-    rows, _ = bench.compare("w", {**ours, "run": lambda size: [1, 3]}, {"p": side}, lambda a, b: bench.equal(a, b, "numbers"), 1)
+    rows, _ = compare("w", {**ours, "run": lambda size: [1, 3]}, {"p": side}, lambda a, b: equal(a, b, "numbers"), 1)
     assert rows["reached"][0] == "no" and rows["same"][0] == "NO: 1 of 2 numbers"
-    assert bench.close([1.0, 2.0], [1.0, 2.1], 1e-2, "x")[0] is False and bench.close([1.0], [1.0, 2.0], 1.0, "x")[0] is False
+    assert close([1.0, 2.0], [1.0, 2.1], 1e-2, "x")[0] is False and close([1.0], [1.0, 2.0], 1.0, "x")[0] is False
 
 
 def test_laws_are_found_again():
     x = np.array([1.0, 2, 4, 8])
     curves = pd.concat([pd.DataFrame({"curve": "training: length", "x": x, "seconds": 0.5 + 2 * x + 0.25 * x**2, "tokens": x}),
                         pd.DataFrame({"curve": "training: batch", "x": x, "seconds": 3 * x, "tokens": x})])
-    laws = bench.fit_laws(curves).set_index("curve")
+    laws = fit_laws(curves).set_index("curve")
     assert np.allclose(laws.loc["training: length", "coefficients"], [0.5, 2, 0.25]) and laws["r2"].min() > 0.999999
     assert np.allclose(laws.loc["training: batch", "coefficients"], [0, 3], atol=1e-9) and laws["worst_error"].max() < 1e-6
     curves.loc[curves.index[-1], "seconds"] *= 1.5
-    bent = bench.fit_laws(curves).set_index("curve").loc["training: batch"]
+    bent = fit_laws(curves).set_index("curve").loc["training: batch"]
     assert bent["worst_error"] > 0.1 and min(bent["coefficients"]) >= 0
 
 
 def test_findings_name_each_row_that_is_not_reached():
     rows = pd.DataFrame({"work": list("abcde"), "peer": "p", "target": [2.0, 2.0, 2.0, 2.0, "–"], "ratio": [2.5, 1.0, 1.5, 3.0, 1.0], "same": ["yes", "yes", "yes", "NO", "yes"],
                          "reached": ["yes", "no", "no", "no", "–"], "bound": [3.0, 1.9, 4.0, 4.0, 4.0], "kernels": [2.6, 1.2, 1.4, 3.2, 1.0]})
-    said = bench.findings(rows, {("d", "p"): 9e-6}).splitlines()  # a loss that is right enough: agreement was possible
+    said = summary_module.findings(rows, {("d", "p"): 9e-6}).splitlines()  # a loss that is right enough: agreement was possible
     assert said[0] == "**Findings.** Targets reached: 1, not reached: 3; 1 without a target; 1 show different results."
     assert "(1 rows" in said[2] and said[2].endswith("b, p (at most 1.90 of 2).") and said[3].endswith("c, p (at most 1.40 of 2).") and "for 1 of these" in said[5]
     assert "(0 rows" in said[4] and said[6].endswith("d, p (3.00, not counted, for the results differ, of 2).")
-    assert bench.findings(rows, {("another student", "p"): 2e-5}).splitlines() == said  # whose rounding says nothing of this one's
-    said = bench.findings(rows, {("d", "p"): 2e-5}).splitlines()
+    assert summary_module.findings(rows, {("another student", "p"): 2e-5}).splitlines() == said  # whose rounding says nothing of this one's
+    said = summary_module.findings(rows, {("d", "p"): 2e-5}).splitlines()
     assert said[4].endswith("d, p (3.00, its loss off by 2e-05, of 2).") and "(0 rows" in said[6]
 
 
@@ -358,7 +391,7 @@ def test_a_profile_adds_up_and_knows_the_head(llama, inputs, capfd):
     vocabulary = llama.model.config.vocab_size
     batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:2]]
     before = {k: v.clone() for k, v in llama.model.state_dict().items()}
-    found = bench.profile_training("ours", llama, batch, vocabulary, steps=1)
+    found = profile_training("ours", llama, batch, vocabulary, steps=1)
     assert capfd.readouterr().err == ""  # what is said there would end up in the notebook
     assert all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
     assert {"matrix products", "head", "optimiser", "attention", "loss", "Python and the rest"} <= set(found.index) and (found >= 0).all()
@@ -366,18 +399,18 @@ def test_a_profile_adds_up_and_knows_the_head(llama, inputs, capfd):
 
 def test_a_profile_clocks_every_other_step_after_those_that_warm_up(inputs, llama, monkeypatch):
     opened, steps = [], []
-    own = bench.train_side
-    monkeypatch.setattr(bench.Clock, "__enter__", lambda self: opened.append(len(steps)))
-    monkeypatch.setattr(bench.Clock, "__exit__", lambda self, *_: opened.append(-len(steps)))
-    monkeypatch.setattr(bench, "train_side", lambda *given, stepped, **more: own(*given, stepped=lambda s, l: (steps.append(s), stepped(s, l)), **more))
+    own = train_side
+    monkeypatch.setattr(Clock, "__enter__", lambda self: opened.append(len(steps)))
+    monkeypatch.setattr(Clock, "__exit__", lambda self, *_: opened.append(-len(steps)))
+    monkeypatch.setattr(trainers, "train_side", lambda *given, stepped, **more: own(*given, stepped=lambda s, l: (steps.append(s), stepped(s, l)), **more))
     batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:2]]
-    found = bench.profile_training("ours", llama, batch, 7, steps=2)
-    assert len(steps) == bench.WARM + 4 and opened == [4, -5, 6, -7]
+    found = profile_training("ours", llama, batch, 7, steps=2)
+    assert len(steps) == WARM + 4 and opened == [4, -5, 6, -7]
     assert found.to_dict() == {"Python and the rest": np.median([steps[3], steps[5]])}
 
 
 def test_the_clock_times_what_is_called_by_its_kind(llama):
-    clock, hidden, weight = bench.Clock(llama.model.config.vocab_size), torch.randn(3, 32), torch.randn(16, 32)
+    clock, hidden, weight = Clock(llama.model.config.vocab_size), torch.randn(3, 32), torch.randn(16, 32)
     with clock:
         hidden @ weight.t()
     assert {"matrix products", "copies and indexing"} == set(clock.spent) and min(clock.spent.values()) > 0
@@ -385,7 +418,7 @@ def test_the_clock_times_what_is_called_by_its_kind(llama):
         product(hidden, llama.model.get_output_embeddings().weight)
         torch.log_softmax(hidden, 1)
     assert {"matrix products", "copies and indexing", "head", "loss"} == set(clock.spent)
-    shares = bench.profile(lambda: llama.encode("a plain text"), 7)
+    shares = profile(lambda: llama.encode("a plain text"), 7)
     assert shares["tokenisation"] > 0 and shares.sum() < 1
 
 
@@ -406,12 +439,12 @@ def test_anatomy():
 
 
 def test_the_full_size_has_known_parameters_of_the_right_type(tmp_path):
-    defaults, full = study.notebook_parameters(NOTEBOOK), yaml.safe_load((NOTEBOOK.with_suffix(".yaml")).read_text())
+    defaults, full = notebook_parameters(NOTEBOOK), yaml.safe_load((NOTEBOOK.with_suffix(".yaml")).read_text())
     for key, value in full.items():
-        study.check_value(key, value, defaults[key], "benchmark.yaml")
-    assert set(full["train_sides"]) | set(full["second_sides"]) | set(full["memory_sides"]) <= set(bench.TRAINERS)
+        check_value(key, value, defaults[key], "benchmark.yaml")
+    assert set(full["train_sides"]) | set(full["second_sides"]) | set(full["memory_sides"]) <= set(TRAINERS)
     with pytest.raises(DataError, match="unknown parameter 'studnet'"):
-        bench.run({"studnet": "x"}, tmp_path)
+        run({"studnet": "x"}, tmp_path)
 
 
 def test_the_extra_is_pinned_and_make_bench_installs_it():
@@ -420,12 +453,12 @@ def test_the_extra_is_pinned_and_make_bench_installs_it():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", d) for d in project["optional-dependencies"]["bench"])
     steps = subprocess.run(["make", "-n", "VENV=/nowhere", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "/nowhere/bench.txt" in steps and "cotdistill.bench run notebooks/benchmark.yaml" in steps
+    assert "/nowhere/bench.txt" in steps and "benchmarks.run run benchmarks/benchmark.yaml" in steps
 
 
 def test_the_notebook_runs_at_smoke_size(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "cotdistill.bench", "run", "--executed", str(tmp_path / "out")], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-m", "benchmarks.run", "run", "--executed", str(tmp_path / "out")], cwd=ROOT,
                           env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     book = nbformat.read(tmp_path / "out" / "benchmark.ipynb", 4)
@@ -445,7 +478,7 @@ def test_the_committed_benchmark_is_this_notebook_at_its_full_size():
     cells = [c for c in book.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert [c.source for c in cells] == [c.source for c in source.cells]
     assert all(c.execution_count and not any(o.output_type == "error" for o in c.outputs) for c in book.cells if c.cell_type == "code")
-    assert book.metadata.cotdistill.parameters == yaml.safe_load((ROOT / "notebooks" / "benchmark.yaml").read_text())
+    assert book.metadata.cotdistill.parameters == yaml.safe_load((ROOT / "benchmarks" / "benchmark.yaml").read_text())
     text = path.read_text(encoding="utf-8")
     assert len(text) < 2**20 and not re.search(r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text))
     findings = next(o.data["text/markdown"] for o in book.cells[-1].outputs if "text/markdown" in o.get("data", {}))

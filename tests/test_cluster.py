@@ -16,9 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cotdistill import cluster, runs
-from cotdistill.data import DataError
-from cotdistill.format import Arm, arm_from_name
+from cotdistill.arms import Arm, arm_from_name
+from cotdistill.errors import DataError
+from cotdistill.runs import on_ray as on_ray_module
+from cotdistill.runs.grid import run_grid
+from cotdistill.runs.on_ray import store_files
+from cotdistill.runs.store import load_metrics
+from cotdistill.study import study_data, study_student, train_questions
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves its workers beside other tests
@@ -59,7 +63,7 @@ def local(base, arms, store, monkeypatch, **more) -> dict:
     """The same grid in a store of its own, made here."""
     here = store.with_name("local")
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(here))
-    runs.run_grid(base, arms, "train", backend="local", say=lambda *_, **__: None, **more)
+    run_grid(base, arms, "train", backend="local", say=lambda *_, **__: None, **more)
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(store))
     return results(here)
 
@@ -84,25 +88,25 @@ def nodes(tmp_path_factory):
 @pytest.mark.slow
 def test_two_nodes_make_what_one_machine_makes(base, store, nodes, monkeypatch, capsys):
     """Collected and shared: the same files as locally, the runs spread over both nodes, weights and scores carried along."""
-    student, rationales = runs.study_student(base), runs.study_data(base).rationales
-    ranks = {e.id: [float(-i) for i in range(len(student.encode(f" {rationales[e.id].text}")))] for e in runs.train_questions(base, 0)}
+    student, rationales = study_student(base), study_data(base).rationales
+    ranks = {e.id: [float(-i) for i in range(len(student.encode(f" {rationales[e.id].text}")))] for e in train_questions(base, 0)}
     scores = {("saliency", seed): (ranks, "print") for seed in base["seeds"]}
     arms, keep = [Arm("zero_shot"), Arm("pre_cot"), arm_from_name("post_cot_kept", amount=3, selector="saliency")], [("pre_cot", 0)]
     wanted = local(base, arms, store, monkeypatch, scores=scores, keep_weights=keep)
     monkeypatch.setenv("COTDISTILL_SHARED", "0")
     capsys.readouterr()
-    table = runs.run_grid(base, arms, "train", scores=scores, keep_weights=keep, backend="ray")
+    table = run_grid(base, arms, "train", scores=scores, keep_weights=keep, backend="ray")
     out = capsys.readouterr().out
     assert results(store) == wanted and len(wanted) == 5 and sum("weights.safetensors" in f for f in wanted.values()) == 1
     assert [f"[{n}/5]" in out for n in range(1, 6)] == [True] * 5 and out.count("epoch 1/1") == 4 and "from the store" not in out
     assert table["arm"].tolist() == ["zero_shot", *["pre_cot", "post_cot_kept[3,saliency]"] * 2] and table["seed"].tolist() == [-1, 0, 0, 1, 1]
     made_by = [{p.parent.name for p in disk.glob("worker/runs/*/metrics.json")} for disk in nodes[2]]
     assert all(made_by) and made_by[0] | made_by[1] == set(wanted)
-    runs.run_grid(base, arms, "train", scores=scores, keep_weights=keep, backend="ray")
+    run_grid(base, arms, "train", scores=scores, keep_weights=keep, backend="ray")
     assert capsys.readouterr().out.count("from the store") == 5
     monkeypatch.delenv("COTDISTILL_SHARED")
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(store.with_name("shared")))
-    runs.run_grid(base, arms[:2], "train", keep_weights=keep, backend="ray")  # on one machine every worker sees the driver's store
+    run_grid(base, arms[:2], "train", keep_weights=keep, backend="ray")  # on one machine every worker sees the driver's store
     shared = results(store.with_name("shared"))
     assert len(shared) == 3 and all(shared[key] == wanted[key] for key in shared)
 
@@ -110,10 +114,10 @@ def test_two_nodes_make_what_one_machine_makes(base, store, nodes, monkeypatch, 
 @needs_ray
 @pytest.mark.slow
 def test_bad_input_in_a_worker_is_one_line_and_not_tried_again(base, store, nodes):
-    scores = {("saliency", 0): ({e.id: [0.0] for e in runs.train_questions(base, 0)[:3]}, "x")}
+    scores = {("saliency", 0): ({e.id: [0.0] for e in train_questions(base, 0)[:3]}, "x")}
     arm = arm_from_name("post_cot_kept", amount=3, selector="saliency")
     with pytest.raises(DataError, match=r"post_cot_kept\[3,saliency\] seed 0, on \S+: arm .* no attribution scores for 9 questions") as error:
-        runs.run_grid(base, [arm], "attribute", seeds=[0], scores=scores, backend="ray")
+        run_grid(base, [arm], "attribute", seeds=[0], scores=scores, backend="ray")
     assert "\n" not in str(error.value)
 
 
@@ -138,7 +142,7 @@ def test_a_lost_nodes_runs_are_made_elsewhere(base, store, nodes, monkeypatch):
                 time.sleep(0.02)
             both.remove_node(second, allow_graceful=False)
 
-    table = runs.run_grid(base, arms, "train", backend="ray", say=say)
+    table = run_grid(base, arms, "train", backend="ray", say=say)
     assert len(lost) == 1 and not (disks[1] / "worker" / "runs" / lost[0]).exists(), "the node was not lost in the middle of a run"
     assert (disks[0] / "worker" / "runs" / lost[0] / "metrics.json").is_file()
     assert results(store) == wanted and len(table) == 4
@@ -190,7 +194,7 @@ import json, sys
 import torch
 torch.set_num_threads(1)
 from cotdistill import runs
-from cotdistill.format import Arm
+from cotdistill.arms import Arm
 runs.run_grid(json.loads(sys.argv[1]), [Arm("zero_shot"), Arm("label_only"), Arm("post_cot"), Arm("pre_cot")], "train")
 """
 
@@ -222,20 +226,20 @@ def test_a_killed_driver_picks_up_where_it_was(base, store, ray_start, monkeypat
 
 
 def test_files_that_came_back_damaged_are_refused(base, store):
-    runs.run_grid(base, [Arm("zero_shot")], "train", backend="local", say=lambda *_, **__: None)
+    run_grid(base, [Arm("zero_shot")], "train", backend="local", say=lambda *_, **__: None)
     folder = next((store / "runs").glob("*/metrics.json")).parent
     files = {p.name: np.fromfile(p, np.uint8) for p in folder.iterdir()}
-    whole, metrics = results(store), runs.load_metrics(folder.name)
-    cluster.store_files(folder.name, files)
-    assert results(store) == whole and runs.load_metrics(folder.name) == metrics and not list((store / "runs").glob("*.part"))
+    whole, metrics = results(store), load_metrics(folder.name)
+    store_files(folder.name, files)
+    assert results(store) == whole and load_metrics(folder.name) == metrics and not list((store / "runs").glob("*.part"))
     bad = {"cut": {"predictions.jsonl": files["predictions.jsonl"][:-9]}, "edited": {"config.json": files["config.json"] ^ 1}}
     for change in bad.values():
         with pytest.raises(DataError, match=f"run {folder.name[:12]}: {next(iter(change))} came back damaged"):
-            cluster.store_files(folder.name, files | change)
+            store_files(folder.name, files | change)
     with pytest.raises(DataError, match="history.csv came back damaged"):
-        cluster.store_files(folder.name, {n: f for n, f in files.items() if n != "history.csv"})
+        store_files(folder.name, {n: f for n, f in files.items() if n != "history.csv"})
     with pytest.raises(DataError, match="a file too many came back damaged"):
-        cluster.store_files(folder.name, files | {"../escape": files["config.json"]})
+        store_files(folder.name, files | {"../escape": files["config.json"]})
     assert results(store) == whole
 
 
@@ -248,13 +252,13 @@ def test_bad_settings_are_one_line(base, monkeypatch, name, value, message):
     monkeypatch.setenv("COTDISTILL_BACKEND", "ray")
     monkeypatch.setenv(name, value)
     with pytest.raises(DataError, match=message):
-        runs.run_grid(base, [Arm("zero_shot")], "train")
+        run_grid(base, [Arm("zero_shot")], "train")
 
 
 def test_without_ray_the_way_to_it_is_named(base, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DataError, match=r"ray is not installed; run: pip install -e '.\[cluster\]'"):
-        runs.run_grid(base, [Arm("zero_shot")], "train", backend="ray")
+        run_grid(base, [Arm("zero_shot")], "train", backend="ray")
 
 
 @needs_ray
@@ -265,22 +269,22 @@ def test_an_address_where_no_cluster_is_fails_at_once_in_one_line(base, monkeypa
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{_free_port()}")
     started = time.time()
     with pytest.raises(DataError, match=r"RAY_ADDRESS '127.0.0.1:\d+': no cluster \(.*refused\); expected auto, or host:port of its head \("):
-        runs.run_grid(base, [Arm("zero_shot")], "train", backend="ray")
+        run_grid(base, [Arm("zero_shot")], "train", backend="ray")
     assert time.time() - started < 20
 
 
 def test_a_worker_that_must_share_and_does_not_see_the_store_says_so(tmp_path):
     (tmp_path / "mark").write_text("token")
     place = dict(shared="", mark=str(tmp_path / "mark"), token="token")
-    assert cluster._sees(place) and not cluster._sees(place | {"token": "other"}) and not cluster._sees(place | {"shared": "0"})
+    assert on_ray_module._sees(place) and not on_ray_module._sees(place | {"token": "other"}) and not on_ray_module._sees(place | {"shared": "0"})
     with pytest.raises(DataError, match="is not seen here; COTDISTILL_SHARED=1 expects"):
-        cluster._sees(place | {"shared": "1", "token": "other"})
+        on_ray_module._sees(place | {"shared": "1", "token": "other"})
 
 
 def test_the_readmes_kubernetes_recipe_is_yaml_with_the_pinned_ray():
     import re
-    import tomllib
 
+    import tomllib
     import yaml
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")

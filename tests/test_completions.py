@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cotdistill import elicit
-from cotdistill.data import LETTERS, DataError, Example, answer_index, first_equal, parse_row, read_jsonl
-from cotdistill.elicit import clean_text, cut_closing, parse_completion, read_completion, split_thought
+from cotdistill.elicit.completions import cut_closing, parse_completion, read_completion
+from cotdistill.elicit.quality import scrub
+from cotdistill.elicit.thoughts import clean_text, split_thought
+from cotdistill.errors import DataError
+from cotdistill.examples import LETTERS, Example, answer_index, first_equal
+from cotdistill.files import read_jsonl
+from cotdistill.sources import parse_row
 
 TOOL = Example("t", "What cuts bread?", ("glass", "a knife", "copper"), 1)
 YES = Example("y", "Does ice float?", ("yes", "no"), 0)
@@ -290,7 +294,7 @@ def test_closings_are_cut(text, left):
     ("true", "That is true of ice. True.", "That is true of ice. This one."), ("ice", "Ice melts.", "This one melts.")])
 def test_an_ordinary_word_is_scrubbed_only_as_an_answer(label, text, wanted):
     # the case of the neutral phrase inside a text is left open
-    assert elicit.scrub(text, Example("x", "q", (label, "another"), 0)).casefold() == wanted.casefold()
+    assert scrub(text, Example("x", "q", (label, "another"), 0)).casefold() == wanted.casefold()
 
 
 # --- the recorded sets

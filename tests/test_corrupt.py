@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotdistill import corrupt
-from cotdistill.data import DataError, Example
-from cotdistill.format import Arm
-from cotdistill.students import TINY, load_student
+from cotdistill.arms import Arm
+from cotdistill.errors import DataError
+from cotdistill.examples import Example
+from cotdistill.students import load_student
+from cotdistill.tiny import TINY
 
 settings.register_profile("quick", max_examples=60, deadline=None)
 settings.load_profile("quick")
@@ -184,7 +186,7 @@ def test_every_setting_on_every_student(name, unit, text):
 
 
 def test_a_corruption_reaches_neither_question_nor_label():
-    from cotdistill.train import RATIONALE, encode
+    from cotdistill.encode import RATIONALE, encode
     example = Example("q", "What melts?", ("ice", "iron bar"), 1)
     for placement in ("pre_cot", "post_cot"):
         intact = encode(student("tiny-llama"), example, "Ice melts. Iron does not.", Arm(placement))
@@ -293,7 +295,7 @@ def test_a_control_that_lacks_what_it_needs_is_one_line(kind, words):
 @pytest.mark.parametrize("placement", ["pre_cot", "post_cot"])
 @pytest.mark.parametrize("unit", ["token", "sentence"])
 def test_shuffles_stand_in_both_places(placement, unit):
-    from cotdistill.train import RATIONALE, encode
+    from cotdistill.encode import RATIONALE, encode
     example, text = Example("q", "What melts?", ("ice", "iron bar"), 1), "Ice melts. Iron does not. So it is. One. Two. Six."
     one = encode(student("tiny-llama"), example, text, Arm(placement, "shuffled", unit=unit), rng=rng(1))
     mixed = [i for i, k in zip(one.ids, one.kinds) if k == RATIONALE]

@@ -14,14 +14,42 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-
 import tiny_gguf
+import torch
 from conftest import tiny
-from cotdistill import attribute, elicit, runs, students, study
-from cotdistill.data import DataError, Example, Rationale, write_rationales
-from cotdistill.format import Arm
-from cotdistill.train import TrainConfig, broken, checkpoints, encode_all, fine_tune, last_whole_checkpoint, seal_checkpoint, trainable
+
+from cotdistill import cli, students
+from cotdistill import study as study_module
+from cotdistill.arms import Arm
+from cotdistill.attribution.score_files import read_scores
+from cotdistill.checkpoints import (
+    broken,
+    checkpoints,
+    last_whole_checkpoint,
+    seal_checkpoint,
+    trainable,
+)
+from cotdistill.elicit.local import elicit_transformers
+from cotdistill.elicit.prompts import Demonstration
+from cotdistill.elicit.records import prefixes_path, read_records, rebuild_prompt
+from cotdistill.elicit.settings import Sampling, TeacherSettings
+from cotdistill.encode import encode_all
+from cotdistill.errors import DataError
+from cotdistill.evaluate import evaluate
+from cotdistill.examples import Example, Rationale
+from cotdistill.files import sha256, write_json
+from cotdistill.hyperparameters import TrainConfig
+from cotdistill.paths import artifacts, study_dir
+from cotdistill.runs import one
+from cotdistill.runs import store as store_module
+from cotdistill.runs.grid import plan_rows, run_grid
+from cotdistill.runs.one import STORE_VERSION
+from cotdistill.runs.results import load_predictions, load_stage
+from cotdistill.runs.scores import kept_table, score_file
+from cotdistill.runs.store import load_metrics, report_old_runs, run_one
+from cotdistill.sources import write_rationales
+from cotdistill.study import load_base, study_data, study_student, train_questions
+from cotdistill.train import fine_tune
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = dict(dataset="microworld/everyday", data_dir="", validation_size=4, data_seed=1, rationales="", rationales_print="",
@@ -38,12 +66,12 @@ def quiet(*args, **kwargs):
 
 def grid(**more):
     """A trained run that keeps its weights, and the undistilled student."""
-    return runs.run_grid(BASE, ARMS, "train", keep_weights=[("label_only", 0)], **more)
+    return run_grid(BASE, ARMS, "train", keep_weights=[("label_only", 0)], **more)
 
 
 def folder_of(label: str) -> Path:
-    row = next(r for r in runs.plan_rows(BASE, ARMS) if r["label"] == label)
-    return runs.artifacts() / "runs" / row["key"]
+    row = next(r for r in plan_rows(BASE, ARMS) if r["label"] == label)
+    return artifacts() / "runs" / row["key"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +81,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COTDISTILL_ARTIFACTS", str(path))
         grid(say=quiet)
-        runs.write_json(runs.study_dir("t") / "base.json", BASE)
+        write_json(study_dir("t") / "base.json", BASE)
     return path
 
 
@@ -95,35 +123,36 @@ RUN_FILES = ("metrics.json", "predictions.jsonl", "history.csv", "config.json", 
 def test_a_damaged_run_is_named_and_it_alone_is_made_again(made, copy, file, how, capsys):
     spoil(folder_of("label_only") / file, how)
     with pytest.raises(DataError, match="label_only, seed 0.* is not complete; run `make train STUDY=t`"):
-        runs.load_stage("t", "train")
+        load_stage("t", "train")
     capsys.readouterr()
     grid()
     out = capsys.readouterr().out
     assert out.count("made again") == 1 and file in out.split("made again")[0] and out.count("from the store") == 1
-    assert truth(copy) == truth(made) and all(row["metrics"] for row in runs.load_stage("t", "train"))
+    assert truth(copy) == truth(made) and all(row["metrics"] for row in load_stage("t", "train"))
 
 
 def test_metrics_edited_with_care_are_not_believed(copy):
     """A number changed in valid JSON, and a run that sits in another's place."""
     path = folder_of("label_only") / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 1.0}))
-    assert runs.load_metrics(path.parent.name) is None
+    assert load_metrics(path.parent.name) is None
     shutil.rmtree(path.parent)
     shutil.copytree(folder_of("zero_shot"), path.parent)
-    assert runs.load_metrics(path.parent.name) is None and runs.load_metrics(folder_of("zero_shot").name)
+    assert load_metrics(path.parent.name) is None and load_metrics(folder_of("zero_shot").name)
 
 
 def test_an_older_store_is_left_alone_and_named(made, copy, monkeypatch, capsys):
     old = {path.name for path in copy.glob("runs/*/")}
-    monkeypatch.setattr(runs, "STORE_VERSION", runs.STORE_VERSION + 1)
-    runs.report_old_runs.cache_clear()
+    for module in (one, store_module):
+        monkeypatch.setattr(module, "STORE_VERSION", STORE_VERSION + 1)
+    report_old_runs.cache_clear()
     grid()
     out = capsys.readouterr().out
-    assert f"2 run(s) of another store version than {runs.STORE_VERSION} are left there and not used" in out and "from the store" not in out
+    assert f"2 run(s) of another store version than {one.STORE_VERSION} are left there and not used" in out and "from the store" not in out
     new = {path.name for path in copy.glob("runs/*/")} - old
     assert len(new) == 2 and old <= {path.name for path in copy.glob("runs/*/")}
-    assert {json.loads((copy / "runs" / key / "config.json").read_text())["store"] for key in new} == {runs.STORE_VERSION}
-    runs.report_old_runs.cache_clear()
+    assert {json.loads((copy / "runs" / key / "config.json").read_text())["store"] for key in new} == {one.STORE_VERSION}
+    report_old_runs.cache_clear()
 
 
 def test_what_killed_runs_leave_is_not_taken_over(made, copy):
@@ -133,10 +162,10 @@ def test_what_killed_runs_leave_is_not_taken_over(made, copy):
     (work / "checkpoints" / "checkpoint-9").mkdir(parents=True)
     for name in ("metrics.json", "metrics.json.77.part", "weights.safetensors", "predictions.jsonl", "notes.txt"):
         (work / name).write_text("{}")
-    (runs.study_dir("t") / "base.json.77.part").write_text("{")
+    (study_dir("t") / "base.json.77.part").write_text("{")
     grid(say=quiet)
     assert {p.name for p in path.iterdir()} == set(RUN_FILES) and not work.exists()
-    assert truth(copy) == truth(made) and runs.load_base("t") == BASE
+    assert truth(copy) == truth(made) and load_base("t") == BASE
 
 
 def test_the_clock_decides_nothing(made, copy, monkeypatch, capsys):
@@ -208,12 +237,12 @@ def test_a_clock_set_back_keeps_the_newest_checkpoint(made, copy):
         if "forced choice" in text and text.startswith("[2/2]"):
             raise AssertionError("not reached")
 
-    real = runs.evaluate
+    real = evaluate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "evaluate", lambda *a, **k: (_ for _ in ()).throw(Killed()))
+        patch.setattr(one, "evaluate", lambda *a, **k: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             grid(say=dies_later)
-    assert runs.evaluate is real and [step for step, _ in checkpoints(folder)] == [6]
+    assert evaluate is real and [step for step, _ in checkpoints(folder)] == [6]
     grid(say=quiet)
     assert truth(copy) == truth(made)
 
@@ -221,8 +250,8 @@ def test_a_clock_set_back_keeps_the_newest_checkpoint(made, copy):
 def trained(folder, epochs=4, dies=0, best=2):
     """fine_tune on four questions with a validation that finds epoch `best` the best."""
     student, seen = tiny("tiny-llama"), []
-    examples = runs.study_data(BASE).train[:4]
-    passes = encode_all(student, examples, runs.study_data(BASE).rationales, Arm("post_cot"), "text", 0, epochs)
+    examples = study_data(BASE).train[:4]
+    passes = encode_all(student, examples, study_data(BASE).rationales, Arm("post_cot"), "text", 0, epochs)
 
     def validate():
         seen.append(1)
@@ -322,16 +351,16 @@ def test_a_damaged_cache_of_weights_is_converted_again(tmp_path, monkeypatch, fi
 # ---------------------------------------------------------------- what notebooks hand on
 
 def test_damaged_base_and_plan_are_named_with_the_stage_to_run(copy):
-    folder, plan = runs.study_dir("t"), runs.study_dir("t") / "train.json"
+    folder, plan = study_dir("t"), study_dir("t") / "train.json"
     good = plan.read_text()
     rows = json.loads(good)
-    assert runs.load_base("t") == BASE and len(runs.load_stage("t", "train")) == 2
+    assert load_base("t") == BASE and len(load_stage("t", "train")) == 2
     for bad in (good[:len(good) // 2], "", "[]", json.dumps(rows[:1]), json.dumps([rows[0], rows[1] | {"label": "zero_shot"}]),
                 json.dumps([rows[0], rows[1] | {"seed": 5}]), json.dumps([rows[0] | {"key": rows[1]["key"]}, rows[1]]),
                 json.dumps([{k: v for k, v in row.items() if k != "plan"} | {"seed": 7} for row in rows])):
         plan.write_text(bad)
         with pytest.raises(DataError, match=r"train.json: .*run (`make train STUDY=t`|that again)") as error:
-            runs.load_predictions("t", ["train"])
+            load_predictions("t", ["train"])
         assert str(error.value).isprintable()
         grid(say=quiet)
         assert plan.read_text() == good
@@ -339,14 +368,14 @@ def test_damaged_base_and_plan_are_named_with_the_stage_to_run(copy):
     for bad in (json.dumps(base | {"test_size": 3}), json.dumps(base | {"label_format": "letter"})):
         (folder / "base.json").write_text(bad)
         with pytest.raises(DataError, match="base.json: changed after it was written; expected what `make train STUDY=t` wrote"):
-            runs.load_base("t")
+            load_base("t")
 
 
 def test_status_of_a_damaged_plan(copy, capsys, tmp_path):
     (tmp_path / "t.yaml").write_text("")
     for bad in ("[", "7", '[{"key": 3}]'):
-        (runs.study_dir("t") / "train.json").write_text(bad)
-        assert study.main(["status", str(tmp_path / "t.yaml")]) == 0
+        (study_dir("t") / "train.json").write_text(bad)
+        assert cli.main(["status", str(tmp_path / "t.yaml")]) == 0
         assert f"train.json is damaged: run `make train STUDY={tmp_path / 't.yaml'}` again" in capsys.readouterr().out
 
 
@@ -355,25 +384,25 @@ def test_rationales_are_those_that_were_written(store, tmp_path, how):
     for split in ("train", "test"):
         rows = [{"id": f"{split}{i}", "question": f"{split} {i}?", "choices": ["a", "b"], "answer": "A"} for i in range(6)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = runs.study_dir("t") / "rationales.jsonl"
+    path = study_dir("t") / "rationales.jsonl"
     write_rationales({f"train{i}": Rationale(f"train{i}", "It is so.", 0) for i in range(6)}, path)
     spec = SPEC | {"dataset": str(tmp_path), "microworld": None, "validation_size": 2, "rationales": "studies/t/rationales.jsonl",
-                   "rationales_print": runs.checksum(path)[:16]}
-    assert len(runs.study_data({"data": spec}).rationales) == 6
-    runs._data.cache_clear()
+                   "rationales_print": sha256(path)[:16]}
+    assert len(study_data({"data": spec}).rationales) == 6
+    study_module._data.cache_clear()
     if how == "edited":
         path.write_text(path.read_text().replace(" is ", " was ", 1))
     else:
         spoil(path, how)
     with pytest.raises(DataError, match="rationales.jsonl: (not the file that data.json was written with|no such file).*make elicit"):
-        runs.study_data({"data": spec})
+        study_data({"data": spec})
 
 
 def test_damaged_scores_are_made_again(copy, capsys):
-    examples = runs.train_questions(BASE, 0)[:3]
-    ask = lambda: runs.score_file(BASE, runs.study_student(BASE), "judge", "saliency", examples)
+    examples = train_questions(BASE, 0)[:3]
+    ask = lambda: score_file(BASE, study_student(BASE), "judge", "saliency", examples)
     first, print_of = ask()
-    path, = (runs.study_dir("t") / "scores").glob("*.jsonl")
+    path, = (study_dir("t") / "scores").glob("*.jsonl")
     good = path.read_bytes()
     for how in ("cut", "edited", "emptied"):
         spoil(path, how)
@@ -381,13 +410,13 @@ def test_damaged_scores_are_made_again(copy, capsys):
         again, same = ask()
         assert same == print_of and "the scores are made again" in capsys.readouterr().out and path.read_bytes() == good
         assert all(np.array_equal(first[id], again[id]) for id in first)
-    assert attribute.read_scores(path)[1] == print_of
+    assert read_scores(path)[1] == print_of
 
 
 def test_a_damaged_table_of_a_notebook_is_named(store):
-    make = lambda: runs.kept_table("t", "faith", ["about"], lambda: pd.DataFrame({"a": [1.0, float("nan")], "b": ["x", "y"]}))
+    make = lambda: kept_table("t", "faith", ["about"], lambda: pd.DataFrame({"a": [1.0, float("nan")], "b": ["x", "y"]}))
     first = make()
-    path, = (runs.study_dir("t") / "tables").glob("*.json")
+    path, = (study_dir("t") / "tables").glob("*.json")
     pd.testing.assert_frame_equal(first, make())
     for how in ("cut", "edited"):
         good = path.read_bytes()
@@ -398,12 +427,12 @@ def test_a_damaged_table_of_a_notebook_is_named(store):
 
 
 QUESTIONS = [Example(f"q{i}", f"What comes after {i}?", ("more", "less"), 0) for i in range(24)]
-SHOWN = [elicit.Demonstration(Example("d", "What is snow?", ("white", "red"), 0), "It is frozen.")]
+SHOWN = [Demonstration(Example("d", "What is snow?", ("white", "red"), 0), "It is frozen.")]
 
 
 def ask(path, count=24):
-    return elicit.elicit_transformers(QUESTIONS[:count], tiny("tiny-llama"), path, demonstrations=SHOWN, batch_size=1,
-                                      settings=elicit.TeacherSettings(sampling=elicit.Sampling(max_new_tokens=4)))
+    return elicit_transformers(QUESTIONS[:count], tiny("tiny-llama"), path, demonstrations=SHOWN, batch_size=1,
+                                      settings=TeacherSettings(sampling=Sampling(max_new_tokens=4)))
 
 
 def test_teacher_records_that_were_changed_are_named(tmp_path):
@@ -415,9 +444,9 @@ def test_teacher_records_that_were_changed_are_named(tmp_path):
         ask(path)
     path.write_text("".join([lines[0], *lines[2:]]))
     assert [r["raw"] for r in ask(path)] == [r["raw"] for r in wanted]
-    elicit.prefixes_path(path).write_text("{")
+    prefixes_path(path).write_text("{")
     ask(path)
-    assert elicit.rebuild_prompt(wanted[0], path)
+    assert rebuild_prompt(wanted[0], path)
 
 
 # ---------------------------------------------------------------- disks
@@ -471,7 +500,7 @@ def test_a_full_disk_is_one_line_and_a_rerun_completes(made, tmp_path, monkeypat
         except DataError as error:
             one_line_about(pytest.ExceptionInfo.from_exception(error), disk, "the folder is full", "free some space")
             for path in disk.glob("runs/*/"):
-                assert path.suffix == ".work" or runs.load_metrics(path.name), "a half run was taken for a whole one"
+                assert path.suffix == ".work" or load_metrics(path.name), "a half run was taken for a whole one"
         else:
             assert free > 400, "all of it fitted"
         (disk / "ballast").unlink()
@@ -491,7 +520,7 @@ def test_a_full_disk_tears_no_record(tmp_path):
             ask(path)
         one_line_about(error, disk, "the folder is full")
         recorded = path.read_bytes()
-        assert recorded.endswith(b"\n") and 1 <= len(elicit.read_records(path)) < 24
+        assert recorded.endswith(b"\n") and 1 <= len(read_records(path)) < 24
         (disk / "more").unlink()
         (disk / "ballast").unlink()
         assert [r["raw"] for r in ask(path)] == wanted and path.read_bytes().startswith(recorded)
@@ -510,19 +539,19 @@ def test_weights_that_do_not_fit_are_not_half_there(tmp_path, monkeypatch):
 
 def test_a_read_only_store_is_read_and_a_write_says_so(copy, tmp_path, capsys):
     with read_only(copy):
-        assert len(runs.load_predictions("t", ["train"])) == 16
+        assert len(load_predictions("t", ["train"])) == 16
         with pytest.raises(DataError) as error:
             grid()
         one_line_about(error, copy, "the folder is read-only", "make it writable, or set COTDISTILL_ARTIFACTS")
-        row = runs.plan_rows(BASE | {"test_size": 4}, ARMS)[0]
+        row = plan_rows(BASE | {"test_size": 4}, ARMS)[0]
         with pytest.raises(DataError) as error:
-            runs.run_one(BASE | {"test_size": 4}, row["arm"], row["seed"], row["config"])
+            run_one(BASE | {"test_size": 4}, row["arm"], row["seed"], row["config"])
         one_line_about(error, copy, "the folder is read-only")
         with pytest.raises(DataError) as error:
             ask(copy / "studies" / "t" / "teacher.jsonl")
         one_line_about(error, copy, "the folder is read-only")
     with read_only(tmp_path / "out"):
-        assert study.main(["run", "smoke", "--executed", str(tmp_path / "out")]) == 1
+        assert cli.main(["run", "smoke", "--executed", str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and f"{tmp_path / 'out' / 'smoke'}: the folder is read-only" in err
 
@@ -530,7 +559,7 @@ def test_a_read_only_store_is_read_and_a_write_says_so(copy, tmp_path, capsys):
 def test_a_full_disk_on_the_command_line(tmp_path):
     """Through papermill and a kernel: one `error:` line names the folder and the way out."""
     with small_disk(tmp_path / "disk", 4 << 10) as disk:
-        done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", "smoke", "--stages", "elicit", "--executed", str(tmp_path / "out")], cwd=ROOT,
+        done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", "smoke", "--stages", "elicit", "--executed", str(tmp_path / "out")], cwd=ROOT,
                               capture_output=True, text=True, env=os.environ | {"COTDISTILL_ARTIFACTS": str(disk), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert done.returncode == 1 and len(errors) == 1 and errors[0] == done.stderr.strip().splitlines()[-1], done.stderr

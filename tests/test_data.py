@@ -5,25 +5,27 @@ import json
 
 import numpy as np
 import pytest
-
 from conftest import SHARED, needs_shared
-from cotdistill.data import (
-    DataError,
+
+from cotdistill.errors import DataError
+from cotdistill.examples import (
     Dataset,
     Example,
     Rationale,
     answer_index,
-    carve_validation,
-    data_card,
-    fingerprint,
-    load_dataset,
-    concluded_option,
     gold_index,
+    question_key,
+    repeats_note,
+)
+from cotdistill.files import fingerprint
+from cotdistill.sources import (
+    carve_validation,
+    concluded_option,
+    data_card,
+    load_dataset,
     load_examples,
     load_rationales,
     parse_row,
-    question_key,
-    repeats_note,
     write_rationales,
 )
 

@@ -12,9 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cotdistill import cluster, runs
-from cotdistill.data import DataError
-from cotdistill.format import Arm
+from cotdistill.arms import Arm
+from cotdistill.errors import DataError
+from cotdistill.files import write_json
+from cotdistill.paths import study_dir
+from cotdistill.runs.grid import run_grid
+from cotdistill.runs.results import load_predictions
+from cotdistill.runs.torchrun import one_run
+from cotdistill.study import load_base, study_base
 from cotdistill.train import OrderSampler, SlicedBatches
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,21 +83,21 @@ def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
     study = tmp_path / "own.yaml"
     study.write_text("student: tiny-llama\nmax_new_tokens: 6\nepochs: 2\nbatch_size: 4\n"
                      "keep_weights: true\n")
-    runs.write_json(runs.study_dir("own") / "data.json", WORLD)
-    command = [*TORCHRUN, "-m", "cotdistill.cluster", "run", str(study), "--arm", "pre_cot", "--seed", "0"]
+    write_json(study_dir("own") / "data.json", WORLD)
+    command = [*TORCHRUN, "-m", "cotdistill.runs.torchrun", "run", str(study), "--arm", "pre_cot", "--seed", "0"]
     first = start(command, COTDISTILL_ARTIFACTS=str(store))
     assert first.count("pre_cot seed 0, 2 processes: forced choice") == 1 and first.count("epoch 2/2") == 1 and "from the store" not in first
     assert "pre_cot seed 0, 2 processes" in (second := start(command, COTDISTILL_ARTIFACTS=str(store))) and "from the store" in second
-    base, lines = runs.study_base(str(study)), []
-    runs.run_grid(base, [Arm("pre_cot")], "train", keep_weights=[("pre_cot", 0)], backend="local", say=lambda line, **_: lines.append(line))
+    base, lines = study_base(str(study)), []
+    run_grid(base, [Arm("pre_cot")], "train", keep_weights=[("pre_cot", 0)], backend="local", say=lambda line, **_: lines.append(line))
     assert lines[-1].endswith("from the store")
     folder = next((store / "runs").glob("*/metrics.json")).parent
     assert json.loads((folder / "provenance.json").read_text())["processes"] == 2 and (folder / "weights.safetensors").is_file()
-    both = runs.load_predictions("own", ["train"])
+    both = load_predictions("own", ["train"])
     for path in sorted(folder.iterdir(), reverse=True):
         path.unlink()
-    runs.run_grid(base, [Arm("pre_cot")], "train", backend="local", say=lambda *_, **__: None)
-    alone = runs.load_predictions("own", ["train"])
+    run_grid(base, [Arm("pre_cot")], "train", backend="local", say=lambda *_, **__: None)
+    alone = load_predictions("own", ["train"])
     assert alone["id"].tolist() == both["id"].tolist()
     np.testing.assert_allclose(np.concatenate(alone["scores"].tolist()), np.concatenate(both["scores"].tolist()), atol=1e-3)
 
@@ -100,15 +105,15 @@ def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
 def test_a_run_without_its_notebook_has_the_notebooks_setting(smoke, monkeypatch):
     """`study_base` builds what notebook 02 writes: equal but for the one key that the notebook keeps to itself."""
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(smoke[0] / "artifacts"))
-    mine = runs.study_base("smoke")
-    assert mine.pop("keep_weights") is True and mine == runs.load_base("smoke")
+    mine = study_base("smoke")
+    assert mine.pop("keep_weights") is True and mine == load_base("smoke")
 
 
 def test_what_cannot_be_made_is_one_line(store, tmp_path):
     study = tmp_path / "own.yaml"
     study.write_text("student: tiny-llama\nepochs: 1\n")
-    runs.write_json(runs.study_dir("own") / "data.json", WORLD)
+    write_json(study_dir("own") / "data.json", WORLD)
     with pytest.raises(DataError, match="unknown arm 'cot'"):
-        cluster.one_run(str(study), "cot", 0)
+        one_run(str(study), "cot", 0)
     with pytest.raises(DataError, match=r"run that first"):
-        cluster.one_run("smoke", "pre_cot", 0)
+        one_run("smoke", "pre_cot", 0)

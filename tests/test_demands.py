@@ -4,14 +4,38 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
-
 from conftest import tiny
-from cotdistill import corrupt, runs, study
-from cotdistill.data import DataError, write_rationales
-from cotdistill.format import Arm, arm_from_name, format_target, prompt_text
-from cotdistill.students import BUNDLED, TINY, _tiny_tokenizer, check_attention, load_student
-from cotdistill.train import TrainConfig, encode
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedTokenizerFast,
+)
+
+from cotdistill import corrupt
+from cotdistill import study as study_module
+from cotdistill.arms import Arm, arm_from_name, format_target, prompt_text
+from cotdistill.encode import encode
+from cotdistill.errors import DataError
+from cotdistill.files import read_json, sha256, write_json
+from cotdistill.hyperparameters import TrainConfig
+from cotdistill.parameters import BUILT_IN
+from cotdistill.paths import study_dir
+from cotdistill.runs.grid import run_grid
+from cotdistill.runs.results import load_predictions
+from cotdistill.sources import write_rationales
+from cotdistill.students import BUNDLED, check_attention, load_student
+from cotdistill.study import (
+    check_base,
+    check_offsets,
+    content_prints,
+    load_base,
+    study_data,
+    study_student,
+    try_student,
+    write_base,
+)
+from cotdistill.tiny import TINY, _tiny_tokenizer
 
 WIDE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=256,
             initializer_range=0.2)
@@ -76,7 +100,15 @@ def test_a_student_that_looks_ahead_is_refused_by_what_it_does(monkeypatch):
 
 def llama2_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer as Llama 2's: a space before whatever it is given, and none at the start of what it decodes."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
 
     alphabet = list("▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()?!'\"")
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -140,19 +172,19 @@ def test_a_tokenizer_that_changes_a_text_is_refused(tmp_path):
 
 
 def test_the_students_that_need_no_trial_are_those_of_this_package():
-    assert set(study.BUILT_IN) == {*BUNDLED, *TINY}
+    assert set(BUILT_IN) == {*BUNDLED, *TINY}
 
 
 def test_a_slow_tokenizer_is_refused_where_offsets_are_needed(monkeypatch, capsys):
     student = tiny("tiny-llama")
     monkeypatch.setattr(type(student.tokenizer), "is_fast", False)
-    monkeypatch.setattr(runs, "_student", lambda *how: student)
+    monkeypatch.setattr(study_module, "_student", lambda *how: student)
     base = {"student": "tiny-llama", "device": "cpu", "dtype": "float32"}
     with pytest.raises(DataError, match="gives no character offsets; expected a fast tokenizer"):
-        runs.check_offsets(base)
-    assert runs.try_student("tiny-llama", "cpu", "float32", needs_offsets=True) == 1
+        check_offsets(base)
+    assert try_student("tiny-llama", "cpu", "float32", needs_offsets=True) == 1
     assert capsys.readouterr().err.count("\n") == 1
-    assert runs.try_student("tiny-llama", "cpu", "float32", needs_offsets=False) == 0
+    assert try_student("tiny-llama", "cpu", "float32", needs_offsets=False) == 0
 
 
 # ---------------------------------------------------------------- edited after a stage
@@ -179,37 +211,37 @@ class Own:
     def elicit(self):
         spec = dict(dataset=str(self.folder / "own"), data_dir="", validation_size=2, data_seed=0, microworld=None, rationales="",
                     rationales_print="")
-        runs._data.cache_clear()  # each notebook is a process of its own
-        data, file = runs.study_data({"data": spec}), runs.study_dir("t") / "rationales.jsonl"
+        study_module._data.cache_clear()  # each notebook is a process of its own
+        data, file = study_data({"data": spec}), study_dir("t") / "rationales.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_rationales(data.rationales, file)
-        spec |= {"rationales": "studies/t/rationales.jsonl", "rationales_print": runs.checksum(file)[:16],
-                 "content": runs.content_prints(data, ["", str(self.folder / "recorded.jsonl")])}
-        runs.write_json(runs.study_dir("t") / "data.json", spec)
+        spec |= {"rationales": "studies/t/rationales.jsonl", "rationales_print": sha256(file)[:16],
+                 "content": content_prints(data, ["", str(self.folder / "recorded.jsonl")])}
+        write_json(study_dir("t") / "data.json", spec)
 
     def begin_train(self):
-        runs._data.cache_clear()
-        runs._student.cache_clear()
-        base = dict(study="t", data=runs.read_json(runs.study_dir("t") / "data.json", "elicit"), student=self.student, device="cpu",
+        study_module._data.cache_clear()
+        study_module._student.cache_clear()
+        base = dict(study="t", data=read_json(study_dir("t") / "data.json", "elicit"), student=self.student, device="cpu",
                     dtype="float32", seeds=[0], train_size=0, test_size=0, resample_train=False, label_format="text", max_length=256,
                     max_new_tokens=4, max_label_tokens=24, eval_batch_size=8,
                     train=vars(TrainConfig(lr=1e-2, epochs=1, batch_size=4, select="last")))
-        runs.check_base(base, [Arm("label_only")])
-        runs.write_base(base)
+        check_base(base, [Arm("label_only")])
+        write_base(base)
         return base
 
     def train(self):
-        runs.run_grid(self.begin_train(), [Arm("label_only")], "train", say=lambda *a, **k: None)
+        run_grid(self.begin_train(), [Arm("label_only")], "train", say=lambda *a, **k: None)
 
     def later(self):
-        runs._data.cache_clear()
-        return runs.load_base("t")
+        study_module._data.cache_clear()
+        return load_base("t")
 
     def shuffle(self):
-        runs._student.cache_clear()
+        study_module._student.cache_clear()
         arms = [arm_from_name("post_cot_filler")]
-        runs.run_grid(self.later(), arms, "shuffle", say=lambda *a, **k: None)
-        return runs.load_predictions("t", ["train", "shuffle"])
+        run_grid(self.later(), arms, "shuffle", say=lambda *a, **k: None)
+        return load_predictions("t", ["train", "shuffle"])
 
 
 def flip_test(own):
@@ -277,8 +309,8 @@ def test_a_local_student_that_changed_after_training_is_named(tmp_path, store):
 def test_files_of_an_older_version_without_content_are_read_as_they_are(tmp_path, store):
     own = Own(tmp_path)
     own.elicit()
-    spec = runs.read_json(runs.study_dir("t") / "data.json", "elicit")
-    runs.write_json(runs.study_dir("t") / "data.json", {key: value for key, value in spec.items() if key != "content"})
+    spec = read_json(study_dir("t") / "data.json", "elicit")
+    write_json(study_dir("t") / "data.json", {key: value for key, value in spec.items() if key != "content"})
     own.train()
     assert len(own.shuffle()) == 2 * len(TEST)
 
@@ -287,10 +319,10 @@ def test_a_run_that_diverges_ends_in_one_line_and_is_not_stored(tmp_path, store,
     own = Own(tmp_path)
     own.elicit()
     base = own.begin_train()
-    student = runs.study_student(base)
+    student = study_student(base)
     with torch.no_grad():
         next(p for p in student.model.parameters() if p.ndim == 2)[:] = float("nan")
     with pytest.raises(DataError, match="training diverged: the loss is nan at step 1, .* expected a finite loss: lower lr, or dtype float32"):
-        runs.run_grid(base, [Arm("label_only")], "train", say=lambda *a, **k: None)
+        run_grid(base, [Arm("label_only")], "train", say=lambda *a, **k: None)
     assert not list(store.glob("runs/*/metrics.json"))
-    runs._student.cache_clear()
+    study_module._student.cache_clear()

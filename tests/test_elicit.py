@@ -13,14 +13,39 @@ import torch
 from conftest import sliding_student
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from cotdistill import elicit
-from cotdistill.data import LETTERS, DataError, Dataset, Example, Rationale
-from cotdistill.elicit import (Demonstration, build_messages, build_prompt, choose, compare_teachers, demonstrations_path,
-                               elicit_transformers, filter_rationales, generate, load_demonstrations, next_probabilities, parse_completion,
-                               prefix_cache, prompt_hash, prompt_ids, quality_card, read_records, rebuild_prompt, time_shared_prefix)
-from cotdistill.students import TINY, load_student
 from teachers import group_settings, group_source
+
+from cotdistill import decode
+from cotdistill.decode import generate, next_probabilities, prefix_cache
+from cotdistill.elicit import local
+from cotdistill.elicit.completions import parse_completion
+from cotdistill.elicit.local import elicit_transformers, time_shared_prefix
+from cotdistill.elicit.prompts import (
+    Demonstration,
+    build_messages,
+    build_prompt,
+    demonstrations_path,
+    load_demonstrations,
+    prompt_hash,
+    prompt_ids,
+)
+from cotdistill.elicit.quality import (
+    choose,
+    compare_teachers,
+    filter_rationales,
+    loops,
+    names_letter,
+    names_text,
+    quality_card,
+    scrub,
+)
+from cotdistill.elicit.records import read_records, rebuild_prompt
+from cotdistill.elicit.teacher import from_teacher
+from cotdistill.errors import DataError
+from cotdistill.examples import LETTERS, Dataset, Example, Rationale
+from cotdistill.readings import read_card
+from cotdistill.students import load_student
+from cotdistill.tiny import TINY
 
 torch.set_num_threads(1)
 TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
@@ -47,7 +72,7 @@ def test_the_demonstrations_are_six_worked_questions(dataset):
     assert len(shown) == 6
     assert len({d.example.question for d in shown}) == 6 and len({d.example.answer for d in shown}) >= 2
     for d in shown:
-        assert not elicit.names_letter(d.reason, d.example.answer) and not elicit.loops(d.reason)
+        assert not names_letter(d.reason, d.example.answer) and not loops(d.reason)
         assert parse_completion(f" {d.reason}\nAnswer: ({LETTERS[d.example.answer]})", d.example) == (d.reason, d.example.answer, False)
 
 
@@ -124,12 +149,13 @@ def test_greedy_tokens_are_those_of_a_plain_generate(name, share):
 
 def test_logits_over_a_shared_prefix_are_close_to_the_whole(monkeypatch):
     """Greedy tokens could agree by luck: the logits themselves, every step, row by row."""
-    from cotdistill import students
+    from cotdistill import decode
+    from cotdistill.decode import next_token_logits
 
-    student, seen, head = sliding_student(), [], students.next_token_logits
+    student, seen, head = sliding_student(), [], next_token_logits
     ids = [prompt_ids(student, build_prompt(example, SHOWN)) for example in EXAMPLES]
     shared = prefix_cache(student, ids[0][0])
-    monkeypatch.setattr(students, "next_token_logits", lambda *given: seen.append(head(*given)) or seen[-1])
+    monkeypatch.setattr(decode, "next_token_logits", lambda *given: seen.append(head(*given)) or seen[-1])
     new = {i: n for i, n, _, _ in generate(student, [r for _, r in ids], shared, max_new_tokens=6, stop="")}
     assert len(seen) == 6
     for i, (prefix, rest) in enumerate(ids):
@@ -139,7 +165,11 @@ def test_logits_over_a_shared_prefix_are_close_to_the_whole(monkeypatch):
 
 @pytest.mark.parametrize("temperature, top_p, top_k", [(1.0, 1.0, 0), (0.7, 0.95, 50), (1.3, 0.5, 0), (1.0, 0.9, 3), (0.5, 1.0, 5)])
 def test_the_sampling_distribution_is_that_of_transformers(temperature, top_p, top_k):
-    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers.generation.logits_process import (
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     logits = torch.randn(4, 60, generator=torch.Generator().manual_seed(1)).double() * 3
     wanted = TemperatureLogitsWarper(temperature)(None, logits)
@@ -191,8 +221,8 @@ def test_records_are_kept_resumed_and_rebuilt(tmp_path, monkeypatch, capsys):
     content = path.read_bytes()
     path.write_bytes(content + b'{"id": "c", "sample": 0, "raw": "torn')
     assert read_records(path) == first
-    asked, real = [], elicit.generate
-    monkeypatch.setattr(elicit, "generate", lambda student, rows, *a, **k: asked.append(len(rows)) or real(student, rows, *a, **k))
+    asked, real = [], decode.generate
+    monkeypatch.setattr(local, "generate", lambda student, rows, *a, **k: asked.append(len(rows)) or real(student, rows, *a, **k))
     assert [r["id"] for r in elicit_transformers(EXAMPLES, student, path, **how)] == ["a", "b", "c"]
     assert asked == [1] and path.read_bytes().startswith(content) and len(read_records(path)) == 3
     elicit_transformers(EXAMPLES, student, path, **how)
@@ -218,7 +248,7 @@ def test_a_damaged_or_foreign_file_is_named_by_line(tmp_path):
 def test_a_second_writer_waits_and_finds_everything_recorded(tmp_path, monkeypatch, capsys):
     """Two `make elicit` at once: each question is asked once, and who waits says for whom."""
     path, student, asked, inside = tmp_path / "r.jsonl", load_student("tiny-llama"), [], threading.Event()
-    generate = elicit.generate
+    generate = decode.generate
 
     def slow(student, rows, *args, **how):
         asked.append(len(rows))
@@ -226,7 +256,7 @@ def test_a_second_writer_waits_and_finds_everything_recorded(tmp_path, monkeypat
         time.sleep(1.5)
         yield from generate(student, rows, *args, **how)
 
-    monkeypatch.setattr(elicit, "generate", slow)
+    monkeypatch.setattr(local, "generate", slow)
     ask = lambda: elicit_transformers(EXAMPLES, student, path, **group_settings(demonstrations=SHOWN, max_new_tokens=4))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask)
@@ -342,11 +372,11 @@ WORD = st.sampled_from("ice the a option this A (A) answer is knife, sharp; it s
 @given(text=st.lists(WORD, max_size=12).map(" ".join), label=st.lists(WORD, min_size=1, max_size=3).map(" ".join))
 def test_nothing_names_the_label_after_scrubbing(text, label):
     example = Example("x", "q", (label, "another"), 0)
-    scrubbed = elicit.scrub(text, example)
+    scrubbed = scrub(text, example)
     words = re.findall(r"\w+", label.lower())
     if not set(words) & {"this", "option", "that", "one", "it", "such", "the", "a"}:
-        assert not elicit.names_text(scrubbed, label)
-    assert not elicit.names_letter(scrubbed, 0)
+        assert not names_text(scrubbed, label)
+    assert not names_letter(scrubbed, 0)
 
 
 # --- what notebook 01 calls
@@ -355,7 +385,7 @@ def test_nothing_names_the_label_after_scrubbing(text, label):
 def test_from_teacher_takes_rationales_from_where_it_is_told(tmp_path):
     own = {"a": Rationale("a", "It melts.", 0)}
     data = Dataset("d", EXAMPLES, [], [], own)
-    call = lambda teacher, **how: elicit.from_teacher(teacher, EXAMPLES, data, tmp_path / f"{teacher}.jsonl", **group_source(demonstrations=SHOWN, **how))
+    call = lambda teacher, **how: from_teacher(teacher, EXAMPLES, data, tmp_path / f"{teacher}.jsonl", **group_source(demonstrations=SHOWN, **how))
     gold, asked = call("gold")
     assert gold == own and asked == [] and gold is not own
     (tmp_path / "recorded.json").write_text(json.dumps({"id": "b", "rationale": "Knives cut.", "answer": "B"}) + "\n")
@@ -373,18 +403,18 @@ def test_a_teacher_that_lacks_something_says_what(tmp_path, teacher, how, said):
     from types import SimpleNamespace
 
     with pytest.raises(DataError, match=re.escape(said)):
-        elicit.from_teacher(teacher, EXAMPLES, SimpleNamespace(rationales={}, train=[], validation=[]), tmp_path / "x", **group_source(demonstrations=SHOWN, **how))
+        from_teacher(teacher, EXAMPLES, SimpleNamespace(rationales={}, train=[], validation=[]), tmp_path / "x", **group_source(demonstrations=SHOWN, **how))
 
 
 def test_a_card_is_read_in_its_own_numbers():
     records = [record("a", answer="A", rationale="Ice melts in the sun."), record("b", answer="A", rationale="A knife cuts."),
                record("c", answer=None, rationale="Ice melts in the sun.")]
     card = quality_card(records, EXAMPLES)
-    said = elicit.read_card(card)
+    said = read_card(card)
     chance = 100 * np.mean([1 / 2, 1 / 2, 1 / 3])
     assert "3 of 3 questions are covered; 33.3 % conclude the gold answer" in said and f"(chance {chance:.1f} %)" in said
     assert "33.3 % conclude nothing" in said and "makes up 100 %" in said and "66.7 % name the label" in said and "33.3 % are duplicates" in said
-    assert "no answer was recorded" in elicit.read_card(quality_card([record("a", answer=None)], EXAMPLES))
+    assert "no answer was recorded" in read_card(quality_card([record("a", answer=None)], EXAMPLES))
 
 
 def test_a_card_of_rationales_without_answers_says_so_and_shows_no_nan():
@@ -396,14 +426,14 @@ def test_a_card_of_rationales_without_answers_says_so_and_shows_no_nan():
         and np.isnan(card["abstains"])
         and np.isnan(card["agrees_if_answered"])
     )
-    said = elicit.read_card(card)
+    said = read_card(card)
     assert "state no answer of their own" in said and "not applicable" in said and "nan" not in said
     for records in ([record("a", answer=None)], [record("a", answer=None, rationale="")]):
-        said = elicit.read_card(quality_card(records, EXAMPLES))
+        said = read_card(quality_card(records, EXAMPLES))
         assert "no answer was recorded" in said and "nan" not in said
     assert quality_card([record("a", answer=None)], EXAMPLES)["agrees"] == 0, (
         "who was asked and did not answer does not agree"
     )
-    assert "nan" not in elicit.read_card(
+    assert "nan" not in read_card(
         quality_card({"a": Rationale("a", "Ice.", 0), "b": Rationale("b", "A knife.")}, EXAMPLES)
     )

@@ -15,12 +15,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-
-from cotdistill.data import DataError, Example, Rationale, load_rationales, write_rationales
-from cotdistill.elicit import (Connection, Demonstration, TeacherError, answer_kind, build_messages, choose, completion_parts,
-                               count_usable, elicit_openai, elicit_transformers, parse_extra_body, prompt_hash, read_records,
-                               rebuild_prompt, study_key_for)
 from teachers import group_settings
+
+from cotdistill.elicit.local import elicit_transformers
+from cotdistill.elicit.prompts import Demonstration, build_messages, prompt_hash
+from cotdistill.elicit.quality import choose
+from cotdistill.elicit.records import (
+    answer_kind,
+    completion_parts,
+    count_usable,
+    read_records,
+    rebuild_prompt,
+)
+from cotdistill.elicit.server import TeacherError, elicit_openai, study_key_for
+from cotdistill.elicit.settings import Connection, parse_extra_body
+from cotdistill.errors import DataError
+from cotdistill.examples import Example, Rationale
+from cotdistill.sources import load_rationales, write_rationales
 
 SHOWN = [Demonstration(Example("d1", "What color is snow?", ("white", "red"), 0), "Snow is frozen water. It is white.")]
 KEY = "sk-secret-0123456789"
@@ -106,7 +117,7 @@ def ask(server, path, count=1, **how):
 
 CLIENT = """
 import sys
-from cotdistill.elicit import elicit_openai
+from cotdistill.elicit.server import elicit_openai
 sys.path.insert(0, {tests!r})
 from test_elicit_server import SHOWN, group_settings, questions
 assert "torch" not in sys.modules
@@ -539,7 +550,7 @@ def test_a_study_with_such_a_teacher(scripted, tmp_path):
     (tmp_path / "odd.yaml").write_text(STUDY.format(url=server.url, max_failed=0.1))
     environment = os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT),
                                 "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "odd.yaml"), "--stages", "elicit",
+    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "odd.yaml"), "--stages", "elicit",
                            "--executed", str(tmp_path / "out")], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     said = "38 of 40 training questions have a usable rationale: 1 refused, 1 cut off"
@@ -549,7 +560,7 @@ def test_a_study_with_such_a_teacher(scripted, tmp_path):
 
 
 def test_the_new_study_keys_are_checked(tmp_path):
-    from cotdistill.study import load_study
+    from cotdistill.parameters import load_study
 
     text = STUDY.format(url="http://h/v1", max_failed=0.1)
     (tmp_path / "s.yaml").write_text(text + "ask_again: [cut_off]\n")

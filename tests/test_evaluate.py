@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from cotdistill import evaluate as evaluating, train
-from cotdistill.data import Example
-from cotdistill.evaluate import accuracy, evaluate, feed, greedy, join, line_ids, most_mentioned, score_options, select, start, validation_scores
-from cotdistill.format import Arm, label_text, parse_answer, prompt_text
-from cotdistill.students import blocks_of
-from cotdistill.train import TrainConfig, encode_all, fine_tune
+from cotdistill import decode
+from cotdistill.arms import Arm, label_text, parse_answer, prompt_text
+from cotdistill.decode import feed, greedy, join, line_ids, select, start
+from cotdistill.encode import encode_all
+from cotdistill.evaluate import accuracy, evaluate, most_mentioned, score_options, validation_scores
+from cotdistill.examples import Example
+from cotdistill.hyperparameters import TrainConfig
+from cotdistill.kernels.blocks import blocks_of, has_trunk
+from cotdistill.train import fine_tune
 
 LIMITS = dict(max_new_tokens=12, max_label_tokens=6)
 
@@ -162,7 +165,7 @@ def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
         hook.remove()
         assert evaluate(student, questions, placement, batch_size=4, trunk=(1, store), **LIMITS) == plain
         assert [p["scores"] for p in scored] == [p["scores"] for p in plain]
-    shared = placement != "pre_cot" and train.has_trunk(student.model, 1)  # not GPT-2, which trains with dropout
+    shared = placement != "pre_cot" and has_trunk(student.model, 1)  # not GPT-2, which trains with dropout
     assert len(store) == shared * 2 * -(-len(questions) // 4)  # prompts and options of each batch
     assert not shared or calls.count(0) and not calls.count(1)
     assert not any("forward" in vars(block) for block in blocks_of(student.model))
@@ -175,5 +178,5 @@ def test_a_store_that_is_full_after_the_prompts_changes_nothing(llama, questions
     evaluate(llama, questions, "post_cot", batch_size=4, generate=generate, trunk=(1, store), **LIMITS)
     prompts = {key: value for key, value in store.items() if key[1] == "prompts"}
     assert len(store) == 2 * len(prompts) > 0
-    monkeypatch.setattr(evaluating, "TRUNK_LIMIT", 0)
+    monkeypatch.setattr(decode, "TRUNK_LIMIT", 0)
     assert evaluate(llama, questions, "post_cot", batch_size=4, generate=generate, trunk=(1, prompts), **LIMITS) == plain

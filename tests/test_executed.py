@@ -5,19 +5,29 @@ Kernels of this environment only, notebooks without paths of the machine, one li
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
-
 import tiny_gguf
-from cotdistill import bench, study
-from cotdistill.data import DataError
+
+from benchmarks import run as run_module
+from cotdistill import cli
+from cotdistill.errors import DataError
+from cotdistill.execute import status
+from cotdistill.kernel import QUIET, make_kernel, start_kernel, stop_kernel
+from cotdistill.parameters import load_study
+from cotdistill.paths import NOTEBOOKS, artifacts
+from cotdistill.publish import FIGURES, notebook_folder
+from cotdistill.tidy import INJECTED, clean_output, clean_paths, find_places, merge_streams, tidy
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = "word = 'nothing'  # what is said\nstudy = 'smoke'  # name"
@@ -40,7 +50,7 @@ def write_notebook(path: Path, *cells: str) -> Path:
 
 def execute(source: Path, to: Path, word: str = "hello", seconds: float = 1.0) -> dict:
     """The executed and tidied notebook, by the kernel that studies run in."""
-    kernel = study.make_kernel()
+    kernel = make_kernel()
     try:
         papermill.execute_notebook(
             str(source),
@@ -50,11 +60,11 @@ def execute(source: Path, to: Path, word: str = "hello", seconds: float = 1.0) -
             progress_bar=False,
             cwd=str(ROOT),
             km=kernel,
-            extra_arguments=[study.QUIET],
+            extra_arguments=[QUIET],
         )
     finally:
-        study.stop_kernel(kernel)
-    study.tidy(to, seconds)
+        stop_kernel(kernel)
+    tidy(to, seconds)
     return json.loads(to.read_text(encoding="utf-8"))
 
 
@@ -109,7 +119,7 @@ def test_a_kernel_is_of_this_environment_and_runs_nothing_of_the_users(hostile_h
     source = write_notebook(tmp_path / "asks.ipynb", ASKS)
     book = execute(source, tmp_path / "out.ipynb", sys.executable)
     assert [output["text"] for output in outputs(book)] == ["torch.float32 None True 1\n"]
-    ahead = study.start_kernel("json")
+    ahead = start_kernel("json")
     try:
         papermill.execute_notebook(
             str(source),
@@ -120,7 +130,7 @@ def test_a_kernel_is_of_this_environment_and_runs_nothing_of_the_users(hostile_h
             progress_bar=False,
         )
     finally:
-        study.stop_kernel(ahead)
+        stop_kernel(ahead)
     assert outputs(json.loads((tmp_path / "ahead.ipynb").read_text()))[0]["text"] == [
         "torch.float32 None True 1\n"
     ]
@@ -176,7 +186,7 @@ def test_two_executions_give_the_same_bytes(tmp_path):
     ).read_bytes()
     assert [cell["id"] for cell in books[0]["cells"]] == [
         "own-00",
-        study.INJECTED,
+        INJECTED,
         "own-01",
         "own-02",
     ]
@@ -244,8 +254,8 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "link"))
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path / "store & more"))
     monkeypatch.setenv("COTDISTILL_CACHE", str(tmp_path / "link" / "weights"))
-    monkeypatch.setattr(study.tempfile, "gettempdir", lambda: str(tmp_path / "scratch"))
-    return study.find_places()
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "scratch"))
+    return find_places()
 
 
 PATHS = {
@@ -263,7 +273,7 @@ PATHS = {
     "home": ("{tmp}/link/x.json, {tmp}/real home", "~/x.json, ~"),
     "temporary": ("'{tmp}/scratch/a' and /tmp/b, /var/tmp/c", "'tmp/a' and tmp/b, tmp/c"),
     "this environment": (
-        f"{study.sysconfig.get_paths()['purelib']}/torch/x.py:1: W",
+        f"{sysconfig.get_paths()['purelib']}/torch/x.py:1: W",
         "site-packages/torch/x.py:1: W",
     ),
     "another environment": (
@@ -271,7 +281,7 @@ PATHS = {
         "site-packages/torch/x.py:1: W",
     ),
     "the standard library": (
-        f"{study.sysconfig.get_paths()['stdlib']}/json/x.py",
+        f"{sysconfig.get_paths()['stdlib']}/json/x.py",
         f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/json/x.py",
     ),
     "a cell": (
@@ -289,7 +299,7 @@ PATHS = {
 @pytest.mark.parametrize("text, expected", PATHS.values(), ids=PATHS)
 def test_paths_of_the_machine_are_named(tmp_path, monkeypatch, text, expected):
     text = text.replace("{tmp}", str(tmp_path))
-    found = study.clean_paths(text, places(tmp_path, monkeypatch))
+    found = clean_paths(text, places(tmp_path, monkeypatch))
     assert (
         found == expected
         or expected is None
@@ -306,7 +316,7 @@ def test_every_kind_of_output_is_cleaned(tmp_path, monkeypatch):
         "application/json": {"a": [path, 1]},
         "image/svg+xml": f"<g>{path}</g>",
     }
-    cleaned = study.clean_output(
+    cleaned = clean_output(
         {
             "output_type": "display_data",
             "data": data | {"image/png": path},
@@ -331,7 +341,7 @@ def test_every_kind_of_output_is_cleaned(tmp_path, monkeypatch):
         "evalue": f"no {path}",
         "traceback": [f"File {path}:1", path],
     }
-    assert study.clean_output(error, known) == {
+    assert clean_output(error, known) == {
         "output_type": "error",
         "ename": "OSError",
         "evalue": "no ~/x",
@@ -347,7 +357,7 @@ def test_every_kind_of_output_is_cleaned(tmp_path, monkeypatch):
         },
         {"output_type": "stream", "name": "stdout", "text": "end"},
     ]
-    assert [study.clean_output(o, known) for o in study.merge_streams(halves)] == [
+    assert [clean_output(o, known) for o in merge_streams(halves)] == [
         {"output_type": "stream", "name": "stdout", "text": "~/xend"}
     ]
 
@@ -360,7 +370,7 @@ def test_ctrl_c_ends_in_one_line_and_stops_the_kernels(tmp_path):
     }
     (tmp_path / "tmp").mkdir()
     child = subprocess.Popen(
-        [sys.executable, "-m", "cotdistill.study", "run", "smoke"],
+        [sys.executable, "-m", "cotdistill.cli", "run", "smoke"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -410,15 +420,15 @@ def clone(tmp_path, monkeypatch):
     (root / "params").mkdir(parents=True)
     (root / "params" / "own.yaml").write_text("word: hello\n")
     folder = store / "executed" / "own"
-    for stage, name in study.NOTEBOOKS.items():
+    for stage, name in NOTEBOOKS.items():
         source = write_notebook(root / "notebooks" / f"{name}.ipynb", f"print('{stage}', word)")
         book = json.loads(source.read_text())
         for number, cell in enumerate(book["cells"], 1):
             cell["execution_count"] = number
         injected = {
             "cell_type": "code",
-            "id": study.INJECTED,
-            "metadata": {"tags": [study.INJECTED]},
+            "id": INJECTED,
+            "metadata": {"tags": [INJECTED]},
             "source": ["word = 'hello'"],
             "outputs": [],
             "execution_count": 9,
@@ -430,7 +440,7 @@ def clone(tmp_path, monkeypatch):
         }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.ipynb").write_text(json.dumps(book))
-    for file in ("verdicts.json", *study.FIGURES):
+    for file in ("verdicts.json", *FIGURES):
         (folder / file).write_text(f"new {file}")
     return root
 
@@ -438,32 +448,32 @@ def clone(tmp_path, monkeypatch):
 def test_publish_copies_the_whole_study_and_nothing_older_stays(clone):
     target, source = (
         clone / "notebooks" / "executed" / "own",
-        study.artifacts() / "executed" / "own",
+        artifacts() / "executed" / "own",
     )
     expected = sorted(
-        [*(f"{name}.ipynb" for name in study.NOTEBOOKS.values()), "verdicts.json", *study.FIGURES]
+        [*(f"{name}.ipynb" for name in NOTEBOOKS.values()), "verdicts.json", *FIGURES]
     )
-    assert study.notebook_folder("own") == source and study.main(["publish", "own"]) == 0
+    assert notebook_folder("own") == source and cli.main(["publish", "own"]) == 0
     assert sorted(p.name for p in target.iterdir()) == expected
     assert all((target / name).read_bytes() == (source / name).read_bytes() for name in expected)
     (target / "costs.json").write_text("older")
     (target / "old.png").write_text("older")
-    assert study.main(["publish", "own"]) == 0 and sorted(
+    assert cli.main(["publish", "own"]) == 0 and sorted(
         p.name for p in target.iterdir()
     ) == sorted([*expected, "costs.json"])
     (source / "costs.json").write_text("newer")
-    assert study.main(["publish", "own"]) == 0 and (target / "costs.json").read_text() == "newer"
+    assert cli.main(["publish", "own"]) == 0 and (target / "costs.json").read_text() == "newer"
     assert [p.name for p in target.parent.iterdir()] == ["own"]
     for path in source.iterdir():
         path.unlink()
-    assert study.notebook_folder("own") == target and {
-        row["notebook"] for row in study.status("own")
+    assert notebook_folder("own") == target and {
+        row["notebook"] for row in status("own")
     } == {"published"}
 
 
 def spoil_notebook(change):
     def spoil(clone):
-        path = study.artifacts() / "executed" / "own" / "02_train.ipynb"
+        path = artifacts() / "executed" / "own" / "02_train.ipynb"
         book = json.loads(path.read_text())
         change(book)
         path.write_text(json.dumps(book))
@@ -472,8 +482,8 @@ def spoil_notebook(change):
 
 
 def fail_stage(clone):
-    (study.artifacts() / "studies" / "own").mkdir(parents=True)
-    (study.artifacts() / "studies" / "own" / "train.failed").write_text("DataError: x\n")
+    (artifacts() / "studies" / "own").mkdir(parents=True)
+    (artifacts() / "studies" / "own" / "train.failed").write_text("DataError: x\n")
 
 
 def publish_more(clone):
@@ -483,7 +493,7 @@ def publish_more(clone):
 OWN = "executed/own"
 REFUSED = {
     "a stage is missing": (
-        lambda clone: (study.artifacts() / OWN / "02_train.ipynb").unlink(),
+        lambda clone: (artifacts() / OWN / "02_train.ipynb").unlink(),
         "02_train.ipynb: not executed yet; run `make train STUDY=own`, or",
     ),
     "a stage failed": (
@@ -491,7 +501,7 @@ REFUSED = {
         "train.failed: stage train failed when it was last run; run `make train STUDY=own`",
     ),
     "a file is missing": (
-        lambda clone: (study.artifacts() / OWN / "forest.png").unlink(),
+        lambda clone: (artifacts() / OWN / "forest.png").unlink(),
         "forest.png: no such file; run `make figures",
     ),
     "other values": (
@@ -519,7 +529,7 @@ REFUSED = {
         "not an executed notebook (KeyError",
     ),
     "no notebook": (
-        lambda clone: (study.artifacts() / OWN / "02_train.ipynb").write_text("{"),
+        lambda clone: (artifacts() / OWN / "02_train.ipynb").write_text("{"),
         "not an executed notebook (JSONDecodeError",
     ),
     "more is published": (
@@ -536,7 +546,7 @@ def test_publish_refuses_in_one_line_and_changes_nothing(clone, capsys, spoil, m
     (target / "01_elicit.ipynb").write_text("older")
     spoil(clone)
     before = {path.name: path.read_text() for path in target.iterdir()}
-    assert study.main(["publish", "own"]) == 1
+    assert cli.main(["publish", "own"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and message in said, said
     assert {path.name: path.read_text() for path in target.iterdir()} == before and [
@@ -548,22 +558,22 @@ def test_publish_is_whole_or_nothing_where_a_copy_fails(clone, monkeypatch, caps
     target = clone / "notebooks" / "executed" / "own"
     target.mkdir(parents=True)
     (target / "01_elicit.ipynb").write_text("older")
-    copy = study.shutil.copyfile
+    copy = shutil.copyfile
 
     def fails(source, to):
         if Path(source).name == "04_shuffle.ipynb":
             raise OSError(28, "No space left on device", str(to))
         copy(source, to)
 
-    monkeypatch.setattr(study.shutil, "copyfile", fails)
-    assert study.main(["publish", "own"]) == 1 and "full" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "copyfile", fails)
+    assert cli.main(["publish", "own"]) == 1 and "full" in capsys.readouterr().err
     assert [p.name for p in target.iterdir()] == ["01_elicit.ipynb"] and [
         p.name for p in target.parent.iterdir()
     ] == ["own"]
-    monkeypatch.setattr(study.shutil, "copyfile", copy)
+    monkeypatch.setattr(shutil, "copyfile", copy)
     rename = os.rename
     monkeypatch.setattr(
-        study.os,
+        os,
         "rename",
         lambda a, b: (
             (_ for _ in ()).throw(OSError("no"))
@@ -572,14 +582,14 @@ def test_publish_is_whole_or_nothing_where_a_copy_fails(clone, monkeypatch, caps
         ),
     )
     assert (
-        study.main(["publish", "own"]) == 1 and (target / "01_elicit.ipynb").read_text() == "older"
+        cli.main(["publish", "own"]) == 1 and (target / "01_elicit.ipynb").read_text() == "older"
     )
     assert [p.name for p in target.parent.iterdir()] == ["own"]
 
 
 def test_a_part_of_a_study_is_published_by_its_stages(clone):
-    (study.artifacts() / OWN / "03_evaluate.ipynb").unlink()
-    assert study.main(["publish", "own", "--stages", "elicit", "train"]) == 0
+    (artifacts() / OWN / "03_evaluate.ipynb").unlink()
+    assert cli.main(["publish", "own", "--stages", "elicit", "train"]) == 0
     assert sorted(p.name for p in (clone / "notebooks" / "executed" / "own").iterdir()) == [
         "01_elicit.ipynb",
         "02_train.ipynb",
@@ -587,18 +597,18 @@ def test_a_part_of_a_study_is_published_by_its_stages(clone):
 
 
 def test_the_benchmark_is_executed_and_published_likewise(clone, capsys, monkeypatch):
-    write_notebook(clone / "notebooks" / "benchmark.ipynb", "print(word)")
-    (clone / "notebooks" / "benchmark.yaml").write_text("word: hello\n")
+    write_notebook(clone / "benchmarks" / "benchmark.ipynb", "print(word)")
+    (clone / "benchmarks" / "benchmark.yaml").write_text("word: hello\n")
     assert (
-        study.main(["publish", "benchmark"]) == 1
+        cli.main(["publish", "benchmark"]) == 1
         and "benchmark.ipynb: not executed yet; run `make bench`" in capsys.readouterr().err
     )
-    assert bench.main(["run", str(clone / "notebooks" / "benchmark.yaml")]) == 0
-    assert study.main(["publish", "benchmark"]) == 0 and [
+    assert run_module.main(["run", str(clone / "benchmarks" / "benchmark.yaml")]) == 0
+    assert cli.main(["publish", "benchmark"]) == 0 and [
         p.name for p in (clone / "notebooks" / "executed").iterdir()
     ] == ["benchmark"]
     with pytest.raises(DataError, match="study name 'benchmark'; expected a plain name"):
-        study.load_study("benchmark")
+        load_study("benchmark")
 
 
 def test_an_own_study_must_not_take_the_name_of_a_shipped_one(tmp_path, monkeypatch, capsys):
@@ -607,7 +617,7 @@ def test_an_own_study_must_not_take_the_name_of_a_shipped_one(tmp_path, monkeypa
     for name in ("quick.yaml", "Quick.yaml", "smoke.yml"):
         (tmp_path / name).write_text("epochs: 1\n")
         for command in ("run", "status", "publish"):
-            assert study.main([command, str(tmp_path / name)]) == 1
+            assert cli.main([command, str(tmp_path / name)]) == 1
             said = capsys.readouterr().err
             shipped = ROOT / "params" / f"{Path(name).stem.lower()}.yaml"
             assert (
@@ -617,9 +627,9 @@ def test_an_own_study_must_not_take_the_name_of_a_shipped_one(tmp_path, monkeypa
                 and "expected another file name" in said
             )
     assert not (tmp_path / "artifacts").exists()
-    assert study.load_study(str(ROOT / "params" / "quick.yaml")) == study.load_study("quick")
+    assert load_study(str(ROOT / "params" / "quick.yaml")) == load_study("quick")
     (tmp_path / "link.yaml").symlink_to(ROOT / "params" / "quick.yaml")
-    assert study.load_study(str(tmp_path / "link.yaml"))["study"] == "link"
+    assert load_study(str(tmp_path / "link.yaml"))["study"] == "link"
 
 
 # ------------------------------------------------------------------------------------------ CI

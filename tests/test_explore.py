@@ -15,11 +15,14 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-
 from browser import Browser, needs_chromium
-from cotdistill import attribute, explore
-from cotdistill.data import DataError, load_dataset
-from cotdistill.format import ARMS, Arm, arm_from_name, format_target, prompt_text
+
+from cotdistill import explore
+from cotdistill.arms import ARMS, Arm, arm_from_name, format_target, prompt_text
+from cotdistill.attribution import methods
+from cotdistill.attribution.score_files import read_selections
+from cotdistill.errors import DataError
+from cotdistill.sources import load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
@@ -83,7 +86,7 @@ def test_a_click_a_save_and_a_return(llama, world, tmp_path):
     assert said.value.startswith(f"2 of {len(row.children)} tokens selected; 0 of 6 questions saved")
     save.click()
     first = chooser.value
-    assert attribute.read_selections(path) == {first: [0, 3]} and "1 of 6 questions saved" in said.value
+    assert read_selections(path) == {first: [0, 3]} and "1 of 6 questions saved" in said.value
     forth.click()
     assert chooser.value != first and not any(b.value for b in row.children)
     row.children[1].value = True
@@ -91,7 +94,7 @@ def test_a_click_a_save_and_a_return(llama, world, tmp_path):
     save.click()
     again = explore.select_by_hand(llama, questions, rationales, path, ["occlusion"])
     assert [i for i, b in enumerate(again.children[2].children) if b.value] == [0, 3]
-    assert attribute.read_selections(path) == {first: [0, 3], chooser.value: []}
+    assert read_selections(path) == {first: [0, 3], chooser.value: []}
 
 
 def test_a_knob_that_does_not_fit_says_so(llama, world):
@@ -106,8 +109,8 @@ def test_a_knob_that_does_not_fit_says_so(llama, world):
 
 
 def test_knobs_rank_tokens_by_the_label_that_is_shown(llama, world, monkeypatch):
-    asked, real = [], attribute.attribute
-    monkeypatch.setattr(explore.attribute, "attribute", lambda *given, label_format, **more: asked.append(label_format) or real(*given, label_format=label_format, **more))
+    asked, real = [], methods.attribute
+    monkeypatch.setattr(methods, "attribute", lambda *given, label_format, **more: asked.append(label_format) or real(*given, label_format=label_format, **more))
     box = explore.turn_knobs(llama, *world, "letter")
     box.children[0].children[1].value = "post_cot_kept"
     assert asked and set(asked) == {"letter"}

@@ -1,6 +1,5 @@
 """Targets, spans and parsing, over every arm, label format and tiny student."""
 
-import re
 from dataclasses import fields, replace
 
 import pytest
@@ -8,10 +7,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotdistill import corrupt
-from cotdistill.data import LETTERS, DataError, Example
-from cotdistill.format import (CORRUPTIONS, LABEL_FORMATS, SELECTING, SELECTORS, Arm, arm_from_name, corruption_of, format_target,
-                               label_text, parse_answer, prompt_text, shown_in, split_generation)
-from cotdistill.train import FRAME, LABEL, PROMPT, RATIONALE, encode
+from cotdistill.arms import (
+    CORRUPTIONS,
+    LABEL_FORMATS,
+    SELECTING,
+    SELECTORS,
+    Arm,
+    arm_from_name,
+    corruption_of,
+    format_target,
+    label_text,
+    parse_answer,
+    prompt_text,
+    shown_in,
+    split_generation,
+)
+from cotdistill.encode import FRAME, LABEL, PROMPT, RATIONALE, encode
+from cotdistill.errors import DataError
+from cotdistill.examples import LETTERS, Example
 
 ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
 words = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20).map(lambda t: " ".join(t.split())).filter(bool)
@@ -164,5 +177,5 @@ def test_scores_are_needed_where_something_is_ranked():
 
 
 def test_the_names_of_selectors_are_those_of_the_methods():
-    from cotdistill.attribute import METHODS
+    from cotdistill.attribution.methods import METHODS
     assert set(SELECTORS) == set(METHODS) and set(SELECTING) < set(SELECTORS)

@@ -13,9 +13,12 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
+from cotdistill import calibration
 from cotdistill import inference as inf
 from cotdistill import stats as st
-from cotdistill.data import DataError
+from cotdistill.calibration import Design, calibrate, calibration_designs, simulate_study
+from cotdistill.errors import DataError
+from cotdistill.measures import MEASURES, add_measure, choose_normalized, gold_probability
 
 SIX = tuple(np.geomspace(0.01, 0.06, 8))
 
@@ -49,13 +52,13 @@ ARMS = {"label_only": 0.0, "pre_cot": 0.3, "post_cot": 0.8, "post_cot_filler": 0
 
 def test_gold_probability_by_hand():
     scores = np.log([0.2, 0.1, 0.1])                       # sums to .4, so 1/2, 1/4, 1/4
-    assert inf.gold_probability(scores, 0) == pytest.approx(0.5)
-    assert inf.gold_probability(scores, 2, ["a", "b", "c"]) == pytest.approx(0.25)
+    assert gold_probability(scores, 0) == pytest.approx(0.5)
+    assert gold_probability(scores, 2, ["a", "b", "c"]) == pytest.approx(0.25)
     twice = np.log([0.2, 0.1, 0.1, 0.1])                   # the last two options read the same
-    assert inf.gold_probability(twice, 1, ["a", "b", "c", "c"]) == pytest.approx(0.25)
+    assert gold_probability(twice, 1, ["a", "b", "c", "c"]) == pytest.approx(0.25)
     with pytest.raises(DataError, match="expected the first of its text"):
-        inf.gold_probability(twice, 3, ["a", "b", "c", "c"])
-    assert inf.gold_probability([-900.0, -901.0], 0) == pytest.approx(special.expit(1.0))
+        gold_probability(twice, 3, ["a", "b", "c", "c"])
+    assert gold_probability([-900.0, -901.0], 0) == pytest.approx(special.expit(1.0))
 
 
 @pytest.mark.parametrize("scores, options, choice", [
@@ -64,7 +67,7 @@ def test_gold_probability_by_hand():
     ([-4.0, -6.1], ["ab", "äb"], 0),                       # ä is two bytes: -2 and -2.03
     ([-4.0, -4.0], ["ab", "ab"], 0)])
 def test_choice_per_byte(scores, options, choice):
-    assert inf.choose_normalized(scores, options) == choice
+    assert choose_normalized(scores, options) == choice
 
 
 def test_a_rationale_cut_off_is_wrong_but_keeps_its_probability(rng):
@@ -72,9 +75,9 @@ def test_a_rationale_cut_off_is_wrong_but_keeps_its_probability(rng):
     data["cut_off"] = data["id"].isin(["q000", "q001"])
     pre = data["arm"].str.startswith("pre").to_numpy()
     options = {name: ["a", "b", "c", "d"] for name in data["id"]}
-    for measure in inf.MEASURES:
-        as_scored = inf.add_measure(data, measure, options=options, cut_off="as_scored")
-        primary = inf.add_measure(data, measure, options=options)
+    for measure in MEASURES:
+        as_scored = add_measure(data, measure, options=options, cut_off="as_scored")
+        primary = add_measure(data, measure, options=options)
         flagged = pre & data["cut_off"].to_numpy()
         assert primary["flagged"].tolist() == flagged.tolist() and flagged.sum() == 2
         if measure == "p_gold":
@@ -83,16 +86,16 @@ def test_a_rationale_cut_off_is_wrong_but_keeps_its_probability(rng):
             assert (primary.loc[flagged, "value"] == 0).all()
             assert as_scored["value"].mean() > primary["value"].mean()
         assert primary.loc[~flagged, "value"].tolist() == as_scored.loc[~flagged, "value"].tolist()
-    chance = inf.add_measure(data, "p_gold", cut_off="chance")
+    chance = add_measure(data, "p_gold", cut_off="chance")
     assert (chance.loc[chance["flagged"], "value"] == 0.25).all()
     own = data.assign(rationale_cut_off=False)             # a column of its own comes first
-    assert not inf.add_measure(own, "p_gold")["flagged"].any()
+    assert not add_measure(own, "p_gold")["flagged"].any()
 
 
 # --- tables -------------------------------------------------------------------------------------
 
 def test_contrasts_pair_by_question_and_seed(rng):
-    data = inf.add_measure(make_predictions(rng, ARMS | {"zero_shot": -1.0}), "p_gold")
+    data = add_measure(make_predictions(rng, ARMS | {"zero_shot": -1.0}), "p_gold")
     table = inf.contrast_table(data, {"post_cot": 1.0, "label_only": -1.0})
     cells = data.set_index(["arm", "seed", "id"])["value"]
     assert table.shape == (3, 60)
@@ -107,7 +110,7 @@ def test_contrasts_pair_by_question_and_seed(rng):
 
 
 def test_bad_predictions_end_in_one_line(rng):
-    data = inf.add_measure(make_predictions(rng, ARMS), "p_gold")
+    data = add_measure(make_predictions(rng, ARMS), "p_gold")
     pair = {"post_cot": 1.0, "label_only": -1.0}
     post, first = data["arm"] == "post_cot", data["id"] == "q003"
     cases = [
@@ -130,16 +133,16 @@ def test_bad_predictions_end_in_one_line(rng):
                  "question q000: .* one is empty")]
     for measure, given, words in measures:
         with pytest.raises(DataError, match=words):
-            inf.add_measure(data, measure, **given)
+            add_measure(data, measure, **given)
     broken = data.assign(scores=[[0.0, float("nan")]] * len(data))
     with pytest.raises(DataError, match="question q000: scores are"):
-        inf.add_measure(broken, "p_gold")
+        add_measure(broken, "p_gold")
     with pytest.raises(DataError, match="gold is 7 of 4 options"):
-        inf.add_measure(data.assign(gold=7), "p_gold")
+        add_measure(data.assign(gold=7), "p_gold")
 
 
 def test_worlds_of_their_own_need_the_same_questions_in_all_arms(rng):
-    data = inf.add_measure(make_predictions(rng, ARMS, worlds="per_seed"), "p_gold")
+    data = add_measure(make_predictions(rng, ARMS, worlds="per_seed"), "p_gold")
     pair = {"post_cot": 1.0, "label_only": -1.0}
     table = inf.contrast_table(data, pair, worlds="per_seed")
     assert table.shape == (3, 180) and (table.notna().sum(axis=1) == 60).all()
@@ -413,7 +416,7 @@ def test_a_study_in_one_table(rng, worlds, measure):
     assert (rows["clusters"] == rows["questions"] / 3).all() and (rows["seeds"] == 4).all()
     assert rows.loc["level", "prior_df"] == 0 < rows.loc["gain", "prior_df"]
     assert (rows["detectable"] > 2.8 * rows["se"]).all() and (rows["flagged"] == 0).all()
-    valued = inf.add_measure(data, measure)
+    valued = add_measure(data, measure)
     pair = inf.contrast_table(valued, contrasts["gain"], worlds=worlds)
     assert rows.loc["gain", "estimate"] == pytest.approx(pair.mean(axis=1).mean())
     share = inf.estimate_share(data, "pre_cot", "post_cot", "label_only", measure, worlds=worlds,
@@ -500,10 +503,10 @@ def test_pooled_intervals_cover(rng):
 # --- calibration --------------------------------------------------------------------------------
 
 def test_simulated_studies_have_the_truth_they_say(rng):
-    design = inf.Design(seeds=4, questions=300, seed_sd=SIX, random_spread=False,
+    design = Design(seeds=4, questions=300, seed_sd=SIX, random_spread=False,
                         effects=(0.0, 0.08, *[0.0] * 6), seed_correlation=0.5)
     for measure in ("accuracy", "p_gold"):
-        values = inf.simulate_study(rng, replace(design, measure=measure), 300)
+        values = simulate_study(rng, replace(design, measure=measure), 300)
         assert values.shape == (300, 8, 4, 300)
         means = values.mean((0, 2, 3)) - design.base
         np.testing.assert_allclose(means, design.effects, atol=0.012)
@@ -515,42 +518,42 @@ def test_simulated_studies_have_the_truth_they_say(rng):
 def test_holm_by_hand():
     p = np.array([[0.01, 0.04, 0.03], [0.02, 0.5, 0.6], [0.001, 0.02, 0.06]])
     theirs = [multipletests(row, 0.05, "holm")[0].tolist() for row in p]
-    assert inf._holm_found(p, 0.05).tolist() == theirs
+    assert calibration._holm_found(p, 0.05).tolist() == theirs
 
 
 STUDIES = 400
 
 
 @pytest.mark.parametrize("design", [
-    inf.Design(seeds=3, questions=100),
-    inf.Design(seeds=3, questions=150, seed_sd=SIX, measure="p_gold"),
-    inf.Design(seeds=5, questions=200, seed_sd=SIX, cluster_sizes=(1, 2, 3, 4, 5),
+    Design(seeds=3, questions=100),
+    Design(seeds=3, questions=150, seed_sd=SIX, measure="p_gold"),
+    Design(seeds=5, questions=200, seed_sd=SIX, cluster_sizes=(1, 2, 3, 4, 5),
                cluster_share=1.0),
-    inf.Design(seeds=10, questions=100, seed_sd=SIX, measure="p_gold", seed_correlation=0.7),
-    inf.Design(seeds=5, questions=100, seed_sd=SIX, worlds="per_seed")], ids=str)
+    Design(seeds=10, questions=100, seed_sd=SIX, measure="p_gold", seed_correlation=0.7),
+    Design(seeds=5, questions=100, seed_sd=SIX, worlds="per_seed")], ids=str)
 def test_errors_are_what_they_are_said_to_be(rng, design):
     """Family-wise error between .01 and .08, coverage .93 or more, but for chance (1 in 1,000)."""
-    row = inf.calibrate(rng, [design], studies=STUDIES).iloc[0]
+    row = calibrate(rng, [design], studies=STUDIES).iloc[0]
     low, high = sps.binom.ppf([0.001], STUDIES, 0.01), sps.binom.ppf([0.999], STUDIES, 0.08)
     assert low[0] / STUDIES <= row["fwer"] <= high[0] / STUDIES
     assert row["coverage"] >= 0.93 and row["per_claim"] <= 0.07
 
 
 def test_the_designs_span_what_studies_look_like():
-    designs = [d for measure in ("accuracy", "p_gold") for d in inf.calibration_designs(measure)]
+    designs = [d for measure in ("accuracy", "p_gold") for d in calibration_designs(measure)]
     assert len(designs) == 72 and {d.seeds for d in designs} == {3, 5, 10}
     assert {d.questions for d in designs} == {100, 400, 1200}
     assert {round(max(d.seed_sd) / min(d.seed_sd)) for d in designs} == {1, 6}
 
 
 def test_shrinking_pays_and_clusters_count(rng):
-    design = inf.Design(seeds=3, questions=400, measure="p_gold")
-    with_prior, without = (inf.calibrate(rng, [design], studies=200, shrink=on).iloc[0]
+    design = Design(seeds=3, questions=400, measure="p_gold")
+    with_prior, without = (calibrate(rng, [design], studies=200, shrink=on).iloc[0]
                            for on in (True, False))
     assert with_prior["half_width"] < 0.8 * without["half_width"]
     assert with_prior["power"] > without["power"] + 0.2
-    facts = inf.Design(seeds=10, questions=150, seed_sd=(0.002,) * 8, measure="p_gold",
+    facts = Design(seeds=10, questions=150, seed_sd=(0.002,) * 8, measure="p_gold",
                        cluster_sizes=(1, 2, 3, 4, 5), cluster_share=0.5)
-    clustered, ignored = (inf.calibrate(rng, [facts], studies=200, use_clusters=on).iloc[0]
+    clustered, ignored = (calibrate(rng, [facts], studies=200, use_clusters=on).iloc[0]
                           for on in (True, False))
     assert ignored["per_claim"] > 0.08 > clustered["per_claim"] and clustered["design_effect"] > 1.5

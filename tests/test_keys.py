@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cotdistill import keys, runs, study
-from cotdistill.data import DataError
+from cotdistill import cli
+from cotdistill.new_study import TITLES, new_study, render_keys_table, study_keys
+from cotdistill.parameters import all_parameters, load_study
+from cotdistill.paths import FOLDER
+from cotdistill.study import resolve, usable
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,7 +37,7 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "repo" / "params").mkdir()
     monkeypatch.setenv("COTDISTILL_ROOT", str(tmp_path / "repo"))
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path / "artifacts"))
-    monkeypatch.setenv(study.FOLDER, "")
+    monkeypatch.setenv(FOLDER, "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "repo"
 
@@ -53,11 +56,11 @@ def put_data(
 def test_the_written_study_is_valid_and_holds_every_key(repository, capsys):
     put_data(repository / "mine")
     assert (
-        study.main(["new", "my", "--data", str(repository / "mine"), "--student", "tiny-llama"])
+        cli.main(["new", "my", "--data", str(repository / "mine"), "--student", "tiny-llama"])
         == 0
     )
     assert "params/my.yaml: written" in capsys.readouterr().out
-    values, text = study.load_study("my"), (repository / "params" / "my.yaml").read_text()
+    values, text = load_study("my"), (repository / "params" / "my.yaml").read_text()
     assert (
         values["dataset"] == "mine"
         and values["seeds"] == [0, 1, 2, 3, 4]
@@ -72,7 +75,7 @@ def test_the_written_study_is_valid_and_holds_every_key(repository, capsys):
         "39 training, 0 validation and 2 test questions" in text
         and "# left out of training, as they also stand in the validation or test split: 1" in text
     )
-    every = {key.name for rows in keys.study_keys().values() for key in rows}
+    every = {key.name for rows in study_keys().values() for key in rows}
     written = re.findall(r"(?m)^(?:# )?([a-z_]+): ", text)
     assert sorted(set(written) - {"my"}) == sorted(every) and all(
         len(line) <= 200 for line in text.splitlines()
@@ -87,13 +90,13 @@ def test_the_written_study_is_valid_and_holds_every_key(repository, capsys):
         k: v for k, v in values.items() if k != "study"
     }
     (repository / "params" / "full.yaml").write_text(bare)
-    assert study.load_study("full")["max_length"] == values["max_length"]
+    assert load_study("full")["max_length"] == values["max_length"]
 
 
 def test_its_lengths_keep_ninety_nine_percent(repository):
     put_data(repository / "mine", n=120)
-    keys.new_study("my", str(repository / "mine"), "tiny-llama")
-    values = study.load_study("my")
+    new_study("my", str(repository / "mine"), "tiny-llama")
+    values = load_study("my")
     base = dict(
         student="tiny-llama",
         device="cpu",
@@ -110,7 +113,7 @@ def test_its_lengths_keep_ninety_nine_percent(repository):
             rationales_print="",
         ),
     )
-    kept, _ = runs.usable(base)
+    kept, _ = usable(base)
     assert (
         len(kept) >= 0.99 * 119
         and values["max_length"] % 16 == 0
@@ -120,15 +123,15 @@ def test_its_lengths_keep_ninety_nine_percent(repository):
 
 def test_data_without_rationales_get_a_teacher_that_is_asked(repository, tmp_path):
     put_data(tmp_path / "home" / "own", rationale=None)
-    keys.new_study("my", str(tmp_path / "home" / "own"), "tiny-llama")
-    values = study.load_study("my")
+    new_study("my", str(tmp_path / "home" / "own"), "tiny-llama")
+    values = load_study("my")
     assert (
         values["dataset"] == "~/own"
         and values["teacher"] == "transformers"
         and values["teacher_model"] == "smollm2-135m"
     )
     assert values["max_length"] > 128 and values["max_new_tokens"] == 128
-    assert runs.resolve(values["dataset"]) == str(tmp_path / "home" / "own")
+    assert resolve(values["dataset"]) == str(tmp_path / "home" / "own")
 
 
 REFUSED = {
@@ -155,7 +158,7 @@ def test_what_is_refused_writes_nothing(repository, capsys, name, folder, messag
     (repository / "notebooks" / "executed" / "old").mkdir(parents=True)
     student = "./none" if "student" in message else "tiny-llama"
     place = folder if not folder.strip() else str(repository / folder)
-    assert study.main(["new", name, "--data", place, "--student", student]) == 1
+    assert cli.main(["new", name, "--data", place, "--student", student]) == 1
     out, err = capsys.readouterr()
     assert (
         out == "" and err.startswith("error: ") and err.count("\n") == 1 and re.search(message, err)
@@ -165,11 +168,11 @@ def test_what_is_refused_writes_nothing(repository, capsys, name, folder, messag
 
 
 def test_the_table_of_keys_is_complete_and_is_markdown():
-    text = keys.render_keys_table()
-    for stage, parameters in study.all_parameters().items():
+    text = render_keys_table()
+    for stage, parameters in all_parameters().items():
         for name in parameters.keys() - {"study"}:
             assert text.count(f"| `{name}` | ") == 1, name
-        assert keys.TITLES[stage] in text or set(parameters) <= {"study", "bootstrap"}
+        assert TITLES[stage] in text or set(parameters) <= {"study", "bootstrap"}
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert not re.search(r"(?<!\\)<", text), "no tags"
     assert all(line.count(" | ") == 2 and not line.endswith("|  |") for line in rows)

@@ -10,10 +10,25 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from cotdistill import microworld
-from cotdistill.data import DataError, fingerprint, question_key
+from cotdistill.errors import DataError
 from cotdistill.evaluate import most_mentioned
-from cotdistill.microworld import generate
+from cotdistill.examples import question_key
+from cotdistill.files import fingerprint
+from cotdistill.microworld import everyday as everyday_module
+from cotdistill.microworld import knowledge as knowledge_module
+from cotdistill.microworld.generate import draw_donors, generate
+from cotdistill.microworld.knowledge import (
+    INVENTED,
+    PARTS,
+    SPLITS,
+    facts_of,
+    invented,
+    knowledge,
+    state,
+    stems,
+)
+from cotdistill.microworld.relations import COMPARE, DIRECTION
+from cotdistill.microworld.strata import STRATA
 
 BIG = dict(n_train=2000, n_validation=200, n_test=1000)
 SIZES = {"everyday": BIG, "relations": BIG, "invented": dict(n_train=240, n_validation=32, n_test=200)}
@@ -31,8 +46,8 @@ def any_world(request):
 
 def knowledge_of(part, seed):
     """The knowledge base that `generate` asks about."""
-    real = microworld.knowledge()
-    return real if part == "everyday" else microworld.invented(real, np.random.default_rng([seed, microworld.PARTS.index(part)]))
+    real = knowledge()
+    return real if part == "everyday" else invented(real, np.random.default_rng([seed, PARTS.index(part)]))
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +128,9 @@ def test_option_is_right_one_time_in_n(any_world, split):
 def test_sizes_places_and_duplicates(any_world):
     part, data = any_world
     every = data["train"] + data["validation"] + data["test"]
-    assert [len(data[s]) for s in microworld.SPLITS] == list(SIZES[part].values())
+    assert [len(data[s]) for s in SPLITS] == list(SIZES[part].values())
     assert len({e.id for e in every}) == len(every) == len({question_key(e) for e in every})
-    for split in microworld.SPLITS:
+    for split in SPLITS:
         places = Counter(e.answer for e in data[split])
         assert max(places.values()) - min(places.values()) <= 1
         for e in data[split]:
@@ -141,11 +156,11 @@ def test_gold_rationales(any_world):
 
 
 def test_test_templates_are_unseen():
-    rows = microworld.knowledge()["relations"].values()
+    rows = knowledge()["relations"].values()
     train = {t for row in rows for key in ("train", "inverse_train") for t in row.get(key, [])}
     test = {t for row in rows for key in ("test", "inverse_test") for t in row.get(key, [])}
-    train |= {t for forms in (microworld.COMPARE, microworld.DIRECTION) for t in forms["train"]}
-    test |= {t for forms in (microworld.COMPARE, microworld.DIRECTION) for t in forms["test"]}
+    train |= {t for forms in (COMPARE, DIRECTION) for t in forms["train"]}
+    test |= {t for forms in (COMPARE, DIRECTION) for t in forms["test"]}
     assert not train & test
     for template in train | test:   # no option can be told by the word before it
         assert not template.rstrip("?.").endswith("}") or "{w2}" in template or "{e}" in template
@@ -165,7 +180,7 @@ def test_rationale_only_dial(part, n_train, n_test, share):
     rationale, of one that counts as "none" one is not, and only "label" facts are asked about in training questions."""
     data = generate(part, n_train=n_train, n_validation=32, n_test=n_test, seed=1, rationale_only=share, label_seen=0.3)
     world = knowledge_of(part, 1)
-    facts, meta = microworld.facts_of(world), data["meta"]
+    facts, meta = facts_of(world), data["meta"]
     where = Counter(meta[e.id]["fact_in"] for e in data["test"])
     assert abs(where["rationale"] / n_test - share) < 0.03 and abs(where["label"] / n_test - 0.3) < 0.03
     assert abs(np.mean([meta[e.id]["steps"] == 2 for e in data["test"]]) - 0.4) < 0.1
@@ -177,7 +192,7 @@ def test_rationale_only_dial(part, n_train, n_test, share):
         value, told = facts[m["fact"]][0], []
         for thing, about in m["needs"]:
             via = world["relations"][about].get("via")
-            sentence = microworld.state(world, about, thing, facts[thing, about][0], facts[thing, via][0] if via else "")
+            sentence = state(world, about, thing, facts[thing, about][0], facts[thing, via][0] if via else "")
             told.append(any(sentence.lower() in text for text in texts))
         assert len(told) == m["steps"] and all(told) == (m["fact_in"] != "none"), (e, m)
         assert (m["fact"] in asked) == (m["fact_in"] == "label")
@@ -197,7 +212,7 @@ def test_rationale_only_dial(part, n_train, n_test, share):
 def test_a_like_option_hardly_gives_the_answer_away(part, sizes):
     """The right option is close to no other one. A solver that drops every option with a close one beside it, and guesses among the rest,
     stays near chance."""
-    data, near = generate(part, **sizes), microworld._near(microworld.knowledge())
+    data, near = generate(part, **sizes), everyday_module._near(knowledge())
     for split in ("train", "test"):
         hits = []
         for e in data[split]:
@@ -210,14 +225,14 @@ def test_a_like_option_hardly_gives_the_answer_away(part, sizes):
 def test_an_invented_world_is_one_of_its_own():
     """Its names are no words of the knowledge base; its values are that of real things, but those of one thing come from many: two facts of a
     real thing meet again in one made-up thing about as often as chance has it, over many worlds."""
-    real = microworld.knowledge()
-    told = words(" ".join(microworld._texts(real)))
+    real = knowledge()
+    told = words(" ".join(knowledge_module._texts(real)))
     owner = {(relation, tuple(values)): thing for thing, row in real["concepts"].items() for relation, values in row.items() if relation in ("use", "does")}
     kinds = {thing: row.get("kind") for thing, row in real["concepts"].items()}
     together, by_chance = [], []
     for seed in range(200):
-        world = microworld.invented(real, np.random.default_rng(seed))
-        assert len(world["concepts"]) == microworld.INVENTED and not {name[2:] for name in world["concepts"]} & told
+        world = invented(real, np.random.default_rng(seed))
+        assert len(world["concepts"]) == INVENTED and not {name[2:] for name in world["concepts"]} & told
         assert all(name.startswith("a ") and row for name, row in world["concepts"].items())
         for relation in real["relations"]:
             dealt = Counter(tuple(row[relation]) for row in world["concepts"].values() if relation in row)
@@ -236,13 +251,13 @@ def test_an_invented_world_is_one_of_its_own():
 def test_nothing_is_known_of_an_invented_world_beforehand():
     """No shortcut in words, over several worlds together (one alone has too few questions to tell): neither an n-gram model of the training
     questions, on facts that they don't ask, nor the real world's knowledge of what things are like (two values of one real thing)."""
-    real = microworld.knowledge()
+    real = knowledge()
     pairs = {frozenset(two) for row in real["concepts"].values() for values in [sum(row.values(), [])] for two in product(values, values)}
     hits, known, even = [], [], []
     for seed in range(8):
         data = generate("invented", **SIZES["invented"], seed=seed)
         unseen = [e for e in data["test"] if data["meta"][e.id]["fact_in"] != "label"]
-        facts = microworld.facts_of(knowledge_of("invented", seed))
+        facts = facts_of(knowledge_of("invented", seed))
         hits.append(ngram_accuracy(data["train"], unseen))
         even.append(chance(unseen))
         for e in unseen:
@@ -266,14 +281,14 @@ def test_a_rationale_states_nothing_twice(everyday):
 
 def test_validation_asks_other_chains_than_test(world):
     part, data = world
-    asked = {split: {data["meta"][e.id]["fact"] for e in data[split]} for split in microworld.SPLITS}
+    asked = {split: {data["meta"][e.id]["fact"] for e in data[split]} for split in SPLITS}
     assert not (asked["validation"] & asked["test"]) - asked["train"]
 
 
 def test_wrong_options_are_wrong(everyday):
     """No wrong option is another true value of the concept asked, by the knowledge base itself."""
-    facts = microworld.facts_of(microworld.knowledge())
-    for split in microworld.SPLITS:
+    facts = facts_of(knowledge())
+    for split in SPLITS:
         for e in everyday[split]:
             fact = everyday["meta"][e.id]["fact"]
             assert sum(c in facts[fact] or c == re.sub("^an? ", "", fact[0]) for c in e.choices) == 1
@@ -288,7 +303,7 @@ def test_options_come_in_every_number():
 def test_relations_follow_the_signs():
     """Solve every question from its words by walking the signed chain, and compare with the answer given."""
     data, solved = generate("relations", n_train=300, n_validation=50, n_test=300), 0
-    themes = microworld.knowledge()["quantities"]
+    themes = knowledge()["quantities"]
     for e in data["train"] + data["test"]:
         theme, start, stop = data["meta"][e.id]["fact"]
         nodes = themes[theme][start:stop + 1]
@@ -370,9 +385,9 @@ def test_strata_are_what_they_say(strata_worlds):
     for data in strata_worlds.values():
         meta, rationales, strata = data["meta"], data["rationales"], by_stratum(data)
         assert {stratum: len(rows) for stratum, rows in strata.items()} == dict.fromkeys(
-            microworld.STRATA, 200
+            STRATA, 200
         )
-        assert [len(data[split]) for split in microworld.SPLITS] == [240, 32, 600]
+        assert [len(data[split]) for split in SPLITS] == [240, 32, 600]
         sentences = Counter(
             s.strip() for e in data["train"] for s in re.findall(r"[^.]+\.", rationales[e.id].text)
         )
@@ -384,7 +399,7 @@ def test_strata_are_what_they_say(strata_worlds):
         for stratum, rows in strata.items():
             for e in rows:
                 fact = meta[e.id]["fact"]
-                sentence = microworld.state(microworld.knowledge(), fact[1], fact[0], e.label)
+                sentence = state(knowledge(), fact[1], fact[0], e.label)
                 assert rationales[e.id].text.endswith(sentence)
                 assert sentences[sentence] == {"rationale": 4, "none": 0}.get(
                     stratum, own[sentence]
@@ -417,13 +432,13 @@ def test_no_shortcut_in_strata(strata_worlds):
     """The option that training rationales mention most, or least, is right at chance in every stratum, for all
     options are mentioned equally often; so are single words. An n-gram model and any one place stay at chance
     over the worlds together."""
-    grams, count = {stratum: [] for stratum in microworld.STRATA}, Counter()
+    grams, count = {stratum: [] for stratum in STRATA}, Counter()
     for data in (strata_worlds[seed] for seed in range(10)):
         texts = [data["rationales"][e.id].text for e in data["train"]]
         assert set(most_mentioned(data["test"], texts)) == {0.25}
         said = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
         content = lambda choice: [
-            w for w in words(choice) if w[:5].rstrip("s") in microworld.stems(choice)
+            w for w in words(choice) if w[:5].rstrip("s") in stems(choice)
         ]
         for stratum, rows in by_stratum(data).items():
             for e in rows:  # what each option's rarest word weighs: all the same
@@ -454,7 +469,7 @@ def test_strata_sizes_change_no_other_split():
         ("validation", dict(n_validation=8)),
     ):
         other = generate("strata", seed=5, **sizes)
-        for split in set(microworld.SPLITS) - {changed}:
+        for split in set(SPLITS) - {changed}:
             assert asked(other, split) == asked(base, split), (changed, split)
     assert generate("strata", seed=5) == base
 
@@ -479,7 +494,7 @@ def test_each_seed_has_a_world_of_its_own(strata_worlds):
 )
 def test_donors_state_no_fact_of_the_world(part, settings):
     data = generate(part, seed=3, **settings)
-    donors = microworld.draw_donors(data, part, seed=3, **settings)
+    donors = draw_donors(data, part, seed=3, **settings)
     assert set(donors) == {e.id for e in data["train"]} and all(
         id == r.id for id, r in donors.items()
     )
@@ -490,7 +505,7 @@ def test_donors_state_no_fact_of_the_world(part, settings):
     theirs = np.array([len(r.text) for r in donors.values()])
     assert np.mean(abs(own - theirs)) < 0.1 * np.mean(own)
     with pytest.raises(DataError, match="expected donors for invented or strata"):
-        microworld.draw_donors(data, "everyday", seed=3)
+        draw_donors(data, "everyday", seed=3)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +527,7 @@ def test_strata_in_other_settings(settings):
     assert {len(e.choices) for e in data["train"]} == (
         {2, 3, 4, 5} if n_options == "mix" else {n_options}
     )
-    for split in microworld.SPLITS:
+    for split in SPLITS:
         assert all(len(set(e.choices)) == len(e.choices) for e in data[split])
     stated = Counter(fact for e in data["train"] for fact in data["meta"][e.id]["states"][:-1])
     assert set(stated.values()) == {settings.get("mentions", 4)}
@@ -524,7 +539,7 @@ def test_test_questions_drawn_apart(part, core, n_test):
     base = dict(n_train=core, n_validation=32, n_test=n_test, n_core=core)
     for seed in range(1 if part == "everyday" else 3):
         data = generate(part, seed=seed, **base)
-        assert [len(data[split]) for split in microworld.SPLITS] == [core, 32, n_test]
+        assert [len(data[split]) for split in SPLITS] == [core, 32, n_test]
         more = generate(part, seed=seed, **base | dict(n_train=core + 60))
         assert asked(more, "test") == asked(data, "test") and asked(more, "validation") == asked(
             data, "validation"

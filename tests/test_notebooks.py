@@ -1,7 +1,6 @@
 """The notebooks: their anatomy in the source, and all of them executed by papermill on the smoke study, twice."""
 
 import ast
-import json
 import os
 import re
 import subprocess
@@ -11,10 +10,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cotdistill import study
+from cotdistill import paths
+from cotdistill.parameters import all_parameters, notebook_parameters
+from cotdistill.tidy import INJECTED
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in study.NOTEBOOKS.values()]
+NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in paths.NOTEBOOKS.values()]
 EXECUTED = sorted((ROOT / "notebooks" / "executed").glob("*/[0-9]*.ipynb"))
 
 
@@ -34,12 +35,12 @@ def test_anatomy(path):
         assert not re.search(r"^\s*[%!]|[\"']/(home|work|root|Users|tmp)/|^\s*#.*=", cell.source, re.M), cell.source
     parameters = next(c for c in code if "parameters" in c.metadata.get("tags", []))
     assert all(re.search(r"  # \w", line) for line in parameters.source.splitlines())
-    assert study.notebook_parameters(path)["study"] == "smoke"
+    assert notebook_parameters(path)["study"] == "smoke"
 
 
 def test_a_parameter_has_one_type_in_all_notebooks():
     types = {}
-    for parameters in study.all_parameters().values():
+    for parameters in all_parameters().values():
         for key, value in parameters.items():
             assert types.setdefault(key, type(value)) is type(value), key
 
@@ -81,7 +82,7 @@ def test_executed_cells_keep_the_ids_of_the_source(smoke):
     for path in NOTEBOOKS:
         copies = [smoke[0] / folder / "smoke" / path.name for folder in ("first", "second")]
         ids, first, second = ([c.id for c in nbformat.read(p, 4).cells] for p in (path, *copies))
-        assert ids == [i for i in first if i != study.INJECTED]
+        assert ids == [i for i in first if i != INJECTED]
         assert first == second and len(first) == len(set(first))
 
 
@@ -89,7 +90,8 @@ def test_executed_cells_keep_the_ids_of_the_source(smoke):
 def test_committed_evidence(path):
     """Committed notebooks are whole, small and without paths, and their code is the source's code."""
     check_executed(path)
-    source = nbformat.read(ROOT / "notebooks" / path.name, 4)
+    folder = "benchmarks" if path.stem == "benchmark" else "notebooks"
+    source = nbformat.read(ROOT / folder / path.name, 4)
     ran = [c.source for c in nbformat.read(path, 4).cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert ran == [c.source for c in source.cells]
 
@@ -114,7 +116,7 @@ def test_an_arm_has_one_interval_in_all_notebooks(smoke):
 
 
 def test_status_knows_the_stages(smoke):
-    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "status", "smoke"], cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "status", "smoke"], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts")})
     assert done.returncode == 0 and re.search(r"^train .*runs 4/4 done, 0 running", done.stdout, re.M), done.stdout
     assert len(done.stdout.splitlines()) == 6
@@ -123,12 +125,12 @@ def test_status_knows_the_stages(smoke):
 def test_a_failing_notebook_leaves_no_half_file_and_says_why(tmp_path):
     (tmp_path / "own.yaml").write_text("dataset: no/such/folder\n")
     environment = os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "own.yaml"), "--executed", str(tmp_path / "out")],
+    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "own.yaml"), "--executed", str(tmp_path / "out")],
                           cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "01_elicit: DataError: no/such/folder: no such folder" in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.strip().splitlines()[-1:]
     assert not list((tmp_path / "out").rglob("[0-9]*.ipynb"))
-    after = subprocess.run([sys.executable, "-m", "cotdistill.study", "status", str(tmp_path / "own.yaml")], cwd=ROOT, env=environment,
+    after = subprocess.run([sys.executable, "-m", "cotdistill.cli", "status", str(tmp_path / "own.yaml")], cwd=ROOT, env=environment,
                            capture_output=True, text=True)
     assert "elicit     failed: DataError: no/such/folder" in after.stdout, after.stdout
 
@@ -138,7 +140,7 @@ def test_a_second_study_is_pooled_with_the_first(smoke, tmp_path):
     (tmp_path / "twin.yaml").write_text("student: tiny-llama\ndata_seed: 3\nepochs: 1\n"
                                         "pooled_studies: [smoke]\n")
     environment = os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "twin.yaml"), "--stages", "elicit", "train", "figures",
+    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "twin.yaml"), "--stages", "elicit", "train", "figures",
                            "--executed", str(tmp_path / "out")], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     text = (tmp_path / "out" / "twin" / "06_figures.ipynb").read_text()

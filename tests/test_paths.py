@@ -4,11 +4,25 @@ import json
 from pathlib import Path
 
 import pytest
-
 from conftest import tiny
-from cotdistill import keys, runs, study
-from cotdistill.data import DataError, Example, Rationale, fingerprint
-from cotdistill.train import length_to_keep, training_length
+
+from cotdistill import study as study_module
+from cotdistill.encode import length_to_keep, training_length
+from cotdistill.errors import DataError
+from cotdistill.examples import Dataset, Example, Rationale
+from cotdistill.files import fingerprint
+from cotdistill.new_study import portable_path
+from cotdistill.paths import FOLDER, enter_study
+from cotdistill.study import (
+    give_data,
+    named_student,
+    resolve,
+    student_note,
+    study_data,
+    study_student,
+    teacher_student,
+    warn_of_length,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,7 +33,7 @@ def two_places(tmp_path, monkeypatch):
     monkeypatch.setenv("COTDISTILL_ROOT", str(tmp_path / "repo"))
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv(study.FOLDER, "")
+    monkeypatch.setenv(FOLDER, "")
     for path in (
         "mine/both",
         "mine/own",
@@ -36,9 +50,9 @@ def two_places(tmp_path, monkeypatch):
 
 
 def test_the_folder_of_the_yaml_comes_first_then_the_repository(two_places):
-    study.enter_study(str(two_places / "mine" / "s.yaml"))
+    enter_study(str(two_places / "mine" / "s.yaml"))
     found = {
-        path: runs.resolve(path)
+        path: resolve(path)
         for path in (
             "both",
             "own",
@@ -60,18 +74,18 @@ def test_the_folder_of_the_yaml_comes_first_then_the_repository(two_places):
         "": "",
         str(two_places): str(two_places),
     }
-    study.enter_study("named")  # a study in params/: its folder, then the repository
-    assert runs.resolve("both") == str(two_places / "repo/both") and runs.resolve("own") == "own"
+    enter_study("named")  # a study in params/: its folder, then the repository
+    assert resolve("both") == str(two_places / "repo/both") and resolve("own") == "own"
 
 
 def test_names_of_datasets_and_students_are_never_folders(two_places):
     for name in ("openbookqa", "microworld/everyday", "tiny-llama", "smollm2-135m"):
         (two_places / "repo" / name).mkdir(parents=True, exist_ok=True)
-        assert runs.resolve(name) == name
+        assert resolve(name) == name
 
 
 def test_a_path_that_is_nowhere_names_both_places(two_places, monkeypatch):
-    study.enter_study(str(two_places / "mine" / "s.yaml"))
+    enter_study(str(two_places / "mine" / "s.yaml"))
     both = (
         rf"beside the study's YAML \({two_places}/mine\) or in the repository "
         rf"\({two_places}/repo\); expected"
@@ -80,7 +94,7 @@ def test_a_path_that_is_nowhere_names_both_places(two_places, monkeypatch):
         with pytest.raises(
             DataError, match=f"^{path}: no such file or folder {both} a path that exists"
         ):
-            runs.resolve(path)
+            resolve(path)
     spec = dict(
         dataset="none",
         data_dir="",
@@ -94,18 +108,18 @@ def test_a_path_that_is_nowhere_names_both_places(two_places, monkeypatch):
         DataError,
         match=rf"^none: no such folder {both} a dataset \(commonsense_qa, .* or a folder with",
     ):
-        runs.study_data({"data": spec})
+        study_data({"data": spec})
     with pytest.raises(
         DataError,
         match=r"student './none': no config.json in that folder, no such folder beside .*/mine\)",
     ):
-        runs.named_student("./none")
-    monkeypatch.setenv(study.FOLDER, "")
+        named_student("./none")
+    monkeypatch.setenv(FOLDER, "")
     with pytest.raises(
         DataError,
         match=rf"^./none: no such file or folder in the repository \({two_places}/repo\); expected",
     ):
-        runs.resolve("./none")
+        resolve("./none")
 
 
 def test_the_folder_is_found_again_by_the_name_alone(two_places, monkeypatch):
@@ -113,10 +127,10 @@ def test_the_folder_is_found_again_by_the_name_alone(two_places, monkeypatch):
     note = two_places / "artifacts" / "studies" / "s" / "folder.txt"
     note.parent.mkdir(parents=True)
     note.write_text(f"{two_places / 'mine'}\n")
-    study.enter_study("s")
-    assert runs.resolve("own") == str(two_places / "mine/own")
-    study.enter_study("named", again=False)
-    assert runs.resolve("both") == str(two_places / "mine/both"), "a study that was entered stays"
+    enter_study("s")
+    assert resolve("own") == str(two_places / "mine/own")
+    enter_study("named", again=False)
+    assert resolve("both") == str(two_places / "mine/both"), "a study that was entered stays"
 
 
 def test_a_local_student_keeps_the_name_that_the_study_gives_it(two_places):
@@ -125,17 +139,17 @@ def test_a_local_student_keeps_the_name_that_the_study_gives_it(two_places):
     folder = two_places / "mine" / "own" / "model"
     llama.model.save_pretrained(folder)
     llama.tokenizer.save_pretrained(folder)
-    study.enter_study(str(two_places / "mine" / "s.yaml"))
-    runs._student.cache_clear()
+    enter_study(str(two_places / "mine" / "s.yaml"))
+    study_module._student.cache_clear()
     base = dict(student="own/model", device="cpu", dtype="float32")
-    named, absolute = runs.study_student(base), runs.study_student(base | {"student": str(folder)})
+    named, absolute = study_student(base), study_student(base | {"student": str(folder)})
     assert (named.name, named.note) == ("own/model", "own/model") and absolute.name == str(folder)
     assert (
         named.fingerprint == absolute.fingerprint
-        and runs.teacher_student("own/model").name == "own/model"
+        and teacher_student("own/model").name == "own/model"
     )
-    assert runs.student_note(base) == "own/model"
-    runs._student.cache_clear()
+    assert student_note(base) == "own/model"
+    study_module._student.cache_clear()
 
 
 def test_a_new_study_names_data_so_that_they_are_found(two_places):
@@ -146,9 +160,9 @@ def test_a_new_study_names_data_so_that_they_are_found(two_places):
         "repo/openbookqa": str(two_places / "repo/openbookqa"),
     }
     for place, wanted in places.items():
-        assert keys.portable_path(two_places / place) == wanted
-        study.enter_study("named")
-        assert runs.resolve(wanted) == str((two_places / place).resolve())
+        assert portable_path(two_places / place) == wanted
+        enter_study("named")
+        assert resolve(wanted) == str((two_places / place).resolve())
 
 
 # ---------------------------------------------------------------- max_length
@@ -182,7 +196,7 @@ def test_more_than_a_tenth_left_out_is_said_with_the_length_that_keeps_them(
     }  # one has no rationale: not a matter of length
     llama = tiny("tiny-llama")
     lengths = sorted(training_length(llama, e, "It is cold.", "text") for e in train[:-1])
-    data = runs.Dataset("d", train, [], [], rationales)
+    data = Dataset("d", train, [], [], rationales)
     spec = dict(
         dataset="d",
         data_dir=fingerprint(train),
@@ -193,11 +207,11 @@ def test_more_than_a_tenth_left_out_is_said_with_the_length_that_keeps_them(
         rationales_print="",
     )
     base = dict(data=spec, student="tiny-llama", device="cpu", dtype="float32", label_format="text")
-    runs.give_data(base, data)
+    give_data(base, data)
     said = []
     for n_kept, wanted in ((19, 0), (18, 0), (17, 1), (1, 1)):  # of 19; a tenth is 1.9
         said.clear()
-        runs.warn_of_length(
+        warn_of_length(
             base | {"max_length": lengths[n_kept - 1]}, say=lambda line, **_: said.append(line)
         )
         assert len(said) == wanted, n_kept

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cotdistill import format as forms
-from cotdistill import plots
-from cotdistill.format import Corruption
+from cotdistill import arms, plots
+from cotdistill.arms import ARMS, CORRUPTIONS, Corruption
 
 
 @pytest.fixture(autouse=True)
@@ -181,9 +180,9 @@ def test_a_new_arm_is_in_its_figure_by_itself(monkeypatch):
     """One entry of the table, and nothing else, puts an arm into the figure of its kind."""
     entries = {"scrambled": Corruption(), "blanked": Corruption(("amount",), (), lambda arm: [f"{100 * arm.amount:g}%"], "masking"),
                "picked": Corruption(("amount",), (), lambda arm: [f"{arm.amount:g}"], "key_tokens")}
-    for module in (forms, plots):
-        monkeypatch.setattr(module, "CORRUPTIONS", forms.CORRUPTIONS | entries)
-    monkeypatch.setattr(forms, "ARMS", (*forms.ARMS, *(f"post_cot_{name}" for name in entries)))
+    for module in (arms, plots):
+        monkeypatch.setattr(module, "CORRUPTIONS", CORRUPTIONS | entries)
+    monkeypatch.setattr(arms, "ARMS", (*ARMS, *(f"post_cot_{name}" for name in entries)))
     new = ["post_cot_scrambled", "post_cot_blanked[50%]", "post_cot_picked[5]", "post_cot[loss=token_mean]", "post_cot[label_weight=8]"]
     table = accuracy_table()
     rows = [table.iloc[3].to_dict() | dict(arm=arm, accuracy=0.30 + i / 100, low=0.29, high=0.4) for i, arm in enumerate(new)]

@@ -9,16 +9,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import tiny
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from conftest import tiny
-from cotdistill import corrupt, elicit, study
-from cotdistill.data import LETTERS, DataError, Example, Rationale, load_examples, load_rationales, make_example, one_line, write_rationales
-from cotdistill.format import (CORRUPTIONS, LABEL_FORMATS, Arm, arm_from_name, format_target, label_text, parse_answer, prompt_text,
-                               split_generation)
-from cotdistill.students import TINY
-from cotdistill.train import FRAME, LABEL, PROMPT, RATIONALE, encode, example_rng
+from cotdistill import corrupt
+from cotdistill.arms import (
+    CORRUPTIONS,
+    LABEL_FORMATS,
+    Arm,
+    arm_from_name,
+    format_target,
+    label_text,
+    parse_answer,
+    prompt_text,
+    split_generation,
+)
+from cotdistill.elicit.completions import parse_completion
+from cotdistill.elicit.prompts import load_demonstrations
+from cotdistill.encode import FRAME, LABEL, PROMPT, RATIONALE, encode, example_rng
+from cotdistill.errors import DataError, one_line
+from cotdistill.examples import LETTERS, Example, Rationale, make_example
+from cotdistill.parameters import all_parameters, load_study
+from cotdistill.sources import load_examples, load_rationales, write_rationales
+from cotdistill.tiny import TINY
 
 few = settings(deadline=None, max_examples=60, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -219,7 +233,7 @@ def test_any_demonstrations_are_read_or_refused(content):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "d.txt").write_bytes(content)
         with pytest.raises(DataError, match="d.txt"):
-            elicit.load_demonstrations(Path(folder) / "d.txt")
+            load_demonstrations(Path(folder) / "d.txt")
 
 
 @few
@@ -240,7 +254,7 @@ def test_rationales_of_any_text_survive_their_file(question, rationale):
 @example("Answer:" * 500, make_example("q", "?", ["Answer:", "Answer: A"], 0, ""))
 @example("the answer is " * 300 + "not", make_example("q", "?", ["(A)", "B"], 0, ""))
 def test_any_completion_is_parsed(raw, question):
-    found = elicit.parse_completion(raw, question)
+    found = parse_completion(raw, question)
     assert isinstance(found.rationale, str) and found.rationale == " ".join(found.rationale.split())
     assert found.answer is None or 0 <= found.answer < len(question.choices)
     assert isinstance(found.contradicts, bool)
@@ -251,12 +265,12 @@ def test_any_completion_is_parsed(raw, question):
 @example(make_example("q", "?", ["B", "A"], 0, ""), "It melts.")
 def test_a_plain_answer_line_is_always_understood(question, reason):
     letter = LETTERS[question.answer]
-    assert elicit.parse_completion(f" {reason}\nAnswer: ({letter})\n\nQuestion: next?", question)[:2] == (reason, question.answer)
+    assert parse_completion(f" {reason}\nAnswer: ({letter})\n\nQuestion: next?", question)[:2] == (reason, question.answer)
 
 
 # ---------------------------------------------------------------- studies and messages
 
-DEFAULTS = {key: value for stage in study.all_parameters().values() for key, value in stage.items() if key != "study"}
+DEFAULTS = {key: value for stage in all_parameters().values() for key, value in stage.items() if key != "study"}
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-3, 3), st.floats(), st.floats(0, 1), text, st.dates(), st.binary(max_size=5),
                     st.lists(st.integers(-2, 9) | st.floats(0, 2) | text, max_size=3), st.dictionaries(text, st.integers(), max_size=2))
 
@@ -269,7 +283,7 @@ def test_any_value_of_any_key_has_the_right_type_or_is_refused(key, value):
         path.write_text(yaml.safe_dump({key: value}, allow_unicode=True), encoding="utf-8")
         wanted = DEFAULTS[key]
         try:
-            found = study.load_study(str(path))[key]
+            found = load_study(str(path))[key]
         except DataError as error:
             assert str(error).isprintable() and key in str(error) and "expected" in str(error)
             fits = type(value) is type(wanted) or type(wanted) is float and type(value) is int
@@ -295,7 +309,7 @@ def test_any_file_is_a_study_or_refused(content):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "own.yaml").write_bytes(content)
         try:
-            found = study.load_study(str(Path(folder) / "own.yaml"))
+            found = load_study(str(Path(folder) / "own.yaml"))
         except DataError as error:
             assert str(error).isprintable() and "own.yaml" in str(error)
         else:

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from browser import Browser, needs_chromium
+
 from cotdistill import report
-from cotdistill.data import DataError
+from cotdistill.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 

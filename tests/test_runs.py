@@ -9,11 +9,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from conftest import tiny
-from cotdistill import runs
-from cotdistill.data import DataError
-from cotdistill.format import Arm, arm_from_name, prompt_text
+
+from cotdistill import study
+from cotdistill.arms import Arm, arm_from_name, prompt_text
+from cotdistill.corrupt import dots_id
+from cotdistill.errors import DataError
+from cotdistill.paths import artifacts, study_dir
+from cotdistill.runs.grid import run_grid
+from cotdistill.runs.one import make_config, run_key
+from cotdistill.runs.provenance import git_state, provenance
+from cotdistill.runs.results import as_intact, load_history, load_predictions
+from cotdistill.runs.scores import attributing_student, attribution_file, attributions, kept_table
+from cotdistill.runs.store import load_metrics, run_one
+from cotdistill.study import (
+    check_base,
+    check_positions,
+    load_base,
+    study_data,
+    study_student,
+    test_questions,
+    train_questions,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = [Arm("zero_shot"), Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
@@ -33,37 +50,37 @@ def base(world, store):
 
 
 def test_key_depends_on_values_not_on_order_and_differs_for_every_change(base):
-    config = runs.make_config(base, Arm("post_cot"), 0)
-    assert runs.run_key(config) == runs.run_key(dict(reversed(config.items())))
+    config = make_config(base, Arm("post_cot"), 0)
+    assert run_key(config) == run_key(dict(reversed(config.items())))
     changes = [dict(seeds=[1]), dict(train_size=6), dict(test_size=4), dict(label_format="letter"), dict(max_label_tokens=30),
                dict(train=base["train"] | {"lr": 2e-2}), dict(student="tiny-gpt2"), dict(data=base["data"] | {"data_seed": 2})]
-    keys = [runs.run_key(runs.make_config(base | c, Arm("post_cot"), (c.get("seeds") or [0])[0])) for c in changes]
-    assert len({*keys, runs.run_key(config)}) == len(changes) + 1
+    keys = [run_key(make_config(base | c, Arm("post_cot"), (c.get("seeds") or [0])[0])) for c in changes]
+    assert len({*keys, run_key(config)}) == len(changes) + 1
 
 
 def test_key_ignores_what_a_run_does_not_depend_on(base):
-    key = lambda b, arm, seed=0: runs.run_key(runs.make_config(b, arm, seed))
+    key = lambda b, arm, seed=0: run_key(make_config(b, arm, seed))
     assert key(base, Arm("zero_shot"), 0) == key(base | {"train": base["train"] | {"lr": 5.0}}, Arm("zero_shot"), 1)
     assert key(base, Arm("label_only")) == key(base | {"eval_batch_size": 99, "max_new_tokens": 50, "study": "other"}, Arm("label_only"))
     assert key(base, Arm("pre_cot")) != key(base | {"max_new_tokens": 50}, Arm("pre_cot"))
 
 
 def test_a_grid_is_made_once_and_read_back(base, capsys):
-    table = runs.run_grid(base, ARMS, "train", keep_weights=[("pre_cot", 0)])
+    table = run_grid(base, ARMS, "train", keep_weights=[("pre_cot", 0)])
     assert len(table) == 7 and (table["n"] == 8).all() and set(table["seed"]) == {-1, 0, 1}
     first = capsys.readouterr().out
     assert first.count("left") == 6 and "from the store" not in first
-    again = runs.run_grid(base, ARMS, "train", keep_weights=[("pre_cot", 0)])
+    again = run_grid(base, ARMS, "train", keep_weights=[("pre_cot", 0)])
     assert capsys.readouterr().out.count("from the store") == 7
     pd.testing.assert_frame_equal(table, again)
-    predictions = runs.load_predictions("t", ["train"])
+    predictions = load_predictions("t", ["train"])
     assert len(predictions) == 7 * 8 and predictions.groupby(["arm", "seed"])["id"].nunique().eq(8).all()
-    stored = next((runs.artifacts() / "runs").glob("*/metrics.json")).parent
+    stored = next((artifacts() / "runs").glob("*/metrics.json")).parent
     assert {p.name for p in stored.iterdir()} >= {"config.json", "history.csv", "predictions.jsonl", "provenance.json", "metrics.json"}
-    assert not list((runs.artifacts() / "runs").glob("*.work"))
-    judge, key = runs.attributing_student(base | {"study": "t"}, "pre_cot", 0)
+    assert not list((artifacts() / "runs").glob("*.work"))
+    judge, key = attributing_student(base | {"study": "t"}, "pre_cot", 0)
     assert judge.name == "tiny-llama" and len(key) == 64
-    original = dict(runs.study_student(base).model.named_parameters())
+    original = dict(study_student(base).model.named_parameters())
     assert any(not p.equal(original[name]) for name, p in judge.model.named_parameters())
     fresh = dict(tiny("tiny-llama").model.named_parameters())
     assert all(p.equal(fresh[name]) for name, p in original.items())
@@ -71,21 +88,21 @@ def test_a_grid_is_made_once_and_read_back(base, capsys):
 
 def test_weights_are_put_back_between_runs(base):
     """The second run of a grid equals the same run made alone: nothing leaks from one to the next."""
-    runs.run_grid(base, [Arm("post_cot"), Arm("label_only")], "train", seeds=[0])
-    together = runs.load_predictions("t", ["train"]).query("arm == 'label_only'")["scores"].tolist()
+    run_grid(base, [Arm("post_cot"), Arm("label_only")], "train", seeds=[0])
+    together = load_predictions("t", ["train"]).query("arm == 'label_only'")["scores"].tolist()
     import shutil
 
-    shutil.rmtree(runs.artifacts() / "runs")
-    runs._student.cache_clear()
-    runs.run_grid(base, [Arm("label_only")], "train", seeds=[0])
-    assert runs.load_predictions("t", ["train"])["scores"].tolist() == together
+    shutil.rmtree(artifacts() / "runs")
+    study._student.cache_clear()
+    run_grid(base, [Arm("label_only")], "train", seeds=[0])
+    assert load_predictions("t", ["train"])["scores"].tolist() == together
 
 
 @pytest.mark.parametrize("file", ["metrics.json", "predictions.jsonl", "history.csv", "config.json"])
 @pytest.mark.parametrize("how", ["cut", "edited", "gone"])
 def test_damage_is_named_and_repaired(base, file, how, capsys):
-    runs.run_grid(base, [Arm("zero_shot")], "train")
-    folder = next((runs.artifacts() / "runs").glob("*/metrics.json")).parent
+    run_grid(base, [Arm("zero_shot")], "train")
+    folder = next((artifacts() / "runs").glob("*/metrics.json")).parent
     whole = (folder / "predictions.jsonl").read_bytes()
     path = folder / file
     content = path.read_bytes()
@@ -96,43 +113,43 @@ def test_damage_is_named_and_repaired(base, file, how, capsys):
     capsys.readouterr()
     if path.is_file() and path.read_bytes() == content:
         pytest.skip("an empty history cannot be cut")
-    runs.run_grid(base, [Arm("zero_shot")], "train")
+    run_grid(base, [Arm("zero_shot")], "train")
     out = capsys.readouterr().out
     assert file in out and "made again" in out and "from the store" not in out
     assert (folder / "predictions.jsonl").read_bytes() == whole
 
 
 def test_stages_of_different_settings_are_not_compared(base):
-    runs.run_grid(base, [Arm("zero_shot"), Arm("label_only")], "train")
+    run_grid(base, [Arm("zero_shot"), Arm("label_only")], "train")
     other = base | {"train": base["train"] | {"lr": 0.5}}
-    runs.run_grid(other, [Arm("post_cot", "shuffled", unit="token")], "shuffle")
-    assert len(runs.load_predictions("t", ["train"])) and len(runs.load_predictions("t", ["shuffle"]))
+    run_grid(other, [Arm("post_cot", "shuffled", unit="token")], "shuffle")
+    assert len(load_predictions("t", ["train"])) and len(load_predictions("t", ["shuffle"]))
     with pytest.raises(DataError, match=r"post_cot_shuffled\[token\], seed 0 of stage shuffle was made with other training than .* run `make shuffle STUDY=t`"):
-        runs.load_predictions("t", ["train", "shuffle"])
+        load_predictions("t", ["train", "shuffle"])
 
 
 def test_a_stage_has_arms_and_each_once(base):
     with pytest.raises(DataError, match="stage shuffle has no arm to run"):
-        runs.run_grid(base, [], "shuffle")
+        run_grid(base, [], "shuffle")
     with pytest.raises(DataError, match="arm label_only stands there twice in stage train"):
-        runs.run_grid(base, [Arm("label_only"), Arm("post_cot"), Arm("label_only")], "train")
+        run_grid(base, [Arm("label_only"), Arm("post_cot"), Arm("label_only")], "train")
     with pytest.raises(DataError, match=r"arms: post_cot_shuffled\[token\] is trained by `make shuffle`"):
-        runs.check_base(base, [Arm("label_only"), Arm("post_cot", "shuffled", unit="token")])
-    assert not (runs.artifacts() / "runs").exists()
+        check_base(base, [Arm("label_only"), Arm("post_cot", "shuffled", unit="token")])
+    assert not (artifacts() / "runs").exists()
 
 
 def test_half_made_runs_are_not_runs(base):
-    config = runs.make_config(base, Arm("zero_shot"), 0)
-    work = runs.artifacts() / "runs" / f"{runs.run_key(config)}.work"
+    config = make_config(base, Arm("zero_shot"), 0)
+    work = artifacts() / "runs" / f"{run_key(config)}.work"
     work.mkdir(parents=True)
     (work / "metrics.json").write_text("{}")
-    assert runs.load_metrics(runs.run_key(config)) is None
-    assert runs.run_one(base, Arm("zero_shot"), 0, config)[1]
+    assert load_metrics(run_key(config)) is None
+    assert run_one(base, Arm("zero_shot"), 0, config)[1]
 
 
 def test_two_processes_make_each_run_once(base, store):
     code = ("import sys; sys.path.insert(0, {root!r}); import torch; torch.set_num_threads(1)\n"
-            "from cotdistill import runs; from cotdistill.format import Arm; import json\n"
+            "from cotdistill import runs; from cotdistill.arms import Arm; import json\n"
             "runs.run_grid(json.loads({base!r}), [Arm('zero_shot'), Arm('label_only')], 'train', seeds=[0])\n")
     command = [sys.executable, "-c", code.format(root=str(ROOT), base=json.dumps(base))]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -143,77 +160,77 @@ def test_two_processes_make_each_run_once(base, store):
 
 def test_kept_arms_need_their_scores(base):
     arm = arm_from_name("post_cot_kept", amount=3, selector="saliency")
-    ids = {e.id: [0.0] for e in runs.train_questions(base, 0)[:3]}
+    ids = {e.id: [0.0] for e in train_questions(base, 0)[:3]}
     with pytest.raises(DataError, match="no attribution scores for 9 questions, first"):
-        runs.run_grid(base, [arm], "attribute", seeds=[0], scores={("saliency", 0): (ids, "x")})
+        run_grid(base, [arm], "attribute", seeds=[0], scores={("saliency", 0): (ids, "x")})
 
 
 def test_what_a_student_has_no_positions_for_stops_before_the_first_run(base, monkeypatch):
-    student, room = runs.study_student(base), runs.study_student(base).model.config
-    asked = [*runs.test_questions(base), *runs.study_data(base).validation]
+    student, room = study_student(base), study_student(base).model.config
+    asked = [*test_questions(base), *study_data(base).validation]
     fits, cue = 24 + max(len(student.encode(prompt_text(e, "post_cot"))) for e in asked), len(student.encode("\nAnswer:"))
     monkeypatch.setattr(room, "max_position_embeddings", fits)
-    runs.check_positions(base, [Arm("post_cot")])
+    check_positions(base, [Arm("post_cot")])
     with pytest.raises(DataError, match=rf"question 'everyday-test-\d+': its prompt is \d+ tokens long and {424 + cue} may follow .*; expected at most {fits} in all"):
-        runs.check_positions(base | {"max_new_tokens": 400}, [Arm("post_cot"), Arm("pre_cot")])
+        check_positions(base | {"max_new_tokens": 400}, [Arm("post_cot"), Arm("pre_cot")])
     monkeypatch.setattr(room, "sliding_window", 30, raising=False)
     with pytest.raises(DataError, match="expected at most 30 in all, the student's positions or attention window"):
-        runs.run_grid(base, [Arm("label_only")], "train")
+        run_grid(base, [Arm("label_only")], "train")
 
 
 def test_scores_are_made_anew_for_another_label_and_not_for_another_click(base, monkeypatch):
     """A corrected answer changes what tokens are attributed to; what a human selects changes the human scores only."""
-    from cotdistill import attribute
+    from cotdistill.attribution.score_files import read_scores
 
-    asked, student = runs.train_questions(base, 0)[:2], runs.study_student(base)
+    asked, student = train_questions(base, 0)[:2], study_student(base)
     clicks = [{e.id: [n] for e in asked} for n in (0, 1)]
-    first, again = (runs.attribution_file(base, student, "j", "input_x_gradient", asked, selections=s, seed=0) for s in clicks)
+    first, again = (attribution_file(base, student, "j", "input_x_gradient", asked, selections=s, seed=0) for s in clicks)
     assert first == again
-    assert len({runs.attribution_file(base, student, "j", "human", asked, selections=s, seed=0) for s in clicks}) == 2
+    assert len({attribution_file(base, student, "j", "human", asked, selections=s, seed=0) for s in clicks}) == 2
     other = [replace(e, answer=(e.answer + 1) % len(e.choices)) for e in asked]
-    assert runs.attribution_file(base, student, "j", "input_x_gradient", other, seed=0) != first
-    assert [x.id for x in runs.attributions(base, student, "j", "human", asked, selections=clicks[0], seed=0)] == [e.id for e in asked]
-    assert attribute.read_scores(first)[0].keys() == {e.id for e in asked}
+    assert attribution_file(base, student, "j", "input_x_gradient", other, seed=0) != first
+    assert [x.id for x in attributions(base, student, "j", "human", asked, selections=clicks[0], seed=0)] == [e.id for e in asked]
+    assert read_scores(first)[0].keys() == {e.id for e in asked}
 
 
 def test_a_corrupted_run_says_how_much_it_left_as_it_was(base):
-    runs.run_grid(base, [arm_from_name("post_cot_kept", amount=200, selector="random"), Arm("post_cot", "filler")], "attribute", seeds=[0])
-    assert runs.as_intact("t", ["attribute"]) == {"post_cot_kept[200,random]": 1.0, "post_cot_filler": 0.0}
+    run_grid(base, [arm_from_name("post_cot_kept", amount=200, selector="random"), Arm("post_cot", "filler")], "attribute", seeds=[0])
+    assert as_intact("t", ["attribute"]) == {"post_cot_kept[200,random]": 1.0, "post_cot_filler": 0.0}
 
 
 def test_a_full_mask_and_dots_are_trained_once_and_stand_twice(base):
     """One key, one run, said in one line; both labels are in the tables, and their answers are the same."""
-    arms, lines, student = [Arm("post_cot", "filler"), arm_from_name("post_cot_masked", amount=1)], [], runs.study_student(base)
-    assert runs.corrupt.dots_id(student) == student.filler_id
-    table = runs.run_grid(base, arms, "attribute", seeds=[0], say=lambda line, **_: lines.append(line))
+    arms, lines, student = [Arm("post_cot", "filler"), arm_from_name("post_cot_masked", amount=1)], [], study_student(base)
+    assert dots_id(student) == student.filler_id
+    table = run_grid(base, arms, "attribute", seeds=[0], say=lambda line, **_: lines.append(line))
     assert table["key"].nunique() == 1 and table["arm"].tolist() == ["post_cot_filler", "post_cot_masked[100%,random]"]
     assert len([line for line in lines if "are one training for this student" in line]) == 1 and lines[-1].endswith("from the store")
-    both = runs.load_predictions("t", ["attribute"])
+    both = load_predictions("t", ["attribute"])
     assert both.groupby("arm")["id"].nunique().tolist() == [both["id"].nunique()] * 2
-    assert runs.load_history("t", ["attribute"])["arm"].nunique() == 2
-    assert runs.make_config(base, arm_from_name("post_cot_masked", amount=1, order="most", selector="tfidf"), 0, "x") == runs.make_config(base, arms[0], 0)
-    assert runs.make_config(base, arm_from_name("post_cot_masked", amount=0.5), 0) != runs.make_config(base, arms[0], 0)
+    assert load_history("t", ["attribute"])["arm"].nunique() == 2
+    assert make_config(base, arm_from_name("post_cot_masked", amount=1, order="most", selector="tfidf"), 0, "x") == make_config(base, arms[0], 0)
+    assert make_config(base, arm_from_name("post_cot_masked", amount=0.5), 0) != make_config(base, arms[0], 0)
 
 
 def test_two_losses_stand_side_by_side_and_a_changed_one_is_found(base):
     balanced = base | {"train": base["train"] | {"loss": "balanced", "loss_lambda": 2.0}}
     arms = [Arm("label_only"), Arm("label_only", loss="token_mean")]
-    runs.check_base(balanced, arms)
-    table = runs.run_grid(balanced, arms, "train", seeds=[0], say=lambda *_, **__: None)
+    check_base(balanced, arms)
+    table = run_grid(balanced, arms, "train", seeds=[0], say=lambda *_, **__: None)
     assert table["key"].nunique() == 2 and table["arm"].tolist() == ["label_only", "label_only[loss=token_mean]"]
-    assert set(runs.load_predictions("t", ["train"])["arm"]) == set(table["arm"])
-    assert runs.make_config(balanced, arms[1], 0) == runs.make_config(base, Arm("label_only"), 0)
-    assert "loss" not in runs.make_config(base, Arm("label_only"), 0)["training"]
-    runs.run_grid(base, [Arm("label_only", "")], "shuffle", seeds=[0], say=lambda *_, **__: None)  # the study's loss was changed back
+    assert set(load_predictions("t", ["train"])["arm"]) == set(table["arm"])
+    assert make_config(balanced, arms[1], 0) == make_config(base, Arm("label_only"), 0)
+    assert "loss" not in make_config(base, Arm("label_only"), 0)["training"]
+    run_grid(base, [Arm("label_only", "")], "shuffle", seeds=[0], say=lambda *_, **__: None)  # the study's loss was changed back
     with pytest.raises(DataError, match="was made with other loss than the runs of stage train"):
-        runs.load_predictions("t", ["train", "shuffle"])
+        load_predictions("t", ["train", "shuffle"])
     with pytest.raises(DataError, match=r"arm label_only\[loss=balanced\]: balanced is the study's own loss; expected another one beside it"):
-        runs.check_base(balanced, [Arm("label_only", loss="balanced")])
+        check_base(balanced, [Arm("label_only", loss="balanced")])
 
 
 def test_scores_of_words_are_one_for_every_judge(base):
-    asked, student = runs.train_questions(base, 0)[:2], runs.study_student(base)
-    files = {runs.attribution_file(base, student, judge, "tfidf", asked, n_steps=n, seed=0) for judge, n in (("a", 4), ("b", 8))}
+    asked, student = train_questions(base, 0)[:2], study_student(base)
+    files = {attribution_file(base, student, judge, "tfidf", asked, n_steps=n, seed=0) for judge, n in (("a", 4), ("b", 8))}
     assert len(files) == 1
 
 
@@ -236,36 +253,36 @@ BAD_BASE = {
 @pytest.mark.parametrize("change, message", BAD_BASE.values(), ids=BAD_BASE)
 def test_bad_studies_stop_before_anything_is_written(base, store, change, message):
     with pytest.raises(DataError, match=message) as error:
-        runs.check_base(base | change)
+        check_base(base | change)
     assert "\n" not in str(error.value) and not (store / "runs").exists()
 
 
 def test_names_cannot_leave_the_artifacts(store):
     for name in ("../x", "a/b", "", ".hidden", "a\\b"):
         with pytest.raises(DataError, match="expected a plain name"):
-            runs.study_dir(name)
+            study_dir(name)
 
 
 def test_missing_stage_says_what_to_run(store):
     with pytest.raises(DataError, match="expected it from `make train STUDY=t`"):
-        runs.load_base("t")
+        load_base("t")
     with pytest.raises(DataError, match="run that first"):
-        runs.load_predictions("t", ["train"])
+        load_predictions("t", ["train"])
 
 
 def test_seeds_draw_their_own_questions_only_when_asked(base):
-    same = [[e.id for e in runs.train_questions(base | {"train_size": 6}, s)] for s in (0, 1)]
-    new = [[e.id for e in runs.train_questions(base | {"train_size": 6, "resample_train": True}, s)] for s in (0, 1)]
+    same = [[e.id for e in train_questions(base | {"train_size": 6}, s)] for s in (0, 1)]
+    new = [[e.id for e in train_questions(base | {"train_size": 6, "resample_train": True}, s)] for s in (0, 1)]
     assert same[0] == same[1] and new[0] != new[1]
 
 
 def test_without_git_the_commit_is_none(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert runs.git_state() == ("none", False)
+    assert git_state() == ("none", False)
 
 
 def test_provenance_names_versions_and_no_paths():
-    record = runs.provenance()
+    record = provenance()
     assert record["torch"].startswith("2.13") and record["threads"] >= 1 and "/" not in json.dumps(record).replace("\\/", "")
     assert tiny("tiny-llama").note.endswith("for tests only")
 
@@ -277,7 +294,7 @@ def test_a_table_is_computed_once_for_what_it_depends_on(store):
         calls.append(n)
         return pd.DataFrame({"id": ["a", "b"][:n], "value": [scale * 0.5, float("nan")][:n]})
 
-    first, again = (runs.kept_table("s", "t", ["judge", 1], table, 2, scale=3.0) for _ in range(2))
+    first, again = (kept_table("s", "t", ["judge", 1], table, 2, scale=3.0) for _ in range(2))
     assert calls == [2] and first["id"].tolist() == ["a", "b"] and first["value"][0] == 1.5 and np.isnan(first["value"][1])
     pd.testing.assert_frame_equal(first, again)
-    assert len(runs.kept_table("s", "t", ["judge", 2], table, 1, scale=1.0)) == 1 and calls == [2, 1]
+    assert len(kept_table("s", "t", ["judge", 2], table, 1, scale=1.0)) == 1 and calls == [2, 1]

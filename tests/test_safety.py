@@ -11,17 +11,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import yaml
-
 import tiny_gguf
+import yaml
 from conftest import tiny
-from cotdistill import elicit, runs, students
-from cotdistill.data import SOURCES, DataError, Rationale, load_dataset, write_rationales
-from cotdistill.format import Arm
+
+from cotdistill import students
+from cotdistill.arms import Arm
+from cotdistill.elicit.local import elicit_transformers
+from cotdistill.elicit.prompts import Demonstration
+from cotdistill.elicit.records import read_records
+from cotdistill.elicit.server import elicit_openai
+from cotdistill.elicit.settings import Sampling, TeacherSettings
+from cotdistill.errors import DataError
+from cotdistill.examples import Rationale
+from cotdistill.paths import study_dir
+from cotdistill.runs.grid import run_grid
+from cotdistill.runs.provenance import provenance
+from cotdistill.runs.scores import score_file
+from cotdistill.sources import SOURCES, load_dataset, write_rationales
+from cotdistill.study import check_base, study_student, train_questions
+from cotdistill.verdicts import load_verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = sorted((ROOT / "cotdistill").glob("*.py"))
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOURCE = sorted([*(ROOT / "cotdistill").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
+NOTEBOOKS = sorted([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "benchmarks").glob("*.ipynb")])
 
 # ---------------------------------------------------------------- the code
 
@@ -137,19 +150,19 @@ def test_ids_never_become_paths(tmp_path, monkeypatch):
         rows = [{"id": f"{split}{id}" if split == "test" else id, "question": f"{split} {n}?", "choices": ["ice", "tea"], "answer": n % 2} for n, id in enumerate(ODD)]
         (own / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(own)
-    data, folder = load_dataset(str(own), validation_size=2), runs.study_dir("t")
-    shown = [elicit.Demonstration(data.test[0], "It is so.")]
-    elicit.elicit_transformers(data.train, tiny("tiny-llama"), folder / "teacher.jsonl", demonstrations=shown,
-                               settings=elicit.TeacherSettings(sampling=elicit.Sampling(max_new_tokens=3)))
+    data, folder = load_dataset(str(own), validation_size=2), study_dir("t")
+    shown = [Demonstration(data.test[0], "It is so.")]
+    elicit_transformers(data.train, tiny("tiny-llama"), folder / "teacher.jsonl", demonstrations=shown,
+                               settings=TeacherSettings(sampling=Sampling(max_new_tokens=3)))
     write_rationales({e.id: Rationale(e.id, "It is cold, so it is ice.", 0) for e in data.train}, folder / "rationales.jsonl")
     base = dict(study="t", data=dict(dataset=str(own), data_dir="", validation_size=2, data_seed=0, microworld=None, rationales="studies/t/rationales.jsonl",
                                      rationales_print=""), student="tiny-llama", device="cpu", dtype="float32", seeds=[0], train_size=0, test_size=0,
                 resample_train=False, label_format="text", max_length=256, max_new_tokens=4, max_label_tokens=24, eval_batch_size=8,
                 train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"))
-    runs.check_base(base)
-    table = runs.run_grid(base, [Arm("post_cot")], "train", say=lambda *a, **k: None)
+    check_base(base)
+    table = run_grid(base, [Arm("post_cot")], "train", say=lambda *a, **k: None)
     assert table["n"].tolist() == [len(ODD)]
-    runs.score_file(base, runs.study_student(base), "judge", "saliency", runs.train_questions(base, 0))
+    score_file(base, study_student(base), "judge", "saliency", train_questions(base, 0))
     made = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != own]
     assert len(made) > 8 and all(deep / "artifacts" in path.parents for path in made)
     allowed = r"[0-9a-f]{64}(\.lock)?|[\w.-]{1,80}"
@@ -160,7 +173,7 @@ def test_ids_never_become_paths(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "..", ".x", "x\0", "", "x\n", "$(x)", "x" * 200])
 def test_a_pooled_study_cannot_lead_out(store, name):
     with pytest.raises(DataError, match="expected a plain name"):
-        runs.load_verdicts(name)
+        load_verdicts(name)
 
 
 # ---------------------------------------------------------------- keys
@@ -206,13 +219,13 @@ def test_the_key_is_in_no_file_and_on_no_screen(tmp_path):
                                           "n_train: 8\nn_test: 8\nvalidation_size: 4\n")
     environment = os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1",
                                 "no_proxy": "127.0.0.1", "OPENAI_LOG": "info", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "canary.yaml"), "--stages", "elicit", "--executed", str(tmp_path / "out")],
+    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "canary.yaml"), "--stages", "elicit", "--executed", str(tmp_path / "out")],
                           cwd=ROOT, env=environment, capture_output=True, text=True)
     server.shutdown()
     server.server_close()
     assert done.returncode == 0, done.stderr[-2000:]
     assert set(Echo.seen) == {f"Bearer {KEY}"} and len(Echo.seen) == 9  # eight questions, one of them asked twice
-    records = elicit.read_records(tmp_path / "artifacts" / "studies" / "canary" / "teacher-blind.jsonl")
+    records = read_records(tmp_path / "artifacts" / "studies" / "canary" / "teacher-blind.jsonl")
     assert len(records) == 8 and sum("***" in r["rationale"] for r in records) == 7 and sum("413" in r["malformed"] for r in records) == 1
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert (tmp_path / "out" / "canary" / "01_elicit.ipynb") in files and len(files) >= 7
@@ -223,12 +236,12 @@ def test_a_key_that_cannot_be_one_is_named_without_being_shown(tmp_path, monkeyp
     for key in ("sk with blank", "sk-line\nbreak", "sk-ключ"):
         monkeypatch.setenv("OPENAI_API_KEY", key)
         with pytest.raises(DataError, match="OPENAI_API_KEY holds") as error:
-            elicit.elicit_openai([], tmp_path / "r.jsonl", model="m", base_url="http://127.0.0.1:9/v1", demonstrations=[])
+            elicit_openai([], tmp_path / "r.jsonl", model="m", base_url="http://127.0.0.1:9/v1", demonstrations=[])
         assert key not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_a_run_card_holds_no_environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
-    card = json.dumps(runs.provenance())
+    card = json.dumps(provenance())
     assert KEY not in card and "hf_canary" not in card and str(Path.home()) not in card

@@ -8,17 +8,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import tiny
-from cotdistill import scale, study
-from cotdistill.data import DataError
-from cotdistill.format import Arm, arm_from_name
-from cotdistill.train import collate, encode_all, freeze, token_losses
+from benchmarks import grid_cost
+from benchmarks.grid_cost import (
+    A100,
+    DATASETS,
+    STUDENTS,
+    Machine,
+    answer_seconds,
+    fit,
+    grid,
+    makespan,
+    own_body,
+    render,
+    run_seconds,
+    train_flops,
+)
+from cotdistill.arms import Arm, arm_from_name
+from cotdistill.encode import collate, encode_all
+from cotdistill.errors import DataError
+from cotdistill.kernels.loss import token_losses
+from cotdistill.parameters import all_parameters, load_study
+from cotdistill.paths import NOTEBOOKS
+from cotdistill.train import freeze
 
 ROOT = Path(__file__).resolve().parents[1]
-COSTS = json.loads((ROOT / scale.COSTS).read_text(encoding="utf-8"))
-PAPER = [f"{d.replace('_', '')}-{s}" for d in scale.DATASETS for s in scale.STUDENTS]
+COSTS = json.loads((ROOT / grid_cost.COSTS).read_text(encoding="utf-8"))
+PAPER = [f"{d.replace('_', '')}-{s}" for d in DATASETS for s in STUDENTS]
 
 
 @pytest.mark.parametrize("kind", ["full", "frozen"])
@@ -41,9 +59,9 @@ def test_flops_of_a_training_batch_are_those_a_counter_counts(questions, rationa
     with FlopCounterMode(display=False) as counter:
         token_losses(model, batch).mean().backward()
     tokens, supervised = batch["input_ids"].numel(), len(batch["kinds"])
-    wanted = scale.train_flops(body, head, tokens, supervised, trained=trained)
+    wanted = train_flops(body, head, tokens, supervised, trained=trained)
     assert abs(counter.get_total_flops() / wanted - 1) < 0.002
-    assert scale.train_flops(body, head, tokens, supervised, again=True) - scale.train_flops(body, head, tokens, supervised) == 2 * body * tokens
+    assert train_flops(body, head, tokens, supervised, again=True) - train_flops(body, head, tokens, supervised) == 2 * body * tokens
 
 
 def test_sizes_are_those_of_the_students():
@@ -57,7 +75,7 @@ def test_sizes_are_those_of_the_students():
             model = AutoModelForCausalLM.from_config(config)
         outside = {id(p): p.numel() for n, p in model.named_parameters() if "embed_tokens" in n or "wte" in n or "wpe" in n or n == "lm_head.weight"}
         body, head = sum(p.numel() for p in model.parameters()) - sum(outside.values()), model.get_output_embeddings().weight.numel()
-        assert scale.STUDENTS[name][1] == head and abs(scale.STUDENTS[name][0] / body - 1) < 0.001, (name, body, head)
+        assert STUDENTS[name][1] == head and abs(STUDENTS[name][0] / body - 1) < 0.001, (name, body, head)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -66,18 +84,18 @@ def test_makespan_against_every_assignment(seed):
     seconds, devices = rng.integers(1, 30, 7).tolist(), 2 + seed % 2
     best = min(max(sum(s for s, d in zip(seconds, assigned) if d == k) for k in range(devices))
                for assigned in itertools.product(range(devices), repeat=len(seconds)))
-    found = scale.makespan(seconds, devices)
+    found = makespan(seconds, devices)
     assert best <= found <= (4 / 3 - 1 / (3 * devices)) * best  # Graham's bound for longest first
-    assert scale.makespan(seconds, 1) == sum(seconds) and scale.makespan(seconds, 99) == max(seconds)
+    assert makespan(seconds, 1) == sum(seconds) and makespan(seconds, 99) == max(seconds)
 
 
 @pytest.mark.parametrize("name", PAPER + ["quick", "smoke"])
 def test_the_grid_is_the_notebooks(name):
     """The statements by which notebooks 02, 04 and 05 build their arms, run on the study's parameters, give the same arms."""
-    values = {k: v for stage in study.all_parameters().values() for k, v in stage.items()} | study.load_study(name)
+    values = {k: v for stage in all_parameters().values() for k, v in stage.items()} | load_study(name)
     labels = []
     for stage, variable in (("train", "grid"), ("shuffle", "arms"), ("attribute", "arms")):
-        cells = json.loads((ROOT / "notebooks" / f"{study.NOTEBOOKS[stage]}.ipynb").read_text(encoding="utf-8"))["cells"]
+        cells = json.loads((ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb").read_text(encoding="utf-8"))["cells"]
         scope = dict(values) | {"arm_from_name": arm_from_name}
         for cell in (c for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])):
             for node in ast.parse("".join(cell["source"])).body:
@@ -85,45 +103,45 @@ def test_the_grid_is_the_notebooks(name):
                 if [t.id for t in targets if isinstance(t, ast.Name)] == [variable]:
                     exec(compile(ast.Module([node], []), "cell", "exec"), scope)
         labels += [arm.label for arm in scope[variable]]
-    mine = [arm.label for arm in scale.grid(values)]
+    mine = [arm.label for arm in grid(values)]
     assert len(mine) > 5 and sorted(mine) == sorted(set(labels))
 
 
 def test_a_run_costs_more_with_more_to_do_and_never_less_than_its_floors():
-    values = {k: v for stage in study.all_parameters().values() for k, v in stage.items()} | study.load_study("openbookqa-gpt2")
-    sizes, questions = scale.DATASETS["openbookqa"], COSTS["openbookqa"]
-    cost = lambda arm, machine=scale.A100, student="gpt2", **more: scale.run_seconds(machine, student, sizes, arm, questions, values | more)
+    values = {k: v for stage in all_parameters().values() for k, v in stage.items()} | load_study("openbookqa-gpt2")
+    sizes, questions = DATASETS["openbookqa"], COSTS["openbookqa"]
+    cost = lambda arm, machine=A100, student="gpt2", **more: run_seconds(machine, student, sizes, arm, questions, values | more)
     zero, label, pre, post = (cost(Arm(p)) for p in ("zero_shot", "label_only", "pre_cot", "post_cot"))
     assert zero < label <= post < pre and cost(Arm("post_cot"), student="gemma-2b") > post
-    assert label >= values["epochs"] * -(-sizes[0] // values["batch_size"]) * scale.A100.batch
-    fast = scale.Machine(1e30, 1e30)
+    assert label >= values["epochs"] * -(-sizes[0] // values["batch_size"]) * A100.batch
+    fast = Machine(1e30, 1e30)
     assert cost(Arm("pre_cot"), fast) < 1e-6
-    assert cost(Arm("label_only"), scale.Machine(1e12, 1e12), gradient_checkpointing=True) > cost(Arm("label_only"), scale.Machine(1e12, 1e12))
+    assert cost(Arm("label_only"), Machine(1e12, 1e12), gradient_checkpointing=True) > cost(Arm("label_only"), Machine(1e12, 1e12))
 
 
 def test_the_law_gives_back_the_runs_it_was_fitted_to():
     """Total time of quick's measured runs against the law: the machine's speed varies between them, their sum is met."""
-    here, training, inference = scale.fit(COSTS)
+    here, training, inference = fit(COSTS)
     measured = sum(r["train_seconds"] + r["evaluate_seconds"] for r in COSTS["runs"])
     s, v = COSTS["student"], COSTS["values"]
     predicted = 0.0
     for r in COSTS["runs"]:
         pre = r["arm"].startswith("pre_cot")
-        answer = lambda n, labels=True: scale.answer_seconds(here, scale.own_body(COSTS, r), s["head"], n, COSTS["microworld"], v, pre, labels)
+        answer = lambda n, labels=True: answer_seconds(here, own_body(COSTS, r), s["head"], n, COSTS["microworld"], v, pre, labels)
         predicted += answer(COSTS["test"])
         if r["train_tokens"]:
             predicted += v["epochs"] * answer(COSTS["validation"], labels=False)
-            predicted += scale.train_flops(s["trained"] if COSTS.get("shared") else s["body"], s["head"], r["train_tokens"], r["supervised"], trained=s["trained"]) / here.train
+            predicted += train_flops(s["trained"] if COSTS.get("shared") else s["body"], s["head"], r["train_tokens"], r["supervised"], trained=s["trained"]) / here.train
     assert 0.7 < predicted / measured < 1.3 and len(COSTS["runs"]) == len(training) + 1 == len(inference)
 
 
 def test_the_readme_shows_a_fresh_prediction():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert scale.render(text, COSTS) == text
-    defaults = {k: v for stage in study.all_parameters().values() for k, v in stage.items()}
+    assert render(text, COSTS) == text
+    defaults = {k: v for stage in all_parameters().values() for k, v in stage.items()}
     count = 0
-    for values in (defaults | study.load_study(name) for name in PAPER):
-        count += sum(1 if arm.placement == "zero_shot" else len(values["seeds"]) for arm in scale.grid(values))
+    for values in (defaults | load_study(name) for name in PAPER):
+        count += sum(1 if arm.placement == "zero_shot" else len(values["seeds"]) for arm in grid(values))
     assert "no GPU has been used" in text and f"{count:,} runs: nine studies" in text
     with pytest.raises(DataError, match="expected both markers"):
-        scale.render("nothing", COSTS)
+        render("nothing", COSTS)

@@ -12,7 +12,8 @@ from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
 from cotdistill import stats as st
-from cotdistill.data import DataError
+from cotdistill.errors import DataError
+from cotdistill.verdicts import estimate_text, load_claims, pool, resolve_contrast, verdicts
 
 CLAIMS = "params/claims.yaml"
 
@@ -121,7 +122,7 @@ def test_a_claim_without_its_gain_is_open(rng):
                  requires="gain")
     for accuracy, verdict in ((0.4, "inconclusive"), (0.6, "supported")):
         arms = {"label_only": 0.4, "post_cot": accuracy, "post_cot_shuffled[token]": accuracy}
-        table = st.verdicts(predictions(rng, arms, seeds=5, questions=4000), [gain, same], rng).set_index("claim")
+        table = verdicts(predictions(rng, arms, seeds=5, questions=4000), [gain, same], rng).set_index("claim")
         assert table["p_holm"]["same"] < 0.05 and table["verdict"]["same"] == verdict
         assert ("no gain to keep" in table["reason"]["same"]) == (verdict == "inconclusive") and "within ±5 points" in table["reason"]["same"]
 
@@ -131,7 +132,7 @@ def test_arms_that_trained_on_the_same_texts_are_not_shown_to_be_equivalent(rng)
     same = claim(id="same", contrast=dict(a=["post_cot_kept[15,random]"], b=["post_cot"]), rule="equivalence", direction="equal", margin=0.05)
     data = predictions(rng, {"post_cot": 0.6, "post_cot_kept[15,random]": 0.6}, seeds=5, questions=4000)
     for share, verdict in ((None, "supported"), (0.2, "supported"), (0.58, "inconclusive")):
-        row = st.verdicts(data, [same], rng, as_intact={} if share is None else {"post_cot_kept[15,random]": share}).iloc[0]
+        row = verdicts(data, [same], rng, as_intact={} if share is None else {"post_cot_kept[15,random]": share}).iloc[0]
         assert row["verdict"] == verdict and ("58 % of the training texts" in row["reason"]) == (share == 0.58)
 
 
@@ -148,21 +149,21 @@ def test_where_nothing_differs_nothing_is_claimed(rng):
     """No answer is right in either arm: every per-token value is 0, the interval has no width, and p is 1."""
     none = predictions(rng, {"post_cot": 0.5, "pre_cot": 0.5}, questions=40).assign(correct_generated=False)
     rates = claim(contrast=dict(a=["post_cot"], b=["pre_cot"]), measure="correct_per_100_tokens")
-    row = st.verdicts(none, [rates], rng).iloc[0]
+    row = verdicts(none, [rates], rng).iloc[0]
     assert (row["verdict"], row["p"], row["low"], row["high"]) == ("inconclusive", 1.0, 0.0, 0.0)
-    some = [st.verdicts(predictions(rng, {"post_cot": 0.5, "pre_cot": 0.5}, questions=40), [rates], rng) for _ in range(2)]
-    pooled = st.pool([st.verdicts(none, [rates], rng), *some]).iloc[0]
+    some = [verdicts(predictions(rng, {"post_cot": 0.5, "pre_cot": 0.5}, questions=40), [rates], rng) for _ in range(2)]
+    pooled = pool([verdicts(none, [rates], rng), *some]).iloc[0]
     assert pooled["studies"] == 2 and pooled["low"] < pooled["estimate"] < pooled["high"]
 
 
 def test_a_number_says_what_it_measures(rng):
     rows = [claim(id=m, contrast=dict(a=["post_cot"], b=["pre_cot"]), measure=m) for m in st.MEASURES]
-    table = st.verdicts(predictions(rng, ARMS), rows, rng).set_index("claim")
+    table = verdicts(predictions(rng, ARMS), rows, rng).set_index("claim")
     assert table["contrast"].tolist() == ["post_cot − pre_cot", "post_cot − pre_cot (answers as written)",
                                           "post_cot − pre_cot (right answers per 100 tokens)"]
     assert "points (answers as written)" in table["reason"]["correct_generated"] and "written" not in table["reason"]["correct_choice"]
     row = table.loc["correct_choice"]
-    assert st.estimate_text(row) == f"{100 * row['estimate']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    assert estimate_text(row) == f"{100 * row['estimate']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 
 def test_accuracy_per_token_is_a_ratio_with_its_spread(rng):
@@ -303,7 +304,7 @@ ARMS = {"label_only": 0.3, "pre_cot": 0.3, "post_cot": 0.6}
 
 
 def test_one_seed_claims_nothing(rng):
-    table = st.verdicts(predictions(rng, ARMS, seeds=1), st.load_claims(CLAIMS), rng)
+    table = verdicts(predictions(rng, ARMS, seeds=1), load_claims(CLAIMS), rng)
     assert set(table["verdict"]) == {"inconclusive", "not measured"}
     first = table.iloc[0]
     assert first["p"] < 1e-4 and "One seed" in first["reason"] and first["needed"].startswith("at least 3 seeds")
@@ -321,7 +322,7 @@ def test_each_verdict(rng):
               claim(id="not_worse", rule="noninferiority", direction="not_less", margin=0.02),
               claim(id="worse", contrast=dict(a=["label_only"], b=["post_cot"]), rule="noninferiority",
                     direction="not_less", margin=0.02)]
-    table = st.verdicts(data, claims, rng).set_index("claim")
+    table = verdicts(data, claims, rng).set_index("claim")
     assert table["verdict"].to_dict() == dict(
         yes="supported", no="contradicted", no_arm="not measured", flat="inconclusive", same="supported",
         differs="contradicted", not_worse="supported", worse="contradicted")
@@ -334,35 +335,35 @@ def test_each_verdict(rng):
 
 def test_what_is_missing_is_named(rng):
     data = predictions(rng, ARMS, questions=30)
-    reasons = st.verdicts(data, st.load_claims(CLAIMS), rng).set_index("claim")["reason"]
+    reasons = verdicts(data, load_claims(CLAIMS), rng).set_index("claim")["reason"]
     assert reasons["shuffle_hurts_pre_more"] == "No run of pre_cot_shuffled[token] and post_cot_shuffled[*]."
     assert reasons["key_tokens_suffice"] == "No run of post_cot_kept[15,integrated_gradients]."
     apart = data.assign(seed=data["seed"] + 10 * (data["arm"] == "label_only"))
-    row = st.verdicts(apart, [claim()], rng).iloc[0]
+    row = verdicts(apart, [claim()], rng).iloc[0]
     assert row["verdict"] == "not measured" and row["reason"] == "No seed was run for all of post_cot, label_only."
 
 
 def test_same_seed_same_verdicts(rng):
-    data, claims = predictions(rng, ARMS), st.load_claims(CLAIMS)
-    tables = [st.verdicts(data, claims, np.random.default_rng(3)) for _ in range(2)]
+    data, claims = predictions(rng, ARMS), load_claims(CLAIMS)
+    tables = [verdicts(data, claims, np.random.default_rng(3)) for _ in range(2)]
     pd.testing.assert_frame_equal(*tables)
-    shuffled = st.verdicts(data.sample(frac=1, random_state=1), claims, np.random.default_rng(3))
+    shuffled = verdicts(data.sample(frac=1, random_state=1), claims, np.random.default_rng(3))
     pd.testing.assert_frame_equal(tables[0], shuffled)                    # the order of rows does not matter
 
 
 def test_like_is_compared_with_like():
     contrast = dict(a=["kept[(15),ig]", "kept[*,ig]"], b=["kept[$1,random]"])
-    resolve = lambda *arms: st.resolve_contrast(contrast, list(arms))
+    resolve = lambda *arms: resolve_contrast(contrast, list(arms))
     assert resolve("kept[5,ig]", "kept[15,ig]", "kept[5,random]", "kept[15,random]") == dict(
         a="kept[15,ig]", b="kept[15,random]")
     assert resolve("kept[5,ig]", "kept[15,ig]", "kept[5,random]") == dict(a="kept[5,ig]", b="kept[5,random]")
     assert resolve("kept[5,ig]", "kept[15,random]") is None
-    assert st.resolve_contrast(dict(a=["post_cot[label_weight=*]"], b=["post_cot"]), ["post_cot", "post_cot_x"]) is None
-    assert st.resolve_contrast(dict(a=["kept[*,ig]"]), ["kept[0.5,ig]", "kept[10,ig]", "kept[5,ig]"]) == {"a": "kept[5,ig]"}
+    assert resolve_contrast(dict(a=["post_cot[label_weight=*]"], b=["post_cot"]), ["post_cot", "post_cot_x"]) is None
+    assert resolve_contrast(dict(a=["kept[*,ig]"]), ["kept[0.5,ig]", "kept[10,ig]", "kept[5,ig]"]) == {"a": "kept[5,ig]"}
 
 
 def test_the_claims_cover_the_issue_and_name_no_unknown_arm():
-    claims = {c["id"]: c for c in st.load_claims(CLAIMS)}
+    claims = {c["id"]: c for c in load_claims(CLAIMS)}
     rules = {"post_beats_label_only": "difference", "post_beats_pre": "difference",
              "shuffle_spares_post": "equivalence", "shuffle_hurts_pre": "difference",
              "shuffle_hurts_pre_more": "interaction", "key_tokens_suffice": "equivalence",
@@ -372,7 +373,7 @@ def test_the_claims_cover_the_issue_and_name_no_unknown_arm():
              "label_weight_helps": "difference",
              "shuffled_beats_label_only": "difference", "shuffle_hurts_pre_written": "difference", "key_tokens_beat_label_only": "difference"}
     assert {k: c["rule"] for k, c in claims.items()} == rules
-    from cotdistill.format import arm_from_name
+    from cotdistill.arms import arm_from_name
     assert {k for k, c in claims.items() if c.get("requires") == "post_beats_label_only"} == {k for k, rule in rules.items() if rule == "equivalence"}
     for c in claims.values():
         for pattern in sum(c["contrast"].values(), []):
@@ -397,7 +398,7 @@ def test_bad_claims_name_the_file_and_the_claim(tmp_path, text, words):
     path = tmp_path / "claims.yaml"
     path.write_text(text)
     with pytest.raises(DataError, match="claims.yaml") as error:
-        st.load_claims(path)
+        load_claims(path)
     assert words in str(error.value)
 
 
@@ -416,7 +417,7 @@ def test_bad_predictions(rng):
         apart = data.assign(seed=data["seed"] + 10 * (data["arm"] == "pre_cot"))
         st.paired_difference(apart, "pre_cot", "post_cot", rng=rng)
     with pytest.raises(DataError, match="several values of study"):
-        st.verdicts(pd.concat([data, data.assign(study="t")]), [claim()], rng)
+        verdicts(pd.concat([data, data.assign(study="t")]), [claim()], rng)
     with pytest.raises(DataError, match="measure is 'speed'"):
         st.seed_table(data, "post_cot", "speed")
 
@@ -428,7 +429,7 @@ def test_pool_is_dersimonian_laird_by_hand():
     z = sps.norm.ppf(0.975)
     tables = [pd.DataFrame([dict(claim="x", words="w", measure="m", estimate=e, low=e - z * s, high=e + z * s, p=0.5,
                                  seeds=3)]) for e, s in zip(effect, se)]
-    row = st.pool(tables).iloc[0]
+    row = pool(tables).iloc[0]
     w = 1 / se**2
     q = (w * (effect - (w * effect).sum() / w.sum()) ** 2).sum()
     tau2 = (q - 3) / (w.sum() - (w**2).sum() / w.sum())
@@ -438,16 +439,16 @@ def test_pool_is_dersimonian_laird_by_hand():
     half = max(z / np.sqrt(v.sum()), sps.t.ppf(0.975, 3) * knapp)
     assert (row["estimate"], row["tau2"], row["i2"]) == pytest.approx((mean, tau2, 1 - 3 / q))
     assert (row["low"], row["high"]) == pytest.approx((mean - half, mean + half)) and row["studies"] == 4
-    same = st.pool([tables[0], tables[0]]).iloc[0]                        # no spread: tau2 is not below 0
+    same = pool([tables[0], tables[0]]).iloc[0]                        # no spread: tau2 is not below 0
     assert same["tau2"] == 0 and same["high"] - same["estimate"] == pytest.approx(z * 0.02 / np.sqrt(2))
-    alone = st.pool(tables[:1]).iloc[0]
+    alone = pool(tables[:1]).iloc[0]
     assert (alone["low"], alone["high"]) == pytest.approx((0.10 - z * 0.02, 0.10 + z * 0.02))
 
 
 def test_pool_leaves_out_what_was_not_measured(rng):
-    claims = st.load_claims(CLAIMS)
-    tables = [st.verdicts(predictions(rng, ARMS, seeds=s, study=f"s{s}", questions=60), claims, rng) for s in (1, 3)]
-    pooled = st.pool(tables).set_index("claim")
+    claims = load_claims(CLAIMS)
+    tables = [verdicts(predictions(rng, ARMS, seeds=s, study=f"s{s}", questions=60), claims, rng) for s in (1, 3)]
+    pooled = pool(tables).set_index("claim")
     assert set(pooled.index) == set(tables[0].loc[tables[0]["estimate"].notna(), "claim"])
     assert pooled.loc["post_beats_pre", ["studies", "one_seed_studies"]].tolist() == [2, 1]
 

@@ -10,8 +10,10 @@ import torch
 from huggingface_hub._revision import ResolvedRevision
 
 from cotdistill import students
-from cotdistill.data import DataError
-from cotdistill.students import BUNDLED, LinearFunction, Prepacked, best_dtype, gguf_path, load_student, prepacked
+from cotdistill.errors import DataError
+from cotdistill.kernels import linear
+from cotdistill.kernels.linear import LinearFunction, Prepacked, prepacked
+from cotdistill.students import BUNDLED, best_dtype, gguf_path, load_student
 
 
 def test_packed_rows_equal_single_sequences(student):
@@ -29,7 +31,7 @@ def test_packed_rows_equal_single_sequences(student):
 
 
 def test_packed_refuses_what_a_sliding_window_would_cut():
-    from cotdistill.students import packed_attention
+    from cotdistill.kernels.attention import packed_attention
 
     x = torch.randn(1, 2, 12, 4)
     with pytest.raises(DataError, match="sliding window of 8"):
@@ -102,7 +104,7 @@ def test_dtype_and_device_names():
 
 
 def test_the_fused_call_of_a_gpu_is_the_same_attention_with_the_same_gradients():
-    from cotdistill.students import _side_by_side, packed_attention
+    from cotdistill.kernels.attention import _side_by_side, packed_attention
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 4, 12, 8, generator=generator, requires_grad=True) for _ in range(3))
@@ -168,7 +170,7 @@ def test_prepacked_leaves_a_student_as_it_was(student):
 
 
 def test_a_student_too_large_to_be_held_twice_is_not_prepacked(llama, monkeypatch):
-    monkeypatch.setattr(students, "PREPACK_LIMIT", 1000)
+    monkeypatch.setattr(linear, "PREPACK_LIMIT", 1000)
     with prepacked(llama.model):
         assert not any("forward" in vars(m) for m in llama.model.modules())
 
@@ -178,7 +180,7 @@ def test_freed_memory_is_kept_and_can_be_handed_back():
     """A tensor of 256 MB, made and freed again and again: the kernel gives its pages once, unless they are handed back."""
     script = """
 import resource, torch
-from cotdistill.students import keep_memory, release_memory
+from cotdistill.kernels.memory import keep_memory, release_memory
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def made(n, between=lambda: None):
     before = faults()

@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from cotdistill import study
-from cotdistill.data import DataError
+from cotdistill import cli, execute
+from cotdistill.errors import DataError
+from cotdistill.parameters import (
+    DEFAULT_STUDENT,
+    all_parameters,
+    check_made_with,
+    default_note,
+    load_study,
+    notebook_parameters,
+    read_study,
+)
+from cotdistill.paths import FOLDER, NOTEBOOKS, places
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted(p.stem for p in (ROOT / "params").glob("*.yaml") if p.stem != "claims")
@@ -18,12 +28,12 @@ PAPER = [f"{d}-{s}" for d in ("commonsenseqa", "openbookqa", "quarel") for s in 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_is_valid(name):
-    assert study.load_study(name)["study"] == name
+    assert load_study(name)["study"] == name
 
 
 def test_the_nine_paper_studies_are_pinned_and_complete():
     for name in PAPER:
-        values = study.load_study(name)
+        values = load_study(name)
         assert re.fullmatch(r"mistralai/Mistral-7B-Instruct-v0.2@[0-9a-f]{40}", values["teacher_model"])
         assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", values["student"])
         assert len(values["seeds"]) >= 5 and values.get("frozen_layers", 0) == 0 and {"grad_accum", "gradient_checkpointing"} <= set(values)
@@ -54,65 +64,65 @@ BAD = {
 def test_bad_studies(tmp_path, text, message):
     (tmp_path / "own.yaml").write_text(text + "\n")
     with pytest.raises(DataError, match=message) as error:
-        study.load_study(str(tmp_path / "own.yaml"))
+        load_study(str(tmp_path / "own.yaml"))
     assert "\n" not in str(error.value) and "own.yaml" in str(error.value)
 
 
 def test_a_whole_number_is_a_number_and_a_study_without_student_takes_the_bundled_one(tmp_path):
     (tmp_path / "own.yaml").write_text("lr: 1\n")
-    assert study.load_study(str(tmp_path / "own.yaml")) == {
+    assert load_study(str(tmp_path / "own.yaml")) == {
         "study": "own",
         "lr": 1,
         "student": "smollm2-135m",
     }
     (tmp_path / "own.yaml").write_text("# nothing\n")
-    assert study.load_study(str(tmp_path / "own.yaml")) == {
+    assert load_study(str(tmp_path / "own.yaml")) == {
         "study": "own",
         "student": "smollm2-135m",
     }
-    note = study.default_note(str(tmp_path / "own.yaml"))
+    note = default_note(str(tmp_path / "own.yaml"))
     assert (
         "names no student: the bundled smollm2-135m is trained" in note
         and "no seeds either" in note
         and "\n" not in note
     )
     (tmp_path / "own.yaml").write_text("student: tiny-llama\n")
-    assert study.load_study(str(tmp_path / "own.yaml")) == {"study": "own", "student": "tiny-llama"}
-    assert study.default_note(str(tmp_path / "own.yaml")) == ""
+    assert load_study(str(tmp_path / "own.yaml")) == {"study": "own", "student": "tiny-llama"}
+    assert default_note(str(tmp_path / "own.yaml")) == ""
 
 
 def test_the_terminal_says_which_student_is_taken(tmp_path, monkeypatch, capsys):
     """Once, in one line, before the first notebook runs; not where no student is needed."""
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path / "artifacts"))
-    monkeypatch.setenv(study.FOLDER, "")
+    monkeypatch.setenv(FOLDER, "")
     asked = []
-    monkeypatch.setattr(study, "run_stages", lambda stages, values, executed: asked.append(values))
+    monkeypatch.setattr(execute, "run_stages", lambda stages, values, executed: asked.append(values))
     path = tmp_path / "own.yaml"
     path.write_text("dataset: mine\n")
-    assert study.main(["run", str(path)]) == 0
+    assert cli.main(["run", str(path)]) == 0
     first, last = capsys.readouterr().out.splitlines()
     assert "names no student: the bundled smollm2-135m" in first and last.startswith("study own")
-    assert asked[0]["student"] == "smollm2-135m" and study.places()[0] == tmp_path
-    assert study.main(["run", str(path), "--stages", "elicit"]) == 0
+    assert asked[0]["student"] == "smollm2-135m" and places()[0] == tmp_path
+    assert cli.main(["run", str(path), "--stages", "elicit"]) == 0
     assert "no student" not in capsys.readouterr().out
     path.write_text("student: tiny-llama\n")
-    assert study.main(["run", str(path)]) == 0
+    assert cli.main(["run", str(path)]) == 0
     assert "no student" not in capsys.readouterr().out
 
 
 def test_shipped_studies_are_what_their_files_say():
     """The default student is for users: every shipped study that trains names its own."""
     for name in STUDIES:
-        assert study.load_study(name) == {
+        assert load_study(name) == {
             "study": name,
-            "student": study.DEFAULT_STUDENT,
-            **study.read_study(name),
+            "student": DEFAULT_STUDENT,
+            **read_study(name),
         }
-        assert "student" in study.read_study(name) or name.endswith("-elicit")
+        assert "student" in read_study(name) or name.endswith("-elicit")
     defaults = {
-        key: value for stage in study.all_parameters().values() for key, value in stage.items()
+        key: value for stage in all_parameters().values() for key, value in stage.items()
     }
-    assert defaults | study.load_study("smoke") == defaults
+    assert defaults | load_study("smoke") == defaults
 
 
 def test_a_stage_alone_needs_the_setting_that_the_earlier_ones_ran_with(tmp_path, monkeypatch):
@@ -120,26 +130,26 @@ def test_a_stage_alone_needs_the_setting_that_the_earlier_ones_ran_with(tmp_path
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path))
     (tmp_path / "studies" / "own").mkdir(parents=True)
     values = {"study": "own", "epochs": 1, "controls": ["filler"]}
-    study.check_made_with(values, ["shuffle"], "own.yaml")  # nothing has run: the notebook will say so
+    check_made_with(values, ["shuffle"], "own.yaml")  # nothing has run: the notebook will say so
     for stage in ("elicit", "train"):
-        made = study.notebook_parameters(ROOT / "notebooks" / f"{study.NOTEBOOKS[stage]}.ipynb") | {"study": "own"}
+        made = notebook_parameters(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb") | {"study": "own"}
         (tmp_path / "studies" / "own" / f"{stage}.parameters.json").write_text(json.dumps(made | ({"epochs": 1} if stage == "train" else {})))
-    study.check_made_with(values, ["shuffle"], "own.yaml")
+    check_made_with(values, ["shuffle"], "own.yaml")
     for changed, stage in ({"epochs": 7}, "train"), ({"dataset": "openbookqa"}, "elicit"):
-        study.check_made_with(values | changed, ["elicit", "train", "shuffle"], "own.yaml")
+        check_made_with(values | changed, ["elicit", "train", "shuffle"], "own.yaml")
         with pytest.raises(DataError, match=f"own.yaml: {[*changed][0]} is .* but stage {stage} was last run with .* run `make {stage} STUDY=own.yaml` again"):
-            study.check_made_with(values | changed, ["figures"], "own.yaml")
-    study.check_made_with(values | {"epochs": 7}, ["elicit"], "own.yaml")  # an earlier stage than train
+            check_made_with(values | changed, ["figures"], "own.yaml")
+    check_made_with(values | {"epochs": 7}, ["elicit"], "own.yaml")  # an earlier stage than train
 
 
 def test_unknown_study_lists_the_known_ones():
     with pytest.raises(DataError, match="no such study; expected a path to a YAML file or one of .*quick"):
-        study.load_study("nothing")
+        load_study("nothing")
 
 
 def test_command_line_ends_with_one_line_and_status_1(tmp_path):
     (tmp_path / "own.yaml").write_text("epoch: 3\n")
-    done = subprocess.run([sys.executable, "-m", "cotdistill.study", "run", str(tmp_path / "own.yaml")], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "own.yaml")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
 
 
@@ -150,10 +160,10 @@ def notebook(tmp_path, source, tags):
 
 
 def test_notebooks_without_or_with_odd_parameters_are_refused(tmp_path):
-    assert study.notebook_parameters(notebook(tmp_path, "a = 1\nb = [0.5]  # x", [["parameters"]])) == {"a": 1, "b": [0.5]}
+    assert notebook_parameters(notebook(tmp_path, "a = 1\nb = [0.5]  # x", [["parameters"]])) == {"a": 1, "b": [0.5]}
     with pytest.raises(DataError, match="0 cells tagged 'parameters'; expected exactly one"):
-        study.notebook_parameters(notebook(tmp_path, "a = 1", [[]]))
+        notebook_parameters(notebook(tmp_path, "a = 1", [[]]))
     with pytest.raises(DataError, match="2 cells tagged"):
-        study.notebook_parameters(notebook(tmp_path, "a = 1", [["parameters"], ["parameters"]]))
+        notebook_parameters(notebook(tmp_path, "a = 1", [["parameters"], ["parameters"]]))
     with pytest.raises(DataError, match="line 2: expected only `name = value`"):
-        study.notebook_parameters(notebook(tmp_path, "a = 1\nprint(a)", [["parameters"]]))
+        notebook_parameters(notebook(tmp_path, "a = 1\nprint(a)", [["parameters"]]))

@@ -14,11 +14,15 @@ import time
 import warnings
 from pathlib import Path
 
+import kill_harness as harness
 import pytest
 
-import kill_harness as harness
-from cotdistill import files, runs
-from cotdistill.study import alive, run_stage, run_stages, start_kernel, stop_kernel
+from cotdistill import files
+from cotdistill.errors import DataError
+from cotdistill.execute import run_stage, run_stages
+from cotdistill.files import sha256
+from cotdistill.kernel import alive, start_kernel, stop_kernel
+from cotdistill.runs.provenance import provenance
 
 
 def test_a_run_killed_before_its_writes_ends_as_if_it_had_not_been(tmp_path):
@@ -125,7 +129,7 @@ def test_a_notebook_that_fails_leaves_the_whole_one_and_shows_itself(store, tmp_
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(papermill, "execute_notebook", fails)
-    with pytest.raises(runs.DataError, match="03_evaluate: RuntimeError: no luck .*03_evaluate.part.ipynb"):
+    with pytest.raises(DataError, match="03_evaluate: RuntimeError: no luck .*03_evaluate.part.ipynb"):
         run_stage("evaluate", {"study": "smoke"}, tmp_path / "executed")
     assert {p.name: p.read_text() for p in folder.iterdir()} == {"03_evaluate.ipynb": "whole", ".03_evaluate.part.ipynb": "up to the error"}
 
@@ -279,7 +283,7 @@ def test_files_appear_whole_and_parts_of_the_dead_are_swept(tmp_path):
 
 
 def test_a_run_card_says_what_may_differ_between_machines():
-    card = runs.provenance()
+    card = provenance()
     assert card["threads"] == 1 and card["instructions"] and card["blas"] in ("mkl", "other") and card["processor"] and card["torch"]
 
 
@@ -289,7 +293,7 @@ def test_the_harness_sees_damage(tmp_path):
     folder.mkdir(parents=True)
     (folder / "predictions.jsonl").write_text('{"id": 1}\n')
     assert len(harness.half_files(tmp_path / "a", tmp_path)) == 1
-    (folder / "metrics.json").write_text(json.dumps({"accuracy": 1, "train_seconds": 1, "files": {"predictions.jsonl": runs.checksum(folder / "predictions.jsonl")}}))
+    (folder / "metrics.json").write_text(json.dumps({"accuracy": 1, "train_seconds": 1, "files": {"predictions.jsonl": sha256(folder / "predictions.jsonl")}}))
     assert harness.half_files(tmp_path / "a", tmp_path) == []
     other = tmp_path / "b" / "runs" / ("0" * 64)
     other.mkdir(parents=True)

@@ -9,15 +9,36 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from conftest import TINY, tiny
+
 from cotdistill import corrupt, train
-from cotdistill.data import DataError
+from cotdistill import train as train_module
+from cotdistill.arms import Arm, arm_from_name
+from cotdistill.checkpoints import checkpoints, trainable
+from cotdistill.encode import (
+    LABEL,
+    PROMPT,
+    RATIONALE,
+    ROWS,
+    check_labels,
+    choose_train,
+    collate,
+    encode_all,
+    example_rng,
+    fitting,
+    label_share,
+    loss_shares,
+    other_weight,
+    share_as_intact,
+)
+from cotdistill.errors import DataError
 from cotdistill.evaluate import evaluate, validation_scores
-from cotdistill.format import Arm, arm_from_name
-from cotdistill.students import ROWS, blocks_of, last_block_at_places, learning
-from cotdistill.train import (LABEL, PROMPT, RATIONALE, OrderSampler, TrainConfig, check_labels, checkpoints, choose_train, collate, encode_all, example_rng,
-                              fine_tune, fitting, freeze, sparse_embedding, token_losses, trainable, weighted_loss)
+from cotdistill.hyperparameters import TrainConfig, training_key
+from cotdistill.kernels.blocks import blocks_of, last_block_at_places
+from cotdistill.kernels.cache import stored
+from cotdistill.kernels.linear import learning
+from cotdistill.kernels.loss import HeadLoss, sparse_embedding, token_losses, weighted_loss
+from cotdistill.train import OrderSampler, fine_tune, freeze
 
 ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
 QUICK = TrainConfig(lr=1e-2, epochs=2, batch_size=4, select="last")
@@ -119,7 +140,7 @@ def test_the_head_of_a_large_vocabulary_adds_up_as_float64_does():
     rng = torch.Generator().manual_seed(0)
     hidden, weight, targets = torch.eye(6, 16), torch.randn(262_144, 16, generator=rng) / 2, torch.arange(6)
     weight[targets, targets] = 15.0
-    _, losses = train.HeadLoss.apply(hidden, weight, targets, torch.ones(6), 2**27)
+    _, losses = HeadLoss.apply(hidden, weight, targets, torch.ones(6), 2**27)
     exact = torch.nn.functional.cross_entropy(hidden.double() @ weight.double().t(), targets, reduction="none")
     theirs = torch.nn.functional.cross_entropy(hidden @ weight.t(), targets, reduction="none")
     ours, theirs = ((x.double() / exact - 1).abs().max() for x in (losses, theirs))
@@ -285,7 +306,7 @@ def test_the_share_of_texts_that_a_corruption_leaves_as_they_were(llama, questio
     for name, settings, alike in (("post_cot_kept", dict(amount=8, selector="random"), [n <= 8 for n in lengths]),
                                   ("pre_cot_shuffled", dict(unit="sentence"), None), ("post_cot_filler", {}, [False] * 12)):
         arm = arm_from_name(name, **settings)
-        share = train.share_as_intact(passes_of(llama, questions, rationales, arm), llama, questions, rationales, arm, "text", 0)
+        share = share_as_intact(passes_of(llama, questions, rationales, arm), llama, questions, rationales, arm, "text", 0)
         if alike is None:  # one sentence stays as it is, two may be drawn in their order
             assert sum(corrupt.sentence_groups(llama, f" {rationales[e.id].text}")[-1] == 0 for e in questions) / 12 <= share <= 1
         else:
@@ -314,7 +335,7 @@ def test_training_from_the_frozen_blocks_outputs_is_training_on_the_whole(name, 
     for way in ("whole", "own", "shared", "shared again"):
         student = tiny(name)
         passes = encode_all(student, questions, rationales, arm, "text", 0, config.epochs)
-        monkeypatch.setattr(train, "TRUNK_LIMIT", 0 if way == "whole" else 2**30)
+        monkeypatch.setattr(train_module, "TRUNK_LIMIT", 0 if way == "whole" else 2**30)
         history, _ = fine_tune(student, passes, arm, config, 0, tmp_path / way, trunks=None if way == "own" else store)
         results[way] = history["loss"].to_numpy(), {n: p.detach().clone() for n, p in student.model.named_parameters()}
         assert not any("forward" in vars(block) for block in blocks_of(student.model)) and student.model.config._attn_implementation == "sdpa"
@@ -331,7 +352,7 @@ def test_seeds_share_the_frozen_blocks_outputs(llama, questions, rationales, mon
     data, store = passes_of(llama, questions, rationales)[0], {}
     first = train.trunk_states(llama, data, 1, store)
     entries = set(store)
-    monkeypatch.setattr(train, "TRUNK_LIMIT", train.stored(store))
+    monkeypatch.setattr(train_module, "TRUNK_LIMIT", stored(store))
     again = train.trunk_states(llama, data[::-1], 1, store)
     assert set(store) == entries and len(data) == len(first) > 1
     assert all(a is b and len(a) == len(e.ids) - 1 for a, b, e in zip(first, again[::-1], data))
@@ -391,7 +412,7 @@ def test_balanced_loss_equals_its_definition_in_float64(llama, questions, ration
     llama.model.set_attn_implementation("packed")
     ours = 0
     for batch, mask in zip(batches, is_label):
-        share = train.loss_shares(batch["weights"], mask, counts, "balanced", train.other_weight(arm, config))
+        share = loss_shares(batch["weights"], mask, counts, "balanced", other_weight(arm, config))
         loss, _ = weighted_loss(llama.model, batch, share)
         loss.backward()
         ours += loss.item()
@@ -406,7 +427,7 @@ def test_balanced_loss_equals_its_definition_in_float64(llama, questions, ration
 
 def test_the_label_has_one_share_in_every_arm_that_has_a_rationale(llama, questions, rationales):
     arms = [Arm("pre_cot"), Arm("post_cot"), Arm("post_cot", "filler"), arm_from_name("post_cot_kept", amount=1)]
-    share = lambda arm, **more: train.label_share(passes_of(llama, questions, rationales, arm)[0], arm, TrainConfig(**more))
+    share = lambda arm, **more: label_share(passes_of(llama, questions, rationales, arm)[0], arm, TrainConfig(**more))
     for arm in arms:
         assert share(arm, loss="balanced") == pytest.approx(0.5) and share(arm, loss="balanced", loss_lambda=0.25) == pytest.approx(0.8)
         assert share(replace(arm, label_weight=3.0), loss="balanced") == pytest.approx(0.75)
@@ -437,9 +458,9 @@ def test_a_run_key_names_the_loss_only_where_it_is_not_the_token_mean():
     plain = {name: value for name, value in vars(TrainConfig()).items() if name not in ("compile", "loss", "loss_lambda")}
     balanced = plain | {"loss": "balanced", "loss_lambda": 1.0}
     main, other = vars(TrainConfig()), vars(TrainConfig(loss="balanced"))
-    assert train.training_key(main, Arm("post_cot")) == plain == train.training_key(other, Arm("post_cot", loss="token_mean"))
-    assert train.training_key(other, Arm("post_cot")) == balanced == train.training_key(main, Arm("post_cot", loss="balanced"))
-    assert train.training_key(plain, Arm("post_cot")) == plain  # of a study written before
+    assert training_key(main, Arm("post_cot")) == plain == training_key(other, Arm("post_cot", loss="token_mean"))
+    assert training_key(other, Arm("post_cot")) == balanced == training_key(main, Arm("post_cot", loss="balanced"))
+    assert training_key(plain, Arm("post_cot")) == plain  # of a study written before
     with pytest.raises(DataError, match="loss is 'sum'; expected one of token_mean, balanced"):
         TrainConfig(loss="sum")
     with pytest.raises(DataError, match="loss_lambda is -1.0"):

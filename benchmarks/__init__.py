@@ -1,0 +1,1 @@
+"""Both sides of every comparison of speed."""

@@ -1,0 +1,181 @@
+"""Made-up studies that check the statistics: family-wise error, coverage and power."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from cotdistill.inference import (
+    Effect,
+    SeedPrior,
+    confidence_interval,
+    fit_seed_prior,
+    join_parts,
+    split_variance,
+    two_sided_p,
+)
+
+CLAIMED = ((1, 0), (2, 0), (1, 2), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1))
+
+
+@dataclass(frozen=True)
+class Design:
+    """A made-up study whose truth is known.
+
+    seed_sd: one per arm, of an arm's mean over questions; random_spread deals them out afresh in
+    each study, so that no contrast always has the noisy arm. seed_correlation: how alike the arms
+    are moved by one seed. question_sd: how differently arms fare on a question, on the logit scale;
+    difficulty_sd: how questions differ for all arms; both with the tails of a t distribution with
+    `tail` (above 2) degrees of freedom. cluster_sizes are repeated until the questions are used up;
+    cluster_share is the share of question_sd squared that a cluster has in common. effects are
+    added to an arm's chance. measure: "accuracy" (right or wrong) or "p_gold" (the chance itself,
+    with noise_sd from seed to seed). Chances lie within base ± room before seeds move them.
+    """
+
+    seeds: int = 5
+    questions: int = 500
+    seed_sd: tuple[float, ...] = (0.02,) * 8
+    effects: tuple[float, ...] = (0.0,) * 8
+    contrasts: tuple[tuple[int, int], ...] = CLAIMED
+    seed_correlation: float = 0.3
+    random_spread: bool = True
+    question_sd: float = 1.0
+    difficulty_sd: float = 1.5
+    tail: float = 3.0
+    cluster_sizes: tuple[int, ...] = (1,)
+    cluster_share: float = 0.0
+    measure: str = "accuracy"
+    noise_sd: float = 0.08
+    worlds: str = "shared"
+    base: float = 0.45
+    room: float = 0.35
+
+    def clusters(self) -> np.ndarray | None:
+        """Return the label of each question's cluster; None where all are single."""
+        if max(self.cluster_sizes) == 1:
+            return None
+        repeats = np.resize(self.cluster_sizes, self.questions)
+        return np.repeat(np.arange(self.questions), repeats)[:self.questions]
+
+
+def simulate_study(rng: np.random.Generator, design: Design, studies: int = 1) -> np.ndarray:
+    """Return made-up values (studies, A arms, S seeds, N questions) of a known truth.
+
+    The chance of an arm on a question is base + a bounded function of heavy-tailed difficulty (all
+    arms) and of the arm's own luck with the question and its fact, + the arm's effect + the seed's.
+    An arm's mean is base + effect in expectation, whatever its spread.
+    """
+    arms, clusters = len(design.seed_sd), design.clusters()
+    rows = design.seeds if design.worlds == "per_seed" else 1
+    shape = (studies, arms, rows, design.questions)
+
+    def draw(size: tuple[int, ...]) -> np.ndarray:
+        # tails of t, scaled to a standard deviation of 1; cut off by nothing
+        return rng.standard_t(design.tail, size) / np.sqrt(design.tail / (design.tail - 2))
+
+    lucky = draw(shape)
+    if clusters is not None:
+        shared = draw((*shape[:3], int(clusters.max()) + 1))[..., clusters]
+        share = design.cluster_share
+        lucky = np.sqrt(1 - share) * lucky + np.sqrt(share) * shared
+    logit = design.difficulty_sd * draw((studies, 1, rows, design.questions))
+    chance = design.base + design.room * np.tanh((logit + design.question_sd * lucky) / 2)
+    spread = np.broadcast_to(design.seed_sd, (studies, arms))
+    if design.random_spread:
+        spread = rng.permuted(spread, axis=1)
+    common = rng.normal(size=(studies, 1, design.seeds))
+    own = rng.normal(size=(studies, arms, design.seeds))
+    r = design.seed_correlation
+    moved = spread[..., None] * (np.sqrt(r) * common + np.sqrt(1 - r) * own)
+    moved = moved + np.asarray(design.effects)[:, None]
+    chance = chance + moved[..., None]
+    if design.measure == "p_gold":
+        return chance + design.noise_sd * rng.standard_normal(chance.shape)
+    return (rng.random(chance.shape) < chance).astype(float)
+
+
+def judge_simulated(values: np.ndarray, design: Design, *, shrink: bool = True,
+                    use_clusters: bool = True) -> tuple[Effect, np.ndarray]:
+    """Estimate all contrasts of simulated studies: effects (studies, claims) and design effects."""
+    prior = fit_seed_prior(values.mean(-1)) if shrink else SeedPrior()
+    clusters = design.clusters() if use_clusters else None
+    guard = (1.0, -1.0) if design.measure == "accuracy" else ()
+    found, design_effects = [], []
+    for a, b in design.contrasts:
+        parts = split_variance(values[:, a] - values[:, b], clusters,
+                               nested=design.worlds == "per_seed", guard=guard)
+        found.append(join_parts(parts, prior))
+        design_effects.append(parts.design_effect)
+    estimate, se, df = (np.stack([getattr(e, name) for e in found], -1)
+                        for name in ("estimate", "se", "df"))
+    return Effect(estimate, se, df), np.stack(design_effects, -1)
+
+
+def _holm_found(p: np.ndarray, alpha: float) -> np.ndarray:
+    """Say which claims (studies, k) Holm finds at alpha: smallest first, until one is not found."""
+    count = p.shape[-1]
+    order = np.argsort(p, -1)
+    steps = np.take_along_axis(p, order, -1) <= alpha / np.arange(count, 0, -1)
+    passed = np.logical_and.accumulate(steps, -1)
+    found = np.zeros_like(passed)
+    np.put_along_axis(found, order, passed, -1)
+    return found
+
+
+def calibration_designs(measure: str = "p_gold") -> list[Design]:
+    """List the 36 designs on which the promises are checked (about 5 minutes of one core).
+
+    3, 5 and 10 seeds; 100, 400 and 1,200 questions; seed spreads equal (.02) or sixfold (.01 to
+    .06); single questions, or one to five about a fact (design effect 1.3 to 1.7, more with more
+    seeds). Arms share .3 of a seed's luck; difficulty has the tails of t with 3 degrees of freedom.
+    """
+    share = 0.3 if measure == "p_gold" else 0.8             # single answers hide what facts share
+    spreads = ((0.02,) * 8, tuple(np.geomspace(0.01, 0.06, 8)))
+    groups = (dict(), dict(cluster_sizes=(1, 2, 3, 4, 5), cluster_share=share))
+    return [Design(seeds=seeds, questions=questions, seed_sd=spread, measure=measure, **group)
+            for seeds in (3, 5, 10) for questions in (100, 400, 1200)
+            for spread in spreads for group in groups]
+
+
+def calibrate(rng: np.random.Generator, designs: Sequence[Design], *, studies: int = 1000,
+              effect: float = 0.05, alpha: float = 0.05, shrink: bool = True,
+              use_clusters: bool = True, cells: float = 4e6) -> pd.DataFrame:
+    """Measure family-wise error, coverage and power on made-up studies: a row per design.
+
+    Columns: seeds, questions, spread (largest seed_sd over smallest), measure, worlds, fwer (any
+    claim found by Holm where all arms are equal), per_claim (false positives of one claim by
+    itself), coverage (of 1 - alpha intervals, where arm 1 is better by `effect`), power (the first
+    contrast is found after Holm), alone (before Holm), half_width (median), design_effect (mean),
+    studies.
+    A rate p is known to ± 2 sqrt(p (1 - p) / studies). `cells` bounds what is in memory at once.
+    """
+    rows = []
+    for design in designs:
+        arms = len(design.seed_sd)
+        batch = max(1, int(cells // (arms * design.seeds * design.questions)))
+        better = replace(design, effects=(0.0, effect, *[0.0] * (arms - 2)))
+        truth = np.array([better.effects[a] - better.effects[b] for a, b in design.contrasts])
+        null_p, p, covered, widths, clustered = [], [], [], [], []
+        for start in range(0, studies, batch):
+            count = min(batch, studies - start)
+            for made, keep in ((design, null_p), (better, p)):
+                values = simulate_study(rng, made, count)
+                judged, effects = judge_simulated(values, made, shrink=shrink,
+                                                  use_clusters=use_clusters)
+                keep.append(two_sided_p(judged))
+            low, high = confidence_interval(judged, alpha)
+            covered.append((low <= truth) & (truth <= high))
+            widths.append((high - low) / 2)
+            clustered.append(effects)
+        null_p, p, covered, widths, clustered = (
+            np.concatenate(x) for x in (null_p, p, covered, widths, clustered))
+        rows.append(dict(
+            seeds=design.seeds, questions=design.questions,
+            spread=max(design.seed_sd) / max(min(design.seed_sd), 1e-12), measure=design.measure,
+            worlds=design.worlds, fwer=float(_holm_found(null_p, alpha).any(-1).mean()),
+            per_claim=float((null_p < alpha).mean()), coverage=float(covered.mean()),
+            power=float(_holm_found(p, alpha)[:, 0].mean()), alone=float((p[:, 0] < alpha).mean()),
+            half_width=float(np.median(widths)), design_effect=float(clustered.mean()),
+            studies=studies))
+    return pd.DataFrame(rows)

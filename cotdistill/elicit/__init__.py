@@ -1,0 +1,1 @@
+"""Rationales out of a teacher: ask, record every answer once, read, filter, score."""

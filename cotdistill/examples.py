@@ -1,0 +1,182 @@
+"""Examples, rationales and datasets: what they hold and what is checked of them."""
+
+import re
+import reprlib
+from dataclasses import dataclass, field
+
+from cotdistill.errors import DataError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One multiple-choice question. `answer` is the index of the right option in `choices`."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+    @property
+    def label(self) -> str:
+        """Text of the right option."""
+        return self.choices[self.answer]
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """A teacher's explanation of one question. `answer` is the option it concluded (None: none could be read);
+    `key_spans` are character spans of tokens known to carry the answer (microworld only)."""
+
+    id: str
+    text: str
+    answer: int | None = None
+    key_spans: tuple[tuple[int, int], ...] = ()
+
+
+def is_text(value) -> bool:
+    """A str that is not blank and can be written as UTF-8 (JSON may hold half a surrogate pair)."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+
+
+def _field(row: dict, name: str, where: str):
+    if name not in row:
+        raise DataError(f"{where}: no field '{name}'; found {sorted(row)}")
+    return row[name]
+
+
+def answer_index(answer, n_choices: int, where: str) -> int:
+    """An answer given as an option letter ("B") or an index from 0 (1)."""
+    index = answer
+    if isinstance(answer, str):
+        text = answer.strip()
+        index = LETTERS.find(text.upper()) if len(text) == 1 and text.isalpha() else -1
+        if text.isdecimal():
+            raise DataError(
+                f"{where}: answer '{text}' is a text; expected a number, an index from 0 "
+                f"to {n_choices - 1}, or a letter from A to {LETTERS[n_choices - 1]}"
+            )
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n_choices:
+        raise DataError(f"{where}: answer {reprlib.repr(answer)} is outside the {n_choices} choices; expected an index from 0 to "
+                        f"{n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}")
+    return index
+
+
+def gold_index(answer, choices: tuple[str, ...], where: str) -> int:
+    """The right option of a question, given as an index from 0 (a number) or as a letter.
+
+    Digits in quotes ("1") are the option with that text, and never an index. Raises DataError where
+    a letter is another option's text too (options O, A, B, AB and answer "A"): only the index can
+    say which of the two is meant."""
+    text = " ".join(answer.split()) if isinstance(answer, str) else ""
+    same = [i for i, choice in enumerate(choices) if choice.casefold() == text.casefold()]
+    if text.isdecimal() and same:
+        return same[0]
+    letter = len(text) == 1 and text.isalpha() and LETTERS.find(text.upper()) < len(choices)
+    if same and not letter:
+        raise DataError(
+            f"{where}: answer {reprlib.repr(answer)} is outside the letters, and an option's text; "
+            f"expected an "
+            f"index from 0 to {len(choices) - 1} (here {same[0]}) or a letter from A to "
+            f"{LETTERS[len(choices) - 1]} (here {LETTERS[same[0]]})"
+        )
+    index = answer_index(answer, len(choices), where)
+    if same and choices[index].casefold() != text.casefold():
+        raise DataError(
+            f"{where}: answer '{text}' is the letter of option {reprlib.repr(choices[index])} and "
+            f"the text of "
+            f"another; expected the index as a number, {index} or {same[0]}"
+        )
+    return index
+
+
+def make_example(id, question, choices, answer, where: str) -> Example:
+    """Check one question and build it. White space inside an option is collapsed: a label must stay on one line. Where the right option
+    stands there twice (in some official questions), the first of the two is the answer: equal texts are one answer."""
+    if not is_text(id):
+        raise DataError(f"{where}: id {reprlib.repr(id)}; expected a text that is not empty")
+    where = f"{where} (id {id})"
+    if not is_text(question):
+        found = f"question {reprlib.repr(question)}" if not isinstance(question, str) or question.strip() else "empty question"
+        raise DataError(f"{where}: {found}; expected a text")
+    if not isinstance(choices, (list, tuple)) or len(choices) < 2:
+        found = len(choices) if isinstance(choices, (list, tuple)) else type(choices).__name__
+        raise DataError(f"{where}: {found} choice(s); expected a list of at least two")
+    if len(choices) > len(LETTERS):
+        raise DataError(f"{where}: {len(choices)} choices; expected at most {len(LETTERS)}")
+    for choice in choices:
+        if not is_text(choice):
+            raise DataError(f"{where}: choice {reprlib.repr(choice)}; expected a text that is not empty")
+    choices = tuple(" ".join(choice.split()) for choice in choices)
+    return Example(
+        id, question.strip(), choices, first_equal(choices, gold_index(answer, choices, where))
+    )
+
+
+def first_equal(choices: tuple[str, ...], option: int) -> int:
+    """The first option with the same text: where an option stands there twice, both are one answer."""
+    return choices.index(choices[option])
+
+
+def check_rationale(text, where: str) -> None:
+    """A rationale must be a text that can be written as UTF-8; it may be empty. Raises DataError."""
+    if not isinstance(text, str) or text.strip() and not is_text(text):
+        raise DataError(f"{where}: rationale is {type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; expected a text")
+
+
+def question_key(example: Example) -> tuple:
+    """What makes two questions the same: their words and the set of their options, whatever the case and order."""
+    words = " ".join(re.findall(r"\w+", example.question.lower()))
+    return words, tuple(sorted(choice.lower() for choice in example.choices))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything a study trains and tests on. `rationales` maps an id to its Rationale; `meta`
+    holds what microworld knows about a question (its steps, and where training states its fact),
+    and is empty for other data. `left_out` holds, by split, the questions that also stand in a
+    later one (`without_repeats`)."""
+
+    name: str
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    rationales: dict[str, Rationale]
+    meta: dict[str, dict] = field(default_factory=dict)
+    left_out: dict[str, list[Example]] = field(default_factory=dict)
+
+    @property
+    def explained(self) -> list[Example]:
+        """Every question that a recorded set may explain, those that were left out too."""
+        return [
+            *self.train,
+            *self.validation,
+            *(e for rows in self.left_out.values() for e in rows),
+        ]
+
+
+def without_repeats(
+    examples: list[Example], later: list[Example]
+) -> tuple[list[Example], list[Example]]:
+    """(questions that do not stand among `later`, those that do).
+
+    The same question has the same words and options, whatever their case and order.
+    A test question that was trained on measures memory. OpenBookQA's official train split holds 14
+    of its test split."""
+    keys = {question_key(example) for example in later}
+    repeated = [example for example in examples if question_key(example) in keys]
+    return [
+        example for example in examples if question_key(example) not in keys
+    ] if repeated else examples, repeated
+
+
+def repeats_note(data: Dataset) -> str:
+    """One line on the questions left out because they stand in a later split; empty for none."""
+    names = {
+        "train": "left out of training, as they also stand in the validation or test split",
+        "validation": "left out of validation, as they also stand in the test split",
+    }
+    return "; ".join(
+        f"{names[split]}: {len(rows)}" for split, rows in data.left_out.items() if rows
+    )

@@ -1,0 +1,1 @@
+"""The embedded datasets: questions generated from a knowledge base, with gold rationales."""

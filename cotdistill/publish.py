@@ -1,0 +1,148 @@
+"""From what a user executed to committed evidence: only `make publish` writes it."""
+
+import json
+import os
+import reprlib
+import shutil
+from pathlib import Path
+
+import yaml
+
+from cotdistill.errors import DataError
+from cotdistill.files import part_of, read_text, sweep
+from cotdistill.parameters import load_study, notebook_parameters
+from cotdistill.paths import NOTEBOOKS, artifacts, root
+from cotdistill.tidy import INJECTED
+
+FIGURES = ("forest.png", "placement.png")  # of stage figures, shown beside the notebooks
+
+
+def notebook_folder(study: str) -> Path:
+    """Where a study's executed notebooks are read: the user's own, else the published ones."""
+    own = artifacts() / "executed" / study
+    return own if any(own.glob("[0-9]*.ipynb")) else evidence_folder(study)
+
+
+def evidence_folder(study: str) -> Path:
+    """A study's committed evidence; only `publish` writes there."""
+    return root() / "notebooks" / "executed" / study
+
+
+def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
+    """An executed notebook must be whole, and of the source and the values as they are now.
+
+    again: the command that makes it so. Raises DataError: one line that says what differs."""
+    if not path.is_file():
+        raise DataError(f"{path}: not executed yet; run {again}")
+    try:
+        ran, now = (json.loads(read_text(file, "a notebook")) for file in (path, source))
+        cells = [cell for cell in ran["cells"] if INJECTED not in cell["metadata"].get("tags", [])]
+        texts = [["".join(cell["source"]) for cell in some] for some in (cells, now["cells"])]
+        code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"])]
+        failed = any(
+            output["output_type"] == "error" for cell in code for output in cell["outputs"]
+        )
+        ended = all(cell["execution_count"] for cell in code) and not failed
+        made = ran["metadata"]["cotdistill"]["parameters"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not an executed notebook ({type(error).__name__}: {error}); run {again}"
+        ) from None
+    if texts[0] != texts[1]:
+        raise DataError(
+            f"{path}: executed with other cells than {os.path.relpath(source, root())} has now; "
+            f"run {again}"
+        )
+    if not ended:
+        raise DataError(f"{path}: it was not executed to its end; run {again}")
+    for key in sorted(made.keys() | values.keys()):
+        if key not in made or key not in values or made[key] != values[key]:
+            was, now = (
+                reprlib.repr(some[key]) if key in some else "the default" for some in (made, values)
+            )
+            raise DataError(f"{path}: executed with {key} {was}, which is {now} now; run {again}")
+
+
+def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
+    """The files that `publish` copies: executed notebooks of these stages, None being all of them.
+
+    With stage figures, its verdicts and two figures go along; costs.json does where it is there.
+    Raises DataError where a stage is missing, failed, or was executed with other values or code
+    than now."""
+    values = load_study(study)
+    name = values["study"]
+    folder, there = artifacts() / "executed" / name, stages or list(NOTEBOOKS)
+    files = []
+    for stage in there:
+        source, again = (
+            root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb",
+            f"`make {stage} STUDY={study}`",
+        )
+        failed = artifacts() / "studies" / name / f"{stage}.failed"
+        if failed.is_file():
+            raise DataError(f"{failed}: stage {stage} failed when it was last run; run {again}")
+        known = notebook_parameters(source)
+        files.append(folder / source.name)
+        if not files[-1].is_file() and not stages:
+            again += f', or publish a part: `make publish STUDY="{study} --stages elicit …"`'
+        check_copy(
+            files[-1], source, {key: value for key, value in values.items() if key in known}, again
+        )
+    if "figures" in there:
+        files += [folder / file for file in ("verdicts.json", *FIGURES)]
+        missing = next((file for file in files if not file.is_file()), None)
+        if missing:
+            raise DataError(f"{missing}: no such file; run `make figures STUDY={study}`")
+    return files + [file for file in (folder / "costs.json",) if file.is_file()]
+
+
+def find_benchmark() -> list[Path]:
+    """The executed benchmark, alone. Raises DataError where it is not as it would be now."""
+    source, path = (
+        root() / "benchmarks" / "benchmark.ipynb",
+        artifacts() / "executed" / "benchmark" / "benchmark.ipynb",
+    )
+    check_copy(
+        path,
+        source,
+        yaml.safe_load(read_text(source.with_suffix(".yaml"), "a YAML file")),
+        "`make bench`",
+    )
+    return [path]
+
+
+def publish(study: str, stages: list[str] | None = None) -> Path:
+    """Make a study's executed notebooks its committed evidence, whole or not at all.
+
+    notebooks/executed/<study>/ then holds these files and nothing older, but for costs.json, which
+    few studies make. study: a name or a path, or "benchmark". Raises DataError as `find_evidence`
+    does, and where a published notebook would be lost. Returns that folder."""
+    files = find_benchmark() if study == "benchmark" else find_evidence(study, stages)
+    target = evidence_folder(files[0].parent.name)
+    lost = sorted({path.name for path in target.glob("*.ipynb")} - {path.name for path in files})
+    if lost:
+        raise DataError(
+            f"{target}: {lost[0]} is published too; expected all of its stages at once, "
+            "so that they go together"
+        )
+    part, old = part_of(target), part_of(target.with_name(f"{target.name}.old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
+    try:
+        part.mkdir()
+        for file in files:
+            shutil.copyfile(file, part / file.name)
+        if (target / "costs.json").is_file() and not (part / "costs.json").is_file():
+            shutil.copyfile(target / "costs.json", part / "costs.json")
+        if target.is_dir():
+            os.rename(target, old)
+        try:
+            os.rename(part, target)
+        except BaseException:
+            if old.is_dir():
+                os.rename(old, target)
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return target

@@ -1,0 +1,1 @@
+"""Training runs: their config and key, the store, grids, results."""

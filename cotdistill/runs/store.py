@@ -1,0 +1,104 @@
+"""The run store."""
+
+import functools
+import json
+import os
+import shutil
+from pathlib import Path
+
+from cotdistill.arms import Arm
+from cotdistill.errors import DataError, disk_error
+from cotdistill.files import changed, fingerprint, held, write_json
+from cotdistill.files import sha256 as checksum
+from cotdistill.paths import RUN_KEY, artifacts
+from cotdistill.runs.one import STORE_VERSION, distil, run_key
+from cotdistill.runs.provenance import provenance
+
+FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
+
+
+def load_metrics(key: str, folder: Path | None = None) -> dict | None:
+    """The metrics of a whole run; None where there is none, or where a file does not match its checksum (then it says so).
+
+    folder: where else than in its place in the store."""
+    folder = folder or artifacts() / "runs" / key
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        bad = changed(folder, metrics["files"])
+        body = {k: v for k, v in metrics.items() if k != "seal"}
+        if metrics["seal"] != fingerprint(body) or not set(FILES) <= set(metrics["files"]):
+            bad.append("metrics.json")
+        if not bad and run_key(json.loads((folder / "config.json").read_text(encoding="utf-8"))) != key:
+            bad.append("config.json (of another run)")
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            print(f"{folder.name[:12]}: {Path(error.filename).name} is missing; the run will be made again", flush=True)
+        return None
+    except OSError as error:
+        bad = [f"{Path(error.filename or '').name} ({error.strerror})"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        bad = ["metrics.json"]
+    if bad:
+        print(f"{folder.name[:12]}: {', '.join(bad)} damaged; the run will be made again", flush=True)
+        return None
+    return metrics
+
+
+def run_one(base: dict, arm: Arm, seed: int, config: dict, *, scores: dict | None = None, keep_weights: bool = False,
+            say=print) -> tuple[dict, bool]:
+    """The run of a config, from the store or made now. Returns (metrics, whether it was made now).
+
+    A lock per key lets two processes share a store: the second waits and then finds the run complete. Raises DataError where
+    the store can't be written (full, read-only): what was whole before stays, and the same call goes on from there."""
+    key, store = run_key(config), artifacts() / "runs"
+    try:
+        return _run_one(base, arm, seed, config, key, store, scores, keep_weights, say)
+    except DataError:
+        raise
+    except Exception as error:  # OSError, safetensors' own error, torch's RuntimeError: each says a full disk in its way
+        raise disk_error(error, store) or error
+
+
+def _run_one(base, arm, seed, config, key, store, scores, keep_weights, say) -> tuple[dict, bool]:
+    store.mkdir(parents=True, exist_ok=True)
+    def serves(metrics):
+        return metrics and (not keep_weights or "weights.safetensors" in metrics["files"])
+
+    with held(store / f"{key}.lock", f"run {key[:12]} ({arm.label}, seed {seed})", say):
+        metrics = load_metrics(key)
+        if serves(metrics):
+            return metrics, False
+        work, final = store / f"{key}.work", store / key
+        metrics = load_metrics(key, work) if (work / "metrics.json").is_file() else None
+        fresh = not serves(metrics)  # else it was killed between its last file and its move into place
+        if fresh:
+            work.mkdir(exist_ok=True)
+            write_json(work / "config.json", config)
+            metrics = distil(base, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say)
+            write_json(work / "provenance.json", provenance())
+            names = [*FILES, *(["weights.safetensors"] if keep_weights else [])]
+            metrics |= {"files": {name: checksum(work / name) for name in names}}
+            write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
+        for left in work.iterdir():  # checkpoints, needed until here, and what killed attempts left
+            if left.name not in {*metrics["files"], "metrics.json"}:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+        if final.is_dir():
+            shutil.rmtree(final)
+        else:
+            final.unlink(missing_ok=True)
+        os.replace(work, final)
+        return load_metrics(key), fresh
+
+
+@functools.lru_cache(maxsize=1)
+def report_old_runs() -> int:
+    """Say, once per process, how many runs in the store are of another store version: they stay where they are, and are never used."""
+    old = 0
+    for path in (artifacts() / "runs").glob("*/config.json"):
+        try:
+            old += RUN_KEY.fullmatch(path.parent.name) is not None and json.loads(path.read_text(encoding="utf-8"))["store"] != STORE_VERSION
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    if old:
+        print(f"{artifacts() / 'runs'}: {old} run(s) of another store version than {STORE_VERSION} are left there and not used", flush=True)
+    return old
