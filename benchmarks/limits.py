@@ -15,18 +15,27 @@ from cotdistill.students import Student
 
 
 def needed_flops(model: nn.Module, batch: list[Encoded], least: bool = False) -> float:
-    """Floating-point operations that one training step on a batch needs: 6 per weight of a linear layer and token (forward, and two
-    products backward), the head at supervised positions only, causal attention scores and their weighted sum. Norms, activations and
-    the optimiser count nothing.
+    """Floating-point operations that one training step on a batch needs.
 
-    least: without what nothing is learnt from: a sequence's last token, which only follows (`collate`), and the last block's weights but
-    the keys' and values' at positions that predict no supervised token (`last_block_at_places`)."""
+    6 per weight of a linear layer and token (forward, and two products backward), the head at
+    supervised positions only, causal attention scores and their weighted sum. Norms, activations
+    and the optimiser count nothing.
+
+    least: without what nothing is learnt from: a sequence's last token, which only follows
+    (`collate`), and the last block's weights but the keys' and values' at positions that predict no
+    supervised token (`last_block_at_places`).
+    """
     config, (linear, head) = model.config, weights_of(model)
     lengths = [len(e.ids) - least for e in batch]
     tokens, asked = sum(lengths), sum(kind != PROMPT for e in batch for kind in e.kinds)
     pairs = sum(n * (n + 1) / 2 for n in lengths)
-    attention = 3 * 4 * config.num_attention_heads * _head_width(config) * pairs * config.num_hidden_layers
-    return 6.0 * (_least_weights(model, tokens, asked) if least else linear * tokens + head * asked) + attention
+    attention = (
+        3 * 4 * config.num_attention_heads * _head_width(config) * pairs * config.num_hidden_layers
+    )
+    return (
+        6.0 * (_least_weights(model, tokens, asked) if least else linear * tokens + head * asked)
+        + attention
+    )
 
 
 def _head_width(config) -> int:
@@ -34,18 +43,36 @@ def _head_width(config) -> int:
 
 
 def _least_weights(model: nn.Module, tokens: int, asked: int) -> float:
-    """Weights times tokens that a pass over `tokens` needs where only `asked` of them predict something: all layers but the head, which
-    runs there only, as the last block's do but those of keys and values (`last_block_at_places`)."""
+    """Weights times tokens that a pass over `tokens` needs where only `asked` of them predict
+    something: all layers but the head, which runs there only, as the last block's do but those
+    of keys and values (`last_block_at_places`).
+    """
     config, (linear, head) = model.config, weights_of(model)
-    values = 2 * config.hidden_size * _head_width(config) * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    return linear * tokens - (linear / config.num_hidden_layers - values) * (tokens - asked) + head * asked
+    values = (
+        2
+        * config.hidden_size
+        * _head_width(config)
+        * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    )
+    return (
+        linear * tokens
+        - (linear / config.num_hidden_layers - values) * (tokens - asked)
+        + head * asked
+    )
 
 
 def weights_of(model: nn.Module) -> tuple[int, int]:
     """How many weights a token meets: those of the blocks' linear layers, and those of the head."""
     head = model.get_output_embeddings()
-    linear = sum(m.weight.numel() for m in model.modules() if m is not head and m is not model.get_input_embeddings()
-                 and isinstance(getattr(m, "weight", None), torch.Tensor) and m.weight.dim() == 2 and not isinstance(m, nn.Embedding))
+    linear = sum(
+        m.weight.numel()
+        for m in model.modules()
+        if m is not head
+        and m is not model.get_input_embeddings()
+        and isinstance(getattr(m, "weight", None), torch.Tensor)
+        and m.weight.dim() == 2
+        and not isinstance(m, nn.Embedding)
+    )
     return linear, head.weight.numel()
 
 
@@ -55,39 +82,86 @@ def vocabulary_of(student: Student) -> int:
 
 
 def layer_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:
-    """GFLOP/s of all linear layers of the model's blocks one after the other (so the weights come from memory, as they do in use), by the
-    rows of their input: plain (torch's own, MKL), oneDNN (`product`) and `prepacked`, the last two also as ratios to plain. Medians, turn
-    about; laying the weights out is not counted."""
+    """GFLOP/s of all linear layers of the model's blocks one after the other (so the weights come
+    from memory, as they do in use), by the rows of their input: plain (torch's own, MKL), oneDNN
+    (`product`) and `prepacked`, the last two also as ratios to plain.
+
+    Medians, turn about; laying the weights out is not counted.
+    """
     layers = [m for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)]
-    found, sides = [], {"plain": layers, "oneDNN": [partial(product, weight=m.weight, bias=m.bias) for m in layers],
-                        "prepacked": [Prepacked(m) for m in layers]}
+    found, sides = (
+        [],
+        {
+            "plain": layers,
+            "oneDNN": [partial(product, weight=m.weight, bias=m.bias) for m in layers],
+            "prepacked": [Prepacked(m) for m in layers],
+        },
+    )
     with torch.no_grad():
         for n in rows:
-            inputs, gflop = {m.in_features: torch.randn(n, m.in_features) for m in layers}, 2e-9 * n * sum(m.weight.numel() for m in layers)
-            seconds = turn_about({side: lambda called=called: [f(inputs[m.in_features]) for f, m in zip(called, layers)]
-                                  for side, called in sides.items()}, tries)
+            inputs, gflop = (
+                {m.in_features: torch.randn(n, m.in_features) for m in layers},
+                2e-9 * n * sum(m.weight.numel() for m in layers),
+            )
+            seconds = turn_about(
+                {
+                    side: lambda called=called: [
+                        f(inputs[m.in_features]) for f, m in zip(called, layers)
+                    ]
+                    for side, called in sides.items()
+                },
+                tries,
+            )
             found.append({"rows": n, **{side: gflop / s for side, s in seconds.items()}})
     table = pd.DataFrame(found).set_index("rows")
-    return table.assign(oneDNN_ratio=table["oneDNN"] / table["plain"], prepacked_ratio=table["prepacked"] / table["plain"])
+    return table.assign(
+        oneDNN_ratio=table["oneDNN"] / table["plain"],
+        prepacked_ratio=table["prepacked"] / table["plain"],
+    )
 
 
 def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd.DataFrame:
-    """GFLOP/s of the products of a training step on a batch: plain (torch's own), ours, their ratio. Rows: forward, gradient of the
-    input, gradient of the weight (of all linear layers of the blocks one after the other), logits and the gradient of their input.
-    Medians, turn about."""
+    """GFLOP/s of the products of a training step on a batch.
+
+    Plain (torch's own), ours, their ratio. Rows: forward, gradient of the input, gradient of the
+    weight (of all linear layers of the blocks one after the other), logits and the gradient of
+    their input. Medians, turn about.
+    """
     laid = collate(batch)
     tokens, asked = laid["input_ids"].shape[1], len(laid["weights"])
-    layers = [m.weight for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)]
+    layers = [
+        m.weight for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)
+    ]
     head = model.get_output_embeddings().weight
-    into, out = ({n: torch.randn(tokens, n) for n in sizes} for sizes in ({w.shape[1] for w in layers}, {w.shape[0] for w in layers}))
+    into, out = (
+        {n: torch.randn(tokens, n) for n in sizes}
+        for sizes in ({w.shape[1] for w in layers}, {w.shape[0] for w in layers})
+    )
     hidden, logits = torch.randn(asked, head.shape[1]), torch.randn(asked, head.shape[0])
     body, top = 2e-9 * tokens * sum(w.numel() for w in layers), 2e-9 * asked * head.numel()
-    works = {"forward": (body, lambda: [into[w.shape[1]] @ w.t() for w in layers], lambda: [product(into[w.shape[1]], w) for w in layers]),
-             "gradient of the input": (body, lambda: [out[w.shape[0]] @ w for w in layers], lambda: [product(out[w.shape[0]], w.t()) for w in layers]),
-             "gradient of the weight": (body, lambda: [out[w.shape[0]].t() @ into[w.shape[1]] for w in layers],
-                                        lambda: [weight_gradient(out[w.shape[0]], into[w.shape[1]]) for w in layers]),
-             "logits": (top, lambda: hidden @ head.t(), lambda: product(hidden, head)),
-             "gradient of the logits' input": (top, lambda: logits @ head, lambda: product(logits, head.t()))}
+    works = {
+        "forward": (
+            body,
+            lambda: [into[w.shape[1]] @ w.t() for w in layers],
+            lambda: [product(into[w.shape[1]], w) for w in layers],
+        ),
+        "gradient of the input": (
+            body,
+            lambda: [out[w.shape[0]] @ w for w in layers],
+            lambda: [product(out[w.shape[0]], w.t()) for w in layers],
+        ),
+        "gradient of the weight": (
+            body,
+            lambda: [out[w.shape[0]].t() @ into[w.shape[1]] for w in layers],
+            lambda: [weight_gradient(out[w.shape[0]], into[w.shape[1]]) for w in layers],
+        ),
+        "logits": (top, lambda: hidden @ head.t(), lambda: product(hidden, head)),
+        "gradient of the logits' input": (
+            top,
+            lambda: logits @ head,
+            lambda: product(logits, head.t()),
+        ),
+    }
     found = []
     with torch.no_grad():
         for name, (gflop, *sides) in works.items():
@@ -97,9 +171,15 @@ def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd
     return table.assign(ratio=table["ours"] / table["plain"])
 
 
-def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 3) -> dict[str, float]:
-    """GFLOP/s of float32 matrix products, right now: "square", `square_rate`; "best", `best_rate`; and "own", the three products of
-    every linear layer of the model (forward, gradient of the input, gradient of the weight) for `tokens` rows, as we train on them."""
+def product_rates(
+    model: nn.Module, tokens: int, size: int = 2048, tries: int = 3
+) -> dict[str, float]:
+    """GFLOP/s of float32 matrix products, right now.
+
+    "square", `square_rate`; "best", `best_rate`; and "own", the three products of every linear
+    layer of the model (forward, gradient of the input, gradient of the weight) for `tokens` rows,
+    as we train on them.
+    """
     shapes = {}
     for m in model.modules():
         if isinstance(m, nn.Linear) and m is not model.get_output_embeddings():
@@ -107,7 +187,14 @@ def product_rates(model: nn.Module, tokens: int, size: int = 2048, tries: int = 
     own, flops, tokens = [], 0.0, tokens + -tokens % ROWS
     for (out, into), count in shapes.items():
         x, w, y = torch.randn(tokens, into), torch.randn(out, into), torch.randn(tokens, out)
-        spent = [timed(lambda: (product(x, w), product(y, w.t()), weight_gradient(y, x)))[0] for _ in range(tries)]
+        spent = [
+            timed(lambda: (product(x, w), product(y, w.t()), weight_gradient(y, x)))[0]
+            for _ in range(tries)
+        ]
         own.append(float(np.median(spent)) * count)
         flops += 6.0 * tokens * out * into * count
-    return {"square": square_rate(size, tries), "best": best_rate(size, tries), "own": flops / sum(own) / 1e9 if own else float("nan")}
+    return {
+        "square": square_rate(size, tries),
+        "best": best_rate(size, tries),
+        "own": flops / sum(own) / 1e9 if own else float("nan"),
+    }

@@ -16,9 +16,13 @@ from cotdistill.tidy import tidy
 
 
 def run(values: dict, out: Path) -> Path:
-    """Execute benchmarks/benchmark.ipynb with `values`; the result replaces an older one only when it is whole.
+    """Execute benchmarks/benchmark.ipynb with `values`.
 
-    Raises DataError for an unknown parameter, a value of the wrong type, and for what the notebook ended with."""
+    The result replaces an older one only when it is whole.
+
+    Raises DataError for an unknown parameter, a value of the wrong type, and for what the notebook
+    ended with.
+    """
     source = root() / "benchmarks" / "benchmark.ipynb"
     defaults = notebook_parameters(source)
     for key, value in values.items():
@@ -30,7 +34,9 @@ def run(values: dict, out: Path) -> Path:
     try:
         execute_notebook(source, part, values)
     except Exception as error:
-        said = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
+        said = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[
+            0
+        ]
         raise DataError(f"benchmark: {said} (the notebook up to the error: {part})") from None
     tidy(part, seconds=time.time() - started)
     os.replace(part, out / "benchmark.ipynb")
@@ -38,10 +44,15 @@ def run(values: dict, out: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`run [values.yaml] [--executed DIR]` executes the notebook; `side` is a child of `train_turn_about`."""
+    """`run [values.yaml] [--executed DIR]` executes the notebook.
+
+    `side` is a child of `train_turn_about`.
+    """
     import yaml
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     asked = commands.add_parser("run")
     asked.add_argument("values", nargs="?", default=None)
@@ -52,10 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
         be_a_side()
         return 0
     try:
-        values = yaml.safe_load(Path(chosen.values).read_text(encoding="utf-8")) if chosen.values else {}
+        values = (
+            yaml.safe_load(Path(chosen.values).read_text(encoding="utf-8")) if chosen.values else {}
+        )
         own = artifacts() / "executed" / "benchmark"
         made = run(values or {}, root() / chosen.executed if chosen.executed else own)
-        print(f"benchmark: done in {json.loads(made.read_text())['metadata']['cotdistill']['seconds'] / 60:.1f} minutes; {os.path.relpath(made)}")
+        print(
+            "benchmark: done in "
+            f"{json.loads(made.read_text())['metadata']['cotdistill']['seconds'] / 60:.1f} "
+            f"minutes; {os.path.relpath(made)}"
+        )
         return 0
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -33,25 +33,53 @@ TRAINERS = {
     "ours": (None, False, "no padding, the head at supervised positions"),
     "ours, grouped": (None, True, "the same on the grouped batches"),
     "itself, compiled": (None, False, "ours with torch.compile of the blocks' MLPs and norms"),
-    "ours, checkpointing": (None, False, "the same, the blocks' activations made again in the backward pass"),
-    "TRL as it comes": ("trl", False, "SFTTrainer, completion-only loss; activation checkpointing, padding, random order"),
-    "TRL at its best": ("trl", True, "SFTTrainer, completion-only loss; no checkpointing, grouped by length"),
+    "ours, checkpointing": (
+        None,
+        False,
+        "the same, the blocks' activations made again in the backward pass",
+    ),
+    "TRL as it comes": (
+        "trl",
+        False,
+        "SFTTrainer, completion-only loss; activation checkpointing, padding, random order",
+    ),
+    "TRL at its best": (
+        "trl",
+        True,
+        "SFTTrainer, completion-only loss; no checkpointing, grouped by length",
+    ),
     "Trainer as it comes": (None, False, "Trainer, padding collator, random order"),
     "Trainer at its best": (None, True, "Trainer, padding collator, grouped by length"),
 }
 
 
 class Enough(Exception):
-    """Raised inside a training loop after the last measured step: no checkpoint is written, no epoch ends."""
+    """Raised inside a training loop after the last measured step.
+
+    No checkpoint is written, no epoch ends.
+    """
 
 
-def train_side(side: str, student: Student, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0,
-               stepped=lambda seconds, loss: None) -> None:
-    """Train the student, which changes, the way of one side of TRAINERS on the batches in their order.
+def train_side(
+    side: str,
+    student: Student,
+    batches: list[list[Encoded]],
+    config: TrainConfig,
+    seed: int = 0,
+    stepped=lambda seconds, loss: None,
+) -> None:
+    """Train the student, which changes, the way of one side of TRAINERS on the batches in their
+    order.
 
-    stepped is called after every optimiser step, outside its time, with its wall seconds (the first one's hold all preparations) and its
-    loss in nats per supervised token. Raises DataError where there were fewer or more steps than batches."""
-    config = replace(config, gradient_checkpointing="checkpointing" in side, compile="inductor" if side == "itself, compiled" else "")
+    stepped is called after every optimiser step, outside its time, with its wall seconds (the first
+    one's hold all preparations) and its loss in nats per supervised token. Raises DataError where
+    there were fewer or more steps than batches.
+    """
+    config = replace(
+        config,
+        gradient_checkpointing="checkpointing" in side,
+        compile="inductor" if side == "itself, compiled" else "",
+    )
     own, losses, seconds, since = Trainer.training_step, [], [], [time.perf_counter()]
 
     def training_step(self, *args, **kwargs):
@@ -83,24 +111,44 @@ def train_side(side: str, student: Student, batches: list[list[Encoded]], config
         keep_memory()
         gc.collect()
     if not len(seconds) == len(losses) == len(batches):
-        raise DataError(f"{side}: {len(seconds)} optimiser steps and {len(losses)} losses; expected {len(batches)} of each")
+        raise DataError(
+            f"{side}: {len(seconds)} optimiser steps and {len(losses)} losses; "
+            f"expected {len(batches)} of each"
+        )
 
 
-def train_turn_about(sides: list[str], student: str, batches: list[list[Encoded]], config: TrainConfig, seed: int = 0,
-                     between=lambda: None) -> list[dict]:
-    """`train_side` of each side in a fresh process of its own, an optimiser step of one, then the same step of the next: a machine's speed
-    changes from minute to minute, and this way every side meets the same, with no other model in its memory.
+def train_turn_about(
+    sides: list[str],
+    student: str,
+    batches: list[list[Encoded]],
+    config: TrainConfig,
+    seed: int = 0,
+    between=lambda: None,
+) -> list[dict]:
+    """`train_side` of each side in a fresh process of its own, an optimiser step of one, then the
+    same step of the next: a machine's speed changes from minute to minute, and this way every
+    side meets the same, with no other model in its memory.
 
-    student: a name or path for `load_student`; between is called after every step, while all sides wait. For each side: "seconds" of the
-    steps, nan for the first, "losses" of all in nats per supervised token, "between", what that returned, and GB of memory: "loaded_gb"
-    with imports and all weights, "peak_gb" ever held. Raises DataError with what a process ended with."""
-    asked = {"student": student, "threads": torch.get_num_threads(), "config": asdict(config), "seed": seed,
-             "batches": [[[e.id, e.ids, e.kinds] for e in batch] for batch in batches]}
+    student: a name or path for `load_student`; between is called after every step, while all sides
+    wait. For each side: "seconds" of the steps, nan for the first, "losses" of all in nats per
+    supervised token, "between", what that returned, and GB of memory: "loaded_gb" with imports and
+    all weights, "peak_gb" ever held. Raises DataError with what a process ended with.
+    """
+    asked = {
+        "student": student,
+        "threads": torch.get_num_threads(),
+        "config": asdict(config),
+        "seed": seed,
+        "batches": [[[e.id, e.ids, e.kinds] for e in batch] for batch in batches],
+    }
     with ExitStack() as stack:
         children = [stack.enter_context(Process(side)) for side in sides]
         for child, side in zip(children, sides):
             child.write(json.dumps(asked | {"side": side}))
-        found, told_between = [child.read() | {"seconds": [], "losses": []} for child in children], []
+        found, told_between = (
+            [child.read() | {"seconds": [], "losses": []} for child in children],
+            [],
+        )
         for step in range(len(batches)):
             for child, made in zip(children, found):
                 child.write("go")
@@ -117,8 +165,15 @@ class Process:
 
     def __init__(self, side: str):
         self.side, self.errors = side, tempfile.TemporaryFile("w+")
-        self.child = subprocess.Popen([sys.executable, "-m", "benchmarks.run", "side"], cwd=root(), text=True, stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE, stderr=self.errors, env=os.environ | {"PYTHONPATH": str(root())})
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.run", "side"],
+            cwd=root(),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=os.environ | {"PYTHONPATH": str(root())},
+        )
 
     def __enter__(self):
         return self
@@ -139,13 +194,20 @@ class Process:
         if not line:
             code = self.child.wait()
             self.errors.seek(0)
-            raise DataError(f"{self.side}: its process ended with {code}: {(self.errors.read().strip().splitlines() or ['nothing said'])[-1]}")
+            raise DataError(
+                f"{self.side}: its process ended with {code}: "
+                f"{(self.errors.read().strip().splitlines() or ['nothing said'])[-1]}"
+            )
         return json.loads(line)
 
 
 def be_a_side() -> None:
-    """The child of `train_turn_about`: its settings on the first line of standard input, then a line for every step to make; on standard
-    output a line once it is ready and one per step. What libraries print goes to standard error."""
+    """The child of `train_turn_about`.
+
+    Its settings on the first line of standard input, then a line for every step to make; on
+    standard output a line once it is ready and one per step. What libraries print goes to standard
+    error.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -159,12 +221,23 @@ def be_a_side() -> None:
     student = load_student(asked["student"])
     if asked["side"].startswith("TRL"):
         import trl  # noqa: F401  its imports belong to what is loaded
-    batches = [[Encoded(id, tuple(ids), tuple(kinds)) for id, ids, kinds in batch] for batch in asked["batches"]]
+    batches = [
+        [Encoded(id, tuple(ids), tuple(kinds)) for id, ids, kinds in batch]
+        for batch in asked["batches"]
+    ]
     for weights in student.model.parameters():
-        weights.detach().sum()  # a weight comes from its file when it is first read; until then it is not among what is held
+        # A weight comes from its file when it is first read; until then it is not among what is
+        # held
+        weights.detach().sum()
     tell(loaded_gb=_held("VmRSS") / 1e6)
-    train_side(asked["side"], student, batches, TrainConfig(**asked["config"]), asked["seed"],
-               lambda seconds, loss: tell(seconds=seconds, loss=loss, peak_gb=_held("VmHWM") / 1e6))
+    train_side(
+        asked["side"],
+        student,
+        batches,
+        TrainConfig(**asked["config"]),
+        asked["seed"],
+        lambda seconds, loss: tell(seconds=seconds, loss=loss, peak_gb=_held("VmHWM") / 1e6),
+    )
 
 
 def is_peer(side: str) -> bool:
@@ -173,34 +246,62 @@ def is_peer(side: str) -> bool:
 
 
 def _ours(student, batches, config, seed, folder):
-    """`fine_tune`, given the sequences so that its own order brings the batches one after the other."""
+    """`fine_tune`, given the sequences so that its own order brings the batches one after the
+    other.
+    """
     flat = [e for batch in batches for e in batch]
     data = [None] * len(flat)
     for e, place in zip(flat, OrderSampler(len(flat), seed, 1)):
         data[place] = e
-    fine_tune(student, [data], Arm("label_only"), replace(config, epochs=1), seed, Path(folder) / "run")
+    fine_tune(
+        student, [data], Arm("label_only"), replace(config, epochs=1), seed, Path(folder) / "run"
+    )
 
 
 def _peer_trainer(side, student, batches, config, seed, folder):
-    """A peer's Trainer on already tokenised sequences in a fixed order; everything not named here is its default."""
+    """A peer's Trainer on already tokenised sequences in a fixed order.
+
+    Everything not named here is its default.
+    """
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
     tokenizer = _padding_tokenizer(student)
-    common = dict(output_dir=folder, use_cpu=student.model.device.type == "cpu", bf16=False, seed=seed, num_train_epochs=1,
-                  per_device_train_batch_size=config.batch_size, learning_rate=config.lr, weight_decay=config.weight_decay,
-                  warmup_steps=config.warmup, lr_scheduler_type=config.schedule, max_grad_norm=config.max_grad_norm, report_to="none",
-                  disable_tqdm=True, save_strategy="no", logging_strategy="no", train_sampling_strategy="sequential",
-                  dataloader_pin_memory=False)
+    common = dict(
+        output_dir=folder,
+        use_cpu=student.model.device.type == "cpu",
+        bf16=False,
+        seed=seed,
+        num_train_epochs=1,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.lr,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup,
+        lr_scheduler_type=config.schedule,
+        max_grad_norm=config.max_grad_norm,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="no",
+        train_sampling_strategy="sequential",
+        dataloader_pin_memory=False,
+    )
     data = Dataset.from_list([_features(e) for batch in batches for e in batch])
     if side.startswith("TRL"):
         from trl import SFTConfig, SFTTrainer
 
         if side == "TRL at its best":
             common["activation_checkpointing"] = False
-        trainer = SFTTrainer(student.model, args=SFTConfig(**common), train_dataset=data, processing_class=tokenizer)
+        trainer = SFTTrainer(
+            student.model, args=SFTConfig(**common), train_dataset=data, processing_class=tokenizer
+        )
     else:
-        trainer = Trainer(student.model, args=TrainingArguments(**common), train_dataset=data, data_collator=_padding_collator(tokenizer))
+        trainer = Trainer(
+            student.model,
+            args=TrainingArguments(**common),
+            train_dataset=data,
+            data_collator=_padding_collator(tokenizer),
+        )
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -209,7 +310,10 @@ def _peer_trainer(side, student, batches, config, seed, folder):
 
 def _features(e: Encoded) -> dict[str, list[int]]:
     """A sequence as a peer takes it; -100 is what it learns nothing from."""
-    return {"input_ids": list(e.ids), "labels": [i if kind != PROMPT else -100 for i, kind in zip(e.ids, e.kinds)]}
+    return {
+        "input_ids": list(e.ids),
+        "labels": [i if kind != PROMPT else -100 for i, kind in zip(e.ids, e.kinds)],
+    }
 
 
 def _padding_tokenizer(student: Student):
@@ -227,7 +331,9 @@ def _padding_collator(tokenizer):
 def _held(name: str) -> float:
     """kB of this process: VmRSS now, VmHWM at its highest."""
     try:
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+        line = next(
+            x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name)
+        )
         return float(line.split()[1])
     except (OSError, StopIteration):
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

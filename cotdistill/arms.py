@@ -1,15 +1,17 @@
-"""From a question, its rationale and an arm to the text a student is trained on, and back from its text to an option.
+"""From a question, its rationale and an arm to the text a student is trained on, and back from its
+text to an option.
 
-The prompt is the same for every arm up to its cue: "Answer:" asks for the label, "Reason:" for a rationale.
+The prompt is the same for every arm up to its cue: "Answer:" asks for the label, "Reason:" for a
+rationale.
 
     label_only   Question … Options … Answer:| ice⏎<eos>
     post_cot     Question … Options … Answer:| ice⏎|Reason:| <rationale><eos>
     pre_cot      Question … Options … Reason:| <rationale>|⏎Answer:| ice⏎<eos>
 
 `|` marks the borders of pieces. Each piece is tokenised by itself and the ids are joined, so the span of the label and of
-the rationale is known exactly, the label is the same tokens in every arm, and the border between prompt and target
-cannot merge. The label ends with a line break, which makes an option that is a prefix of another ("ice", "ice cream")
-a different sequence, and gives generation a place to stop.
+the rationale is known exactly, the label is the same tokens in every arm, and the border between
+prompt and target cannot merge. The label ends with a line break, which makes an option that is a
+prefix of another ("ice", "ice cream") a different sequence, and gives generation a place to stop.
 """
 
 import math
@@ -24,11 +26,26 @@ LABEL_FORMATS = ("text", "letter", "both")
 PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
 UNITS = ("token", "word", "sentence")
 LOSSES = ("token_mean", "balanced")  # `train.TrainConfig` says what they are
-# What can rank the tokens of a rationale. `attribute.METHODS` holds the functions, and a test keeps the two equal: this list is
+# What can rank the tokens of a rationale. `attribute.METHODS` holds the functions, and a test keeps
+# the two equal: this list is
 # here because an arm is checked before anything heavy is imported, and attribution needs torch.
-SELECTORS = ("integrated_gradients", "input_x_gradient", "saliency", "occlusion", "occlusion_word", "attention",
-             "rollout", "embedding_similarity", "random", "human", "answer_words", "tfidf", "frequency_matched")
-SELECTING = ("human", "answer_words")  # they choose tokens (1 or 0): `kept` keeps no token that was not chosen
+SELECTORS = (
+    "integrated_gradients",
+    "input_x_gradient",
+    "saliency",
+    "occlusion",
+    "occlusion_word",
+    "attention",
+    "rollout",
+    "embedding_similarity",
+    "random",
+    "human",
+    "answer_words",
+    "tfidf",
+    "frequency_matched",
+)
+# They choose tokens (1 or 0): `kept` keeps no token that was not chosen
+SELECTING = ("human", "answer_words")
 
 
 def _unit(arm: "Arm") -> list[str]:
@@ -69,16 +86,27 @@ class Corruption:
         return "shuffle" if self.figure == "shuffle" else "attribute"
 
 
-# A new arm is one entry here and one function in corrupt.py; every figure and table that shows its kind then shows it.
+# A new arm is one entry here and one function in corrupt.py; every figure and table that shows its
+# kind then shows it.
 CORRUPTIONS = {
     "": Corruption(),
-    "shuffled": Corruption(("unit", "fresh"), ("rng",),
-                           lambda arm: [arm.unit] + ["fresh"] * arm.fresh),
-    "masked": Corruption(("unit", "amount", "order", "selector", "fill"), ("rng", "scores"), _masked_detail, "masking",
-                         lambda n, arm: (1 - arm.amount) * n if arm.fill == "delete" else n),
-    "kept": Corruption(("unit", "amount", "selector"), ("rng", "scores"),
-                       lambda arm: [f"{arm.amount:g}", arm.selector] + _unit(arm), "key_tokens",
-                       lambda n, arm: min(arm.amount, n) if arm.amount >= 1 else arm.amount * n),
+    "shuffled": Corruption(
+        ("unit", "fresh"), ("rng",), lambda arm: [arm.unit] + ["fresh"] * arm.fresh
+    ),
+    "masked": Corruption(
+        ("unit", "amount", "order", "selector", "fill"),
+        ("rng", "scores"),
+        _masked_detail,
+        "masking",
+        lambda n, arm: (1 - arm.amount) * n if arm.fill == "delete" else n,
+    ),
+    "kept": Corruption(
+        ("unit", "amount", "selector"),
+        ("rng", "scores"),
+        lambda arm: [f"{arm.amount:g}", arm.selector] + _unit(arm),
+        "key_tokens",
+        lambda n, arm: min(arm.amount, n) if arm.amount >= 1 else arm.amount * n,
+    ),
     "swapped": Corruption(needs=("partner",)),
     "filler": Corruption(),
     "other_same": Corruption(needs=("partner",)),
@@ -86,7 +114,11 @@ CORRUPTIONS = {
     "length_matched": Corruption(needs=("corpus",)),
     "no_label": Corruption(needs=("label",)),
 }
-ARMS = ("zero_shot", "label_only", *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS))
+ARMS = (
+    "zero_shot",
+    "label_only",
+    *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS),
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +157,10 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """Name plus what varies, e.g. "post_cot_masked[50%,random]": the key of every table and plot."""
+        """Name plus what varies, e.g. "post_cot_masked[50%,random]".
+
+        The key of every table and plot.
+        """
         detail = CORRUPTIONS[self.corruption].detail(self)
         if self.label_weight != 1:
             detail = detail + [f"label_weight={self.label_weight:g}"]
@@ -147,12 +182,19 @@ class Arm:
 
     @property
     def config(self) -> dict:
-        """The arm's part of a run's config: only what its target depends on, so that equal targets share a run key.
+        """The arm's part of a run's config.
 
-        The loss is no part of it: it stands with the other settings of the training, whether it is the study's or the arm's."""
+        Only what its target depends on, so that equal targets share a run key.
+
+        The loss is no part of it: it stands with the other settings of the training, whether it is
+        the study's or the arm's.
+        """
         used = ("placement", "corruption", "label_weight", *CORRUPTIONS[self.corruption].fields)
         fields = {name: value for name, value in asdict(self).items() if name in used}
-        return {name: float(value) if name in ("amount", "label_weight") else value for name, value in fields.items()}
+        return {
+            name: float(value) if name in ("amount", "label_weight") else value
+            for name, value in fields.items()
+        }
 
     @property
     def intact(self) -> "Arm":
@@ -161,41 +203,73 @@ class Arm:
 
 
 def arm_from_name(name: str, **settings) -> Arm:
-    """`"post_cot_shuffled", unit="word"` -> Arm. Raises DataError for an unknown arm or an impossible setting."""
+    """`"post_cot_shuffled", unit="word"` -> Arm.
+
+    Raises DataError for an unknown arm or an impossible setting.
+    """
     placement = next((p for p in PLACEMENTS if name == p or name.startswith(p + "_")), None)
-    corruption = name[len(placement) + 1:] if placement else ""
+    corruption = name[len(placement) + 1 :] if placement else ""
     if name not in ARMS:
         raise DataError(f"unknown arm '{name}'; expected one of {', '.join(ARMS)}")
     arm = Arm(placement, corruption, **settings)
     for field in ("amount", "label_weight"):
         value = getattr(arm, field)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
             raise DataError(f"arm {name}: {field} is {value!r}; expected a number")
-    for field, allowed in (("unit", UNITS), ("order", ("random", "most", "least")), ("fill", ("filler", "delete")),
-                           ("selector", SELECTORS), ("loss", ("", *LOSSES))):
+    for field, allowed in (
+        ("unit", UNITS),
+        ("order", ("random", "most", "least")),
+        ("fill", ("filler", "delete")),
+        ("selector", SELECTORS),
+        ("loss", ("", *LOSSES)),
+    ):
         if getattr(arm, field) not in allowed:
-            raise DataError(f"arm {name}: {field} is {getattr(arm, field)!r}; expected one of {', '.join(allowed)}")
+            raise DataError(
+                f"arm {name}: {field} is {getattr(arm, field)!r}; expected one of "
+                f"{', '.join(allowed)}"
+            )
     if corruption == "masked" and not 0 <= arm.amount <= 1:
-        raise DataError(f"arm {name}: amount is {arm.amount}; expected the fraction to hide, from 0 to 1")
+        raise DataError(
+            f"arm {name}: amount is {arm.amount}; expected the fraction to hide, from 0 to 1"
+        )
     if corruption == "kept" and arm.amount < 0:
-        raise DataError(f"arm {name}: amount is {arm.amount}; expected a number of units >= 1 or a fraction from 0 to 1")
+        raise DataError(
+            f"arm {name}: amount is {arm.amount}; expected a number of units >= 1 or "
+            "a fraction from 0 to 1"
+        )
     if arm.label_weight <= 0:
-        raise DataError(f"arm {name}: label_weight is {arm.label_weight}; expected a number above 0")
+        raise DataError(
+            f"arm {name}: label_weight is {arm.label_weight}; expected a number above 0"
+        )
     return arm
 
 
 def corruption_of(label: str) -> str | None:
-    """The corruption of an arm by its label, "" of one without; None for a label of no arm ("post_cot_kept[5,random]" ->
-    "kept"). Tables and figures know arms by their labels only."""
+    """The corruption of an arm by its label, "" of one without.
+
+    None for a label of no arm ("post_cot_kept[5,random]" -> "kept"). Tables and figures know arms
+    by their labels only.
+    """
     name = label.partition("[")[0]
     if name in ("zero_shot", "label_only"):
         return ""
-    return name.removeprefix("pre_cot").removeprefix("post_cot").removeprefix("_") if name in ARMS else None
+    return (
+        name.removeprefix("pre_cot").removeprefix("post_cot").removeprefix("_")
+        if name in ARMS
+        else None
+    )
 
 
 def shown_in(figure: str, label: str) -> bool:
-    """Whether a figure shows an arm: "placement" those without a corruption, "shuffle", "masking" and "key_tokens" those
-    whose entry in CORRUPTIONS says so."""
+    """Whether a figure shows an arm.
+
+    "placement" those without a corruption, "shuffle", "masking" and "key_tokens" those whose entry
+    in CORRUPTIONS says so.
+    """
     corruption = corruption_of(label)
     if not corruption:
         return corruption == "" and figure == "placement"
@@ -208,7 +282,10 @@ def cue(placement: str) -> str:
 
 
 def prompt_text(example: Example, placement: str, label_format: str = "text") -> str:
-    """The question, its options, and the cue. Options carry letters only where the label is one."""
+    """The question, its options, and the cue.
+
+    Options carry letters only where the label is one.
+    """
     marks = [f"({letter})" if label_format != "text" else "-" for letter in LETTERS]
     options = "\n".join(f"{mark} {choice}" for mark, choice in zip(marks, example.choices))
     return f"Question: {example.question}\nOptions:\n{options}\n{cue(placement)}"
@@ -217,12 +294,19 @@ def prompt_text(example: Example, placement: str, label_format: str = "text") ->
 def label_text(example: Example, option: int, label_format: str = "text") -> str:
     """One option as the student has to write it, with the space before and the line break after."""
     letter, text = LETTERS[option], example.choices[option]
-    return {"text": f" {text}\n", "letter": f" {letter}\n", "both": f" ({letter}) {text}\n"}[label_format]
+    return {"text": f" {text}\n", "letter": f" {letter}\n", "both": f" ({letter}) {text}\n"}[
+        label_format
+    ]
 
 
-def format_target(example: Example, rationale: str, arm: Arm, label_format: str = "text") -> list[tuple[str, str]]:
-    """The target of one arm as (kind, text) pieces, kind being "label", "rationale" or "frame"; the end-of-sequence
-    token follows the last piece. One branch per placement: a corruption changes the rationale, never this."""
+def format_target(
+    example: Example, rationale: str, arm: Arm, label_format: str = "text"
+) -> list[tuple[str, str]]:
+    """The target of one arm as (kind, text) pieces, kind being "label", "rationale" or "frame"; the
+    end-of-sequence token follows the last piece.
+
+    One branch per placement: a corruption changes the rationale, never this.
+    """
     label = ("label", label_text(example, example.answer, label_format))
     if arm.placement in ("label_only", "zero_shot"):
         return [label]
@@ -241,27 +325,35 @@ def _plain(text: str) -> str:
 def parse_answer(text: str, choices: tuple[str, ...], label_format: str = "text") -> int | None:
     """The option that a generated label names, or None (a parse failure, counted as wrong).
 
-    Only the first line counts. A match is exact up to case, white space and closing punctuation; two options that
-    differ only there are told apart by the exact text, and of two equal ones the first is meant. With letters, "B", "(B)" and "B."
-    are read; under "both" the letter and the text must agree."""
+    Only the first line counts. A match is exact up to case, white space and closing punctuation;
+    two options that differ only there are told apart by the exact text, and of two equal ones the
+    first is meant. With letters, "B", "(B)" and "B." are read; under "both" the letter and the text
+    must agree.
+    """
     line = text.strip().split("\n")[0].strip()
     if label_format in ("letter", "both"):
         head = re.match(r"\(?([A-Z])(?:[).:]|$|(?=\s))\s*", line)
         option = LETTERS.find(head[1]) if head else -1
         if not 0 <= option < len(choices):
             return None
-        rest = line[head.end():]
+        rest = line[head.end() :]
         wanted = "" if label_format == "letter" else _plain(choices[option])
         return first_equal(choices, option) if _plain(rest) == wanted else None
     exact = [i for i, choice in enumerate(choices) if choice == line]
-    close = exact or [i for i, choice in enumerate(choices) if _plain(choice) == _plain(line) and _plain(line)]
+    close = exact or [
+        i for i, choice in enumerate(choices) if _plain(choice) == _plain(line) and _plain(line)
+    ]
     return close[0] if len({choices[i] for i in close}) == 1 else None
 
 
 def split_generation(text: str, placement: str) -> tuple[str, str | None]:
-    """A generated text -> (rationale, label text). The label text of pre_cot is None where no "Answer:" line came.
+    """A generated text -> (rationale, label text).
 
-    The first line that starts with "Answer:" decides, so a rationale that quotes "Answer:" inside a line is safe."""
+    The label text of pre_cot is None where no "Answer:" line came.
+
+    The first line that starts with "Answer:" decides, so a rationale that quotes "Answer:" inside a
+    line is safe.
+    """
     if placement != "pre_cot":
         label, _, rest = text.partition("\n")
         return rest.removeprefix("Reason:").strip(), label

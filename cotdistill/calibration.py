@@ -56,7 +56,7 @@ class Design:
         if max(self.cluster_sizes) == 1:
             return None
         repeats = np.resize(self.cluster_sizes, self.questions)
-        return np.repeat(np.arange(self.questions), repeats)[:self.questions]
+        return np.repeat(np.arange(self.questions), repeats)[: self.questions]
 
 
 def simulate_study(rng: np.random.Generator, design: Design, studies: int = 1) -> np.ndarray:
@@ -95,20 +95,23 @@ def simulate_study(rng: np.random.Generator, design: Design, studies: int = 1) -
     return (rng.random(chance.shape) < chance).astype(float)
 
 
-def judge_simulated(values: np.ndarray, design: Design, *, shrink: bool = True,
-                    use_clusters: bool = True) -> tuple[Effect, np.ndarray]:
+def judge_simulated(
+    values: np.ndarray, design: Design, *, shrink: bool = True, use_clusters: bool = True
+) -> tuple[Effect, np.ndarray]:
     """Estimate all contrasts of simulated studies: effects (studies, claims) and design effects."""
     prior = fit_seed_prior(values.mean(-1)) if shrink else SeedPrior()
     clusters = design.clusters() if use_clusters else None
     guard = (1.0, -1.0) if design.measure == "accuracy" else ()
     found, design_effects = [], []
     for a, b in design.contrasts:
-        parts = split_variance(values[:, a] - values[:, b], clusters,
-                               nested=design.worlds == "per_seed", guard=guard)
+        parts = split_variance(
+            values[:, a] - values[:, b], clusters, nested=design.worlds == "per_seed", guard=guard
+        )
         found.append(join_parts(parts, prior))
         design_effects.append(parts.design_effect)
-    estimate, se, df = (np.stack([getattr(e, name) for e in found], -1)
-                        for name in ("estimate", "se", "df"))
+    estimate, se, df = (
+        np.stack([getattr(e, name) for e in found], -1) for name in ("estimate", "se", "df")
+    )
     return Effect(estimate, se, df), np.stack(design_effects, -1)
 
 
@@ -130,25 +133,37 @@ def calibration_designs(measure: str = "p_gold") -> list[Design]:
     .06); single questions, or one to five about a fact (design effect 1.3 to 1.7, more with more
     seeds). Arms share .3 of a seed's luck; difficulty has the tails of t with 3 degrees of freedom.
     """
-    share = 0.3 if measure == "p_gold" else 0.8             # single answers hide what facts share
+    share = 0.3 if measure == "p_gold" else 0.8  # single answers hide what facts share
     spreads = ((0.02,) * 8, tuple(np.geomspace(0.01, 0.06, 8)))
     groups = (dict(), dict(cluster_sizes=(1, 2, 3, 4, 5), cluster_share=share))
-    return [Design(seeds=seeds, questions=questions, seed_sd=spread, measure=measure, **group)
-            for seeds in (3, 5, 10) for questions in (100, 400, 1200)
-            for spread in spreads for group in groups]
+    return [
+        Design(seeds=seeds, questions=questions, seed_sd=spread, measure=measure, **group)
+        for seeds in (3, 5, 10)
+        for questions in (100, 400, 1200)
+        for spread in spreads
+        for group in groups
+    ]
 
 
-def calibrate(rng: np.random.Generator, designs: Sequence[Design], *, studies: int = 1000,
-              effect: float = 0.05, alpha: float = 0.05, shrink: bool = True,
-              use_clusters: bool = True, cells: float = 4e6) -> pd.DataFrame:
+def calibrate(
+    rng: np.random.Generator,
+    designs: Sequence[Design],
+    *,
+    studies: int = 1000,
+    effect: float = 0.05,
+    alpha: float = 0.05,
+    shrink: bool = True,
+    use_clusters: bool = True,
+    cells: float = 4e6,
+) -> pd.DataFrame:
     """Measure family-wise error, coverage and power on made-up studies: a row per design.
 
     Columns: seeds, questions, spread (largest seed_sd over smallest), measure, worlds, fwer (any
     claim found by Holm where all arms are equal), per_claim (false positives of one claim by
     itself), coverage (of 1 - alpha intervals, where arm 1 is better by `effect`), power (the first
     contrast is found after Holm), alone (before Holm), half_width (median), design_effect (mean),
-    studies.
-    A rate p is known to ± 2 sqrt(p (1 - p) / studies). `cells` bounds what is in memory at once.
+    studies. A rate p is known to ± 2 sqrt(p (1 - p) / studies). `cells` bounds what is in memory at
+    once.
     """
     rows = []
     for design in designs:
@@ -161,21 +176,32 @@ def calibrate(rng: np.random.Generator, designs: Sequence[Design], *, studies: i
             count = min(batch, studies - start)
             for made, keep in ((design, null_p), (better, p)):
                 values = simulate_study(rng, made, count)
-                judged, effects = judge_simulated(values, made, shrink=shrink,
-                                                  use_clusters=use_clusters)
+                judged, effects = judge_simulated(
+                    values, made, shrink=shrink, use_clusters=use_clusters
+                )
                 keep.append(two_sided_p(judged))
             low, high = confidence_interval(judged, alpha)
             covered.append((low <= truth) & (truth <= high))
             widths.append((high - low) / 2)
             clustered.append(effects)
         null_p, p, covered, widths, clustered = (
-            np.concatenate(x) for x in (null_p, p, covered, widths, clustered))
-        rows.append(dict(
-            seeds=design.seeds, questions=design.questions,
-            spread=max(design.seed_sd) / max(min(design.seed_sd), 1e-12), measure=design.measure,
-            worlds=design.worlds, fwer=float(_holm_found(null_p, alpha).any(-1).mean()),
-            per_claim=float((null_p < alpha).mean()), coverage=float(covered.mean()),
-            power=float(_holm_found(p, alpha)[:, 0].mean()), alone=float((p[:, 0] < alpha).mean()),
-            half_width=float(np.median(widths)), design_effect=float(clustered.mean()),
-            studies=studies))
+            np.concatenate(x) for x in (null_p, p, covered, widths, clustered)
+        )
+        rows.append(
+            dict(
+                seeds=design.seeds,
+                questions=design.questions,
+                spread=max(design.seed_sd) / max(min(design.seed_sd), 1e-12),
+                measure=design.measure,
+                worlds=design.worlds,
+                fwer=float(_holm_found(null_p, alpha).any(-1).mean()),
+                per_claim=float((null_p < alpha).mean()),
+                coverage=float(covered.mean()),
+                power=float(_holm_found(p, alpha)[:, 0].mean()),
+                alone=float((p[:, 0] < alpha).mean()),
+                half_width=float(np.median(widths)),
+                design_effect=float(clustered.mean()),
+                studies=studies,
+            )
+        )
     return pd.DataFrame(rows)

@@ -10,11 +10,15 @@ from torch import nn
 
 from cotdistill.files import changed, sha256
 
-CHECKPOINT = ("trainable.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")  # and rng_state.pth, of a single process
+# And rng_state.pth, of a single process
+CHECKPOINT = ("trainable.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 def seal_checkpoint(folder: Path) -> None:
-    """Write the SHA-256 of a checkpoint's files into its seal.json, last: a checkpoint without one is not whole."""
+    """Write the SHA-256 of a checkpoint's files into its seal.json, last.
+
+    A checkpoint without one is not whole.
+    """
     names = [*CHECKPOINT, *(["rng_state.pth"] if (folder / "rng_state.pth").is_file() else [])]
     part = folder / "seal.part"
     part.write_text(json.dumps({name: sha256(folder / name) for name in names}), encoding="utf-8")
@@ -23,42 +27,64 @@ def seal_checkpoint(folder: Path) -> None:
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) of each checkpoint, the first step first."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*") if path.is_dir()]
+    found = [
+        (re.fullmatch(r"checkpoint-(\d+)", path.name), path)
+        for path in folder.glob("checkpoint-*")
+        if path.is_dir()
+    ]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def broken(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint, or with the best epoch it refers to; empty where both are as they were written."""
+    """What is wrong with a checkpoint, or with the best epoch it refers to.
+
+    Empty where both are as they were written.
+    """
     try:
         seal = json.loads((checkpoint / "seal.json").read_text(encoding="utf-8"))
         bad = changed(checkpoint, dict.fromkeys(CHECKPOINT, "") | seal)
         if bad:
             return f"{', '.join(bad)} damaged"
-        best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
+        best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))[
+            "best_model_checkpoint"
+        ]
     except FileNotFoundError:
         return "seal.json is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "seal.json damaged"
     if not best or Path(best) == checkpoint:
         return ""
-    problem = broken(checkpoint.with_name(Path(best).name)) if Path(best).parent == checkpoint.parent else "it is in another folder"
+    problem = (
+        broken(checkpoint.with_name(Path(best).name))
+        if Path(best).parent == checkpoint.parent
+        else "it is in another folder"
+    )
     return f"its best epoch, {Path(best).name}: {problem}" if problem else ""
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The checkpoint that a killed run goes on from; those that are not whole are named and deleted. None: it starts anew."""
+    """The checkpoint that a killed run goes on from.
+
+    Those that are not whole are named and deleted. None: it starts anew.
+    """
     for _, path in reversed(checkpoints(folder)):
         problem = broken(path)
         if not problem:
             return str(path)
-        print(f"{path.name} of a killed run: {problem}; it is not used, training goes back to the last whole one or the beginning", flush=True)
+        print(
+            f"{path.name} of a killed run: {problem}; it is not used, training goes back to "
+            "the last whole one or the beginning",
+            flush=True,
+        )
         shutil.rmtree(path)
     return None
 
 
 def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name -> tensor of the parameters that training changes (a tied head once)."""
-    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
+    }
 
 
 def restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:

@@ -15,7 +15,8 @@ from cotdistill.publish import publish
 def main(arguments: list[str] | None = None) -> int:
     """Run a study's stages, show their status, or publish them.
 
-    Returns 0; 1 after one line that says what went wrong; 130 after Ctrl-C and one line."""
+    Returns 0; 1 after one line that says what went wrong; 130 after Ctrl-C and one line.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m cotdistill.cli", description=__doc__.splitlines()[0]
     )

@@ -1,13 +1,15 @@
 """Spoil a rationale: shuffle, mask, keep or fill its tokens, or swap it for another question's.
 
-Everything works on positions in the list of the student's own tokens of one rationale (" <rationale>",
-tokenised by itself), so a corruption cannot reach the question or the label. Tokens are grouped into units
-(tokens, words or sentences); what happens, happens to whole units. A word carries the space before it, so
-moved groups stay valid tokens: a shuffle keeps the multiset of ids exactly, though its text, tokenised again,
-may merge differently. Randomness comes only from the generator that is passed in. A permutation is drawn
-whole, whatever the amount: with one generator state, what is hidden at 25 % is also hidden at 50 %.
+Everything works on positions in the list of the student's own tokens of one rationale ("
+<rationale>", tokenised by itself), so a corruption cannot reach the question or the label. Tokens
+are grouped into units (tokens, words or sentences); what happens, happens to whole units. A word
+carries the space before it, so moved groups stay valid tokens: a shuffle keeps the multiset of ids
+exactly, though its text, tokenised again, may merge differently. Randomness comes only from the
+generator that is passed in. A permutation is drawn whole, whatever the amount: with one generator
+state, what is hidden at 25 % is also hidden at 50 %.
 
-What an arm is, `format.CORRUPTIONS` says; its function stands here, under `@changes_tokens` (of one rationale) or
+What an arm is, `format.CORRUPTIONS` says; its function stands here, under `@changes_tokens` (of one
+rationale) or
 `@chooses_partners` (whose rationale each question gets).
 """
 
@@ -22,18 +24,22 @@ from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.students import Student
 
-# A full stop after these does not end a sentence; neither does one after a number or letter that opens it ("1.", "B.").
+# A full stop after these does not end a sentence; neither does one after a number or letter that
+# opens it ("1.", "B.").
 ABBREVIATIONS = set("e.g. i.e. etc. vs. cf. mr. mrs. ms. dr. st. no. fig. approx.".split())
 # Words of an answer that say nothing by themselves: "a cup of tea" is about "cup" and "tea".
-FUNCTION_WORDS = set("a an the of to in on at for from by with and or is are was were be it its".split())
+FUNCTION_WORDS = set(
+    "a an the of to in on at for from by with and or is are was were be it its".split()
+)
 
 
 @dataclass(frozen=True)
 class Corpus:
     """What the training rationales of a run have in common.
 
-    tokens: the ids of all of them in one array, so that a uniform draw is a draw by frequency; length: their median number
-    of tokens, rounded."""
+    tokens: the ids of all of them in one array, so that a uniform draw is a draw by frequency;
+    length: their median number of tokens, rounded.
+    """
 
     tokens: np.ndarray
     length: int
@@ -41,8 +47,11 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Given:
-    """What a function that changes tokens may use beside them. units: the positions of each unit's tokens; on_label: for
-    each token whether its word is one of the answer's; the rest as in `corrupt`."""
+    """What a function that changes tokens may use beside them.
+
+    units: the positions of each unit's tokens; on_label: for each token whether its word is one of
+    the answer's; the rest as in `corrupt`.
+    """
 
     units: list[list[int]]
     filler_id: int
@@ -62,32 +71,55 @@ def changes_tokens(name: str) -> Callable:
 
 
 def chooses_partners(name: str) -> Callable:
-    """Register a function (examples, lengths, texts, rng) -> {id: id of the question whose rationale it gets}."""
+    """Register a function (examples, lengths, texts, rng) -> {id.
+
+    Id of the question whose rationale it gets}.
+    """
     return lambda function: PARTNER_CHOICES.setdefault(name, function)
 
 
 def offsets(student: Student, text: str) -> list[tuple[int, int]]:
-    """Characters [start, end) of each token of `student.encode(text)`; the bytes of one emoji share its
-    character."""
+    """Characters [start, end) of each token of `student.encode(text)`.
+
+    The bytes of one emoji share its character.
+    """
     if not student.tokenizer.is_fast:
-        raise DataError(f"student '{student.name}': its tokenizer gives no character offsets; expected a fast tokenizer")
+        raise DataError(
+            f"student '{student.name}': its tokenizer gives no character offsets; "
+            "expected a fast tokenizer"
+        )
     if student.adds_space and text:
         ids, sentinel = student.encode_after_sentinel(text)
-        spans = student.tokenizer(sentinel + text, add_special_tokens=False, split_special_tokens=True,
-                                  return_offsets_mapping=True)["offset_mapping"]
-        return [(max(0, a - len(sentinel)), b - len(sentinel)) for a, b in spans[len(spans) - len(ids):]]
-    return list(student.tokenizer(text, add_special_tokens=False, split_special_tokens=True,
-                                  return_offsets_mapping=True)["offset_mapping"])
+        spans = student.tokenizer(
+            sentinel + text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )["offset_mapping"]
+        return [
+            (max(0, a - len(sentinel)), b - len(sentinel))
+            for a, b in spans[len(spans) - len(ids) :]
+        ]
+    return list(
+        student.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )["offset_mapping"]
+    )
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Character spans of the words, a word being what stands between white space (punctuation included)."""
+    """Character spans of the words, a word being what stands between white space (punctuation
+    included).
+    """
     return [match.span() for match in re.finditer(r"\S+", text)]
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Character spans of the sentences: a word that ends with . ! or ? (quotes and brackets may follow)
-    closes one, unless it is an abbreviation, or a number or single letter that opens the sentence."""
+    """Character spans of the sentences: a word that ends with .
+
+    ! or ? (quotes and brackets may follow) closes one, unless it is an abbreviation, or a number or
+    single letter that opens the sentence.
+    """
     spans, start = [], None
     for a, b in word_spans(text):
         start = a if start is None else start
@@ -102,8 +134,11 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _groups(student: Student, text: str, spans: list[tuple[int, int]]) -> list[int]:
-    """For each token the index of the span that its first visible character lies in; a token of white space
-    goes with what follows it (at the end, with what precedes it). Renumbered from 0 without gaps."""
+    """For each token the index of the span that its first visible character lies in.
+
+    A token of white space goes with what follows it (at the end, with what precedes it). Renumbered
+    from 0 without gaps.
+    """
     at = np.zeros(len(text) + 1, dtype=int)
     for index, (a, b) in enumerate(spans):
         at[a:b] = index
@@ -129,19 +164,26 @@ def sentence_groups(student: Student, text: str) -> list[int]:
 
 def unit_groups(student: Student, text: str, unit: str) -> list[int] | None:
     """The groups of an arm's unit: None for "token" (each token is its own)."""
-    return {"token": lambda *_: None, "word": word_groups, "sentence": sentence_groups}[unit](student, text)
+    return {"token": lambda *_: None, "word": word_groups, "sentence": sentence_groups}[unit](
+        student, text
+    )
 
 
 def rank_units(units: list[list[int]], scores: Sequence[float], n_tokens: int) -> np.ndarray:
-    """Units from the highest score to the lowest; a unit scores the sum over its tokens, ties go to the
-    earlier one.
+    """Units from the highest score to the lowest.
 
-    Raises DataError for scores of another length (they belong to another text or tokenizer) or that are not
-    finite."""
+    A unit scores the sum over its tokens, ties go to the earlier one.
+
+    Raises DataError for scores of another length (they belong to another text or tokenizer) or that
+    are not finite.
+    """
     scores = np.asarray(scores, dtype=float)
     if scores.shape != (n_tokens,):
-        raise DataError(f"{scores.size} scores for a rationale of {n_tokens} tokens; expected one score per token, "
-                        "made by this student's tokenizer")
+        raise DataError(
+            f"{scores.size} scores for a rationale of {n_tokens} tokens; expected "
+            "one score per token, "
+            "made by this student's tokenizer"
+        )
     if not np.isfinite(scores).all():
         bad = np.flatnonzero(~np.isfinite(scores))[0]
         raise DataError(f"score {scores[bad]} at token {bad}; expected finite scores")
@@ -149,37 +191,69 @@ def rank_units(units: list[list[int]], scores: Sequence[float], n_tokens: int) -
 
 
 def n_kept(amount: float, n: int) -> int:
-    """How many of n units an arm keeps: a number from 1 on, or below 1 a fraction (then at least one); 0
-    keeps none."""
-    return min(n, int(amount)) if amount >= 1 else max(1, round(amount * n)) if amount > 0 and n else 0
+    """How many of n units an arm keeps.
+
+    A number from 1 on, or below 1 a fraction (then at least one); 0 keeps none.
+    """
+    return (
+        min(n, int(amount)) if amount >= 1 else max(1, round(amount * n)) if amount > 0 and n else 0
+    )
 
 
-def corrupt(ids: list[int], arm: Arm, rng: np.random.Generator | None, *, filler_id: int,
-            scores: Sequence[float] | None = None, groups: Sequence[int] | None = None,
-            corpus: Corpus | None = None, on_label: Sequence[bool] | None = None) -> list[int]:
-    """Apply an arm's corruption to the tokens of one rationale and return new ids (`ids` is left alone).
+def corrupt(
+    ids: list[int],
+    arm: Arm,
+    rng: np.random.Generator | None,
+    *,
+    filler_id: int,
+    scores: Sequence[float] | None = None,
+    groups: Sequence[int] | None = None,
+    corpus: Corpus | None = None,
+    on_label: Sequence[bool] | None = None,
+) -> list[int]:
+    """Apply an arm's corruption to the tokens of one rationale and return new ids (`ids` is left
+    alone).
 
-    groups: each token's unit (None: every token is one); scores: one importance per token, for a selector other than
-    "random"; corpus: of the training rationales; on_label: for each token whether its word is one of the answer's. What a
-    corruption does not need is not looked at. Intact rationales stay, and those of arms that take another question's: that
-    happens between questions (`choose_partners`). Raises DataError for what is missing or of another length."""
+    groups: each token's unit (None: every token is one); scores: one importance per token, for a
+    selector other than "random"; corpus: of the training rationales; on_label: for each token
+    whether its word is one of the answer's. What a corruption does not need is not looked at.
+    Intact rationales stay, and those of arms that take another question's: that happens between
+    questions (`choose_partners`). Raises DataError for what is missing or of another length.
+    """
     if arm.corruption not in CORRUPTIONS:
-        raise DataError(f"unknown corruption '{arm.corruption}'; expected one of {', '.join(filter(None, CORRUPTIONS))}")
+        raise DataError(
+            f"unknown corruption '{arm.corruption}'; expected one of "
+            f"{', '.join(filter(None, CORRUPTIONS))}"
+        )
     needs = CORRUPTIONS[arm.corruption].needs
     if not ids or not arm.corruption or "partner" in needs:
         return list(ids)
     if "rng" in needs and rng is None:
-        raise DataError(f"arm {arm.label}: no random generator; expected one, seeded by question and seed")
+        raise DataError(
+            f"arm {arm.label}: no random generator; expected one, seeded by question and seed"
+        )
     groups = range(len(ids)) if groups is None else groups
     if len(groups) != len(ids):
-        raise DataError(f"{len(groups)} groups for a rationale of {len(ids)} tokens; expected one group per token")
+        raise DataError(
+            f"{len(groups)} groups for a rationale of {len(ids)} tokens; expected "
+            "one group per token"
+        )
     if arm.needs_scores and scores is None:
-        raise DataError(f"arm {arm.label}: no scores for selector '{arm.selector}'; expected one per rationale token")
+        raise DataError(
+            f"arm {arm.label}: no scores for selector '{arm.selector}'; expected one "
+            "per rationale token"
+        )
     if "label" in needs and (on_label is None or len(on_label) != len(ids)):
-        raise DataError(f"arm {arm.label}: {'no' if on_label is None else len(on_label)} marks of the answer's words for a "
-                        f"rationale of {len(ids)} tokens; expected one mark per token")
+        raise DataError(
+            f"arm {arm.label}: {'no' if on_label is None else len(on_label)} marks "
+            "of the answer's words for a "
+            f"rationale of {len(ids)} tokens; expected one mark per token"
+        )
     if "corpus" in needs and (corpus is None or not len(corpus.tokens)):
-        raise DataError(f"arm {arm.label}: no training rationales; expected those of the run, as `encode_all` gives them")
+        raise DataError(
+            f"arm {arm.label}: no training rationales; expected those of the run, as "
+            "`encode_all` gives them"
+        )
     members: dict[int, list[int]] = {}
     for position, group in enumerate(groups):
         members.setdefault(group, []).append(position)
@@ -190,23 +264,36 @@ def corrupt(ids: list[int], arm: Arm, rng: np.random.Generator | None, *, filler
 @changes_tokens("shuffled")
 def shuffle_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
     """The units in random order, each as it is."""
-    return [ids[position] for unit in given.rng.permutation(len(given.units)) for position in given.units[unit]]
+    return [
+        ids[position]
+        for unit in given.rng.permutation(len(given.units))
+        for position in given.units[unit]
+    ]
 
 
 def order_units(ids: list[int], arm: Arm, given: Given) -> np.ndarray:
-    """The units in the order in which an arm takes them: at random, or by score (the least first, where it says so)."""
+    """The units in the order in which an arm takes them.
+
+    At random, or by score (the least first, where it says so).
+    """
     if not arm.needs_scores:
         return given.rng.permutation(len(given.units))
-    least = arm.corruption == "masked" and arm.order == "least"  # ties go to the earlier unit here too
+    # Ties go to the earlier unit here too
+    least = arm.corruption == "masked" and arm.order == "least"
     scores = -np.asarray(given.scores, dtype=float) if least else given.scores
     return rank_units(given.units, scores, len(ids))
 
 
 @changes_tokens("masked")
 def mask_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """Exactly round(amount * units) of the units hidden: their tokens become the filler token, or are deleted."""
+    """Exactly round(amount * units) of the units hidden.
+
+    Their tokens become the filler token, or are deleted.
+    """
     order = order_units(ids, arm, given)
-    hidden = {p for unit in order[:round(arm.amount * len(given.units))] for p in given.units[unit]}
+    hidden = {
+        p for unit in order[: round(arm.amount * len(given.units))] for p in given.units[unit]
+    }
     if arm.fill == "delete":
         return [id for position, id in enumerate(ids) if position not in hidden]
     return [given.filler_id if position in hidden else id for position, id in enumerate(ids)]
@@ -216,11 +303,16 @@ def mask_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
 def keep_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
     """The `n_kept` units with the highest scores, in their order, and nothing else.
 
-    A selector that chooses tokens instead of ranking them (`format.SELECTING`) keeps none that it did not choose: the
-    others, all 0, would come in from the first on."""
-    chosen = order_units(ids, arm, given)[:n_kept(arm.amount, len(given.units))]
+    A selector that chooses tokens instead of ranking them (`format.SELECTING`) keeps none that it
+    did not choose: the others, all 0, would come in from the first on.
+    """
+    chosen = order_units(ids, arm, given)[: n_kept(arm.amount, len(given.units))]
     if arm.selector in SELECTING:
-        chosen = [unit for unit in chosen if any(given.scores[position] > 0 for position in given.units[unit])]
+        chosen = [
+            unit
+            for unit in chosen
+            if any(given.scores[position] > 0 for position in given.units[unit])
+        ]
     return [ids[position] for position in sorted(p for unit in chosen for p in given.units[unit])]
 
 
@@ -232,15 +324,20 @@ def fill_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
 
 @changes_tokens("bag")
 def draw_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """As many tokens, drawn with replacement from all training rationales: their vocabulary by frequency, and no text."""
+    """As many tokens, drawn with replacement from all training rationales.
+
+    Their vocabulary by frequency, and no text.
+    """
     tokens = given.corpus.tokens
     return tokens[given.rng.integers(len(tokens), size=len(ids))].tolist()
 
 
 @changes_tokens("length_matched")
 def match_length(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """The rationale cut, or repeated from its start, to the median length of the training rationales: no question's
-    rationale is longer than another's, so a gain cannot come from length."""
+    """The rationale cut, or repeated from its start, to the median length of the training
+    rationales: no question's rationale is longer than another's, so a gain cannot come from
+    length.
+    """
     return [ids[position % len(ids)] for position in range(given.corpus.length)]
 
 
@@ -251,21 +348,33 @@ def remove_label_words(ids: list[int], arm: Arm, given: Given) -> list[int]:
 
 
 def word_form(word: str) -> str:
-    """A word as it is compared: lower case, no punctuation around it, no "'s" or plural "s" at its end."""
+    """A word as it is compared.
+
+    Lower case, no punctuation around it, no "'s" or plural "s" at its end.
+    """
     plain = re.sub(r"^\W+|\W+$", "", word.lower().replace("’", "'")).removesuffix("'s")
-    return plain[:-1] if len(plain) > 3 and plain.endswith("s") and not plain.endswith("ss") else plain
+    return (
+        plain[:-1] if len(plain) > 3 and plain.endswith("s") and not plain.endswith("ss") else plain
+    )
 
 
 def label_words(label: str) -> set[str]:
-    """The forms of the words of an answer that say something; all of them, where none but function words are there."""
+    """The forms of the words of an answer that say something.
+
+    All of them, where none but function words are there.
+    """
     forms = {form for form in map(word_form, label.split()) if form}
     return forms - FUNCTION_WORDS or forms
 
 
 def label_tokens(student: Student, text: str, label: str) -> list[bool]:
-    """For each token of `student.encode(text)` whether its word is one of the answer's (`label_words`)."""
+    """For each token of `student.encode(text)` whether its word is one of the answer's
+    (`label_words`).
+    """
     words, wanted = [text[a:b] for a, b in word_spans(text)], label_words(label)
-    return [bool(words) and word_form(words[group]) in wanted for group in word_groups(student, text)]
+    return [
+        bool(words) and word_form(words[group]) in wanted for group in word_groups(student, text)
+    ]
 
 
 def dots_id(student: Student) -> int:
@@ -274,7 +383,10 @@ def dots_id(student: Student) -> int:
 
 
 def full_mask_as_filler(arm: Arm) -> Arm:
-    """An arm that hides everything behind filler tokens, as the filler arm; every other arm as it is."""
+    """An arm that hides everything behind filler tokens, as the filler arm.
+
+    Every other arm as it is.
+    """
     if (arm.corruption, arm.amount, arm.fill) != ("masked", 1, "filler"):
         return arm
     return Arm(arm.placement, "filler", label_weight=arm.label_weight, loss=arm.loss)
@@ -283,8 +395,9 @@ def full_mask_as_filler(arm: Arm) -> Arm:
 def equal_training(student: Student, arm: Arm) -> Arm:
     """The arm whose training this one repeats token for token; itself, where there is none.
 
-    A full mask writes the student's filler token in each place, the filler arm dots: one training, where the student's
-    filler token is the dots."""
+    A full mask writes the student's filler token in each place, the filler arm dots: one training,
+    where the student's filler token is the dots.
+    """
     return full_mask_as_filler(arm) if dots_id(student) == student.filler_id else arm
 
 
@@ -295,22 +408,51 @@ def collect_corpus(student: Student, texts: Sequence[str]) -> Corpus:
     return Corpus(tokens, round(float(np.median([len(row) for row in rows]))) if rows else 0)
 
 
-def corrupt_text(student: Student, text: str, ids: list[int], arm: Arm, rng: np.random.Generator | None,
-                 scores: Sequence[float] | None = None, *, label: str = "", corpus: Corpus | None = None) -> list[int]:
-    """`corrupt` for one student: groups from its tokenizer, its filler token for masks, dots for the filler
-    arm.
+def corrupt_text(
+    student: Student,
+    text: str,
+    ids: list[int],
+    arm: Arm,
+    rng: np.random.Generator | None,
+    scores: Sequence[float] | None = None,
+    *,
+    label: str = "",
+    corpus: Corpus | None = None,
+) -> list[int]:
+    """`corrupt` for one student.
 
-    text: the rationale piece with its leading space; ids: `student.encode(text)`; label: the text of the right answer."""
+    Groups from its tokenizer, its filler token for masks, dots for the filler arm.
+
+    text: the rationale piece with its leading space; ids: `student.encode(text)`; label: the text
+    of the right answer.
+    """
     entry = CORRUPTIONS[arm.corruption]
     filler_id = dots_id(student) if arm.corruption == "filler" else student.filler_id
     groups = unit_groups(student, text, arm.unit) if "unit" in entry.fields else None
     on_label = label_tokens(student, text, label) if "label" in entry.needs else None
-    return corrupt(ids, arm, rng, filler_id=filler_id, scores=scores, groups=groups, corpus=corpus, on_label=on_label)
+    return corrupt(
+        ids,
+        arm,
+        rng,
+        filler_id=filler_id,
+        scores=scores,
+        groups=groups,
+        corpus=corpus,
+        on_label=on_label,
+    )
 
 
-def choose_partners(arm: Arm, examples: Sequence[Example], lengths: dict[str, int], texts: dict[str, str],
-                    rng: np.random.Generator) -> dict[str, str]:
-    """For each question the one whose rationale an arm gives it (itself: it keeps its own). lengths: in tokens."""
+def choose_partners(
+    arm: Arm,
+    examples: Sequence[Example],
+    lengths: dict[str, int],
+    texts: dict[str, str],
+    rng: np.random.Generator,
+) -> dict[str, str]:
+    """For each question the one whose rationale an arm gives it (itself: it keeps its own).
+
+    lengths: in tokens.
+    """
     return PARTNER_CHOICES[arm.corruption](examples, lengths, texts, rng)
 
 
@@ -322,11 +464,15 @@ def swap_among_like(examples, lengths, texts, rng) -> dict[str, str]:
 
 @chooses_partners("other_same")
 def swap_among_same_answers(examples, lengths, texts, rng) -> dict[str, str]:
-    """Another question whose right answer reads the same: a rationale that fits the answer, and not the question.
+    """Another question whose right answer reads the same.
 
-    A question whose answer no other one has keeps its own rationale. That is counted: its sequence is the intact arm's,
-    whose share every run records (`train.share_as_intact`), notebook 04 shows, and verdicts heed. So a difference from the
-    intact arm is understated, never made up. Raises DataError where no question has a partner."""
+    A rationale that fits the answer, and not the question.
+
+    A question whose answer no other one has keeps its own rationale. That is counted: its sequence
+    is the intact arm's, whose share every run records (`train.share_as_intact`), notebook 04 shows,
+    and verdicts heed. So a difference from the intact arm is understated, never made up. Raises
+    DataError where no question has a partner.
+    """
     same: dict[str, list[str]] = {}
     for example in sorted(examples, key=lambda example: example.id):
         same.setdefault(" ".join(example.label.split()).casefold(), []).append(example.id)
@@ -335,8 +481,11 @@ def swap_among_same_answers(examples, lengths, texts, rng) -> dict[str, str]:
         if len(ids) > 1:
             partners |= draw_cycle([ids[i] for i in rng.permutation(len(ids))], rng, texts)
     if all(id == partner for id, partner in partners.items()):
-        raise DataError(f"arm other_same: none of {len(examples)} training questions has the answer of another one; expected "
-                        "data in which answers return (a microworld does)")
+        raise DataError(
+            f"arm other_same: none of {len(examples)} training questions has the "
+            "answer of another one; expected "
+            "data in which answers return (a microworld does)"
+        )
     return partners
 
 
@@ -349,10 +498,14 @@ def _cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
     return dict(zip(ids, donors))
 
 
-def draw_cycle(ids: list[str], rng: np.random.Generator, texts: dict[str, str] | None = None,
-               tries: int = 1000) -> dict[str, str]:
-    """One random cycle through all ids (`_cycle`); with texts, of `tries` draws the first whose neighbours never read the
-    same, or the one in which fewest do."""
+def draw_cycle(
+    ids: list[str], rng: np.random.Generator, texts: dict[str, str] | None = None, tries: int = 1000
+) -> dict[str, str]:
+    """One random cycle through all ids (`_cycle`).
+
+    With texts, of `tries` draws the first whose neighbours never read the same, or the one in which
+    fewest do.
+    """
     fewest = len(ids) + 1
     for _ in range(tries):
         drawn = _cycle(ids, rng)
@@ -364,16 +517,26 @@ def draw_cycle(ids: list[str], rng: np.random.Generator, texts: dict[str, str] |
     return best
 
 
-def swap_partners(lengths: dict[str, int], rng: np.random.Generator, bucket: int = 8, texts: dict[str, str] | None = None,
-                  tries: int = 1000) -> dict[str, str]:
-    """For each id another id whose rationale it gets: never its own, about as long, and each given away
-    exactly once. With texts also not one that reads the same, where `tries` draws find such partners.
+def swap_partners(
+    lengths: dict[str, int],
+    rng: np.random.Generator,
+    bucket: int = 8,
+    texts: dict[str, str] | None = None,
+    tries: int = 1000,
+) -> dict[str, str]:
+    """For each id another id whose rationale it gets.
 
-    Ids are sorted by length (ties in random order) and cut into buckets of `bucket` (the last one takes the
-    rest, up to twice as many); within a bucket a random cycle is drawn (Sattolo's algorithm). The dict's
-    order does not matter. Raises DataError for fewer than two ids."""
+    Never its own, about as long, and each given away exactly once. With texts also not one that
+    reads the same, where `tries` draws find such partners.
+
+    Ids are sorted by length (ties in random order) and cut into buckets of `bucket` (the last one
+    takes the rest, up to twice as many); within a bucket a random cycle is drawn (Sattolo's
+    algorithm). The dict's order does not matter. Raises DataError for fewer than two ids.
+    """
     if len(lengths) < 2:
-        raise DataError(f"{len(lengths)} question(s) with a rationale; expected at least two to swap rationales")
+        raise DataError(
+            f"{len(lengths)} question(s) with a rationale; expected at least two to swap rationales"
+        )
     ids = sorted(lengths)
     ids = [ids[i] for i in rng.permutation(len(ids))]
     ids.sort(key=lengths.__getitem__)

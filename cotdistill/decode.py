@@ -1,4 +1,7 @@
-"""Everything that writes tokens: prefill, append, select and join sequences; greedy and sampled decoding; a shared prefix."""
+"""Everything that writes tokens.
+
+Prefill, append, select and join sequences; greedy and sampled decoding; a shared prefix.
+"""
 
 import time
 from contextlib import nullcontext
@@ -18,8 +21,10 @@ from cotdistill.students import Student
 
 # a local teacher
 def next_probabilities(logits, temperature: float, top_p: float, top_k: int):
-    """Sampling distribution over the next token, [rows, vocabulary] -> the same shape: temperature, then the top_k most
-    probable (0: all), then the smallest set that reaches top_p."""
+    """Sampling distribution over the next token, [rows, vocabulary] -> the same shape.
+
+    Temperature, then the top_k most probable (0: all), then the smallest set that reaches top_p.
+    """
     import torch
 
     probabilities = torch.softmax(logits.double() / temperature, -1)
@@ -33,21 +38,27 @@ def next_probabilities(logits, temperature: float, top_p: float, top_k: int):
 
 
 def prefix_cache(student, ids: list[int]):
-    """Keys and values of the shared prefix, one pair of [1, kv_heads, length, width] per layer, computed in one pass."""
+    """Keys and values of the shared prefix, one pair of [1, kv_heads, length, width] per layer,
+    computed in one pass.
+    """
     from transformers.modeling_utils import AttentionInterface
-
 
     AttentionInterface.register("shared_prefix", shared_prefix_attention)
     return [(layer.keys, layer.values) for layer in keys_and_values(student, ids).layers]
 
 
 def _visible(mask, positions, length: int):
-    """What each query may look at, by sliding window (None: none): see `shared_prefix_attention`. mask [rows, own] marks
-    real own tokens (1) and padding (0); positions [rows, q] are those of the queries."""
+    """What each query may look at, by sliding window (None: none): see `shared_prefix_attention`.
+
+    mask [rows, own] marks real own tokens (1) and padding (0); positions [rows, q] are those of the
+    queries.
+    """
     import torch
 
     own = length + mask.cumsum(-1) - 1
-    keys = torch.cat([torch.arange(length, device=mask.device).expand(len(mask), -1), own], 1)[:, None, None]
+    keys = torch.cat([torch.arange(length, device=mask.device).expand(len(mask), -1), own], 1)[
+        :, None, None
+    ]
     real = torch.cat([mask.new_ones(len(mask), length), mask], 1).bool()[:, None, None]
     asks, known = positions[:, None, :, None], {}
 
@@ -59,14 +70,27 @@ def _visible(mask, positions, length: int):
     return visible
 
 
-def generate(student, rows: list[list[int]], shared=None, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
-             max_new_tokens: int = 128, seeds: list[int] | None = None, stop: str = STOP, end_ids: set[int] = frozenset()):
+def generate(
+    student,
+    rows: list[list[int]],
+    shared=None,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_new_tokens: int = 128,
+    seeds: list[int] | None = None,
+    stop: str = STOP,
+    end_ids: set[int] = frozenset(),
+):
     """Continue each row of token ids; yields (row, new ids, cut off, seconds) as rows finish.
 
     `shared` is the `prefix_cache` of ids that stand before every row and are not in it. A row ends at an end token (not
-    among the new ids), at `stop`, or cut off after max_new_tokens; rows that have ended leave the batch. At a
-    temperature each row draws from its own generator (`seeds`). `seconds` is the row's share of the steps it took part
-    in: shares add up to the whole. While it runs with `shared`, the model's attention is `shared_prefix_attention`."""
+    among the new ids), at `stop`, or cut off after max_new_tokens; rows that have ended leave the
+    batch. At a temperature each row draws from its own generator (`seeds`). `seconds` is the row's
+    share of the steps it took part in: shares add up to the whole. While it runs with `shared`, the
+    model's attention is `shared_prefix_attention`.
+    """
     import torch
 
     from cotdistill.kernels.attention import attending
@@ -75,20 +99,39 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
 
     model, ends, clock = student.model, {student.eos_id, *end_ids}, time.perf_counter()
     length, known = max(map(len, rows)), shared[0][0].shape[2] if shared else 0
-    inputs = torch.tensor([[student.pad_id] * (length - len(row)) + row for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    inputs = torch.tensor(
+        [[student.pad_id] * (length - len(row)) + row for row in rows], device=model.device
+    )
+    mask = torch.tensor(
+        [[0] * (length - len(row)) + [1] * len(row) for row in rows], device=model.device
+    )
     positions, cache = known + (mask.cumsum(-1) - 1).clamp(min=0), growing_cache()
     live, new, spent = list(range(len(rows))), [[] for _ in rows], [0.0] * len(rows)
     draws = [np.random.default_rng(seed) for seed in seeds or [0] * len(rows)]
     with attending(model, "shared_prefix") if shared else nullcontext(), prepacked(model):
         for step in range(max_new_tokens):
-            seen = (dict(prefix=shared, visible=_visible(mask, positions, known)) if shared else dict(attention_mask=mask))
+            seen = (
+                dict(prefix=shared, visible=_visible(mask, positions, known))
+                if shared
+                else dict(attention_mask=mask)
+            )
             with torch.no_grad():
-                hidden = model.base_model(input_ids=inputs, position_ids=positions, past_key_values=cache, use_cache=True, **seen).last_hidden_state
+                hidden = model.base_model(
+                    input_ids=inputs,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    **seen,
+                ).last_hidden_state
                 logits = next_token_logits(model, hidden[:, -1])
             if temperature:
-                sums = next_probabilities(logits, temperature, top_p, top_k).cumsum(-1).cpu().numpy()
-                chosen = [int(np.searchsorted(row, draws[i].random() * row[-1], side="right")) for row, i in zip(sums, live)]
+                sums = (
+                    next_probabilities(logits, temperature, top_p, top_k).cumsum(-1).cpu().numpy()
+                )
+                chosen = [
+                    int(np.searchsorted(row, draws[i].random() * row[-1], side="right"))
+                    for row, i in zip(sums, live)
+                ]
             else:
                 chosen = logits.argmax(-1).tolist()
             now, keep = time.perf_counter(), []
@@ -98,7 +141,9 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
             for slot, (i, token) in enumerate(zip(live, chosen)):
                 ended = token in ends
                 new[i] += [] if ended else [token]
-                stopped = not ended and bool(stop) and stop in student.decode(new[i][-len(stop) - 2:])
+                stopped = (
+                    not ended and bool(stop) and stop in student.decode(new[i][-len(stop) - 2 :])
+                )
                 if ended or stopped or step + 1 == max_new_tokens:
                     yield i, new[i], not (ended or stopped), spent[i]
                 else:
@@ -116,21 +161,27 @@ def generate(student, rows: list[list[int]], shared=None, *, temperature: float 
 
 @dataclass
 class Decoding:
-    """A batch of B sequences in mid-air: the cache of keys and values, which of its L slots are real, where each sequence
-    is (its number of real tokens), and the logits of its next token.
+    """A batch of B sequences in mid-air.
 
-    Sequences end at different times; slots that a sequence does not use are marked unreal, so pieces can be appended to
-    some sequences only, and sequences of different lengths can be joined."""
+    The cache of keys and values, which of its L slots are real, where each sequence is (its number
+    of real tokens), and the logits of its next token.
+
+    Sequences end at different times; slots that a sequence does not use are marked unreal, so
+    pieces can be appended to some sequences only, and sequences of different lengths can be joined.
+    """
 
     cache: object
-    real: torch.Tensor       # [B, L] bool
-    lengths: torch.Tensor    # [B]
-    logits: torch.Tensor     # [B, V]
+    real: torch.Tensor  # [B, L] bool
+    lengths: torch.Tensor  # [B]
+    logits: torch.Tensor  # [B, V]
 
 
 def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inputs) -> torch.Tensor:
-    """The last hidden states of a pass, [B, L, width]. trunk: (frozen blocks, store): where the store knows what these blocks made
-    of this very batch, the pass starts above them (and their part of the cache stays empty), else it is put there."""
+    """The last hidden states of a pass, [B, L, width].
+
+    trunk: (frozen blocks, store): where the store knows what these blocks made of this very batch,
+    the pass starts above them (and their part of the cache stays empty), else it is put there.
+    """
     model = student.model
     if not trunk:
         return model.base_model(**inputs).last_hidden_state
@@ -138,7 +189,9 @@ def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inpu
     with starting_from_trunk(model, layers):
         if (layers, *key) in store:
             return model.base_model(**inputs, trunk=store[layers, *key]).last_hidden_state
-        hook = blocks_of(model)[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        hook = blocks_of(model)[layers].register_forward_pre_hook(
+            lambda module, given: seen.append(given[0])
+        )
         try:
             found = model.base_model(**inputs).last_hidden_state
         finally:
@@ -153,31 +206,53 @@ def _prompts_key(prompts: list[list[int]]) -> tuple:
 
 
 @torch.no_grad()
-def start(student: Student, sequences: list[list[int]], trunk: tuple[int, dict] | None = None) -> Decoding:
-    """Run the prompts, padded on the left to one length. With `trunk` (see `_hidden`) nothing can be fed to the result, only
-    options be scored."""
+def start(
+    student: Student, sequences: list[list[int]], trunk: tuple[int, dict] | None = None
+) -> Decoding:
+    """Run the prompts, padded on the left to one length.
+
+    With `trunk` (see `_hidden`) nothing can be fed to the result, only options be scored.
+    """
     device, longest = student.model.device, max(map(len, sequences))
     ids = torch.full((len(sequences), longest), student.pad_id)
     real = torch.zeros(len(sequences), longest, dtype=torch.bool)
     for row, sequence in enumerate(sequences):
-        ids[row, longest - len(sequence):] = torch.tensor(sequence)
-        real[row, longest - len(sequence):] = True
+        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
+        real[row, longest - len(sequence) :] = True
     positions, cache = (real.cumsum(1) - 1).clamp(min=0), growing_cache()
-    hidden = _hidden(student, trunk, _prompts_key(sequences), input_ids=ids.to(device), attention_mask=real.to(device),
-                     position_ids=positions.to(device), past_key_values=cache, use_cache=True)
+    hidden = _hidden(
+        student,
+        trunk,
+        _prompts_key(sequences),
+        input_ids=ids.to(device),
+        attention_mask=real.to(device),
+        position_ids=positions.to(device),
+        past_key_values=cache,
+        use_cache=True,
+    )
     return Decoding(cache, real, real.sum(1), next_token_logits(student.model, hidden[:, -1]).cpu())
 
 
 @torch.no_grad()
 def feed(student: Student, state: Decoding, tokens: torch.Tensor, real: torch.Tensor) -> None:
-    """Append tokens [B, k] (left-aligned; `real` [B, k] says which count) to every sequence, in place."""
+    """Append tokens [B, k] (left-aligned.
+
+    `real` [B, k] says which count) to every sequence, in place.
+    """
     device = student.model.device
     positions = state.lengths[:, None] + (real.cumsum(1) - 1).clamp(min=0)
     state.real = torch.cat([state.real, real], 1)
-    hidden = student.model.base_model(input_ids=tokens.to(device), attention_mask=state.real.to(device),
-                                      position_ids=positions.to(device), past_key_values=state.cache, use_cache=True).last_hidden_state
+    hidden = student.model.base_model(
+        input_ids=tokens.to(device),
+        attention_mask=state.real.to(device),
+        position_ids=positions.to(device),
+        past_key_values=state.cache,
+        use_cache=True,
+    ).last_hidden_state
     last = real.sum(1) - 1
-    new = next_token_logits(student.model, hidden[torch.arange(len(tokens)), last.clamp(min=0)]).cpu()
+    new = next_token_logits(
+        student.model, hidden[torch.arange(len(tokens)), last.clamp(min=0)]
+    ).cpu()
     state.logits = torch.where((last >= 0)[:, None], new, state.logits)
     state.lengths = state.lengths + real.sum(1)
 
@@ -193,31 +268,60 @@ def select(state: Decoding, rows: list[int]) -> Decoding:
 
 
 def join(states: list[Decoding], order: list[int]) -> Decoding:
-    """Sequences of several batches as one, row i being number order[i] of theirs in turn; shorter caches get unreal slots."""
+    """Sequences of several batches as one, row i being number order[i] of theirs in turn.
+
+    Shorter caches get unreal slots.
+    """
     width, index, cache = max(s.real.shape[1] for s in states), torch.tensor(order), growing_cache()
     longer = lambda part: torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[2]))
     for layers in zip(*(s.cache.layers for s in states)):
         mine = GrowingLayer()
-        mine.update(torch.cat([longer(layer.keys) for layer in layers])[index], torch.cat([longer(layer.values) for layer in layers])[index])
+        mine.update(
+            torch.cat([longer(layer.keys) for layer in layers])[index],
+            torch.cat([longer(layer.values) for layer in layers])[index],
+        )
         cache.layers.append(mine)
-    real = torch.cat([torch.nn.functional.pad(s.real, (0, width - s.real.shape[1])) for s in states])
-    return Decoding(cache, real[index], torch.cat([s.lengths for s in states])[index], torch.cat([s.logits for s in states])[index])
+    real = torch.cat(
+        [torch.nn.functional.pad(s.real, (0, width - s.real.shape[1])) for s in states]
+    )
+    return Decoding(
+        cache,
+        real[index],
+        torch.cat([s.lengths for s in states])[index],
+        torch.cat([s.logits for s in states])[index],
+    )
 
 
 def line_ids(student: Student) -> set[int]:
-    """Every token that breaks the line: tokenizers also have ones for two breaks, or for a break after a full stop."""
+    """Every token that breaks the line.
+
+    Tokenizers also have ones for two breaks, or for a break after a full stop.
+    """
     if not hasattr(student.tokenizer, "_line_ids"):
         vocabulary = student.tokenizer.get_vocab()
-        student.tokenizer._line_ids = {i for token, i in vocabulary.items() if any(m in token for m in ("\n", "Ċ", "<0x0A>"))}
+        student.tokenizer._line_ids = {
+            i for token, i in vocabulary.items() if any(m in token for m in ("\n", "Ċ", "<0x0A>"))
+        }
     return student.tokenizer._line_ids
 
 
-def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[int]) -> tuple[list[list[int]], Decoding]:
-    """Decode until the ids end with the sequence `stop` or a member of the set `stop` (included), the end of the sequence
-    (left out), or `limit` tokens. Returns what each sequence wrote and the state after it; `state` is used up.
+def greedy(
+    student: Student, state: Decoding, limit: int, stop: list[int] | set[int]
+) -> tuple[list[list[int]], Decoding]:
+    """Decode until the ids end with the sequence `stop` or a member of the set `stop` (included),
+    the end of the sequence (left out), or `limit` tokens.
 
-    Sequences that have ended leave the batch, an eighth of it at a time (a selection copies the cache)."""
-    live, written, parked, order = list(range(len(state.lengths))), [[] for _ in state.lengths], [], []
+    Returns what each sequence wrote and the state after it; `state` is used up.
+
+    Sequences that have ended leave the batch, an eighth of it at a time (a selection copies the
+    cache).
+    """
+    live, written, parked, order = (
+        list(range(len(state.lengths))),
+        [[] for _ in state.lengths],
+        [],
+        [],
+    )
     going = torch.ones(len(live), dtype=torch.bool)
     with prepacked(student.model):
         for _ in range(limit):
@@ -226,15 +330,23 @@ def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[
             if not going.any():
                 break
             if (~going).sum() >= max(1, len(live) // 8):
-                out, stay = (~going).nonzero().flatten().tolist(), going.nonzero().flatten().tolist()
+                out, stay = (
+                    (~going).nonzero().flatten().tolist(),
+                    going.nonzero().flatten().tolist(),
+                )
                 parked.append(select(state, out))
                 order += [live[slot] for slot in out]
-                state, live, token, going = select(state, stay), [live[slot] for slot in stay], token[stay], going[stay]
+                state, live, token, going = (
+                    select(state, stay),
+                    [live[slot] for slot in stay],
+                    token[stay],
+                    going[stay],
+                )
             feed(student, state, token[:, None], going[:, None].clone())
             for slot in going.nonzero().flatten().tolist():
                 mine = written[live[slot]]
                 mine.append(int(token[slot]))
-                if mine[-1] in stop if isinstance(stop, set) else mine[-len(stop):] == stop:
+                if mine[-1] in stop if isinstance(stop, set) else mine[-len(stop) :] == stop:
                     going[slot] = False
     if not parked:
         return written, state
@@ -242,15 +354,21 @@ def greedy(student: Student, state: Decoding, limit: int, stop: list[int] | set[
 
 
 def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """The model's head on hidden states [n, width] -> float32 logits [n, vocabulary], capped where the model caps them."""
+    """The model's head on hidden states [n, width] -> float32 logits [n, vocabulary], capped where
+    the model caps them.
+    """
     logits = model.get_output_embeddings()(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if not cap else torch.tanh(logits / cap) * cap
 
 
 def keys_and_values(student: Student, ids: list[int]) -> Cache:
-    """Those of a text's tokens, computed in one pass: full length in every layer (also where a model's window slides), so that they
-    can be cut."""
+    """Those of a text's tokens, computed in one pass.
+
+    Full length in every layer (also where a model's window slides), so that they can be cut.
+    """
     text = torch.tensor([ids], device=student.model.device)
     with torch.no_grad():
-        return student.model(input_ids=text, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1).past_key_values
+        return student.model(
+            input_ids=text, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1
+        ).past_key_values

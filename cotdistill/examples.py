@@ -11,7 +11,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Example:
-    """One multiple-choice question. `answer` is the index of the right option in `choices`."""
+    """One multiple-choice question.
+
+    `answer` is the index of the right option in `choices`.
+    """
 
     id: str
     question: str
@@ -26,8 +29,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Rationale:
-    """A teacher's explanation of one question. `answer` is the option it concluded (None: none could be read);
-    `key_spans` are character spans of tokens known to carry the answer (microworld only)."""
+    """A teacher's explanation of one question.
+
+    `answer` is the option it concluded (None: none could be read); `key_spans` are character spans of tokens known to carry the answer (microworld only).
+    """
 
     id: str
     text: str
@@ -37,7 +42,9 @@ class Rationale:
 
 def is_text(value) -> bool:
     """A str that is not blank and can be written as UTF-8 (JSON may hold half a surrogate pair)."""
-    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+    return (
+        isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+    )
 
 
 def _field(row: dict, name: str, where: str):
@@ -58,8 +65,11 @@ def answer_index(answer, n_choices: int, where: str) -> int:
                 f"to {n_choices - 1}, or a letter from A to {LETTERS[n_choices - 1]}"
             )
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n_choices:
-        raise DataError(f"{where}: answer {reprlib.repr(answer)} is outside the {n_choices} choices; expected an index from 0 to "
-                        f"{n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}")
+        raise DataError(
+            f"{where}: answer {reprlib.repr(answer)} is outside the {n_choices} "
+            "choices; expected an index from 0 to "
+            f"{n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}"
+        )
     return index
 
 
@@ -68,7 +78,8 @@ def gold_index(answer, choices: tuple[str, ...], where: str) -> int:
 
     Digits in quotes ("1") are the option with that text, and never an index. Raises DataError where
     a letter is another option's text too (options O, A, B, AB and answer "A"): only the index can
-    say which of the two is meant."""
+    say which of the two is meant.
+    """
     text = " ".join(answer.split()) if isinstance(answer, str) else ""
     same = [i for i, choice in enumerate(choices) if choice.casefold() == text.casefold()]
     if text.isdecimal() and same:
@@ -92,13 +103,21 @@ def gold_index(answer, choices: tuple[str, ...], where: str) -> int:
 
 
 def make_example(id, question, choices, answer, where: str) -> Example:
-    """Check one question and build it. White space inside an option is collapsed: a label must stay on one line. Where the right option
-    stands there twice (in some official questions), the first of the two is the answer: equal texts are one answer."""
+    """Check one question and build it.
+
+    White space inside an option is collapsed: a label must stay on one line. Where the right option
+    stands there twice (in some official questions), the first of the two is the answer: equal texts
+    are one answer.
+    """
     if not is_text(id):
         raise DataError(f"{where}: id {reprlib.repr(id)}; expected a text that is not empty")
     where = f"{where} (id {id})"
     if not is_text(question):
-        found = f"question {reprlib.repr(question)}" if not isinstance(question, str) or question.strip() else "empty question"
+        found = (
+            f"question {reprlib.repr(question)}"
+            if not isinstance(question, str) or question.strip()
+            else "empty question"
+        )
         raise DataError(f"{where}: {found}; expected a text")
     if not isinstance(choices, (list, tuple)) or len(choices) < 2:
         found = len(choices) if isinstance(choices, (list, tuple)) else type(choices).__name__
@@ -107,7 +126,9 @@ def make_example(id, question, choices, answer, where: str) -> Example:
         raise DataError(f"{where}: {len(choices)} choices; expected at most {len(LETTERS)}")
     for choice in choices:
         if not is_text(choice):
-            raise DataError(f"{where}: choice {reprlib.repr(choice)}; expected a text that is not empty")
+            raise DataError(
+                f"{where}: choice {reprlib.repr(choice)}; expected a text that is not empty"
+            )
     choices = tuple(" ".join(choice.split()) for choice in choices)
     return Example(
         id, question.strip(), choices, first_equal(choices, gold_index(answer, choices, where))
@@ -120,23 +141,33 @@ def first_equal(choices: tuple[str, ...], option: int) -> int:
 
 
 def check_rationale(text, where: str) -> None:
-    """A rationale must be a text that can be written as UTF-8; it may be empty. Raises DataError."""
+    """A rationale must be a text that can be written as UTF-8; it may be empty.
+
+    Raises DataError.
+    """
     if not isinstance(text, str) or text.strip() and not is_text(text):
-        raise DataError(f"{where}: rationale is {type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; expected a text")
+        raise DataError(
+            f"{where}: rationale is "
+            f"{type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; "
+            "expected a text"
+        )
 
 
 def question_key(example: Example) -> tuple:
-    """What makes two questions the same: their words and the set of their options, whatever the case and order."""
+    """What makes two questions the same.
+
+    Their words and the set of their options, whatever the case and order.
+    """
     words = " ".join(re.findall(r"\w+", example.question.lower()))
     return words, tuple(sorted(choice.lower() for choice in example.choices))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything a study trains and tests on. `rationales` maps an id to its Rationale; `meta`
-    holds what microworld knows about a question (its steps, and where training states its fact),
-    and is empty for other data. `left_out` holds, by split, the questions that also stand in a
-    later one (`without_repeats`)."""
+    """Everything a study trains and tests on.
+
+    `rationales` maps an id to its Rationale; `meta` holds what microworld knows about a question (its steps, and where training states its fact), and is empty for other data. `left_out` holds, by split, the questions that also stand in a later one (`without_repeats`).
+    """
 
     name: str
     train: list[Example]
@@ -161,9 +192,10 @@ def without_repeats(
 ) -> tuple[list[Example], list[Example]]:
     """(questions that do not stand among `later`, those that do).
 
-    The same question has the same words and options, whatever their case and order.
-    A test question that was trained on measures memory. OpenBookQA's official train split holds 14
-    of its test split."""
+    The same question has the same words and options, whatever their case and order. A test question
+    that was trained on measures memory. OpenBookQA's official train split holds 14 of its test
+    split.
+    """
     keys = {question_key(example) for example in later}
     repeated = [example for example in examples if question_key(example) in keys]
     return [

@@ -1,4 +1,7 @@
-"""Execute a study's notebooks in sequence by papermill, each in a kernel of its own; tidy what they leave; status."""
+"""Execute a study's notebooks in sequence by papermill, each in a kernel of its own.
+
+Tidy what they leave; status.
+"""
 
 import json
 import os
@@ -28,7 +31,10 @@ from cotdistill.tidy import tidy
 
 
 def run_stages(stages: list[str], values: dict, executed: Path) -> None:
-    """Execute notebook after notebook, each in a kernel of its own; the next one's starts meanwhile. Raises DataError, as `run_stage`."""
+    """Execute notebook after notebook, each in a kernel of its own.
+
+    The next one's starts meanwhile. Raises DataError, as `run_stage`.
+    """
     ahead = None
     try:
         for number, stage in enumerate(stages, 1):
@@ -51,7 +57,8 @@ def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> Non
     """Execute a notebook with these parameters into `part`, its prints going to the terminal too.
 
     kernel: one of `start_kernel`, which stays; None, or one that died meanwhile: a new one is
-    started and stopped. After Ctrl-C no part is left. Raises what papermill raises."""
+    started and stopped. After Ctrl-C no part is left. Raises what papermill raises.
+    """
     import papermill
 
     own = kernel if kernel and alive(kernel) else make_kernel()
@@ -81,11 +88,15 @@ def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> Non
 def describe_failure(error: Exception) -> str:
     """What a notebook ended with, in one line: "DataError: …".
 
-    A killed kernel and a full disk say the way out."""
+    A killed kernel and a full disk say the way out.
+    """
     kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
     if kind == "DeadKernelError" or "Kernel died" in said:
-        return ("DeadKernelError: the kernel was killed (out of memory?); run the same command again: "
-                "what is whole is kept")
+        return (
+            "DeadKernelError: the kernel was killed (out of memory?); run the same command "
+            "again: "
+            "what is whole is kept"
+        )
     full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
     if full is not None:
         return f"DataError: {full}"
@@ -96,7 +107,8 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
     """Execute one notebook with the study's values; a whole result replaces the old one.
 
     kernel: as `execute_notebook` takes it. Raises DataError: what the notebook ended with, in one
-    line; a failed write (OSError) names the folder and the way out."""
+    line; a failed write (OSError) names the folder and the way out.
+    """
     name, folder = NOTEBOOKS[stage], executed / values["study"]
     source = root() / "notebooks" / f"{name}.ipynb"
     part = part_of(folder / f".{name}", ".ipynb")
@@ -131,7 +143,8 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
             json.dumps(stage_parameters(stage, values), indent=1, sort_keys=True), encoding="utf-8"
         )
     broken.unlink(missing_ok=True)
-    if stage == "figures":  # what the README's findings are rendered from stands beside the notebooks
+    # What the README's findings are rendered from stands beside the notebooks
+    if stage == "figures":
         made = artifacts() / "studies" / values["study"]
         for file in (made / "verdicts.json", *(made / "figures" / figure for figure in FIGURES)):
             with whole(folder / file.name) as copy:
@@ -142,7 +155,8 @@ def status(study: str) -> list[dict]:
     """A row per stage: its notebook, its runs done, running and in all, the seconds left.
 
     The notebook is executed, published (by others, not on this machine), failed, or not yet
-    executed. The seconds are None where no run has ended yet."""
+    executed. The seconds are None where no run has ended yet.
+    """
     from filelock import FileLock, Timeout
 
     values, rows = load_study(study), []
@@ -153,15 +167,31 @@ def status(study: str) -> list[dict]:
         executed = notebook_folder(values["study"])
         found = "executed" if executed != evidence_folder(values["study"]) else "published"
         there = (executed / f"{name}.ipynb").is_file()
-        row = {"stage": stage, "notebook": found if there else "not yet",
-               "runs": 0, "done": 0, "running": 0, "seconds_left": None}
+        row = {
+            "stage": stage,
+            "notebook": found if there else "not yet",
+            "runs": 0,
+            "done": 0,
+            "running": 0,
+            "seconds_left": None,
+        }
         if (folder / f"{stage}.failed").is_file():
             row["notebook"] = "failed: " + (folder / f"{stage}.failed").read_text().strip()
         if stage in RUN_STAGES and (folder / f"{stage}.json").is_file():
             try:
-                keys = {r["key"] for r in json.loads(read_text(folder / f"{stage}.json", "a plan")) if RUN_KEY.fullmatch(r["key"])}
+                keys = {
+                    r["key"]
+                    for r in json.loads(read_text(folder / f"{stage}.json", "a plan"))
+                    if RUN_KEY.fullmatch(r["key"])
+                }
             except (ValueError, TypeError, KeyError):
-                rows.append(row | {"notebook": f"{stage}.json is damaged: run `make {stage} STUDY={study}` again"})
+                rows.append(
+                    row
+                    | {
+                        "notebook": f"{stage}.json is damaged: run `make {stage} "
+                        f"STUDY={study}` again"
+                    }
+                )
                 continue
             times = []
             for key in keys:
@@ -187,7 +217,8 @@ def status(study: str) -> list[dict]:
 def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
     """Check a study, then run its stages, None being all of them.
 
-    Raises DataError before anything runs, or with what a notebook ended with."""
+    Raises DataError before anything runs, or with what a notebook ended with.
+    """
     values, started = load_study(study), time.time()
     stages = list(stages or all_parameters())
     for stage in stages:
@@ -200,7 +231,8 @@ def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
         print(default_note(study), flush=True)
     run_stages(stages, values, executed)
     print(
-        f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks in "
+        f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks "
+        "in "
         f"{os.path.relpath(executed / values['study'])}",
         flush=True,
     )

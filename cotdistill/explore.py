@@ -1,7 +1,9 @@
-"""Widgets of notebooks/explore.ipynb: select tokens by hand, turn the knobs of an arm, look at scores and at finished runs.
+"""Widgets of notebooks/explore.ipynb.
 
-Each function takes questions and a student and returns one ipywidgets box; what it computes comes from the modules that the study
-itself uses, so that what is shown is what is trained on.
+Select tokens by hand, turn the knobs of an arm, look at scores and at finished runs.
+
+Each function takes questions and a student and returns one ipywidgets box; what it computes comes
+from the modules that the study itself uses, so that what is shown is what is trained on.
 """
 
 import html
@@ -30,7 +32,12 @@ from cotdistill.show import table
 from cotdistill.students import Student
 from cotdistill.study import load_base, test_questions
 
-KINDS = {PROMPT: ("prompt", "#E8E8E8"), LABEL: ("label", "#F6C16B"), RATIONALE: ("rationale", "#BFE3D0"), FRAME: ("frame", "#D9D2EA")}
+KINDS = {
+    PROMPT: ("prompt", "#E8E8E8"),
+    LABEL: ("label", "#F6C16B"),
+    RATIONALE: ("rationale", "#BFE3D0"),
+    FRAME: ("frame", "#D9D2EA"),
+}
 STYLE = """<style>.cotdistill-token button, button.cotdistill-token {font-family: monospace; font-size: 14px; padding: 0 7px; border-radius: 5px}
 .cotdistill-question {font-size: 15px; line-height: 1.5; max-width: 900px; white-space: pre-wrap}
 .cotdistill-text {font-family: monospace; font-size: 13px; line-height: 1.7; max-width: 900px; white-space: pre-wrap; overflow-wrap: anywhere}
@@ -43,73 +50,161 @@ def shown(text: str) -> str:
 
 
 def questions_of(data, rationales: dict[str, Rationale], limit: int = 200) -> dict[str, Example]:
-    """The first `limit` training questions that have a rationale, by id. Raises DataError where there is none."""
+    """The first `limit` training questions that have a rationale, by id.
+
+    Raises DataError where there is none.
+    """
     found = {e.id: e for e in data.train if e.id in rationales and rationales[e.id].text}
     if not found:
-        raise DataError(f"none of the {len(data.train)} training questions has a rationale; expected `rationales`, a JSONL file of them")
+        raise DataError(
+            f"none of the {len(data.train)} training questions has a rationale; "
+            "expected `rationales`, a JSONL file of them"
+        )
     return dict(list(found.items())[:limit])
 
 
-def training_tokens(student: Student, example: Example, rationale: str, arm: Arm, seed: int = 0, label_format: str = "text",
-                    scores=None, corpus: corrupt.Corpus | None = None) -> pd.DataFrame:
-    """One training sequence, token by token as an epoch of the arm sees it: id, text, kind (prompt, label, rationale, frame).
+def training_tokens(
+    student: Student,
+    example: Example,
+    rationale: str,
+    arm: Arm,
+    seed: int = 0,
+    label_format: str = "text",
+    scores=None,
+    corpus: corrupt.Corpus | None = None,
+) -> pd.DataFrame:
+    """One training sequence, token by token as an epoch of the arm sees it.
 
-    corpus: what the training rationales have in common (None: this one is all there is)."""
+    Id, text, kind (prompt, label, rationale, frame).
+
+    corpus: what the training rationales have in common (None: this one is all there is).
+    """
     corpus = corpus or corrupt.collect_corpus(student, [rationale])
-    one = encode(student, example, rationale, arm, label_format, example_rng(example.id, seed, 0), scores, corpus)
-    return pd.DataFrame({"id": one.ids, "text": [student.tokenizer.decode([i]) for i in one.ids], "kind": [KINDS[k][0] for k in one.kinds]})
+    one = encode(
+        student,
+        example,
+        rationale,
+        arm,
+        label_format,
+        example_rng(example.id, seed, 0),
+        scores,
+        corpus,
+    )
+    return pd.DataFrame(
+        {
+            "id": one.ids,
+            "text": [student.tokenizer.decode([i]) for i in one.ids],
+            "kind": [KINDS[k][0] for k in one.kinds],
+        }
+    )
 
 
 def tokens_html(tokens: pd.DataFrame) -> str:
     """`training_tokens` as coloured text, one span a token, with a legend and counts."""
     colours = dict(KINDS.values())
-    body = "".join(f'<span style="background:{colours[t.kind]}" title="{t.id}">{html.escape(t.text)}</span>' for t in tokens.itertuples())
-    legend = " ".join(f'<span style="background:{colour}">&nbsp;{kind}: {(tokens["kind"] == kind).sum()}&nbsp;</span>' for kind, colour in colours.items())
-    return f'{STYLE}<div class="cotdistill-text">{legend} = {len(tokens)} tokens; learnt: all but the prompt\n\n{body}</div>'
+    body = "".join(
+        f'<span style="background:{colours[t.kind]}" title="{t.id}">{html.escape(t.text)}</span>'
+        for t in tokens.itertuples()
+    )
+    legend = " ".join(
+        f'<span style="background:{colour}">&nbsp;{kind}: '
+        f"{(tokens['kind'] == kind).sum()}&nbsp;</span>"
+        for kind, colour in colours.items()
+    )
+    return (
+        f'{STYLE}<div class="cotdistill-text">{legend} = {len(tokens)} tokens; learnt: all '
+        f"but the prompt\n\n{body}</div>"
+    )
 
 
 def agreement_with(selected: list[int], attributions: dict[str, Attribution]) -> pd.DataFrame:
-    """How a selection agrees with each method on one rationale: `overlap`, the share of the k selected tokens among the method's
-    top k; `chance`, that of k random ones; `average_precision` of the method's order for the selected tokens."""
+    """How a selection agrees with each method on one rationale.
+
+    `overlap`, the share of the k selected tokens among the method's top k; `chance`, that of k random ones; `average_precision` of the method's order for the selected tokens.
+    """
     rows = []
     for method, one in attributions.items():
         n, k = len(one.scores), len(selected)
         picked = np.isin(np.arange(n), selected)
-        rows.append({"method": method, "k": k, "overlap": len(set(top_k(one.scores, k)) & set(selected)) / k if k else float("nan"),
-                     "chance": k / n if n else float("nan"), "average_precision": average_precision_score(picked, one.scores) if k else float("nan")})
+        rows.append(
+            {
+                "method": method,
+                "k": k,
+                "overlap": len(set(top_k(one.scores, k)) & set(selected)) / k
+                if k
+                else float("nan"),
+                "chance": k / n if n else float("nan"),
+                "average_precision": average_precision_score(picked, one.scores)
+                if k
+                else float("nan"),
+            }
+        )
     return pd.DataFrame(rows).set_index("method")
 
 
-def scores_of(student: Student, example: Example, rationale: str, methods: list[str], **options) -> dict[str, Attribution]:
+def scores_of(
+    student: Student, example: Example, rationale: str, methods: list[str], **options
+) -> dict[str, Attribution]:
     """`attribute.attribute` by several methods, `random` from the question's own generator."""
-    return {m: methods_module.attribute(student, example, rationale, m, rng=example_rng(example.id, 0, 4), **options) for m in methods}
+    return {
+        m: methods_module.attribute(
+            student, example, rationale, m, rng=example_rng(example.id, 0, 4), **options
+        )
+        for m in methods
+    }
 
 
 def question_html(example: Example) -> str:
     """The question and its options as HTML, the gold one marked; all text escaped."""
-    options = "\n".join(f"{'● ' if i == example.answer else '○ '}{html.escape(choice)}" for i, choice in enumerate(example.choices))
-    return f'{STYLE}<div class="cotdistill-question"><b>{html.escape(example.question)}</b>\n{options}</div>'
+    options = "\n".join(
+        f"{'● ' if i == example.answer else '○ '}{html.escape(choice)}"
+        for i, choice in enumerate(example.choices)
+    )
+    return (
+        f"{STYLE}<div "
+        f'class="cotdistill-question"><b>{html.escape(example.question)}</b>\n{options}</div>'
+    )
 
 
-def select_by_hand(student: Student, questions: dict[str, Example], rationales: dict[str, Rationale], path: Path, methods: list[str],
-                   **options) -> w.Widget:
-    """Pick the key tokens of a rationale by clicking, and save them as a line of `path`: what `selector: human` trains on.
+def select_by_hand(
+    student: Student,
+    questions: dict[str, Example],
+    rationales: dict[str, Rationale],
+    path: Path,
+    methods: list[str],
+    **options,
+) -> w.Widget:
+    """Pick the key tokens of a rationale by clicking, and save them as a line of `path`.
 
-    Positions are those of this student's tokens. Earlier selections of the file are shown again; after a save, the agreement
-    with each method. options go to `attribute.attribute` (n_steps, baseline)."""
+    What `selector: human` trains on.
+
+    Positions are those of this student's tokens. Earlier selections of the file are shown again;
+    after a save, the agreement with each method. options go to `attribute.attribute` (n_steps,
+    baseline).
+    """
     path = Path(path)
     saved = read_selections(path) if path.is_file() else {}
-    chooser = w.Dropdown(options=list(questions), description="question", layout=w.Layout(width="420px"))
+    chooser = w.Dropdown(
+        options=list(questions), description="question", layout=w.Layout(width="420px")
+    )
     back, forth = w.Button(description="◀ previous"), w.Button(description="next ▶")
     none, save = w.Button(description="Clear"), w.Button(description="Save", button_style="primary")
-    head, row, said, out = w.HTML(), w.Box(layout=w.Layout(flex_flow="row wrap", max_width="900px")), w.HTML(), w.Output()
+    head, row, said, out = (
+        w.HTML(),
+        w.Box(layout=w.Layout(flex_flow="row wrap", max_width="900px")),
+        w.HTML(),
+        w.Output(),
+    )
 
     def chosen():
         return [i for i, button in enumerate(row.children) if button.value]
 
     def count(*_):
-        said.value = (f"{len(chosen())} of {len(row.children)} tokens selected; {len(saved)} of {len(questions)} questions saved in "
-                      f"<code>{html.escape(path.name)}</code>")
+        said.value = (
+            f"{len(chosen())} of {len(row.children)} tokens selected; {len(saved)} of "
+            f"{len(questions)} questions saved in "
+            f"<code>{html.escape(path.name)}</code>"
+        )
 
     def colour(change):
         change["owner"].button_style = "success" if change["new"] else ""
@@ -117,11 +212,21 @@ def select_by_hand(student: Student, questions: dict[str, Example], rationales: 
 
     def load(*_):
         example = questions[chooser.value]
-        parts, old = split_sequence(student, example, rationales[example.id].text), saved.get(example.id, [])
+        parts, old = (
+            split_sequence(student, example, rationales[example.id].text),
+            saved.get(example.id, []),
+        )
         head.value = question_html(example)
-        buttons = [w.ToggleButton(value=i in old, description=shown(student.decode([token])), tooltip=f"token {i}",
-                                  button_style="success" if i in old else "", layout=w.Layout(width="auto", margin="2px"))
-                   for i, token in enumerate(parts.rationale)]
+        buttons = [
+            w.ToggleButton(
+                value=i in old,
+                description=shown(student.decode([token])),
+                tooltip=f"token {i}",
+                button_style="success" if i in old else "",
+                layout=w.Layout(width="auto", margin="2px"),
+            )
+            for i, token in enumerate(parts.rationale)
+        ]
         for button in buttons:
             button.add_class("cotdistill-token")
             button.observe(colour, "value")
@@ -144,7 +249,12 @@ def select_by_hand(student: Student, questions: dict[str, Example], rationales: 
         count()
         out.clear_output()
         with out:
-            table(agreement_with(tokens, scores_of(student, example, rationales[example.id].text, methods, **options)))
+            table(
+                agreement_with(
+                    tokens,
+                    scores_of(student, example, rationales[example.id].text, methods, **options),
+                )
+            )
 
     chooser.observe(load, "value")
     back.on_click(lambda _: move(-1))
@@ -155,17 +265,35 @@ def select_by_hand(student: Student, questions: dict[str, Example], rationales: 
     return w.VBox([w.HBox([chooser, back, forth]), head, row, w.HBox([save, none]), said, out])
 
 
-def turn_knobs(student: Student, questions: dict[str, Example], rationales: dict[str, Rationale], label_format: str = "text",
-               method: str = "occlusion", **options) -> w.Widget:
-    """Arm, unit, amount, order and seed as controls; below them the exact training sequence and the spans of its tokens.
+def turn_knobs(
+    student: Student,
+    questions: dict[str, Example],
+    rationales: dict[str, Rationale],
+    label_format: str = "text",
+    method: str = "occlusion",
+    **options,
+) -> w.Widget:
+    """Arm, unit, amount, order and seed as controls.
 
-    kept and ordered masks rank tokens by `method`, attributed by this student. A swapped rationale is the next question's here (in a
-    study its partner is drawn among those of its length)."""
+    Below them the exact training sequence and the spans of its tokens.
+
+    kept and ordered masks rank tokens by `method`, attributed by this student. A swapped rationale
+    is the next question's here (in a study its partner is drawn among those of its length).
+    """
     ids = list(questions)
     chooser = w.Dropdown(options=ids, description="question", layout=w.Layout(width="420px"))
-    arm = w.Dropdown(options=[a for a in ARMS if a != "zero_shot"], value="post_cot_shuffled", description="arm")
+    arm = w.Dropdown(
+        options=[a for a in ARMS if a != "zero_shot"], value="post_cot_shuffled", description="arm"
+    )
     unit = w.Dropdown(options=["token", "word", "sentence"], description="unit")
-    amount = w.BoundedFloatText(value=0.5, min=0, max=200, step=0.25, description="amount", description_tooltip="masked: the fraction hidden; kept: a number, or a fraction below 1")
+    amount = w.BoundedFloatText(
+        value=0.5,
+        min=0,
+        max=200,
+        step=0.25,
+        description="amount",
+        description_tooltip="masked: the fraction hidden; kept: a number, or a fraction below 1",
+    )
     order = w.Dropdown(options=["random", "most", "least"], description="order")
     fill = w.Dropdown(options=["filler", "delete"], description="fill")
     seed = w.BoundedIntText(value=0, min=0, max=10**6, description="seed")
@@ -174,39 +302,92 @@ def turn_knobs(student: Student, questions: dict[str, Example], rationales: dict
 
     def draw(*_):
         example = questions[chooser.value]
-        giver = ids[(ids.index(example.id) + 1) % len(ids)] if "partner" in CORRUPTIONS[corruption_of(arm.value)].needs else example.id
+        giver = (
+            ids[(ids.index(example.id) + 1) % len(ids)]
+            if "partner" in CORRUPTIONS[corruption_of(arm.value)].needs
+            else example.id
+        )
         ranked = replace(arm_from_name(arm.value), selector=method, order=order.value).needs_scores
         if ranked and example.id not in known:
-            known[example.id] = scores_of(student, example, rationales[giver].text, [method], label_format=label_format, **options)[method].scores
+            known[example.id] = scores_of(
+                student,
+                example,
+                rationales[giver].text,
+                [method],
+                label_format=label_format,
+                **options,
+            )[method].scores
         try:
-            one = arm_from_name(arm.value, unit=unit.value, amount=amount.value, order=order.value, fill=fill.value,
-                                selector=method if ranked else "random")
-            text.value = tokens_html(training_tokens(student, example, rationales[giver].text, one, seed.value, label_format,
-                                                     known[example.id] if ranked else None, corpus))
+            one = arm_from_name(
+                arm.value,
+                unit=unit.value,
+                amount=amount.value,
+                order=order.value,
+                fill=fill.value,
+                selector=method if ranked else "random",
+            )
+            text.value = tokens_html(
+                training_tokens(
+                    student,
+                    example,
+                    rationales[giver].text,
+                    one,
+                    seed.value,
+                    label_format,
+                    known[example.id] if ranked else None,
+                    corpus,
+                )
+            )
         except DataError as error:
             text.value = f"<b>{html.escape(str(error))}</b>"
 
     for knob in (chooser, arm, unit, amount, order, fill, seed):
         knob.observe(draw, "value")
     draw()
-    return w.VBox([w.HBox([chooser, arm]), w.HBox([unit, amount]), w.HBox([order, fill, seed]), text])
+    return w.VBox(
+        [w.HBox([chooser, arm]), w.HBox([unit, amount]), w.HBox([order, fill, seed]), text]
+    )
 
 
-def look_at_scores(student: Student, questions: dict[str, Example], rationales: dict[str, Rationale], methods: list[str], **options) -> w.Widget:
-    """A heat map of one rationale's tokens by one method, and how far its scores are from adding up."""
-    chooser = w.Dropdown(options=list(questions), description="question", layout=w.Layout(width="420px"))
+def look_at_scores(
+    student: Student,
+    questions: dict[str, Example],
+    rationales: dict[str, Rationale],
+    methods: list[str],
+    **options,
+) -> w.Widget:
+    """A heat map of one rationale's tokens by one method, and how far its scores are from adding
+    up.
+    """
+    chooser = w.Dropdown(
+        options=list(questions), description="question", layout=w.Layout(width="420px")
+    )
     method, out = w.Dropdown(options=methods, description="method"), w.Output()
 
     def draw(*_):
         example = questions[chooser.value]
-        one = scores_of(student, example, rationales[example.id].text, [method.value], **options)[method.value]
+        one = scores_of(student, example, rationales[example.id].text, [method.value], **options)[
+            method.value
+        ]
         out.clear_output()
         with out:
-            ax = plots.token_heatmap([student.decode([i]) for i in one.ids], one.scores, title=f"{method.value}: {example.question} → {example.label}")
+            ax = plots.token_heatmap(
+                [student.decode([i]) for i in one.ids],
+                one.scores,
+                title=f"{method.value}: {example.question} → {example.label}",
+            )
             display(ax.figure)
             plt.close(ax.figure)
-            print(f"scores from {one.scores.min():+.3f} to {one.scores.max():+.3f}"
-                  + ("" if np.isnan(one.delta) else f"; sum {one.scores.sum():+.3f}, {one.delta:+.3f} away from the change in log p(label)"))
+            print(
+                f"scores from {one.scores.min():+.3f} to {one.scores.max():+.3f}"
+                + (
+                    ""
+                    if np.isnan(one.delta)
+                    else f"; sum {one.scores.sum():+.3f}, "
+                    f"{one.delta:+.3f} away from the change in "
+                    "log p(label)"
+                )
+            )
 
     chooser.observe(draw, "value")
     method.observe(draw, "value")
@@ -223,16 +404,30 @@ def replot(bootstrap: int = 1000) -> w.Widget:
     """Any finished study's accuracies again: choose the study, the arms and the measure."""
     names = finished_studies()
     if not names:
-        return w.HTML("No study has run here yet: <code>make smoke</code> makes one in two minutes.")
+        return w.HTML(
+            "No study has run here yet: <code>make smoke</code> makes one in two minutes."
+        )
     study = w.Dropdown(options=names, description="study")
-    measure = w.Dropdown(options=[("forced choice", "correct_choice"), ("generated answer", "correct_generated")], description="measure")
-    arms, out, loaded = w.SelectMultiple(description="arms", rows=8, layout=w.Layout(width="420px")), w.Output(), {}
+    measure = w.Dropdown(
+        options=[("forced choice", "correct_choice"), ("generated answer", "correct_generated")],
+        description="measure",
+    )
+    arms, out, loaded = (
+        w.SelectMultiple(description="arms", rows=8, layout=w.Layout(width="420px")),
+        w.Output(),
+        {},
+    )
 
     def load(*_):
         try:
             base = load_base(study.value)
             loaded["chance"] = float(np.mean([1 / len(e.choices) for e in test_questions(base)]))
-            loaded["rows"] = load_predictions(study.value, stages_done(study.value), dataset=base["data"]["dataset"], student=base["student"])
+            loaded["rows"] = load_predictions(
+                study.value,
+                stages_done(study.value),
+                dataset=base["data"]["dataset"],
+                student=base["student"],
+            )
         except DataError as error:  # runs that are missing or damaged: say which
             loaded.pop("rows", None)
             out.clear_output()
@@ -246,10 +441,14 @@ def replot(bootstrap: int = 1000) -> w.Widget:
         if not arms.value or "rows" not in loaded:
             return
         rows = loaded["rows"][loaded["rows"]["arm"].isin(arms.value)]
-        accuracies = stats.accuracy_table(rows, measure.value, rng=np.random.default_rng(0), n_boot=bootstrap)
+        accuracies = stats.accuracy_table(
+            rows, measure.value, rng=np.random.default_rng(0), n_boot=bootstrap
+        )
         out.clear_output()
         with out:
-            ax = plots.placement_bars(accuracies, chance=loaded["chance"], arms=[a for a in arms.value])
+            ax = plots.placement_bars(
+                accuracies, chance=loaded["chance"], arms=[a for a in arms.value]
+            )
             display(ax.figure)
             plt.close(ax.figure)
 

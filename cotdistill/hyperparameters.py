@@ -10,13 +10,17 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hyperparameters of one run; every field but `compile`, which changes speed only, is part of its run key.
+    """Hyperparameters of one run.
+
+    Every field but `compile`, which changes speed only, is part of its run key.
 
     `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select` is "best"
-    (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last". `compile` is a backend of
-    torch.compile ("inductor"; on a CPU it needs a C++ compiler) for the blocks' MLPs and RMS norms, "" for none. Attention stays out:
-    it depends on the lengths of each batch's sequences and would be compiled again and again. `loss` is "token_mean" or "balanced",
-    where the other tokens' mean weighs `loss_lambda` (`loss_shares`)."""
+    (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last".
+    `compile` is a backend of torch.compile ("inductor"; on a CPU it needs a C++ compiler) for the
+    blocks' MLPs and RMS norms, "" for none. Attention stays out: it depends on the lengths of each
+    batch's sequences and would be compiled again and again. `loss` is "token_mean" or "balanced",
+    where the other tokens' mean weighs `loss_lambda` (`loss_shares`).
+    """
 
     lr: float = 1e-4
     epochs: int = 3
@@ -40,25 +44,64 @@ class TrainConfig:
         for name, field in self.__dataclass_fields__.items():
             value, wanted = getattr(self, name), type(field.default)
             if type(value) is not wanted and not (wanted is float and type(value) is int):
-                raise DataError(f"{name} is {value!r}; expected {wanted.__name__}, as in {field.default!r}")
+                raise DataError(
+                    f"{name} is {value!r}; expected {wanted.__name__}, as in {field.default!r}"
+                )
         high = {"warmup": 1}
-        for name in ("lr", "epochs", "batch_size", "grad_accum", "weight_decay", "warmup", "max_grad_norm", "rationale_weight", "frozen_layers",
-                     "patience", "loss_lambda"):
-            value, low = getattr(self, name), 1 if name in ("epochs", "batch_size", "grad_accum") else 0
+        for name in (
+            "lr",
+            "epochs",
+            "batch_size",
+            "grad_accum",
+            "weight_decay",
+            "warmup",
+            "max_grad_norm",
+            "rationale_weight",
+            "frozen_layers",
+            "patience",
+            "loss_lambda",
+        ):
+            value, low = (
+                getattr(self, name),
+                1 if name in ("epochs", "batch_size", "grad_accum") else 0,
+            )
             if not low <= value <= high.get(name, 1e9) or name == "lr" and not value:
-                wanted = "above 0" if name == "lr" else f"from {low} to 1" if name in high else f"from {low} on"
+                wanted = (
+                    "above 0"
+                    if name == "lr"
+                    else f"from {low} to 1"
+                    if name in high
+                    else f"from {low} on"
+                )
                 raise DataError(f"{name} is {value}; expected a number {wanted}")
-        for name, known in (("schedule", SCHEDULES), ("select", ("best", "last")), ("loss", LOSSES),
-                            ("compile", ("", "inductor", "aot_eager", "eager"))):
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("select", ("best", "last")),
+            ("loss", LOSSES),
+            ("compile", ("", "inductor", "aot_eager", "eager")),
+        ):
             if getattr(self, name) not in known:
-                raise DataError(f"{name} is '{getattr(self, name)}'; expected one of {', '.join(known)}")
+                raise DataError(
+                    f"{name} is '{getattr(self, name)}'; expected one of {', '.join(known)}"
+                )
 
 
 def training_key(train: dict, arm: Arm) -> dict:
-    """The hyperparameters as they enter a run's config (and key), from a study's and the arm's own loss, where it has one.
+    """The hyperparameters as they enter a run's config (and key), from a study's and the arm's own
+    loss, where it has one.
 
     `compile` changes speed only. token_mean leaves no trace, nor does the lambda that it does not use: a run that was made
-    before there were two losses keeps its key, and one training has one key, whichever loss is the study's main one."""
-    named = {name: value for name, value in train.items() if name not in ("compile", "loss", "loss_lambda")}
+    before there were two losses keeps its key, and one training has one key, whichever loss is the
+    study's main one.
+    """
+    named = {
+        name: value
+        for name, value in train.items()
+        if name not in ("compile", "loss", "loss_lambda")
+    }
     loss = arm.loss or train.get("loss", "token_mean")
-    return named if loss == "token_mean" else named | {"loss": loss, "loss_lambda": float(train.get("loss_lambda", 1.0))}
+    return (
+        named
+        if loss == "token_mean"
+        else named | {"loss": loss, "loss_lambda": float(train.get("loss_lambda", 1.0))}
+    )

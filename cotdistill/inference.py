@@ -35,14 +35,15 @@ from cotdistill.measures import BINARY, add_measure
 
 WORLDS = ("shared", "per_seed")
 FAMILIES = ("paper", "mechanism", "cost")
-SHARED_SEED = -1       # the seed of an arm that is not trained: one run, compared with every seed
-MIN_ARMS = 4           # fewer arms hardly say how alike their seed variances are
+SHARED_SEED = -1  # the seed of an arm that is not trained: one run, compared with every seed
+MIN_ARMS = 4  # fewer arms hardly say how alike their seed variances are
 POWER = 0.8
-CAUTION = 0.1          # how often a seed variance that is not shrunk may exceed its upper limit
+CAUTION = 0.1  # how often a seed variance that is not shrunk may exceed its upper limit
 
 
-def arm_table(predictions: pd.DataFrame, arm: str, *, worlds: str = "shared",
-              column: str = "value") -> pd.DataFrame:
+def arm_table(
+    predictions: pd.DataFrame, arm: str, *, worlds: str = "shared", column: str = "value"
+) -> pd.DataFrame:
     """Return one arm as a table: a row per seed, a column per question id, both sorted.
 
     With worlds="per_seed" a seed has its own questions: cells of other worlds are NaN. Ids may
@@ -61,25 +62,36 @@ def arm_table(predictions: pd.DataFrame, arm: str, *, worlds: str = "shared",
             raise DataError(f"arm '{arm}': several values of {name} ({values}); expected one")
     again = rows[rows.duplicated(["seed", "id"])]
     if len(again):
-        raise DataError(f"arm '{arm}', seed {again['seed'].iloc[0]}: question "
-                        f"{again['id'].iloc[0]} is predicted more than once ({len(again)} such "
-                        "rows); expected one row per seed and question")
+        raise DataError(
+            f"arm '{arm}', seed {again['seed'].iloc[0]}: question "
+            f"{again['id'].iloc[0]} is predicted more than once ({len(again)} such "
+            "rows); expected one row per seed and question"
+        )
     if rows[column].isna().any():
         first = rows[rows[column].isna()].iloc[0]
-        raise DataError(f"arm '{arm}', seed {first['seed']}: no {column} for question "
-                        f"{first['id']} ({rows[column].isna().sum()} such rows); expected a number")
+        raise DataError(
+            f"arm '{arm}', seed {first['seed']}: no {column} for question "
+            f"{first['id']} ({rows[column].isna().sum()} such rows); expected a number"
+        )
     wide = rows.pivot(index="seed", columns="id", values=column).astype(float)
     wide = wide.sort_index().sort_index(axis=1)
     if worlds == "shared" and wide.isna().to_numpy().any():
         seed, question = np.argwhere(wide.isna().to_numpy())[0]
-        raise DataError(f"arm '{arm}', seed {wide.index[seed]}: question {wide.columns[question]} "
-                        "is not answered but is by other seeds; expected all seeds on the same "
-                        "questions, or worlds='per_seed'")
+        raise DataError(
+            f"arm '{arm}', seed {wide.index[seed]}: question {wide.columns[question]} "
+            "is not answered but is by other seeds; expected all seeds on the same "
+            "questions, or worlds='per_seed'"
+        )
     return wide
 
 
-def contrast_table(predictions: pd.DataFrame, weights: Mapping[str, float], *,
-                   worlds: str = "shared", column: str = "value") -> pd.DataFrame:
+def contrast_table(
+    predictions: pd.DataFrame,
+    weights: Mapping[str, float],
+    *,
+    worlds: str = "shared",
+    column: str = "value",
+) -> pd.DataFrame:
     """Return a weighted sum of arms per seed and question: {"a": 1, "b": -1} is the pair a - b.
 
     Seeds that all arms have are used; an arm that is not trained (its only seed is -1) is compared
@@ -91,8 +103,9 @@ def contrast_table(predictions: pd.DataFrame, weights: Mapping[str, float], *,
     if trained:
         seeds = sorted(set.intersection(*(set(table.index) for table in trained.values())))
     if not seeds:
-        raise DataError(f"arms {', '.join(weights)} have no seed in common; expected runs with the "
-                        "same seeds")
+        raise DataError(
+            f"arms {', '.join(weights)} have no seed in common; expected runs with the same seeds"
+        )
     columns = next(iter(tables.values())).columns
     total = 0.0
     for arm, table in tables.items():
@@ -100,21 +113,26 @@ def contrast_table(predictions: pd.DataFrame, weights: Mapping[str, float], *,
         rows = rows.set_axis(pd.Index(seeds, name="seed"), axis=0)
         if list(rows.columns) != list(columns):
             apart = sorted(set(rows.columns) ^ set(columns), key=str)
-            raise DataError(f"arms '{next(iter(tables))}' and '{arm}' do not share their test "
-                            f"questions: {len(apart)} ids are only in one of them (first: "
-                            f"{apart[0]}); expected the same ids in both")
+            raise DataError(
+                f"arms '{next(iter(tables))}' and '{arm}' do not share their test "
+                f"questions: {len(apart)} ids are only in one of them (first: "
+                f"{apart[0]}); expected the same ids in both"
+            )
         total = total + weights[arm] * rows
     answered = [tables[arm].loc[seeds].notna().to_numpy() for arm in trained]
     for arm, known in zip(trained, answered, strict=True):
         if (known != answered[0]).any():
             seed = seeds[np.argwhere((known != answered[0]).any(1))[0][0]]
-            raise DataError(f"arm '{arm}', seed {seed}: other questions than the other arms of "
-                            "this seed; expected one world per seed, the same for all arms")
+            raise DataError(
+                f"arm '{arm}', seed {seed}: other questions than the other arms of "
+                "this seed; expected one world per seed, the same for all arms"
+            )
     return total
 
 
-def cluster_labels(predictions: pd.DataFrame, table: pd.DataFrame, column: str,
-                   worlds: str = "shared") -> np.ndarray:
+def cluster_labels(
+    predictions: pd.DataFrame, table: pd.DataFrame, column: str, worlds: str = "shared"
+) -> np.ndarray:
     """Return the cluster of each question of `table`, from a column of the predictions.
 
     Shape (N,), or (S, N) with worlds="per_seed". Raises DataError where a question has two clusters
@@ -125,8 +143,10 @@ def cluster_labels(predictions: pd.DataFrame, table: pd.DataFrame, column: str,
     two = known[known.duplicated(keys)]
     if len(two) or known[column].isna().any():
         bad = two.iloc[0] if len(two) else known[known[column].isna()].iloc[0]
-        raise DataError(f"question {bad['id']}: {column} is {'twofold' if len(two) else 'missing'};"
-                        f" expected one {column} per question")
+        raise DataError(
+            f"question {bad['id']}: {column} is {'twofold' if len(two) else 'missing'};"
+            f" expected one {column} per question"
+        )
     if worlds == "shared":
         return known.set_index("id")[column].reindex(table.columns).to_numpy()
     wide = known.pivot(index="seed", columns="id", values=column)
@@ -166,8 +186,9 @@ def _sum_clusters(values: np.ndarray, clusters: np.ndarray | None) -> tuple[np.n
     return np.add.reduceat(values[..., order], starts, axis=-1), np.bincount(codes).astype(float)
 
 
-def cluster_variance(values: np.ndarray,
-                     clusters: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+def cluster_variance(
+    values: np.ndarray, clusters: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
     """Return the variance of a mean over clustered questions, and its degrees of freedom.
 
     values: (..., N); clusters: N labels (None: each question by itself, which gives the usual
@@ -181,21 +202,26 @@ def cluster_variance(values: np.ndarray,
     if len(sizes) < 2:
         raise DataError(f"{len(sizes)} cluster(s) of questions; expected at least 2")
     weights, freedom = _cluster_weights(sizes)
-    return (weights * sums ** 2).sum(-1), freedom
+    return (weights * sums**2).sum(-1), freedom
 
 
 def _cluster_weights(sizes: np.ndarray) -> tuple[np.ndarray, float]:
     """Return CR2's weight of each cluster's squared sum, and the degrees of freedom of them all."""
     total = sizes.sum()
-    weights = 1 / ((1 - sizes / total) * total ** 2)
+    weights = 1 / ((1 - sizes / total) * total**2)
     diagonal = weights * sizes * (1 - sizes / total)
-    cross = (weights * sizes ** 2 / total)
-    off = cross.sum() ** 2 - (cross ** 2).sum()
-    return weights, float(diagonal.sum() ** 2 / ((diagonal ** 2).sum() + off))
+    cross = weights * sizes**2 / total
+    off = cross.sum() ** 2 - (cross**2).sum()
+    return weights, float(diagonal.sum() ** 2 / ((diagonal**2).sum() + off))
 
 
-def split_variance(values: np.ndarray, clusters: np.ndarray | None = None, *,
-                   nested: bool = False, guard: Sequence[float] = ()) -> Parts:
+def split_variance(
+    values: np.ndarray,
+    clusters: np.ndarray | None = None,
+    *,
+    nested: bool = False,
+    guard: Sequence[float] = (),
+) -> Parts:
     """Split the variance of the mean of contrast tables (..., S seeds, N questions).
 
     Args:
@@ -209,7 +235,6 @@ def split_variance(values: np.ndarray, clusters: np.ndarray | None = None, *,
 
     The same mean squares as `stats.mean_squares` (two-way ANOVA) where clusters are single
     questions. Raises DataError for fewer than two questions or clusters.
-
     """
     values = np.asarray(values, float)
     seeds, questions = values.shape[-2:]
@@ -222,7 +247,7 @@ def split_variance(values: np.ndarray, clusters: np.ndarray | None = None, *,
     by_seed, by_question = values.mean(-1), values.mean(-2)
     plain, _ = cluster_variance(by_question)
     alone, freedom = cluster_variance(by_question, clusters)
-    added = float(np.square(guard).sum()) / questions ** 2
+    added = float(np.square(guard).sum()) / questions**2
     noise, spread = np.zeros_like(alone), np.full(alone.shape, np.nan)
     if seeds > 1:
         rest = values - by_seed[..., None]
@@ -233,12 +258,22 @@ def split_variance(values: np.ndarray, clusters: np.ndarray | None = None, *,
         spread = by_seed.var(-1, ddof=1)
     effect = np.divide(alone, plain, out=np.ones_like(alone), where=plain > 0)
     groups = questions if clusters is None else len(np.unique(clusters))
-    return Parts(values.mean((-2, -1)), spread, seeds - 1, alone + added, noise,
-                 np.full(alone.shape, freedom), effect, seeds, questions, groups, False)
+    return Parts(
+        values.mean((-2, -1)),
+        spread,
+        seeds - 1,
+        alone + added,
+        noise,
+        np.full(alone.shape, freedom),
+        effect,
+        seeds,
+        questions,
+        groups,
+        False,
+    )
 
 
-def _split_nested(values: np.ndarray, clusters: np.ndarray | None,
-                  guard: Sequence[float]) -> Parts:
+def _split_nested(values: np.ndarray, clusters: np.ndarray | None, guard: Sequence[float]) -> Parts:
     """`split_variance` where each seed has its own questions; NaN pattern equal over the batch."""
     seeds = values.shape[-2]
     known = ~np.isnan(values.reshape(-1, *values.shape[-2:])[0])
@@ -258,14 +293,27 @@ def _split_nested(values: np.ndarray, clusters: np.ndarray | None,
         freedoms.append(freedom)
         groups += own.shape[-1] if labels is None else len(np.unique(labels))
     means, variances, plain = (np.stack(x, -1) for x in (means, variances, plain))
-    squares = (variances ** 2 / np.array(freedoms)).sum(-1)
-    freedom = np.divide(variances.sum(-1) ** 2, squares, out=np.full(squares.shape, np.inf),
-                        where=squares > 0)
+    squares = (variances**2 / np.array(freedoms)).sum(-1)
+    freedom = np.divide(
+        variances.sum(-1) ** 2, squares, out=np.full(squares.shape, np.inf), where=squares > 0
+    )
     spread = means.var(-1, ddof=1) if seeds > 1 else np.full(squares.shape, np.nan)
-    effect = np.divide(variances.sum(-1), plain.sum(-1), out=np.ones_like(squares),
-                       where=plain.sum(-1) > 0)
-    return Parts(means.mean(-1), spread, seeds - 1, variances.sum(-1) / seeds ** 2,
-                 np.zeros_like(squares), freedom, effect, seeds, int(known.sum()), groups, True)
+    effect = np.divide(
+        variances.sum(-1), plain.sum(-1), out=np.ones_like(squares), where=plain.sum(-1) > 0
+    )
+    return Parts(
+        means.mean(-1),
+        spread,
+        seeds - 1,
+        variances.sum(-1) / seeds**2,
+        np.zeros_like(squares),
+        freedom,
+        effect,
+        seeds,
+        int(known.sum()),
+        groups,
+        True,
+    )
 
 
 def invert_trigamma(x: np.ndarray) -> np.ndarray:
@@ -281,8 +329,9 @@ def invert_trigamma(x: np.ndarray) -> np.ndarray:
     return np.where(x > 1e7, 1 / np.sqrt(x), np.where(x < 1e-6, 1 / x, y))
 
 
-def fit_variance_prior(variances: np.ndarray,
-                       freedom: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+def fit_variance_prior(
+    variances: np.ndarray, freedom: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit s^2 ~ s0^2 F(d, d0) to sample variances by moments of log s^2: return d0 and s0^2.
 
     variances: (..., n) with d degrees of freedom, a number or (n,). As limma's `fitFDist` (Smyth
@@ -331,10 +380,10 @@ def fit_seed_prior(seed_means: np.ndarray) -> SeedPrior:
     limma has thousands of genes: the common value is the mean of the variances, not the smaller
     value of the F fit, and d0 is at most half of the arms' degrees of freedom. Simulated (8 arms, 8
     claims, 3 to 10 seeds, only seeds vary), family-wise error at a nominal .05 with equal spreads,
-    with spreads that differ sixfold, and with six times the spread in one arm of eight:
-    .02 to .04, .03 to .05, .02 to .09; plain pooling .05 to .06, .11 to .13, .22 to .27; the F
-    fit of the contrasts themselves, which share arms, .05 to .07, .06 to .11, .05 to .15.
-    Fewer than MIN_ARMS arms (with three, sixfold spreads gave .09) or 2 seeds: nothing is shrunk.
+    with spreads that differ sixfold, and with six times the spread in one arm of eight: .02 to .04,
+    .03 to .05, .02 to .09; plain pooling .05 to .06, .11 to .13, .22 to .27; the F fit of the
+    contrasts themselves, which share arms, .05 to .07, .06 to .11, .05 to .15. Fewer than MIN_ARMS
+    arms (with three, sixfold spreads gave .09) or 2 seeds: nothing is shrunk.
     """
     arms, seeds = seed_means.shape[-2:]
     if arms < MIN_ARMS or seeds < 2:
@@ -346,8 +395,9 @@ def fit_seed_prior(seed_means: np.ndarray) -> SeedPrior:
     return SeedPrior(variances.sum(-1) / (arms - 1), np.minimum(limma, pooled / 2), pooled, limma)
 
 
-def shrink_seed_variance(parts: Parts, prior: SeedPrior,
-                         squared_weights: float) -> tuple[np.ndarray, np.ndarray]:
+def shrink_seed_variance(
+    parts: Parts, prior: SeedPrior, squared_weights: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the contrast's seed variance after shrinking, and its degrees of freedom.
 
     (d0 s0^2 + d s^2) / (d0 + d) with d0 + d degrees of freedom, at most the arms' pooled ones
@@ -376,8 +426,9 @@ class Effect:
     covers: str = "questions and seeds"
 
 
-def join_parts(parts: Parts, prior: SeedPrior | None = None,
-               squared_weights: float = 2.0) -> Effect:
+def join_parts(
+    parts: Parts, prior: SeedPrior | None = None, squared_weights: float = 2.0
+) -> Effect:
     """Join the seeds' and the questions' variance to one standard error.
 
     V = s~^2 / S + questions - noise, at least the questions' alone (the formula of
@@ -397,9 +448,9 @@ def join_parts(parts: Parts, prior: SeedPrior | None = None,
     beyond, squares = np.zeros_like(alone), np.zeros_like(alone)
     if not parts.nested:
         beyond = np.maximum(alone - parts.noise, 0.0)
-        squares = alone ** 2 / question_df
+        squares = alone**2 / question_df
         if parts.seeds > 1:
-            squares = squares + parts.noise ** 2 / (question_df * (parts.seeds - 1))
+            squares = squares + parts.noise**2 / (question_df * (parts.seeds - 1))
         squares = np.where(beyond > 0, squares, 0.0)
     joined = of_seeds + beyond
     limit = of_seeds
@@ -408,8 +459,8 @@ def join_parts(parts: Parts, prior: SeedPrior | None = None,
         limit = np.where(np.asarray(prior.d0) > 0, of_seeds, of_seeds * inflation)
     floor = unknown | (joined < alone)
     beyond = np.where(floor, alone, beyond)
-    squares = np.where(floor, alone ** 2 / question_df, squares)
-    squares = squares + np.where(seed_df > 0, limit ** 2 / np.maximum(seed_df, 1e-9), 0.0)
+    squares = np.where(floor, alone**2 / question_df, squares)
+    squares = squares + np.where(seed_df > 0, limit**2 / np.maximum(seed_df, 1e-9), 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = np.where(squares > 0, (limit + beyond) ** 2 / squares, question_df)
     covers = "questions" if np.all(unknown) else "questions and seeds"
@@ -442,8 +493,8 @@ def two_sided_p(effect: Effect, null: float = 0.0) -> np.ndarray:
 def equivalence_p(effect: Effect, margin: float) -> np.ndarray:
     """Return p of "the effect lies within ±margin" against its opposite (TOST, Schuirmann 1987).
 
-    The larger of the two one-sided p; below .05 exactly where the 90 % interval lies inside.
-    Raises DataError for a margin that is not above 0.
+    The larger of the two one-sided p; below .05 exactly where the 90 % interval lies inside. Raises
+    DataError for a margin that is not above 0.
     """
     if not margin > 0:
         raise DataError(f"margin is {margin}; expected a fraction above 0, such as 0.02")
@@ -484,8 +535,9 @@ class Share:
     reason: str = ""
 
 
-def fieller_interval(x: float, y: float, covariance: np.ndarray, df: float,
-                     alpha: float = 0.05) -> Share:
+def fieller_interval(
+    x: float, y: float, covariance: np.ndarray, df: float, alpha: float = 0.05
+) -> Share:
     """Return x / y with its Fieller interval (Fieller 1954; Franz 2007, arXiv:0710.2024).
 
     covariance: that of (x, y), 2 x 2. The interval holds every ratio r at which x - r y is not told
@@ -501,10 +553,16 @@ def fieller_interval(x: float, y: float, covariance: np.ndarray, df: float,
     return Share(float(x / y), float((b - half) / a), float((b + half) / a))
 
 
-def retained_share(values_x: np.ndarray, values_y: np.ndarray, *,
-                   prior: SeedPrior | None = None, squared_weights: np.ndarray | None = None,
-                   clusters: np.ndarray | None = None, nested: bool = False,
-                   alpha: float = 0.05) -> Share:
+def retained_share(
+    values_x: np.ndarray,
+    values_y: np.ndarray,
+    *,
+    prior: SeedPrior | None = None,
+    squared_weights: np.ndarray | None = None,
+    clusters: np.ndarray | None = None,
+    nested: bool = False,
+    alpha: float = 0.05,
+) -> Share:
     """Return the share of the gain y = b - base that x = a - base retains, with its interval.
 
     values_x, values_y: the two contrast tables (S, N). Their covariance has the same two parts as
@@ -516,8 +574,9 @@ def retained_share(values_x: np.ndarray, values_y: np.ndarray, *,
 
     def join(a: float, b: float) -> Effect:
         weight = float(np.array([a, b]) @ gram @ np.array([a, b]))
-        return join_parts(split_variance(a * values_x + b * values_y, clusters, nested=nested),
-                          prior, weight)
+        return join_parts(
+            split_variance(a * values_x + b * values_y, clusters, nested=nested), prior, weight
+        )
 
     x, y, both, apart = join(1, 0), join(0, 1), join(1, 1), join(1, -1)
     cross = (float(both.se) ** 2 - float(apart.se) ** 2) / 4
@@ -527,22 +586,29 @@ def retained_share(values_x: np.ndarray, values_y: np.ndarray, *,
     low, high = (float(end) for end in confidence_interval(y, alpha))
     if low <= 0 <= high or high < 0:
         found = "its interval holds 0" if high >= 0 else "it is a loss"
-        return Share(np.nan, np.nan, np.nan, f"no gain to retain: {found} "
-                     f"({100 * low:+.1f} to {100 * high:+.1f} points)")
+        return Share(
+            np.nan,
+            np.nan,
+            np.nan,
+            f"no gain to retain: {found} ({100 * low:+.1f} to {100 * high:+.1f} points)",
+        )
     ratio = float(x.estimate / y.estimate)
     df = min(float(x.df), float(y.df), float(join(1, -ratio).df))
     return fieller_interval(float(x.estimate), float(y.estimate), covariance, df, alpha)
 
 
-def study_prior(predictions: pd.DataFrame, *, worlds: str = "shared",
-                column: str = "value") -> SeedPrior:
+def study_prior(
+    predictions: pd.DataFrame, *, worlds: str = "shared", column: str = "value"
+) -> SeedPrior:
     """Fit the seed prior of one study from the trained arms that have all of its seeds.
 
     The seeds are those that most arms have; an arm with others does not help to fit the prior but
     is shrunk all the same.
     """
-    means = {arm: arm_table(predictions, arm, worlds=worlds, column=column).mean(axis=1)
-             for arm in sorted(set(predictions["arm"]))}
+    means = {
+        arm: arm_table(predictions, arm, worlds=worlds, column=column).mean(axis=1)
+        for arm in sorted(set(predictions["arm"]))
+    }
     sets = [frozenset(m.index) for m in means.values() if list(m.index) != [SHARED_SEED]]
     if not sets:
         return SeedPrior()
@@ -551,10 +617,16 @@ def study_prior(predictions: pd.DataFrame, *, worlds: str = "shared",
     return fit_seed_prior(np.array(rows))
 
 
-def estimate_contrasts(predictions: pd.DataFrame, contrasts: Mapping[str, Mapping[str, float]],
-                       measure: str = "p_gold", *, worlds: str = "shared",
-                       cluster: str | None = None, margin: float = 0.02,
-                       **measuring) -> pd.DataFrame:
+def estimate_contrasts(
+    predictions: pd.DataFrame,
+    contrasts: Mapping[str, Mapping[str, float]],
+    measure: str = "p_gold",
+    *,
+    worlds: str = "shared",
+    cluster: str | None = None,
+    margin: float = 0.02,
+    **measuring,
+) -> pd.DataFrame:
     """Estimate the contrasts of one study: a row each, in their order.
 
     Args:
@@ -570,7 +642,6 @@ def estimate_contrasts(predictions: pd.DataFrame, contrasts: Mapping[str, Mappin
     (with 80 % power, as the only claim), seeds, questions, clusters, design_effect, seed_sd (of the
     contrast's seed means), seed_sd_shrunk, prior_df, flagged (share of its answers that followed a
     rationale cut off), covers.
-
     """
     valued = add_measure(predictions, measure, **measuring)
     prior, rows = study_prior(valued, worlds=worlds), []
@@ -584,22 +655,43 @@ def estimate_contrasts(predictions: pd.DataFrame, contrasts: Mapping[str, Mappin
         squared = float(sum(w * w for w in weights.values()))
         effect = join_parts(parts, own, squared)
         low, high = confidence_interval(effect)
-        rows.append(dict(
-            contrast=name, measure=measure, estimate=float(effect.estimate), se=float(effect.se),
-            df=float(effect.df), low=float(low), high=float(high), p=float(two_sided_p(effect)),
-            p_equivalent=float(equivalence_p(effect, margin)),
-            detectable=detectable_effect(effect), seeds=parts.seeds, questions=parts.questions,
-            clusters=parts.clusters, design_effect=float(parts.design_effect),
-            seed_sd=float(np.sqrt(parts.seed_variance)),
-            seed_sd_shrunk=float(np.sqrt(shrink_seed_variance(parts, own, squared)[0])),
-            prior_df=float(own.d0), covers=effect.covers,
-            flagged=float(valued.loc[valued["arm"].isin(list(weights)), "flagged"].mean())))
+        rows.append(
+            dict(
+                contrast=name,
+                measure=measure,
+                estimate=float(effect.estimate),
+                se=float(effect.se),
+                df=float(effect.df),
+                low=float(low),
+                high=float(high),
+                p=float(two_sided_p(effect)),
+                p_equivalent=float(equivalence_p(effect, margin)),
+                detectable=detectable_effect(effect),
+                seeds=parts.seeds,
+                questions=parts.questions,
+                clusters=parts.clusters,
+                design_effect=float(parts.design_effect),
+                seed_sd=float(np.sqrt(parts.seed_variance)),
+                seed_sd_shrunk=float(np.sqrt(shrink_seed_variance(parts, own, squared)[0])),
+                prior_df=float(own.d0),
+                covers=effect.covers,
+                flagged=float(valued.loc[valued["arm"].isin(list(weights)), "flagged"].mean()),
+            )
+        )
     return pd.DataFrame(rows)
 
 
-def estimate_share(predictions: pd.DataFrame, arm: str, full: str, base: str,
-                   measure: str = "p_gold", *, worlds: str = "shared",
-                   cluster: str | None = None, **measuring) -> Share:
+def estimate_share(
+    predictions: pd.DataFrame,
+    arm: str,
+    full: str,
+    base: str,
+    measure: str = "p_gold",
+    *,
+    worlds: str = "shared",
+    cluster: str | None = None,
+    **measuring,
+) -> Share:
     """Return the share of full's gain over base that `arm` retains, (arm - base) / (full - base).
 
     For shuffled against intact and kept against full, in place of a margin. See `retained_share`.
@@ -612,16 +704,21 @@ def estimate_share(predictions: pd.DataFrame, arm: str, full: str, base: str,
             raise DataError(f"arms {arm}, {full}, {base} have no seed in common; expected one")
         x, y = x.loc[seeds], y.loc[seeds]
     labels = cluster_labels(predictions, x, cluster, worlds) if cluster else None
-    return retained_share(x.to_numpy(), y.to_numpy(), prior=study_prior(valued, worlds=worlds),
-                          clusters=labels, nested=worlds == "per_seed")
+    return retained_share(
+        x.to_numpy(),
+        y.to_numpy(),
+        prior=study_prior(valued, worlds=worlds),
+        clusters=labels,
+        nested=worlds == "per_seed",
+    )
 
 
 def adjust_families(p: Sequence[float], family: Sequence[str]) -> np.ndarray:
     """Return Holm's adjusted p (1979), within each family of claims by itself.
 
     The chance of any false finding is kept below alpha in each family; a paper's few claims do not
-    pay for ours. NaN (not measured) stays NaN and is not counted.
-    Raises DataError for a family that is not one of FAMILIES.
+    pay for ours. NaN (not measured) stays NaN and is not counted. Raises DataError for a family
+    that is not one of FAMILIES.
     """
     p, family = np.asarray(p, float), np.asarray(family, object)
     unknown = sorted(set(map(str, family)) - set(FAMILIES))
@@ -651,14 +748,16 @@ class Pooled:
     note: str
 
 
-def study_variance(estimates: np.ndarray, variances: np.ndarray,
-                   method: str = "paule_mandel") -> float:
+def study_variance(
+    estimates: np.ndarray, variances: np.ndarray, method: str = "paule_mandel"
+) -> float:
     """Return tau^2, the variance of true effects between studies, never below 0.
 
     "paule_mandel" (Paule and Mandel 1982; advised by Veroniki et al. 2016, doi:10.1002/jrsm.1164):
     the tau^2 at which the weighted squares are what they should be. "dersimonian_laird" (1986): its
     first step, by moments.
     """
+
     def squares(tau2: float) -> float:
         w = 1 / (variances + tau2)
         return float((w * (estimates - np.average(estimates, weights=w)) ** 2).sum())
@@ -671,15 +770,16 @@ def study_variance(estimates: np.ndarray, variances: np.ndarray,
         return 0.0
     if method == "dersimonian_laird":
         w = 1 / variances
-        return float(excess / (w.sum() - (w ** 2).sum() / w.sum()))
+        return float(excess / (w.sum() - (w**2).sum() / w.sum()))
     high = float(estimates.var(ddof=1) * len(estimates) + variances.max())
     while squares(high) > wanted:
         high *= 2
     return float(brentq(lambda tau2: squares(tau2) - wanted, 0.0, high))
 
 
-def pool_effects(effects: Sequence[Effect], *, method: str = "paule_mandel",
-                 alpha: float = 0.05) -> Pooled:
+def pool_effects(
+    effects: Sequence[Effect], *, method: str = "paule_mandel", alpha: float = 0.05
+) -> Pooled:
     """Return the random-effects mean of one contrast over studies, one effect a study.
 
     The interval is Hartung and Knapp's (2001; t with k - 1 degrees of freedom) and never narrower
@@ -687,9 +787,9 @@ def pool_effects(effects: Sequence[Effect], *, method: str = "paule_mandel",
     studies that agree by luck. A study's variance is that of its interval, so that its own few
     degrees of freedom count. One study is returned as it is, with a note; two give an interval with
     1 degree of freedom, which is as wide as it ought to be: two studies cannot say how much a third
-    would differ. The prediction interval (Higgins et al. 2009; t with k - 2) needs three.
-    Studies with the same test questions are not independent. Raises DataError for no study and for
-    an effect without a standard error above 0.
+    would differ. The prediction interval (Higgins et al. 2009; t with k - 2) needs three. Studies
+    with the same test questions are not independent. Raises DataError for no study and for an
+    effect without a standard error above 0.
     """
     if not effects:
         raise DataError("no study to pool; expected at least one effect")
@@ -697,15 +797,27 @@ def pool_effects(effects: Sequence[Effect], *, method: str = "paule_mandel",
     z = sps.norm.ppf(1 - alpha / 2)
     errors = np.array([float(e.se) * sps.t.ppf(1 - alpha / 2, float(e.df)) / z for e in effects])
     if not (errors > 0).all():
-        raise DataError(f"study {int(np.argmin(errors > 0)) + 1}: standard error is 0 or missing; "
-                        "expected one above 0 (a study in which nothing varied cannot be pooled)")
+        raise DataError(
+            f"study {int(np.argmin(errors > 0)) + 1}: standard error is 0 or missing; "
+            "expected one above 0 (a study in which nothing varied cannot be pooled)"
+        )
     count = len(effects)
     if count == 1:
         low, high = confidence_interval(effects[0], alpha)
-        return Pooled(estimates[0], float(low), float(high), float(two_sided_p(effects[0])),
-                      np.nan, np.nan, 1, np.nan, np.nan, "one study: not pooled")
-    tau2 = study_variance(estimates, errors ** 2, method)
-    weights = 1 / (errors ** 2 + tau2)
+        return Pooled(
+            estimates[0],
+            float(low),
+            float(high),
+            float(two_sided_p(effects[0])),
+            np.nan,
+            np.nan,
+            1,
+            np.nan,
+            np.nan,
+            "one study: not pooled",
+        )
+    tau2 = study_variance(estimates, errors**2, method)
+    weights = 1 / (errors**2 + tau2)
     mean = float(np.average(estimates, weights=weights))
     plain = 1 / weights.sum()
     spread = float((weights * (estimates - mean) ** 2).sum() / (count - 1))
@@ -713,10 +825,19 @@ def pool_effects(effects: Sequence[Effect], *, method: str = "paule_mandel",
     half = sps.t.ppf(1 - alpha / 2, count - 1) * se
     ahead = np.nan
     if count > 2:
-        ahead = sps.t.ppf(1 - alpha / 2, count - 2) * np.sqrt(tau2 + se ** 2)
-    fixed = 1 / errors ** 2
+        ahead = sps.t.ppf(1 - alpha / 2, count - 2) * np.sqrt(tau2 + se**2)
+    fixed = 1 / errors**2
     q = float((fixed * (estimates - np.average(estimates, weights=fixed)) ** 2).sum())
     note = f"{count} studies: how much studies differ is hardly known" if count < 5 else ""
-    return Pooled(mean, mean - half, mean + half, float(2 * sps.t.sf(abs(mean) / se, count - 1)),
-                  float(np.sqrt(tau2)), max(1 - (count - 1) / q, 0.0) if q > 0 else 0.0, count,
-                  mean - ahead, mean + ahead, note)
+    return Pooled(
+        mean,
+        mean - half,
+        mean + half,
+        float(2 * sps.t.sf(abs(mean) / se, count - 1)),
+        float(np.sqrt(tau2)),
+        max(1 - (count - 1) / q, 0.0) if q > 0 else 0.0,
+        count,
+        mean - ahead,
+        mean + ahead,
+        note,
+    )

@@ -1,4 +1,7 @@
-"""A Jupyter kernel of this environment alone: nothing of the user's start-up files or kernelspecs runs in it."""
+"""A Jupyter kernel of this environment alone.
+
+Nothing of the user's start-up files or kernelspecs runs in it.
+"""
 
 import os
 import shutil
@@ -20,7 +23,8 @@ def make_kernel():
     A kernelspec that somebody installed under the name python3 is not looked at. The kernel's
     IPython folder is a new and empty one, so no start-up file and no profile of the user runs in
     it; packages in ~/.local stay out; progress bars are off, for in an executed notebook they would
-    be widgets. `stop_kernel` ends the kernel and deletes that folder."""
+    be widgets. `stop_kernel` ends the kernel and deletes that folder.
+    """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
@@ -49,9 +53,14 @@ def make_kernel():
     return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython())
 
 
-def start_kernel(imports: str = "cotdistill.attribution.methods, cotdistill.runs.grid, cotdistill.plots"):
-    """A Jupyter kernel for a notebook that comes next: while another one computes, it starts and imports what takes seconds (torch,
-    transformers). Its namespace stays empty, and it ends with this process at the latest."""
+def start_kernel(
+    imports: str = "cotdistill.attribution.methods, cotdistill.runs.grid, cotdistill.plots",
+):
+    """A Jupyter kernel for a notebook that comes next.
+
+    While another one computes, it starts and imports what takes seconds (torch, transformers). Its
+    namespace stays empty, and it ends with this process at the latest.
+    """
     from jupyter_core.utils import run_sync
 
     kernel = make_kernel()
@@ -73,7 +82,8 @@ def start_kernel(imports: str = "cotdistill.attribution.methods, cotdistill.runs
 def stop_kernel(kernel) -> None:
     """End a kernel of `start_kernel` or `make_kernel`, and delete its IPython folder.
 
-    Whatever it is doing, it is killed; one that was never started or has ended is no error."""
+    Whatever it is doing, it is killed; one that was never started or has ended is no error.
+    """
     from jupyter_core.utils import run_sync
 
     if kernel.has_kernel:
@@ -93,7 +103,8 @@ def interrupt_once():
     """While open, the first Ctrl-C interrupts and further ones are ignored.
 
     A kernel is stopped in a moment; one that isn't stopped is an orphan. Outside the main thread,
-    and where Ctrl-C is ignored already, nothing changes."""
+    and where Ctrl-C is ignored already, nothing changes.
+    """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield

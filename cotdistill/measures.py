@@ -23,21 +23,24 @@ def _distinct(scores: Sequence[float], gold: int, options: Sequence[str] | None)
     return [i for i, text in enumerate(options) if list(options).index(text) == i]
 
 
-def gold_probability(scores: Sequence[float], gold: int,
-                     options: Sequence[str] | None = None) -> float:
+def gold_probability(
+    scores: Sequence[float], gold: int, options: Sequence[str] | None = None
+) -> float:
     """Return p(gold): the softmax of the options' log p (nats) at the right option.
 
     It asks how sure the student is, where accuracy asks only which option comes first; 1 / (number
     of options) is chance. `options`: the texts, so that a text given twice counts once (`gold` is
-    then the first of its text, as `data.first_equal` has it).
-    Raises DataError where scores, texts and gold do not fit together.
+    then the first of its text, as `data.first_equal` has it). Raises DataError where scores, texts
+    and gold do not fit together.
     """
     kept = _distinct(scores, gold, options)
     if gold not in kept:
-        raise DataError(f"gold is {gold}, whose text is also an earlier option's; expected the "
-                        "first of its text")
+        raise DataError(
+            f"gold is {gold}, whose text is also an earlier option's; expected the "
+            "first of its text"
+        )
     logs = np.asarray(scores, float)[kept]
-    odds = np.exp(logs - logs.max())                # 20 times as fast as scipy's softmax, per row
+    odds = np.exp(logs - logs.max())  # 20 times as fast as scipy's softmax, per row
     return float(odds[kept.index(gold)] / odds.sum())
 
 
@@ -50,8 +53,9 @@ def choose_normalized(scores: Sequence[float], options: Sequence[str]) -> int:
     kept = _distinct(scores, 0, options)
     lengths = np.array([len(options[i].encode("utf-8")) for i in kept], float)
     if (lengths == 0).any():
-        raise DataError(f"options {list(options)!r}: one is empty; expected texts of 1 byte or "
-                        "more")
+        raise DataError(
+            f"options {list(options)!r}: one is empty; expected texts of 1 byte or more"
+        )
     return kept[int(np.argmax(np.asarray(scores, float)[kept] / lengths))]
 
 
@@ -66,9 +70,13 @@ def rationale_cut_off(predictions: pd.DataFrame) -> np.ndarray:
     return before & predictions[column].astype(bool).to_numpy()
 
 
-def add_measure(predictions: pd.DataFrame, measure: str, *,
-                options: Mapping[str, Sequence[str]] | None = None,
-                cut_off: str = "wrong") -> pd.DataFrame:
+def add_measure(
+    predictions: pd.DataFrame,
+    measure: str,
+    *,
+    options: Mapping[str, Sequence[str]] | None = None,
+    cut_off: str = "wrong",
+) -> pd.DataFrame:
     """Return the predictions with two more columns: `value` (the measure) and `flagged`.
 
     Args:
@@ -83,7 +91,6 @@ def add_measure(predictions: pd.DataFrame, measure: str, *,
 
     `flagged` marks those rows under each rule, so that a table can show how many there are.
     Raises DataError for an unknown measure or rule, for missing texts and for bad scores.
-
     """
     for name, value, known in (("measure", measure, MEASURES), ("cut_off", cut_off, CUT_OFF)):
         if value not in known:
@@ -93,9 +100,14 @@ def add_measure(predictions: pd.DataFrame, measure: str, *,
     if measure.startswith("correct_"):
         values = predictions[measure].astype(float).to_numpy()
     else:
-        values = np.array([_score_value(row, measure, options)
-                           for row in zip(predictions["id"], predictions["scores"],
-                                          predictions["gold"], strict=True)])
+        values = np.array(
+            [
+                _score_value(row, measure, options)
+                for row in zip(
+                    predictions["id"], predictions["scores"], predictions["gold"], strict=True
+                )
+            ]
+        )
     flagged = rationale_cut_off(predictions)
     if cut_off == "chance" and measure != "correct_generated":
         values = np.where(flagged, 1 / predictions["scores"].map(len).to_numpy(float), values)

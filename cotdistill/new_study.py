@@ -54,7 +54,8 @@ def parameter_comments(source: str) -> dict[str, str]:
 def study_keys() -> dict[str, list[Key]]:
     """Stage -> its keys in the notebook's order; a key of several notebooks stands under the first.
 
-    Raises DataError for a notebook that is not there or has no parameters."""
+    Raises DataError for a notebook that is not there or has no parameters.
+    """
     keys, seen = {}, {"study"}
     for stage, notebook in NOTEBOOKS.items():
         path = root() / "notebooks" / f"{notebook}.ipynb"
@@ -80,7 +81,8 @@ def write_value(value) -> str:
 def write_default(value) -> str:
     """A default as the table shows it.
 
-    A list of one empty text stands for an empty list in a notebook: it shows the type."""
+    A list of one empty text stands for an empty list in a notebook: it shows the type.
+    """
     return "empty" if value in ("", [""]) else f"`{write_value(value)}`"
 
 
@@ -120,7 +122,8 @@ def render_line(name: str, value, comment: str, active: bool) -> str:
 def render_study(head: list[str], chosen: dict[str, tuple]) -> str:
     """A study's YAML: `chosen` (key -> value and comment) on top, all other keys commented out.
 
-    head: lines that say what the data are."""
+    head: lines that say what the data are.
+    """
     lines = [*(f"# {line}" for line in head), ""]
     lines += [render_line(name, *pair, active=True) for name, pair in chosen.items()]
     for stage, keys in study_keys().items():
@@ -135,7 +138,8 @@ def portable_path(folder: Path) -> str:
     """A folder as a study in params/ names it, without naming the machine where possible.
 
     Within the repository: relative to it, unless that names a dataset or something in params/ too.
-    Under the user's home: with ~. Else: absolute."""
+    Under the user's home: with ~. Else: absolute.
+    """
     folder = folder.resolve()
     for place, prefix in ((root().resolve(), Path()), (Path.home().resolve(), Path("~"))):
         if folder.is_relative_to(place) and folder != place:
@@ -169,8 +173,8 @@ def choose_sizes(data: Dataset, has_validation: bool) -> dict[str, tuple]:
 def choose_lengths(data: Dataset, student, teacher_tokens: int) -> dict[str, tuple]:
     """`max_length` that keeps 99 % of the training questions, and room for rationale and label.
 
-    student: a Student. teacher_tokens: how long a rationale may be that is still to be asked
-    for."""
+    student: a Student. teacher_tokens: how long a rationale may be that is still to be asked for.
+    """
     from cotdistill.encode import length_to_keep, training_length
 
     examples = [e for e in data.train if e.id in data.rationales] or data.train
@@ -195,8 +199,9 @@ def choose_lengths(data: Dataset, student, teacher_tokens: int) -> dict[str, tup
 def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
     """Check own data and write params/<name>.yaml for them.
 
-    What matters stands on top and is set; every other key is commented out.
-    Raises DataError for bad data, for a name that is taken, and for a student that can't be had."""
+    What matters stands on top and is set; every other key is commented out. Raises DataError for
+    bad data, for a name that is taken, and for a student that can't be had.
+    """
     from cotdistill.study import named_student  # torch, which the other commands do without
 
     path = root() / "params" / f"{check_name(name)}.yaml"

@@ -1,4 +1,7 @@
-"""Where things are: the repository, the artifacts, the cache, a study's folder; names that cannot lead out."""
+"""Where things are: the repository, the artifacts, the cache, a study's folder.
+
+Names that cannot lead out.
+"""
 
 import os
 import re
@@ -9,7 +12,10 @@ from cotdistill.errors import DataError
 
 
 def study_dir(study: str) -> Path:
-    """What the notebooks of a study hand to each other. A study's name can't lead out of the artifacts."""
+    """What the notebooks of a study hand to each other.
+
+    A study's name can't lead out of the artifacts.
+    """
     return artifacts() / "studies" / check_name(study)
 
 
@@ -18,8 +24,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("COTDISTILL_CACHE") or Path.home() / ".cache" / "cotdistill")
 
 
-NOTEBOOKS = {"elicit": "01_elicit", "train": "02_train", "evaluate": "03_evaluate", "shuffle": "04_shuffle",
-             "attribute": "05_attribute_and_mask", "figures": "06_figures"}
+NOTEBOOKS = {
+    "elicit": "01_elicit",
+    "train": "02_train",
+    "evaluate": "03_evaluate",
+    "shuffle": "04_shuffle",
+    "attribute": "05_attribute_and_mask",
+    "figures": "06_figures",
+}
 # The folder of the study's YAML, for the kernels: paths are looked for there first.
 FOLDER = "COTDISTILL_STUDY_FOLDER"
 RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
@@ -27,7 +39,10 @@ RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and
 
 
 def root() -> Path:
-    """The repository, wherever a notebook or command was started from. $COTDISTILL_ROOT overrides it."""
+    """The repository, wherever a notebook or command was started from.
+
+    $COTDISTILL_ROOT overrides it.
+    """
     return Path(os.environ.get("COTDISTILL_ROOT") or Path(__file__).resolve().parents[1])
 
 
@@ -45,7 +60,8 @@ def enter_study(study: str, again: bool = True) -> None:
     """Look for relative paths beside this study's YAML first, in this process and its kernels.
 
     The folder is kept in the artifacts, so that what is asked later by the study's name alone finds
-    its data. again=False: only where no study was entered before."""
+    its data. again=False: only where no study was entered before.
+    """
     path = study_path(study)
     note = artifacts() / "studies" / path.stem / "folder.txt"
     if not again and os.environ.get(FOLDER):
@@ -57,9 +73,15 @@ def enter_study(study: str, again: bool = True) -> None:
 
 
 def check_name(name: str) -> str:
-    """A study's name is part of file names: letters, digits, and . _ + - within; it can't lead out of the artifacts. Raises DataError."""
+    """A study's name is part of file names: letters, digits, and .
+
+    _ + - within; it can't lead out of the artifacts. Raises DataError.
+    """
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name) or name in ("claims", "benchmark"):
-        raise DataError(f"study name {reprlib.repr(name)}; expected a plain name, as in params/<name>.yaml: letters, digits, . _ + -")
+        raise DataError(
+            f"study name {reprlib.repr(name)}; expected a plain name, as in "
+            "params/<name>.yaml: letters, digits, . _ + -"
+        )
     return name
 
 

@@ -1,8 +1,11 @@
-"""Tables -> figures. Each function takes a DataFrame (or arrays) and draws on an Axes that it returns; none computes
+"""Tables -> figures.
+
+Each function takes a DataFrame (or arrays) and draws on an Axes that it returns; none computes
 statistics: intervals come from `stats`. Imports no torch.
 
-One style for all: the Okabe-Ito palette (colour-blind safe), and hatches, markers and dashes that carry the same
-distinction in greyscale. Accuracies are drawn in percent, differences in points (1 point = 1 % of the questions).
+One style for all: the Okabe-Ito palette (colour-blind safe), and hatches, markers and dashes that
+carry the same distinction in greyscale. Accuracies are drawn in percent, differences in points (1
+point = 1 % of the questions).
 """
 
 import textwrap
@@ -21,34 +24,78 @@ from cotdistill.arms import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
 from cotdistill.files import whole
 
 # placement -> colour (Okabe and Ito 2008; also apart in lightness), hatch, marker, dashes
-LOOKS = {"zero_shot": ("#BBBBBB", "", "s", (0, (1, 2))), "label_only": ("#56B4E9", "", "D", (0, (4, 2))),
-         "pre_cot": ("#E69F00", "///", "^", (0, (6, 2, 1, 2))), "post_cot": ("#0072B2", "", "o", "solid")}
-VERDICTS = {"supported": ("#0072B2", "o"), "contradicted": ("#D55E00", "X"), "inconclusive": ("#767676", "s"),
-            "not measured": ("#BBBBBB", "|"), "pooled": ("#000000", "D")}
+LOOKS = {
+    "zero_shot": ("#BBBBBB", "", "s", (0, (1, 2))),
+    "label_only": ("#56B4E9", "", "D", (0, (4, 2))),
+    "pre_cot": ("#E69F00", "///", "^", (0, (6, 2, 1, 2))),
+    "post_cot": ("#0072B2", "", "o", "solid"),
+}
+VERDICTS = {
+    "supported": ("#0072B2", "o"),
+    "contradicted": ("#D55E00", "X"),
+    "inconclusive": ("#767676", "s"),
+    "not measured": ("#BBBBBB", "|"),
+    "pooled": ("#000000", "D"),
+}
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933"]
 MARKERS = ["o", "^", "s", "X", "D", "v", "P", "*"]
-DASHES = ["solid", (0, (6, 2, 1, 2)), (0, (4, 2)), (0, (1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)),
-          (0, (10, 2, 2, 2))]
+DASHES = [
+    "solid",
+    (0, (6, 2, 1, 2)),
+    (0, (4, 2)),
+    (0, (1, 1.5)),
+    (0, (8, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (2, 2)),
+    (0, (10, 2, 2, 2)),
+]
 HATCHES = ["", "///", "...", "xxx", "\\\\\\", "++", "ooo", "|||"]
 
 
 def set_style() -> None:
-    """The one style: sans serif, light horizontal grid, sizes for a 6-inch wide print, fonts embedded in the PDF."""
+    """The one style: sans serif, light horizontal grid, sizes for a 6-inch wide print, fonts
+    embedded in the PDF.
+    """
     sns.set_theme(context="paper", style="whitegrid", palette=CYCLE)
-    mpl.rcParams.update({
-        "figure.figsize": (6.0, 3.7), "figure.dpi": 110, "savefig.dpi": 200, "savefig.bbox": "tight",
-        "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
-        "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8, "legend.frameon": False,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid.axis": "y", "axes.edgecolor": "#444444",
-        "grid.color": "#DDDDDD", "hatch.linewidth": 0.7, "lines.linewidth": 1.5, "lines.markersize": 5,
-        "pdf.fonttype": 42, "svg.hashsalt": "cotdistill"})
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (6.0, 3.7),
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.titlesize": 10,
+            "axes.labelsize": 9,
+            "xtick.labelsize": 8.5,
+            "ytick.labelsize": 8.5,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid.axis": "y",
+            "axes.edgecolor": "#444444",
+            "grid.color": "#DDDDDD",
+            "hatch.linewidth": 0.7,
+            "lines.linewidth": 1.5,
+            "lines.markersize": 5,
+            "pdf.fonttype": 42,
+            "svg.hashsalt": "cotdistill",
+        }
+    )
 
 
 def save(fig: Figure, stem: str | Path) -> tuple[Path, Path]:
-    """Write stem.pdf and stem.png (folders are made; no dates in them, so that equal figures are equal files)."""
+    """Write stem.pdf and stem.png (folders are made.
+
+    No dates in them, so that equal figures are equal files).
+    """
     stem = Path(stem)
     pdf, png = stem.parent / (stem.name + ".pdf"), stem.parent / (stem.name + ".png")
-    for path, kind, metadata in ((pdf, "pdf", {"CreationDate": None}), (png, "png", {"Software": None})):
+    for path, kind, metadata in (
+        (pdf, "pdf", {"CreationDate": None}),
+        (png, "png", {"Software": None}),
+    ):
         with whole(path) as part:
             fig.savefig(part, format=kind, metadata=metadata)
     return pdf, png
@@ -56,30 +103,44 @@ def save(fig: Figure, stem: str | Path) -> tuple[Path, Path]:
 
 def look(arm: str) -> tuple[str, str, str, object]:
     """Colour, hatch, marker and dashes of an arm: those of its placement."""
-    return next((v for k, v in LOOKS.items() if arm.startswith(k)), ("#999933", "...", "v", "solid"))
+    return next(
+        (v for k, v in LOOKS.items() if arm.startswith(k)), ("#999933", "...", "v", "solid")
+    )
 
 
 def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
-    """The rows that a figure shows ("placement", "shuffle", "masking", "key_tokens"), as `format.CORRUPTIONS` says: a new arm
-    is there by itself. "placement" goes by the order of the placements."""
+    """The rows that a figure shows ("placement", "shuffle", "masking", "key_tokens"), as
+    `format.CORRUPTIONS` says: a new arm is there by itself.
+
+    "placement" goes by the order of the placements.
+    """
     rows = accuracy[[shown_in(figure, arm) for arm in accuracy["arm"]]]
     if figure == "placement":
-        order = [next(i for i, name in enumerate(PLACEMENTS) if arm.partition("[")[0] == name) for arm in rows["arm"]]
+        order = [
+            next(i for i, name in enumerate(PLACEMENTS) if arm.partition("[")[0] == name)
+            for arm in rows["arm"]
+        ]
         rows = rows.iloc[np.argsort(order, kind="stable")]
     return rows
 
 
 def _looks(arms: list[str]) -> list[tuple[str, str, str, object]]:
-    """The look of each arm: of its placement; what stands beside that (another loss, a label weight) has its colour, and a
-    hatch, marker and dashes that no other of these arms has."""
+    """The look of each arm: of its placement.
+
+    What stands beside that (another loss, a label weight) has its colour, and a hatch, marker and
+    dashes that no other of these arms has.
+    """
     plain = {look(arm)[2] for arm in arms if arm in LOOKS}
     markers = [m for m in MARKERS if m not in plain]
     others = [arm for arm in arms if arm not in LOOKS]
     found = []
     for arm in arms:
         i = others.index(arm) if arm in others else None
-        found.append(look(arm) if i is None else
-                     (look(arm)[0], HATCHES[2 + i % 6], markers[i % len(markers)], DASHES[(4 + i) % 8]))
+        found.append(
+            look(arm)
+            if i is None
+            else (look(arm)[0], HATCHES[2 + i % 6], markers[i % len(markers)], DASHES[(4 + i) % 8])
+        )
     return found
 
 
@@ -88,12 +149,23 @@ def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.7) -> Axes:
 
 
 def short(arm: str) -> str:
-    """An arm's label in at most a few lines: "post_cot_kept[15,random]" -> "post_cot / kept / 15, random"."""
+    """An arm's label in at most a few lines.
+
+    "post_cot_kept[15,random]" -> "post_cot / kept / 15, random".
+    """
     name, _, detail = arm.rstrip("]").partition("[")
     for placement in ("pre_cot", "post_cot"):
         name = name.replace(f"{placement}_", f"{placement}\n")
-    name = name.replace("other_same", "other,\nsame answer").replace("length_matched", "length\nmatched").replace("no_label", "no label\nwords")
-    detail = detail.replace(",", ", ").replace("integrated_gradients", "integrated gradients").replace("_", " ")
+    name = (
+        name.replace("other_same", "other,\nsame answer")
+        .replace("length_matched", "length\nmatched")
+        .replace("no_label", "no label\nwords")
+    )
+    detail = (
+        detail.replace(",", ", ")
+        .replace("integrated_gradients", "integrated gradients")
+        .replace("_", " ")
+    )
     return name + ("\n" + "\n".join(textwrap.wrap(detail, 13)) if detail else "")
 
 
@@ -102,24 +174,40 @@ def _line(ax: Axes, value: float, text: str, dashes, colour: str = "#444444") ->
     ax.axhline(100 * value, color=colour, linestyle=dashes, linewidth=1.1, zorder=1.5, label=text)
 
 
-def _references(ax: Axes, accuracy: pd.DataFrame | None, chance: float | None, label_only: bool = True) -> None:
+def _references(
+    ax: Axes, accuracy: pd.DataFrame | None, chance: float | None, label_only: bool = True
+) -> None:
     """Chance and label_only (with its interval as a band) behind the data, where known."""
     row = accuracy[accuracy["arm"] == "label_only"] if accuracy is not None and label_only else ()
     if len(row):
         row = row.iloc[0]
-        ax.axhspan(100 * row["low"], 100 * row["high"], color=LOOKS["label_only"][0], alpha=0.18, linewidth=0,
-                   zorder=0.5)
+        ax.axhspan(
+            100 * row["low"],
+            100 * row["high"],
+            color=LOOKS["label_only"][0],
+            alpha=0.18,
+            linewidth=0,
+            zorder=0.5,
+        )
         _line(ax, row["accuracy"], "label_only", LOOKS["label_only"][3], "#2B7FB5")
     if chance is not None:
         _line(ax, chance, "chance", (0, (1, 1.5)))
 
 
 def _legend(ax: Axes, columns: int = 4, handles: list | None = None) -> None:
-    """The legend above the axes, where it covers nothing (a title belongs to the figure: fig.suptitle)."""
+    """The legend above the axes, where it covers nothing (a title belongs to the figure.
+
+    Fig.suptitle).
+    """
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if handles:
-        ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=min(columns, len(handles)),
-                  handlelength=3.2)
+        ax.legend(
+            handles=handles,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.01),
+            ncols=min(columns, len(handles)),
+            handlelength=3.2,
+        )
 
 
 def _bars(ax: Axes, rows: pd.DataFrame, colours: list, hatches: list, labels: list) -> None:
@@ -127,11 +215,37 @@ def _bars(ax: Axes, rows: pd.DataFrame, colours: list, hatches: list, labels: li
     x = np.arange(len(rows))
     value, low, high = (100 * rows[c].to_numpy(float) for c in ("accuracy", "low", "high"))
     for i in x:
-        ax.bar(i, value[i], width=0.7, color=colours[i], hatch=hatches[i], edgecolor="#222222", linewidth=0.7, zorder=2)
-    ax.errorbar(x, value, [value - low, high - value], fmt="none", ecolor="#111111", elinewidth=1, capsize=3, zorder=3)
+        ax.bar(
+            i,
+            value[i],
+            width=0.7,
+            color=colours[i],
+            hatch=hatches[i],
+            edgecolor="#222222",
+            linewidth=0.7,
+            zorder=2,
+        )
+    ax.errorbar(
+        x,
+        value,
+        [value - low, high - value],
+        fmt="none",
+        ecolor="#111111",
+        elinewidth=1,
+        capsize=3,
+        zorder=3,
+    )
     for i in x:
-        ax.annotate(f"{value[i]:.1f}", (i, high[i]), (0, 3), textcoords="offset points", ha="center", fontsize=8, zorder=4,
-                    bbox=dict(boxstyle="square,pad=0.15", facecolor="white", edgecolor="none", alpha=0.85))
+        ax.annotate(
+            f"{value[i]:.1f}",
+            (i, high[i]),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            zorder=4,
+            bbox=dict(boxstyle="square,pad=0.15", facecolor="white", edgecolor="none", alpha=0.85),
+        )
     ax.set_xticks(x, labels)
     ax.set_xlim(-0.6, len(rows) - 0.4)
     ax.set_ylim(0, min(max(high.max() * 1.12, 10), 112))
@@ -143,12 +257,21 @@ def _counts(rows: pd.DataFrame) -> str:
     """ "500 questions, 3 seeds" for an axis label: what the numbers rest on."""
     trained = rows[rows["arm"] != "zero_shot"] if (rows["arm"] != "zero_shot").any() else rows
     span = lambda c: " to ".join(f"{n:,}" for n in sorted({trained[c].min(), trained[c].max()}))
-    return f"{span('n')} test questions, {span('seeds')} seed{'s' if trained['seeds'].max() > 1 else ''}"
+    return (
+        f"{span('n')} test questions, {span('seeds')} "
+        f"seed{'s' if trained['seeds'].max() > 1 else ''}"
+    )
 
 
-def placement_bars(accuracy: pd.DataFrame, chance: float | None = None, arms: list[str] | None = None,
-                   ax: Axes | None = None) -> Axes:
-    """Accuracy of the arms without a corruption (or `arms`) with 95 % intervals, from accuracy_table."""
+def placement_bars(
+    accuracy: pd.DataFrame,
+    chance: float | None = None,
+    arms: list[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Accuracy of the arms without a corruption (or `arms`) with 95 % intervals, from
+    accuracy_table.
+    """
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = _axes(ax, max(4.2, 1.15 * len(rows) + 0.8))
@@ -160,24 +283,47 @@ def placement_bars(accuracy: pd.DataFrame, chance: float | None = None, arms: li
     return ax
 
 
-def shuffle_plot(accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None) -> Axes:
-    """pre_cot and post_cot, each intact and corrupted (shuffled, swapped, filler and the other kinds that
-    `format.CORRUPTIONS` puts into this figure), beside the label_only band."""
+def shuffle_plot(
+    accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """pre_cot and post_cot, each intact and corrupted (shuffled, swapped, filler and the other
+    kinds that `format.CORRUPTIONS` puts into this figure), beside the label_only band.
+    """
     corrupted = set(drawn(accuracy, "shuffle")["arm"])
-    parts = {p: [a for a in accuracy["arm"] if a == p or a in corrupted and a.startswith(p)]
-             for p in ("pre_cot", "post_cot")}
-    kinds = list(dict.fromkeys(a.removeprefix(p).lstrip("_") for p, arms in parts.items() for a in arms))
+    parts = {
+        p: [a for a in accuracy["arm"] if a == p or a in corrupted and a.startswith(p)]
+        for p in ("pre_cot", "post_cot")
+    }
+    kinds = list(
+        dict.fromkeys(a.removeprefix(p).lstrip("_") for p, arms in parts.items() for a in arms)
+    )
     ax = _axes(ax, max(5.0, 1.25 * len(kinds) + 1.5))
     for shift, (placement, arms) in zip((-0.13, 0.13), parts.items()):
         rows = accuracy.set_index("arm").loc[arms]
         x = np.array([kinds.index(a.removeprefix(placement).lstrip("_")) for a in arms]) + shift
         value, low, high = (100 * rows[c].to_numpy(float) for c in ("accuracy", "low", "high"))
         colour, _, marker, _ = look(placement)
-        ax.errorbar(x, value, [value - low, high - value], fmt=marker, color=colour, ecolor=colour, markersize=7,
-                    markeredgecolor="#222222", markerfacecolor=colour if placement == "post_cot" else "white",
-                    markeredgewidth=1, elinewidth=1.4, capsize=3, label=placement, zorder=3)
+        ax.errorbar(
+            x,
+            value,
+            [value - low, high - value],
+            fmt=marker,
+            color=colour,
+            ecolor=colour,
+            markersize=7,
+            markeredgecolor="#222222",
+            markerfacecolor=colour if placement == "post_cot" else "white",
+            markeredgewidth=1,
+            elinewidth=1.4,
+            capsize=3,
+            label=placement,
+            zorder=3,
+        )
     _references(ax, accuracy, chance)
-    names = ["intact" if not k else short(k).replace("[", "\n").replace("shuffled\n", "shuffled\nby ") for k in kinds]
+    names = [
+        "intact" if not k else short(k).replace("[", "\n").replace("shuffled\n", "shuffled\nby ")
+        for k in kinds
+    ]
     ax.set_xticks(range(len(kinds)), names)
     ax.set_xlim(-0.5, len(kinds) - 0.5)
     ax.set_ylabel("Accuracy (% of test questions)")
@@ -186,8 +332,11 @@ def shuffle_plot(accuracy: pd.DataFrame, chance: float | None = None, ax: Axes |
     return ax
 
 
-def masking_curves(accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None) -> Axes:
-    """Accuracy against the share of rationale tokens masked, a line per placement and order, with interval bands.
+def masking_curves(
+    accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Accuracy against the share of rationale tokens masked, a line per placement and order, with
+    interval bands.
 
     The intact arm is the point at 0 %; label_only is the band that full masking should reach.
     """
@@ -196,37 +345,78 @@ def masking_curves(accuracy: pd.DataFrame, chance: float | None = None, ax: Axes
     found = pd.concat([accuracy, accuracy["arm"].str.extract(pattern)], axis=1)
     masked = found[found["share"].notna()].assign(share=lambda t: t["share"].astype(float))
     ax = _axes(ax)
-    for i, ((placement, kind, order), rows) in enumerate(masked.groupby(["placement", "kind", "order"], sort=False)):
+    for i, ((placement, kind, order), rows) in enumerate(
+        masked.groupby(["placement", "kind", "order"], sort=False)
+    ):
         intact = accuracy[accuracy["arm"] == placement].assign(share=0.0)
-        rows = pd.concat([rows, intact] if not (rows["share"] == 0).any() else [rows]).sort_values("share")
+        rows = pd.concat([rows, intact] if not (rows["share"] == 0).any() else [rows]).sort_values(
+            "share"
+        )
         value, low, high = (100 * rows[c].to_numpy(float) for c in ("accuracy", "low", "high"))
         colour, marker = CYCLE[i % 8], MARKERS[i % 8]
-        name = ", ".join(filter(None, (placement, kind.removeprefix("masked").replace("_", " "),
-                                       order.replace("_", " ").replace(":", " first: "))))
-        ax.plot(rows["share"], value, color=colour, marker=marker, linestyle=DASHES[i % 8], label=name, zorder=3)
-        ax.fill_between(rows["share"].to_numpy(float), low, high, color=colour, alpha=0.13, linewidth=0)
+        name = ", ".join(
+            filter(
+                None,
+                (
+                    placement,
+                    kind.removeprefix("masked").replace("_", " "),
+                    order.replace("_", " ").replace(":", " first: "),
+                ),
+            )
+        )
+        ax.plot(
+            rows["share"],
+            value,
+            color=colour,
+            marker=marker,
+            linestyle=DASHES[i % 8],
+            label=name,
+            zorder=3,
+        )
+        ax.fill_between(
+            rows["share"].to_numpy(float), low, high, color=colour, alpha=0.13, linewidth=0
+        )
     _references(ax, accuracy, chance)
     ax.set_xticks(sorted({0.0, *masked["share"]}))
-    ax.set_xlabel(f"Rationale tokens masked in training (%)\n{_counts(accuracy)}; bands: 95 % intervals")
+    ax.set_xlabel(
+        f"Rationale tokens masked in training (%)\n{_counts(accuracy)}; bands: 95 % intervals"
+    )
     ax.set_ylabel("Accuracy (% of test questions)")
     _legend(ax, 2)
     return ax
 
 
-def key_tokens_bars(accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None) -> Axes:
-    """Each placement on its k key tokens by each selector, between the full rationale and label_only (band)."""
+def key_tokens_bars(
+    accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Each placement on its k key tokens by each selector, between the full rationale and
+    label_only (band).
+    """
     kept = list(drawn(accuracy, "key_tokens")["arm"])
-    placements = [p for p in ("pre_cot", "post_cot") if p in set(accuracy["arm"]) and any(a.startswith(p) for a in kept)]
+    placements = [
+        p
+        for p in ("pre_cot", "post_cot")
+        if p in set(accuracy["arm"]) and any(a.startswith(p) for a in kept)
+    ]
     arms = placements + kept
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     # "post_cot_kept[15,random]" -> "kept, random": one colour and hatch whatever the number
-    method = {a: ",".join([corruption_of(a), *a.partition("[")[2].rstrip("]").split(",")[1:2]]) for a in kept}
+    method = {
+        a: ",".join([corruption_of(a), *a.partition("[")[2].rstrip("]").split(",")[1:2]])
+        for a in kept
+    }
     where = {a: list(dict.fromkeys(method.values())).index(method[a]) + 1 for a in kept}
     colours = [look(a)[0] if a not in where else CYCLE[where[a] % 8] for a in arms]
     hatches = ["" if a not in where else HATCHES[where[a] % 8] for a in arms]
     several = len({a.partition("_cot")[0] for a in kept}) > 1
-    labels = [("full\nrationale" if not several else f"{a}\nfull") if a not in where else
-              short(a) if several else short(a).split("\n", 1)[1].removeprefix("kept\n") for a in arms]
+    labels = [
+        ("full\nrationale" if not several else f"{a}\nfull")
+        if a not in where
+        else short(a)
+        if several
+        else short(a).split("\n", 1)[1].removeprefix("kept\n")
+        for a in arms
+    ]
     ax = _axes(ax, max(4.6, 1.05 * len(rows) + 1.0))
     _bars(ax, rows, colours, hatches, labels)
     _references(ax, accuracy, chance)
@@ -235,9 +425,15 @@ def key_tokens_bars(accuracy: pd.DataFrame, chance: float | None = None, ax: Axe
     return ax
 
 
-def learning_curves(history: pd.DataFrame, measure: str = "validation_accuracy", arms: list[str] | None = None,
-                    ax: Axes | None = None) -> Axes:
-    """`measure` of the run history against optimiser steps: a line per arm (mean of seeds), the seeds' range as a band.
+def learning_curves(
+    history: pd.DataFrame,
+    measure: str = "validation_accuracy",
+    arms: list[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """`measure` of the run history against optimiser steps.
+
+    A line per arm (mean of seeds), the seeds' range as a band.
 
     `measure`: validation_accuracy (drawn in percent), loss, label_loss or rationale_loss (nats per token). Rows where
     it was not measured are skipped.
@@ -249,46 +445,96 @@ def learning_curves(history: pd.DataFrame, measure: str = "validation_accuracy",
     for i, arm in enumerate(arms):
         of_arm = rows[rows["arm"] == arm].astype({measure: float})
         by_step = scale * of_arm.groupby("step")[measure].agg(["mean", "min", "max"])
-        colour, _, marker, dashes = look(arm) if arm in LOOKS else (CYCLE[i % 8], "", MARKERS[i % 8], DASHES[i % 8])
-        ax.plot(by_step.index, by_step["mean"], color=colour, marker=marker, linestyle=dashes, label=arm,
-                markevery=max(1, len(by_step) // 10), zorder=3)
-        ax.fill_between(by_step.index.to_numpy(float), by_step["min"], by_step["max"], color=colour, alpha=0.15,
-                        linewidth=0)
+        colour, _, marker, dashes = (
+            look(arm) if arm in LOOKS else (CYCLE[i % 8], "", MARKERS[i % 8], DASHES[i % 8])
+        )
+        ax.plot(
+            by_step.index,
+            by_step["mean"],
+            color=colour,
+            marker=marker,
+            linestyle=dashes,
+            label=arm,
+            markevery=max(1, len(by_step) // 10),
+            zorder=3,
+        )
+        ax.fill_between(
+            by_step.index.to_numpy(float),
+            by_step["min"],
+            by_step["max"],
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
     seeds = rows["seed"].nunique()
-    ax.set_xlabel(f"Optimiser steps ({f'line: mean of {seeds} seeds; band: their range' if seeds > 1 else '1 seed'})")
-    ax.set_ylabel("Validation accuracy (%)" if scale == 100 else
-                  {"loss": "Training loss", "label_loss": "Loss of label tokens",
-                   "rationale_loss": "Loss of rationale tokens"}.get(measure, measure) + " (nats per token)")
+    ax.set_xlabel(
+        "Optimiser steps "
+        f"({f'line: mean of {seeds} seeds; band: their range' if seeds > 1 else '1 seed'})"
+    )
+    ax.set_ylabel(
+        "Validation accuracy (%)"
+        if scale == 100
+        else {
+            "loss": "Training loss",
+            "label_loss": "Loss of label tokens",
+            "rationale_loss": "Loss of rationale tokens",
+        }.get(measure, measure)
+        + " (nats per token)"
+    )
     _legend(ax, 3 if max(map(len, arms), default=0) < 15 else 2)
     return ax
 
 
 def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
-    """Every claim's estimate and 95 % interval, in points; the verdict by colour and marker; the margin as a tick pair.
+    """Every claim's estimate and 95 % interval, in points; the verdict by colour and marker.
+
+    The margin as a tick pair.
 
     `table`: verdicts of one or several studies (then a row each, and `pooled` from stats.pool as a diamond). Claims
-    without an estimate are listed as not measured; a claim in other units (per 100 tokens) is left out.
+    without an estimate are listed as not measured; a claim in other units (per 100 tokens) is left
+    out.
     """
     table = table[table["measure"] != "correct_per_100_tokens"]
     several = table["study"].nunique() > 1 or pooled is not None
     lines, y = [], 0.0
     for claim, group in table.groupby("claim", sort=False):
         words = "\n".join(textwrap.wrap(group["words"].iloc[0], 46))
-        rows = [(r.study if several else "", r.estimate, r.low, r.high, r.verdict, r.seeds) for r in group.itertuples()]
+        rows = [
+            (r.study if several else "", r.estimate, r.low, r.high, r.verdict, r.seeds)
+            for r in group.itertuples()
+        ]
         match = pooled[pooled["claim"] == claim] if pooled is not None else ()
         if len(match):
             m = match.iloc[0]
-            rows.append((f"pooled ({m['studies']} studies)", m["estimate"], m["low"], m["high"], "pooled", 0))
+            rows.append(
+                (
+                    f"pooled ({m['studies']} studies)",
+                    m["estimate"],
+                    m["low"],
+                    m["high"],
+                    "pooled",
+                    0,
+                )
+            )
         contrast = next((c for c in group["contrast"] if c), "")
-        contrast = "\n".join(textwrap.wrap(contrast, 58, break_on_hyphens=False)) if contrast else ""
-        text = 0.40 * (words.count("\n") + 1)                # line heights in units of y: 0.36 inch
+        contrast = (
+            "\n".join(textwrap.wrap(contrast, 58, break_on_hyphens=False)) if contrast else ""
+        )
+        text = 0.40 * (words.count("\n") + 1)  # line heights in units of y: 0.36 inch
         height = max(0.62 * len(rows), text + 0.33 * (contrast.count("\n") + 1) * bool(contrast))
-        margin = group["margin"].iloc[0] if group["rule"].iloc[0] in ("equivalence", "noninferiority") else 0
+        margin = (
+            group["margin"].iloc[0]
+            if group["rule"].iloc[0] in ("equivalence", "noninferiority")
+            else 0
+        )
         lines.append((y, height, words, contrast, text, rows, margin, group["rule"].iloc[0]))
         y += height + 0.42
     ax = _axes(ax, 8.2 if several else 7.6, 0.36 * y + 1.5)
     every = [row for line in lines for row in line[5]]
-    reach = min(max([6.0] + [abs(100 * end) for row in every for end in row[2:4] if pd.notna(end)]) * 1.08, 100.0)
+    reach = min(
+        max([6.0] + [abs(100 * end) for row in every for end in row[2:4] if pd.notna(end)]) * 1.08,
+        100.0,
+    )
     for n, (top, height, words, contrast, text, rows, margin, rule) in enumerate(lines):
         start = top + (height - text - 0.33 * (contrast.count("\n") + 1) * bool(contrast)) / 2
         if n % 2 == 0:
@@ -298,8 +544,15 @@ def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | N
         ax.text(-0.02, start + text, contrast, fontsize=7, color="#5A5A5A", **left)
         if margin:
             bounds = (-100 * margin,) if rule == "noninferiority" else (-100 * margin, 100 * margin)
-            ax.vlines(bounds, top - 0.21, top + height + 0.21, color="#444444", linestyle=(0, (3, 2)), linewidth=1,
-                      zorder=1)
+            ax.vlines(
+                bounds,
+                top - 0.21,
+                top + height + 0.21,
+                color="#444444",
+                linestyle=(0, (3, 2)),
+                linewidth=1,
+                zorder=1,
+            )
         for i, (study, estimate, low, high, verdict, seeds) in enumerate(rows):
             at = top + height * (i + 0.5) / len(rows)
             colour, marker = VERDICTS[verdict]
@@ -307,52 +560,121 @@ def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | N
                 text = "not measured"
             else:
                 dashes = (0, (2, 1.2)) if pd.notna(seeds) and seeds == 1 else "solid"
-                ax.plot([max(100 * low, -reach), min(100 * high, reach)], [at, at], color=colour, zorder=2,
-                        linewidth=2 if verdict == "pooled" else 1.5, linestyle=dashes)
-                ax.plot(100 * estimate, at, marker=marker, color=colour, markersize=7, markeredgecolor="white",
-                        markerfacecolor=colour, markeredgewidth=0.6, zorder=3)
+                ax.plot(
+                    [max(100 * low, -reach), min(100 * high, reach)],
+                    [at, at],
+                    color=colour,
+                    zorder=2,
+                    linewidth=2 if verdict == "pooled" else 1.5,
+                    linestyle=dashes,
+                )
+                ax.plot(
+                    100 * estimate,
+                    at,
+                    marker=marker,
+                    color=colour,
+                    markersize=7,
+                    markeredgecolor="white",
+                    markerfacecolor=colour,
+                    markeredgewidth=0.6,
+                    zorder=3,
+                )
                 text = f"{100 * estimate:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-            ax.text(1.02, at, (f"{study}: " if study else "") + text, transform=ax.get_yaxis_transform(), va="center",
-                    fontsize=8, color="#222222" if pd.notna(estimate) else "#767676")
+            ax.text(
+                1.02,
+                at,
+                (f"{study}: " if study else "") + text,
+                transform=ax.get_yaxis_transform(),
+                va="center",
+                fontsize=8,
+                color="#222222" if pd.notna(estimate) else "#767676",
+            )
     ax.axvline(0, color="#222222", linewidth=1, zorder=1)
     ax.set(ylim=(y - 0.2, -0.25), xlim=(-reach, reach), yticks=[])
     ax.grid(axis="x"), ax.grid(False, axis="y")
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("Difference in accuracy of the arms compared (points; line: 95 % interval)")
     used = [v for v in VERDICTS if v in {row[4] for row in every} and v != "not measured"]
-    handles = [Line2D([], [], color=VERDICTS[v][0], marker=VERDICTS[v][1], markeredgecolor="white", markersize=7,
-                      label=v) for v in used]
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=VERDICTS[v][0],
+            marker=VERDICTS[v][1],
+            markeredgecolor="white",
+            markersize=7,
+            label=v,
+        )
+        for v in used
+    ]
     if any(pd.notna(row[5]) and row[5] == 1 for row in every):
-        handles.append(Line2D([], [], color="#767676", linestyle=(0, (2, 1.2)), label="one seed: questions only"))
+        handles.append(
+            Line2D(
+                [], [], color="#767676", linestyle=(0, (2, 1.2)), label="one seed: questions only"
+            )
+        )
     if any(line[6] for line in lines):
-        handles.append(Line2D([], [], color="#444444", linestyle=(0, (3, 2)), linewidth=1, label="margin"))
+        handles.append(
+            Line2D([], [], color="#444444", linestyle=(0, (3, 2)), linewidth=1, label="margin")
+        )
     _legend(ax, 3, handles)
     return ax
 
 
-def cost_against_accuracy(accuracy: pd.DataFrame, chance: float | None = None, arms: list[str] | None = None,
-                          ax: Axes | None = None) -> Axes:
-    """Accuracy against tokens generated per test question (log scale): what reasoning at test time costs and brings.
+def cost_against_accuracy(
+    accuracy: pd.DataFrame,
+    chance: float | None = None,
+    arms: list[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Accuracy against tokens generated per test question (log scale).
 
-    Marks are moved a few points sideways, so that the intervals of arms with equal costs do not cover each other."""
+    What reasoning at test time costs and brings.
+
+    Marks are moved a few points sideways, so that the intervals of arms with equal costs do not
+    cover each other.
+    """
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = _axes(ax, 5.4)
     for (arm, row), (colour, _, marker, _) in zip(rows.iterrows(), _looks(arms), strict=True):
         value, low, high = (100 * row[c] for c in ("accuracy", "low", "high"))
-        shift = mpl.transforms.ScaledTranslation(6 / 72 * (arms.index(arm) - (len(arms) - 1) / 2), 0,
-                                                 ax.figure.dpi_scale_trans)     # intervals of equal costs stay apart
-        ax.errorbar(max(row["tokens_per_question"], 0.5), value, [[value - low], [high - value]], fmt=marker,
-                    color=colour, markersize=8, markeredgecolor="#222222", ecolor="#444444", elinewidth=1, capsize=3,
-                    label=arm, zorder=3, transform=ax.transData + shift)
+        shift = mpl.transforms.ScaledTranslation(
+            6 / 72 * (arms.index(arm) - (len(arms) - 1) / 2),
+            0,
+            # Intervals of equal costs stay apart
+            ax.figure.dpi_scale_trans,
+        )
+        ax.errorbar(
+            max(row["tokens_per_question"], 0.5),
+            value,
+            [[value - low], [high - value]],
+            fmt=marker,
+            color=colour,
+            markersize=8,
+            markeredgecolor="#222222",
+            ecolor="#444444",
+            elinewidth=1,
+            capsize=3,
+            label=arm,
+            zorder=3,
+            transform=ax.transData + shift,
+        )
     _references(ax, None, chance)
     ax.set_xscale("log")
     tokens = rows["tokens_per_question"].clip(lower=0.5)
     ends = tokens.min() / 1.6, tokens.max() * 1.6
     values = [100 * v for v in [*rows["low"], *rows["high"], *([] if chance is None else [chance])]]
-    ax.set_ylim(min(values) - 2, max(values) + 2)           # shifted marks do not count for automatic limits
+    # Shifted marks do not count for automatic limits
+    ax.set_ylim(min(values) - 2, max(values) + 2)
     ax.set_xlim(*ends)
-    ax.set_xticks([t for t in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500) if ends[0] <= t <= ends[1]])
+    ax.set_xticks(
+        [
+            t
+            for t in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)
+            if ends[0] <= t <= ends[1]
+        ]
+    )
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:g}"))
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     ax.set_xlabel(f"Tokens generated per test question (log scale; {_counts(rows)})")
@@ -361,9 +683,16 @@ def cost_against_accuracy(accuracy: pd.DataFrame, chance: float | None = None, a
     return ax
 
 
-def token_heatmap(tokens: list[str], scores: np.ndarray, title: str = "", width: float = 6.5,
-                  ax: Axes | None = None) -> Axes:
-    """A rationale's tokens as running text, shaded by score: orange for, blue against, white for none.
+def token_heatmap(
+    tokens: list[str],
+    scores: np.ndarray,
+    title: str = "",
+    width: float = 6.5,
+    ax: Axes | None = None,
+) -> Axes:
+    """A rationale's tokens as running text, shaded by score.
+
+    Orange for, blue against, white for none.
 
     `scores` (one a token, any unit) are scaled by the largest absolute one. In greyscale, negative scores are also
     underlined. Spaces inside a token are kept; a line break starts a new line.
@@ -374,7 +703,8 @@ def token_heatmap(tokens: list[str], scores: np.ndarray, title: str = "", width:
     top = np.abs(scores).max() or 1.0
     positive = mpl.colors.LinearSegmentedColormap.from_list("", ["#FFFFFF", "#F6C16B", "#D55E00"])
     negative = mpl.colors.LinearSegmentedColormap.from_list("", ["#FFFFFF", "#9CCBE8", "#0072B2"])
-    step, places, x, line = 0.078, [], 0.0, 0           # inches per letter of the 9-point monospaced font
+    # Inches per letter of the 9-point monospaced font
+    step, places, x, line = 0.078, [], 0.0, 0
     for token in tokens:
         text = token.replace("\n", "⏎")
         if x + step * len(text) > width - 0.2 and x > 0:
@@ -389,45 +719,100 @@ def token_heatmap(tokens: list[str], scores: np.ndarray, title: str = "", width:
     for (x, line, text), score in zip(places, scores):
         colour = (positive if score >= 0 else negative)(abs(score) / top)
         dark = mpl.colors.rgb_to_hsv(colour[:3])[2] < 0.8 or (abs(score) / top > 0.8)
-        ax.add_patch(mpl.patches.Rectangle((x, -0.27 * line - 0.11), step * len(text), 0.23, color=colour, linewidth=0))
+        ax.add_patch(
+            mpl.patches.Rectangle(
+                (x, -0.27 * line - 0.11), step * len(text), 0.23, color=colour, linewidth=0
+            )
+        )
         for i, letter in enumerate(text):
-            ax.text(x + step * (i + 0.5), -0.27 * line, letter, ha="center", va="center", fontsize=9,
-                    family="DejaVu Sans Mono", color="white" if dark else "black")
+            ax.text(
+                x + step * (i + 0.5),
+                -0.27 * line,
+                letter,
+                ha="center",
+                va="center",
+                fontsize=9,
+                family="DejaVu Sans Mono",
+                color="white" if dark else "black",
+            )
         if score < 0 and abs(score) / top > 0.02:
-            ax.plot([x + 0.01, x + step * len(text) - 0.01], [-0.27 * line - 0.1] * 2, color="black", linewidth=0.9)
-    ax.set(xlim=(0, width - 0.1), ylim=(-0.27 * (lines - 1) - 0.16, 0.16), xticks=[], yticks=[], aspect="equal")
+            ax.plot(
+                [x + 0.01, x + step * len(text) - 0.01],
+                [-0.27 * line - 0.1] * 2,
+                color="black",
+                linewidth=0.9,
+            )
+    ax.set(
+        xlim=(0, width - 0.1),
+        ylim=(-0.27 * (lines - 1) - 0.16, 0.16),
+        xticks=[],
+        yticks=[],
+        aspect="equal",
+    )
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
     if title:
         ax.set_title(title, loc="left")
     both = mpl.colors.LinearSegmentedColormap.from_list(
-        "", [negative(1.0), negative(0.5), "#FFFFFF", positive(0.5), positive(1.0)])
-    bar = ax.figure.colorbar(mpl.cm.ScalarMappable(mpl.colors.Normalize(-1, 1), both), ax=ax, orientation="horizontal",
-                             aspect=40, shrink=0.55, pad=0.04, ticks=[-1, 0, 1])
+        "", [negative(1.0), negative(0.5), "#FFFFFF", positive(0.5), positive(1.0)]
+    )
+    bar = ax.figure.colorbar(
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(-1, 1), both),
+        ax=ax,
+        orientation="horizontal",
+        aspect=40,
+        shrink=0.55,
+        pad=0.04,
+        ticks=[-1, 0, 1],
+    )
     bar.ax.set_xticklabels(["against the label", "0", "for the label"])
     bar.outline.set_linewidth(0.5)
     return ax
 
 
-def agreement_matrix(matrix: pd.DataFrame, label: str = "Kendall's τ", ax: Axes | None = None) -> Axes:
-    """Agreement between attribution methods: a square table (methods x methods), its values written in the cells."""
+def agreement_matrix(
+    matrix: pd.DataFrame, label: str = "Kendall's τ", ax: Axes | None = None
+) -> Axes:
+    """Agreement between attribution methods.
+
+    A square table (methods x methods), its values written in the cells.
+    """
     names = [str(n).replace("_", " ") for n in matrix.index]
     size = 0.72 * len(names) + 1.9
     ax = _axes(ax, size + 0.9, size)
     low = 0 if np.nanmin(matrix.to_numpy(float)) >= 0 else -1
-    sns.heatmap(matrix.to_numpy(float), vmin=low, vmax=1, cmap="cividis" if low == 0 else "PuOr", annot=True, fmt=".2f",
-                annot_kws={"fontsize": 8}, square=True, linewidths=0.6, linecolor="white", ax=ax,
-                cbar_kws={"label": label, "shrink": 0.75})
-    ax.set_xticks(np.arange(len(names)) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor")
+    sns.heatmap(
+        matrix.to_numpy(float),
+        vmin=low,
+        vmax=1,
+        cmap="cividis" if low == 0 else "PuOr",
+        annot=True,
+        fmt=".2f",
+        annot_kws={"fontsize": 8},
+        square=True,
+        linewidths=0.6,
+        linecolor="white",
+        ax=ax,
+        cbar_kws={"label": label, "shrink": 0.75},
+    )
+    ax.set_xticks(
+        np.arange(len(names)) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor"
+    )
     ax.set_yticks(np.arange(len(names)) + 0.5, names, rotation=0)
     ax.set(xlabel="", ylabel="")
     return ax
 
 
-def deletion_curves(curves: pd.DataFrame, ylabel: str = "log p(label | question, rationale) (nats)",
-                    xlabel: str = "Rationale tokens deleted, most important first (%)", ax: Axes | None = None) -> Axes:
-    """Deletion (or insertion) curves: a line per attribution method, random always last and in grey.
+def deletion_curves(
+    curves: pd.DataFrame,
+    ylabel: str = "log p(label | question, rationale) (nats)",
+    xlabel: str = "Rationale tokens deleted, most important first (%)",
+    ax: Axes | None = None,
+) -> Axes:
+    """Deletion (or insertion) curves.
+
+    A line per attribution method, random always last and in grey.
 
     `curves`: columns method, fraction (0 to 1), value, and low, high where known (drawn as a band).
     """
@@ -437,11 +822,25 @@ def deletion_curves(curves: pd.DataFrame, ylabel: str = "log p(label | question,
         rows = curves[curves["method"] == method].sort_values("fraction")
         colour = "#767676" if method == "random" else CYCLE[i % 8]
         share = 100 * rows["fraction"].to_numpy(float)
-        ax.plot(share, rows["value"], color=colour, marker=MARKERS[i % 8], linestyle=DASHES[i % 8],
-                label=method.replace("_", " "), markevery=max(1, len(rows) // 10), zorder=3)
+        ax.plot(
+            share,
+            rows["value"],
+            color=colour,
+            marker=MARKERS[i % 8],
+            linestyle=DASHES[i % 8],
+            label=method.replace("_", " "),
+            markevery=max(1, len(rows) // 10),
+            zorder=3,
+        )
         if {"low", "high"} <= set(rows):
-            ax.fill_between(share, rows["low"].astype(float), rows["high"].astype(float), color=colour, alpha=0.13,
-                            linewidth=0)
+            ax.fill_between(
+                share,
+                rows["low"].astype(float),
+                rows["high"].astype(float),
+                color=colour,
+                alpha=0.13,
+                linewidth=0,
+            )
     ax.set(xlabel=xlabel, ylabel=ylabel)
     _legend(ax, 3)
     return ax

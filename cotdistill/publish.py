@@ -31,7 +31,8 @@ def evidence_folder(study: str) -> Path:
 def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
     """An executed notebook must be whole, and of the source and the values as they are now.
 
-    again: the command that makes it so. Raises DataError: one line that says what differs."""
+    again: the command that makes it so. Raises DataError: one line that says what differs.
+    """
     if not path.is_file():
         raise DataError(f"{path}: not executed yet; run {again}")
     try:
@@ -68,7 +69,8 @@ def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
 
     With stage figures, its verdicts and two figures go along; costs.json does where it is there.
     Raises DataError where a stage is missing, failed, or was executed with other values or code
-    than now."""
+    than now.
+    """
     values = load_study(study)
     name = values["study"]
     folder, there = artifacts() / "executed" / name, stages or list(NOTEBOOKS)
@@ -97,7 +99,10 @@ def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
 
 
 def find_benchmark() -> list[Path]:
-    """The executed benchmark, alone. Raises DataError where it is not as it would be now."""
+    """The executed benchmark, alone.
+
+    Raises DataError where it is not as it would be now.
+    """
     source, path = (
         root() / "benchmarks" / "benchmark.ipynb",
         artifacts() / "executed" / "benchmark" / "benchmark.ipynb",
@@ -116,7 +121,8 @@ def publish(study: str, stages: list[str] | None = None) -> Path:
 
     notebooks/executed/<study>/ then holds these files and nothing older, but for costs.json, which
     few studies make. study: a name or a path, or "benchmark". Raises DataError as `find_evidence`
-    does, and where a published notebook would be lost. Returns that folder."""
+    does, and where a published notebook would be lost. Returns that folder.
+    """
     files = find_benchmark() if study == "benchmark" else find_evidence(study, stages)
     target = evidence_folder(files[0].parent.name)
     lost = sorted({path.name for path in target.glob("*.ipynb")} - {path.name for path in files})

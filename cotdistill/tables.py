@@ -1,4 +1,6 @@
-"""Rows of questions from JSONL, JSON, CSV, Parquet and saved datasets, each with its number in the file."""
+"""Rows of questions from JSONL, JSON, CSV, Parquet and saved datasets, each with its number in the
+file.
+"""
 
 import csv
 import io
@@ -16,7 +18,8 @@ def split_path(folder: Path, name: str, official: str | None = None) -> Path | N
     """Where a split is: a file, a folder saved by `datasets`, or the first of its Parquet shards.
 
     official: what the dataset's authors call the file. None where there is nothing. Raises
-    DataError where the split stands there twice."""
+    DataError where the split stands there twice.
+    """
     found = [
         folder / f"{n}{suffix}"
         for n in filter(None, (name, official))
@@ -37,7 +40,8 @@ def split_path(folder: Path, name: str, official: str | None = None) -> Path | N
 def question_rows(path: Path) -> list[tuple[str, dict]]:
     """The rows of a split in any form, each with where it stands ("train.jsonl:3").
 
-    Raises DataError for what is not there, can't be read, or holds something else than rows."""
+    Raises DataError for what is not there, can't be read, or holds something else than rows.
+    """
     return (
         read_saved(path)
         if path.is_dir() and path.suffix not in READERS
@@ -56,7 +60,10 @@ def _lines(path: Path) -> list[tuple[str, dict]]:
 
 
 def read_array(path: Path) -> list[tuple[str, dict]]:
-    """A JSON file that is one array of objects. Raises DataError."""
+    """A JSON file that is one array of objects.
+
+    Raises DataError.
+    """
     expected = "expected a JSON array of objects"
     try:
         rows = json.loads(read_text(path, "a JSON array of objects"), object_pairs_hook=_once)
@@ -78,7 +85,8 @@ def read_csv(path: Path) -> list[tuple[str, dict]]:
     The options stand in a column `choices` as a JSON list, or in columns A, B, C, ...
 
     Cells are texts and a CSV file knows no numbers: digits as the answer are an index, unless they
-    are an option's text too. Rows are numbered from 1 after the head. Raises DataError."""
+    are an option's text too. Rows are numbered from 1 after the head. Raises DataError.
+    """
     try:
         lines = list(
             csv.reader(io.StringIO(read_text(path, "a CSV file in UTF-8"), newline=""), strict=True)
@@ -102,7 +110,10 @@ def read_csv(path: Path) -> list[tuple[str, dict]]:
 
 
 def _typed(row: dict[str, str], where: str) -> dict:
-    """A row of a CSV file with its options as a list and an index as a number. Raises DataError."""
+    """A row of a CSV file with its options as a list and an index as a number.
+
+    Raises DataError.
+    """
     row = dict(row)
     if "choices" in row:
         try:
@@ -142,7 +153,8 @@ def _typed(row: dict[str, str], where: str) -> dict:
 def read_parquet(path: Path) -> list[tuple[str, dict]]:
     """A Parquet file, or all shards of a split where `path` is the first.
 
-    Shards are named as train-00000-of-00002.parquet. Raises DataError."""
+    Shards are named as train-00000-of-00002.parquet. Raises DataError.
+    """
     shards = [path]
     if sharded := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", path.stem):
         shards = [
@@ -164,7 +176,10 @@ def read_parquet(path: Path) -> list[tuple[str, dict]]:
 
 
 def read_saved(path: Path) -> list[tuple[str, dict]]:
-    """A split that `datasets` saved by `save_to_disk`. Raises DataError."""
+    """A split that `datasets` saved by `save_to_disk`.
+
+    Raises DataError.
+    """
     return _table(
         path,
         "a folder saved by `datasets`",

@@ -21,7 +21,8 @@ def tidy(path: Path, seconds: float) -> None:
 
     No widgets, no paths of this machine, stream output in one piece, one id for the cell that
     papermill puts in (its own is random), no times per cell. Only the wall time of the whole stays,
-    in seconds. Raises ValueError for what is no JSON."""
+    in seconds. Raises ValueError for what is no JSON.
+    """
     notebook = json.loads(path.read_text(encoding="utf-8"))
     about = notebook["metadata"].pop("papermill", {})
     notebook["metadata"].pop("widgets", None)
@@ -75,7 +76,8 @@ def merge_streams(outputs: list[dict]) -> list[dict]:
 def clean_output(output: dict, places: list[tuple[re.Pattern, str]]) -> dict:
     """An output without the machine's paths: stream, display, result or error.
 
-    Images stay as they are."""
+    Images stay as they are.
+    """
     cleaned = dict(output)
     for field in ("text", "ename", "evalue", "traceback"):
         if field in cleaned:
@@ -110,7 +112,8 @@ def find_places() -> list[tuple[re.Pattern, str]]:
     The repository is where its paths start, the artifacts are `artifacts` and the cache is
     ~/.cache/cotdistill wherever they lie, the home folder is ~; of the environment's own files the
     part from site-packages or lib on is kept. A path is found as it is, resolved, and as HTML, JSON
-    and URLs write it, the longest first."""
+    and URLs write it, the longest first.
+    """
     home, paths = Path.home(), sysconfig.get_paths()
     named = {
         paths["purelib"]: "site-packages",

@@ -1,4 +1,7 @@
-"""Two-layer students with random weights and a tokenizer of 600 tokens: for tests and the smoke study."""
+"""Two-layer students with random weights and a tokenizer of 600 tokens.
+
+For tests and the smoke study.
+"""
 
 import hashlib
 import json
@@ -11,7 +14,10 @@ TINY = ("tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
 
 
 def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 600 tokens trained on the embedded world's words; Gemma's kind marks spaces with ▁ and adds <bos>."""
+    """A byte-level BPE of 600 tokens trained on the embedded world's words.
+
+    Gemma's kind marks spaces with ▁ and adds <bos>.
+    """
     from tokenizers import (
         Regex,
         Tokenizer,
@@ -31,48 +37,96 @@ def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if gemma:
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁?[^▁\n]+|\n|▁"), "isolated")
-        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-        alphabet = list("▁\nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()?!'\"")
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+        alphabet = list(
+            "▁\nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()?!'\""
+        )
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=sorted(alphabet),
-                                  show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=special,
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(corpus, trainer)
-    if gemma:  # the 256 byte tokens that unknown characters fall back to are ordinary tokens: added to the vocabulary itself
+    # The 256 byte tokens that unknown characters fall back to are ordinary tokens: added to the
+    # vocabulary itself
+    if gemma:
         saved = json.loads(tokenizer.to_str())
-        saved["model"]["vocab"] |= {f"<0x{i:02X}>": len(saved["model"]["vocab"]) + i for i in range(256)}
+        saved["model"]["vocab"] |= {
+            f"<0x{i:02X}>": len(saved["model"]["vocab"]) + i for i in range(256)
+        }
         tokenizer = Tokenizer.from_str(json.dumps(saved))
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))])
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
-                                       unk_token="<unk>")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+            single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            eos_token="<eos>",
+            bos_token="<bos>",
+            unk_token="<unk>",
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
 
 
 def _tiny(name: str):
-    """Two layers, 32 wide, random weights from seed 0: the architecture of the real student at test speed."""
+    """Two layers, 32 wide, random weights from seed 0.
+
+    The architecture of the real student at test speed.
+    """
     from transformers import AutoConfig
 
     tokenizer = _tiny_tokenizer(name)
     vocab = len(tokenizer)
-    wide = dict(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-                max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                initializer_range=0.1)
-    config = {"tiny-llama": lambda: AutoConfig.for_model("llama", num_key_value_heads=2, tie_word_embeddings=True, **wide),
-              "tiny-phi": lambda: AutoConfig.for_model("phi", **wide),
-              "tiny-gemma": lambda: AutoConfig.for_model("gemma", num_key_value_heads=1, head_dim=8,
-                                                         pad_token_id=tokenizer.pad_token_id, **wide),
-              "tiny-gpt2": lambda: AutoConfig.for_model("gpt2", vocab_size=vocab, n_embd=32, n_layer=2, n_head=4,
-                                                        n_positions=1024, bos_token_id=tokenizer.bos_token_id,
-                                                        eos_token_id=tokenizer.eos_token_id, initializer_range=0.1)}[name]()
+    wide = dict(
+        vocab_size=vocab,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.1,
+    )
+    config = {
+        "tiny-llama": lambda: AutoConfig.for_model(
+            "llama", num_key_value_heads=2, tie_word_embeddings=True, **wide
+        ),
+        "tiny-phi": lambda: AutoConfig.for_model("phi", **wide),
+        "tiny-gemma": lambda: AutoConfig.for_model(
+            "gemma", num_key_value_heads=1, head_dim=8, pad_token_id=tokenizer.pad_token_id, **wide
+        ),
+        "tiny-gpt2": lambda: AutoConfig.for_model(
+            "gpt2",
+            vocab_size=vocab,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=1024,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            initializer_range=0.1,
+        ),
+    }[name]()
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="sdpa", dtype=torch.float32
+    )
     torch.random.set_rng_state(state)
     return model, tokenizer, "two-layer random model, for tests only"
 
 
 def _tiny_version(tokenizer) -> str:
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[
+        :8
+    ]

@@ -1,16 +1,20 @@
 """Fine-tune a student on label and rationale, with the transformers Trainer.
 
 Three decisions that the comparison of arms rests on:
-- The order of questions is a function of the seed alone, so every arm of a seed sees the same questions in the same
+- The order of questions is a function of the seed alone, so every arm of a seed sees the same
+  questions in the same
   batches, and the difference between two arms is never a difference in data order.
-- Sequences of a batch are laid end to end in one row (`students.packed_attention`): no padding, whatever the lengths, so
+- Sequences of a batch are laid end to end in one row (`students.packed_attention`): no padding,
+  whatever the lengths, so
   that no arm pays for another's. The head runs at supervised positions only, and never holds all their logits.
-- Two losses (`loss_shares`). "token_mean" is the mean over the batch's supervised tokens, HF's own default and the paper's recipe:
+- Two losses (`loss_shares`). "token_mean" is the mean over the batch's supervised tokens, HF's own
+  default and the paper's recipe:
   a longer target leaves the label a smaller share of it, so arms of unequal length differ in that too. "balanced" is the mean over
   label tokens plus lambda times the mean over the others: the label's term is the same in every arm. Label tokens can weigh more.
 
-Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes: it is computed once and every
-epoch, and every run of the grid on the same sequences, starts from there.
+Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes: it
+is computed once and every epoch, and every run of the grid on the same sequences, starts from
+there.
 """
 
 import json
@@ -55,8 +59,10 @@ from cotdistill.students import Student
 
 
 class OrderSampler(torch.utils.data.Sampler):
-    """Question order as a function of (seed, epoch): the same for every arm. Epoch e of a fresh arm has its own
-    encodings, kept at e * n in the concatenated data."""
+    """Question order as a function of (seed, epoch): the same for every arm.
+
+    Epoch e of a fresh arm has its own encodings, kept at e * n in the concatenated data.
+    """
 
     def __init__(self, n: int, seed: int, copies: int):
         self.n, self.seed, self.copies, self.epoch = n, seed, copies, 0
@@ -73,12 +79,21 @@ class OrderSampler(torch.utils.data.Sampler):
 
 
 class SlicedBatches(torch.utils.data.Sampler):
-    """The batches of one process, cut into one slice per process of a torchrun: slice r of batch b stands at b * ranks + r,
-    where accelerate looks for it. A last batch that is smaller than the number of processes leaves slices empty; nothing is
-    repeated to fill it, as accelerate's own sharding would."""
+    """The batches of one process, cut into one slice per process of a torchrun.
+
+    Slice r of batch b stands at b * ranks + r, where accelerate looks for it. A last batch that is
+    smaller than the number of processes leaves slices empty; nothing is repeated to fill it, as
+    accelerate's own sharding would.
+    """
 
     def __init__(self, order: OrderSampler, batch_size: int, ranks: int):
-        self.order, self.size, self.ranks, self.batch_size, self.drop_last = order, batch_size, ranks, None, False
+        self.order, self.size, self.ranks, self.batch_size, self.drop_last = (
+            order,
+            batch_size,
+            ranks,
+            None,
+            False,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         self.order.set_epoch(epoch)
@@ -89,22 +104,44 @@ class SlicedBatches(torch.utils.data.Sampler):
     def __iter__(self):
         order = list(self.order)
         for at in range(0, len(order), self.size):
-            yield from (part.tolist() for part in np.array_split(np.array(order[at:at + self.size]), self.ranks))
+            yield from (
+                part.tolist()
+                for part in np.array_split(np.array(order[at : at + self.size]), self.ranks)
+            )
 
 
 class DistilTrainer(Trainer):
     """The Trainer with our order, our loss, and checkpoints that hold trainable weights only.
 
-    `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are compared by it."""
+    `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are compared by it.
+    """
 
-    def __init__(self, *args, sampler: OrderSampler, batch_size: int, validate, progress, patience: int = 0,
-                 loss: tuple[str, float] = ("token_mean", 0.0), **kwargs):
+    def __init__(
+        self,
+        *args,
+        sampler: OrderSampler,
+        batch_size: int,
+        validate,
+        progress,
+        patience: int = 0,
+        loss: tuple[str, float] = ("token_mean", 0.0),
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.loss, self.counts = loss, None  # (name, weight of the other tokens' mean); supervised tokens of an update, by kind
-        self.sampler, self.batch_size, self.validate, self.progress, self.patience = sampler, batch_size, validate, progress, patience
-        self.model_accepts_loss_kwargs = True  # we divide by the number of supervised tokens of the whole optimiser step
+        # (name, weight of the other tokens' mean); supervised tokens of an update, by kind
+        self.loss, self.counts = loss, None
+        self.sampler, self.batch_size, self.validate, self.progress, self.patience = (
+            sampler,
+            batch_size,
+            validate,
+            progress,
+            patience,
+        )
+        # We divide by the number of supervised tokens of the whole optimiser step
+        self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False  # `collate` has
-        self.sums = torch.zeros(2, 2, dtype=torch.float64)  # [label | other][sum of losses, tokens] since the epoch began
+        # [label | other][sum of losses, tokens] since the epoch began
+        self.sums = torch.zeros(2, 2, dtype=torch.float64)
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
@@ -113,13 +150,21 @@ class DistilTrainer(Trainer):
         if self.args.world_size == 1:
             return super().get_train_dataloader()
         batches = SlicedBatches(self.sampler, self.batch_size, self.args.world_size)
-        return self.accelerator.prepare(torch.utils.data.DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator))
+        return self.accelerator.prepare(
+            torch.utils.data.DataLoader(
+                self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator
+            )
+        )
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """The library's count of an update's supervised tokens, and ours by kind, (label, other), over all its batches and processes."""
+        """The library's count of an update's supervised tokens, and ours by kind, (label, other),
+        over all its batches and processes.
+        """
         if self.loss[0] != "token_mean" and batch_samples:
             labels = sum((batch["kinds"] == LABEL).sum() for batch in batch_samples)
-            counts = torch.stack([labels, sum(len(batch["kinds"]) for batch in batch_samples) - labels]).to(device)
+            counts = torch.stack(
+                [labels, sum(len(batch["kinds"]) for batch in batch_samples) - labels]
+            ).to(device)
             if self.args.world_size > 1:
                 torch.distributed.all_reduce(counts)
             self.counts = counts
@@ -128,11 +173,14 @@ class DistilTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         is_label = inputs["kinds"] == LABEL
         if self.loss[0] == "token_mean":
-            share = inputs["weights"] / (len(inputs["weights"]) if num_items_in_batch is None else num_items_in_batch)
+            share = inputs["weights"] / (
+                len(inputs["weights"]) if num_items_in_batch is None else num_items_in_batch
+            )
         else:
             share = loss_shares(inputs["weights"], is_label, self.counts, *self.loss)
         if self.args.world_size > 1 and num_items_in_batch is not None:
-            share = share * self.args.world_size  # gradients are averaged over processes, items were counted over all
+            # Gradients are averaged over processes, items were counted over all
+            share = share * self.args.world_size
         loss, losses = weighted_loss(model, inputs, share)
         for row, mask in enumerate((is_label, ~is_label)):
             self.sums[row] += torch.tensor([losses[mask].sum().item(), mask.sum().item()])
@@ -140,15 +188,27 @@ class DistilTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def check_loss(self, loss: float) -> None:
-        """A run that diverged ends here and is not stored. Raises DataError where the loss is no finite number."""
+        """A run that diverged ends here and is not stored.
+
+        Raises DataError where the loss is no finite number.
+        """
         if not math.isfinite(loss):
-            raise DataError(f"training diverged: the loss is {loss:g} at step {self.state.global_step + 1}, with lr {self.args.learning_rate:g} and "
-                            f"weights in {str(self.model.dtype).removeprefix('torch.')}; expected a finite loss: lower lr, or dtype float32")
+            raise DataError(
+                f"training diverged: the loss is {loss:g} at step "
+                f"{self.state.global_step + 1}, with lr {self.args.learning_rate:g} "
+                "and "
+                f"weights in {str(self.model.dtype).removeprefix('torch.')}; "
+                "expected a finite loss: lower lr, or dtype float32"
+            )
 
     def evaluate(self, *args, **kwargs):
-        """One epoch is over: its training losses by kind, and the validation label accuracy. Appended to the log.
+        """One epoch is over: its training losses by kind, and the validation label accuracy.
 
-        Of a torchrun's processes, which hold equal weights, the first validates and the others take its word."""
+        Appended to the log.
+
+        Of a torchrun's processes, which hold equal weights, the first validates and the others take
+        its word.
+        """
         if self.args.world_size > 1:
             total = self.sums.to(self.args.device)
             torch.distributed.all_reduce(total)
@@ -156,30 +216,45 @@ class DistilTrainer(Trainer):
         means = (self.sums[:, 0] / self.sums[:, 1].clamp(min=1)).tolist()
         total = (self.sums[:, 0].sum() / self.sums[:, 1].sum().clamp(min=1)).item()
         found = told(self.validate() if ranks()[0] == 0 else {}) if self.validate else {}
-        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):  # of the epoch's last update
+        # Of the epoch's last update
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             self.check_loss(math.nan)
-        row = {"epoch": round(self.state.epoch), "step": self.state.global_step, "loss": total, "label_loss": means[0],
-               "rationale_loss": means[1] if self.sums[1, 1] > len(self.sampler) else float("nan"),
-               "validation_accuracy": found.get("accuracy", float("nan")),
-               "validation_label_nll": found.get("label_nll", float("nan"))}
+        row = {
+            "epoch": round(self.state.epoch),
+            "step": self.state.global_step,
+            "loss": total,
+            "label_loss": means[0],
+            "rationale_loss": means[1] if self.sums[1, 1] > len(self.sampler) else float("nan"),
+            "validation_accuracy": found.get("accuracy", float("nan")),
+            "validation_label_nll": found.get("label_nll", float("nan")),
+        }
         self.sums.zero_()
         self.state.log_history.append({"distil": row})
         if ranks()[0] == 0:
             self.progress(row)
-        metrics = {"eval_selection": selection(row) if found else row["epoch"]}  # without validation the last epoch is the best one
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        # Without validation the last epoch is the best one
+        metrics = {"eval_selection": selection(row) if found else row["epoch"]}
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         if found and 0 < self.patience <= epochs_since_best(self.state.log_history):
             self.control.should_training_stop = True
         return metrics
 
     def _save_checkpoint(self, model, trial):
-        """The library's checkpoint, sealed when it is whole; only then the older ones go. Which are older is told by their step (the
-        library's own rotation goes by file times, and would delete the newest after the clock was set back)."""
+        """The library's checkpoint, sealed when it is whole; only then the older ones go.
+
+        Which are older is told by their step (the library's own rotation goes by file times, and
+        would delete the newest after the clock was set back).
+        """
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             seal_checkpoint(folder / f"checkpoint-{self.state.global_step}")
-            best = {self.state.global_step, self.state.best_global_step if self.args.load_best_model_at_end else None}
+            best = {
+                self.state.global_step,
+                self.state.best_global_step if self.args.load_best_model_at_end else None,
+            }
             for step, old in checkpoints(folder):
                 if step not in best:
                     shutil.rmtree(old, ignore_errors=True)
@@ -194,7 +269,9 @@ class DistilTrainer(Trainer):
 
     def _load_best_model(self):
         self.accelerator.wait_for_everyone()  # the first process may still be writing it
-        restore(self.model, load_file(Path(self.state.best_model_checkpoint) / "trainable.safetensors"))
+        restore(
+            self.model, load_file(Path(self.state.best_model_checkpoint) / "trainable.safetensors")
+        )
 
 
 def selection(row: dict) -> float:
@@ -203,42 +280,80 @@ def selection(row: dict) -> float:
 
 
 def epochs_since_best(log: list[dict]) -> int:
-    """How many epochs of a Trainer's log came after the best one (0 where none is logged). It is all that `patience` depends on, so a killed
-    run that goes on from its checkpoint stops where one that was left alone does; the library's own callback would count anew."""
+    """How many epochs of a Trainer's log came after the best one (0 where none is logged).
+
+    It is all that `patience` depends on, so a killed run that goes on from its checkpoint stops
+    where one that was left alone does; the library's own callback would count anew.
+    """
     found = [selection(row["distil"]) for row in log if "distil" in row]
     return len(found) - 1 - int(np.argmax(found)) if found else 0
 
 
-HISTORY = ["epoch", "step", "loss", "label_loss", "rationale_loss", "validation_accuracy", "validation_label_nll"]  # a checkpoint sorts them
+# A checkpoint sorts them
+HISTORY = [
+    "epoch",
+    "step",
+    "loss",
+    "label_loss",
+    "rationale_loss",
+    "validation_accuracy",
+    "validation_label_nll",
+]
 
 
 @torch.no_grad()
-def trunk_states(student: Student, data: list[Encoded], layers: int, store: dict) -> list[torch.Tensor] | None:
-    """What the lowest `layers` blocks make of each sequence but its last token (`collate`), [tokens - 1, width] each; None where there is
-    nothing to gain (no frozen block), where dropout makes each pass another one, or where it would take more than TRUNK_LIMIT bytes.
+def trunk_states(
+    student: Student, data: list[Encoded], layers: int, store: dict
+) -> list[torch.Tensor] | None:
+    """What the lowest `layers` blocks make of each sequence but its last token (`collate`), [tokens
 
-    store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups go by the questions' ids, so the
-    same data give the same numbers to the last bit, whatever was computed before, and seeds, which order them anew, share them."""
+    - 1, width] each; None where there is nothing to gain (no frozen block), where dropout makes
+    each pass another one, or where it would take more than TRUNK_LIMIT bytes.
+
+    store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups go
+    by the questions' ids, so the same data give the same numbers to the last bit, whatever was
+    computed before, and seeds, which order them anew, share them.
+    """
     model = student.model
-    size = sum(len(e.ids) - 1 for e in data) * model.config.hidden_size * next(model.parameters()).element_size()
+    size = (
+        sum(len(e.ids) - 1 for e in data)
+        * model.config.hidden_size
+        * next(model.parameters()).element_size()
+    )
     if not has_trunk(model, layers) or size > TRUNK_LIMIT:
         return None
     blocks, seen, found = blocks_of(model), [], [None] * len(data)
     order = sorted(range(len(data)), key=lambda i: data[i].id)
-    parts = [order[a:a + 16] for a in range(0, len(order), 16)]
+    parts = [order[a : a + 16] for a in range(0, len(order), 16)]
     keys = [(layers, tuple(data[i].ids for i in part)) for part in parts]
-    if stored(store) + size - stored({key: store[key] for key in keys if key in store}) > TRUNK_LIMIT:
+    if (
+        stored(store) + size - stored({key: store[key] for key in keys if key in store})
+        > TRUNK_LIMIT
+    ):
         store.clear()
     hook = blocks[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0][0]))
     try:
-        with attending(model, "packed"), prepacked(model), calling({block: _nothing for block in blocks[layers:]}):
+        with (
+            attending(model, "packed"),
+            prepacked(model),
+            calling({block: _nothing for block in blocks[layers:]}),
+        ):
             for part, key in zip(parts, keys):
                 if key not in store:
                     group = [data[i] for i in part]
                     batch, lengths = collate(group), [len(e.ids) - 1 for e in group]
-                    model.base_model(use_cache=False, **{name: batch[name].to(model.device) if name != "cu_seq_lens_q" else batch[name]
-                                                         for name in ("input_ids", "position_ids", "cu_seq_lens_q")})
-                    store[key] = [states.clone() for states in seen.pop()[:sum(lengths)].split(lengths)]
+                    model.base_model(
+                        use_cache=False,
+                        **{
+                            name: batch[name].to(model.device)
+                            if name != "cu_seq_lens_q"
+                            else batch[name]
+                            for name in ("input_ids", "position_ids", "cu_seq_lens_q")
+                        },
+                    )
+                    store[key] = [
+                        states.clone() for states in seen.pop()[: sum(lengths)].split(lengths)
+                    ]
                 for i, states in zip(part, store[key]):
                     found[i] = states
     finally:
@@ -252,9 +367,21 @@ def _nothing(hidden_states, *args, **kwargs):
 
 @contextmanager
 def compiled(model: nn.Module, backend: str):
-    """While open, the blocks' MLPs and RMS norms go through torch.compile, once for all lengths: a few fused loops instead of a dozen
-    passes over memory. backend "": nothing is compiled."""
-    parts = [m for block in blocks_of(model) for m in block.modules() if m is block.mlp or "RMSNorm" in type(m).__name__] if backend else []
+    """While open, the blocks' MLPs and RMS norms go through torch.compile, once for all lengths: a
+    few fused loops instead of a dozen passes over memory.
+
+    backend "": nothing is compiled.
+    """
+    parts = (
+        [
+            m
+            for block in blocks_of(model)
+            for m in block.modules()
+            if m is block.mlp or "RMSNorm" in type(m).__name__
+        ]
+        if backend
+        else []
+    )
     for part in parts:
         part.compile(backend=backend, dynamic=True)
     try:
@@ -266,37 +393,64 @@ def compiled(model: nn.Module, backend: str):
 
 @contextmanager
 def training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
-    """While open, the model takes `collate`'s batches, and a step costs what it must: sequences attend apart from each other, linear layers
-    run on the faster products (a compiler can't look into these), and what nothing is learnt from is left out."""
-    with (attending(model, "packed"), nullcontext() if compile else learning(model), compiled(model, compile),
-          starting_from_trunk(model, frozen_layers), last_block_at_places(model), sparse_embedding(model)):
+    """While open, the model takes `collate`'s batches, and a step costs what it must.
+
+    Sequences attend apart from each other, linear layers run on the faster products (a compiler
+    can't look into these), and what nothing is learnt from is left out.
+    """
+    with (
+        attending(model, "packed"),
+        nullcontext() if compile else learning(model),
+        compiled(model, compile),
+        starting_from_trunk(model, frozen_layers),
+        last_block_at_places(model),
+        sparse_embedding(model),
+    ):
         yield
 
 
 def freeze(model: nn.Module, layers: int) -> None:
-    """Make everything trainable but, where layers > 0, the embeddings (with a tied head) and the lowest `layers` blocks."""
+    """Make everything trainable but, where layers > 0, the embeddings (with a tied head) and the
+    lowest `layers` blocks.
+    """
     model.requires_grad_(True)
     if not layers:
         return
     depth = model.config.num_hidden_layers
     if not 0 < layers < depth:
-        raise DataError(f"frozen_layers is {layers}; expected 0 to {depth - 1} for this student of {depth} layers")
+        raise DataError(
+            f"frozen_layers is {layers}; expected 0 to {depth - 1} for this student "
+            f"of {depth} layers"
+        )
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     for module in [*embeddings, *blocks_of(model)[:layers]]:
         module.requires_grad_(False)
 
 
-def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: TrainConfig, seed: int, folder: Path,
-              validate=None, progress=lambda row: None, trunks: dict | None = None) -> tuple[pd.DataFrame, dict]:
-    """Train the student in place on the sequences of each epoch; checkpoints in `folder`, resumed from the last whole one.
+def fine_tune(
+    student: Student,
+    passes: list[list[Encoded]],
+    arm: Arm,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    validate=None,
+    progress=lambda row: None,
+    trunks: dict | None = None,
+) -> tuple[pd.DataFrame, dict]:
+    """Train the student in place on the sequences of each epoch.
 
-    trunks: a `trunk_states` store that runs of one student (with these weights) share; None: this run's own.
-    Under torchrun every process calls this with the same arguments: a batch is cut into a slice per process, so that
+    Checkpoints in `folder`, resumed from the last whole one.
+
+    trunks: a `trunk_states` store that runs of one student (with these weights) share; None: this
+    run's own. Under torchrun every process calls this with the same arguments: a batch is cut into
+    a slice per process, so that
     `batch_size` stays what an update sees however many there are.
 
-    validate: () -> {"accuracy": 0..1, "label_nll": nats}, called after each epoch; None compares nothing and keeps the
-    last. Returns the history (a row per epoch: loss in nats per token over all supervised tokens, label tokens, and
-    rationale tokens with their frame; validation accuracy and label loss) and a summary (best epoch, tokens trained on).
+    validate: () -> {"accuracy": 0..1, "label_nll": nats}, called after each epoch; None compares
+    nothing and keeps the last. Returns the history (a row per epoch: loss in nats per token over
+    all supervised tokens, label tokens, and rationale tokens with their frame; validation accuracy
+    and label loss) and a summary (best epoch, tokens trained on).
     """
     n = len(passes[0])
     copies = len(passes) if arm.fresh else 1
@@ -304,56 +458,105 @@ def fine_tune(student: Student, passes: list[list[Encoded]], arm: Arm, config: T
     freeze(student.model, config.frozen_layers)
     on_gpu = student.model.device.type == "cuda"
     select_best = validate is not None and config.select == "best"
-    silent = replace(data[0], kinds=(PROMPT,) * len(data[0].kinds))  # what an empty slice trains on: nothing is learnt from it
+    # What an empty slice trains on: nothing is learnt from it
+    silent = replace(data[0], kinds=(PROMPT,) * len(data[0].kinds))
     arguments = TrainingArguments(
-        output_dir=str(folder), use_cpu=student.model.device.type == "cpu", seed=seed, data_seed=seed,
-        num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.grad_accum, learning_rate=config.lr, weight_decay=config.weight_decay,
-        warmup_steps=min(config.warmup, 0.999), lr_scheduler_type=config.schedule, max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch_fused", bf16=on_gpu and student.model.dtype == torch.float32 and torch.cuda.is_bf16_supported(),
-        activation_checkpointing=config.gradient_checkpointing, eval_strategy="epoch", save_strategy="epoch",
-        load_best_model_at_end=select_best, metric_for_best_model="eval_selection",
-        greater_is_better=True, logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
-        dataloader_num_workers=0, dataloader_pin_memory=False)
+        output_dir=str(folder),
+        use_cpu=student.model.device.type == "cpu",
+        seed=seed,
+        data_seed=seed,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.grad_accum,
+        learning_rate=config.lr,
+        weight_decay=config.weight_decay,
+        warmup_steps=min(config.warmup, 0.999),
+        lr_scheduler_type=config.schedule,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=on_gpu and student.model.dtype == torch.float32 and torch.cuda.is_bf16_supported(),
+        activation_checkpointing=config.gradient_checkpointing,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=select_best,
+        metric_for_best_model="eval_selection",
+        greater_is_better=True,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+    )
     if arguments.world_size == 1:
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # else several visible GPUs become a DataParallel, which cuts a packed row; they are for torchrun and Ray
+        # Else several visible GPUs become a DataParallel, which cuts a packed row; they are for
+        # torchrun and Ray
+        arguments._n_gpu = min(arguments.n_gpu, 1)
     trunk = trunk_states(student, data, config.frozen_layers, {} if trunks is None else trunks)
-    states = {id(e): state for e, state in zip([*data, silent], [*trunk, trunk[0]])} if trunk else {}
+    states = (
+        {id(e): state for e, state in zip([*data, silent], [*trunk, trunk[0]])} if trunk else {}
+    )
 
     def collator(batch):
         batch = batch or [silent]
         found = collate(batch, arm.label_weight, config.rationale_weight)
         if states:
             joined = torch.cat([states[id(e)] for e in batch])
-            found["trunk"] = nn.functional.pad(joined, (0, 0, 0, found["input_ids"].shape[1] - len(joined)))[None]
+            found["trunk"] = nn.functional.pad(
+                joined, (0, 0, 0, found["input_ids"].shape[1] - len(joined))
+            )[None]
         return found
 
     patience, checkpoint = config.patience if select_best else 0, last_whole_checkpoint(folder)
-    log = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["log_history"] if checkpoint else []
+    log = (
+        json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))[
+            "log_history"
+        ]
+        if checkpoint
+        else []
+    )
     if 0 < patience <= epochs_since_best(log):  # killed after it had stopped early
         arguments.num_train_epochs = sum("distil" in row for row in log)
     trainer = DistilTrainer(
-        model=student.model, args=arguments, train_dataset=data, eval_dataset=data[:1], patience=patience,
-        data_collator=collator, sampler=OrderSampler(n, seed, copies), batch_size=config.batch_size,
-        validate=_in_eval(student, validate), progress=progress,
-        loss=(arm.loss or config.loss, other_weight(arm, config)))
+        model=student.model,
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=data[:1],
+        patience=patience,
+        data_collator=collator,
+        sampler=OrderSampler(n, seed, copies),
+        batch_size=config.batch_size,
+        validate=_in_eval(student, validate),
+        progress=progress,
+        loss=(arm.loss or config.loss, other_weight(arm, config)),
+    )
     trainer.remove_callback(_printer())
     try:
         with training(student.model, config.compile, config.frozen_layers):
             trainer.train(resume_from_checkpoint=checkpoint)
-    except Exception as error:  # torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named here
+    # Torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named
+    # here
+    except Exception as error:
         if type(error).__name__ != "UnpicklingError":
             raise
-        raise DataError(f"{folder}: a checkpoint holds objects beside tensors, and was not loaded ({str(error).splitlines()[0][:80]}); "
-                        "expected one that this program wrote: delete that folder and run again") from None
+        raise DataError(
+            f"{folder}: a checkpoint holds objects beside tensors, and was not "
+            f"loaded ({str(error).splitlines()[0][:80]}); "
+            "expected one that this program wrote: delete that folder and run again"
+        ) from None
     finally:
         student.model.eval()
         release_memory()
-    history = pd.DataFrame([row["distil"] for row in trainer.state.log_history if "distil" in row], columns=HISTORY)
+    history = pd.DataFrame(
+        [row["distil"] for row in trainer.state.log_history if "distil" in row], columns=HISTORY
+    )
     best_step = trainer.state.best_global_step if select_best else trainer.state.global_step
     best = history.loc[history["step"] == best_step, "epoch"]
-    tokens = sum(len(e.ids) for one in passes[:len(history)] for e in one)
-    return history, {"best_epoch": int(best.iloc[0]) if len(best) else int(history["epoch"].max()), "train_tokens": tokens}
+    tokens = sum(len(e.ids) for one in passes[: len(history)] for e in one)
+    return history, {
+        "best_epoch": int(best.iloc[0]) if len(best) else int(history["epoch"].max()),
+        "train_tokens": tokens,
+    }
 
 
 def _printer():
@@ -363,15 +566,19 @@ def _printer():
 
 
 def _in_eval(student: Student, validate):
-    """Validation runs without dropout and with sdpa (it pads and caches), then training goes on as before."""
+    """Validation runs without dropout and with sdpa (it pads and caches), then training goes on as
+    before.
+    """
     if validate is None:
         return None
 
     def run():
         student.model.eval()
         try:
-            with attending(student.model, "sdpa"), torch.compiler.set_stance("force_eager"):  # a compiler can't look into `prepacked` weights
+            # A compiler can't look into `prepacked` weights
+            with attending(student.model, "sdpa"), torch.compiler.set_stance("force_eager"):
                 return validate()
         finally:
             student.model.train()
+
     return run

@@ -32,25 +32,42 @@ from cotdistill.stats import (
 from cotdistill.study import student_note
 
 
-def save_verdicts(study: str, base: dict, verdicts: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame) -> None:
-    """verdicts.json (with what they rest on, accuracies by forced choice and by the written answer) and verdicts.csv, for the report, the
-    README and pooling."""
+def save_verdicts(
+    study: str, base: dict, verdicts: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame
+) -> None:
+    """verdicts.json (with what they rest on, accuracies by forced choice and by the written answer)
+    and verdicts.csv, for the report, the README and pooling.
+    """
     folder = study_dir(study)
-    write_json(folder / "verdicts.json", {
-        "study": study, "dataset": base["data"]["dataset"], "student": student_note(base), "provenance": provenance(),
-        "verdicts": json.loads(verdicts.to_json(orient="records")), "accuracy": json.loads(accuracies.to_json(orient="records")),
-        "accuracy_written": json.loads(written.to_json(orient="records"))})
+    write_json(
+        folder / "verdicts.json",
+        {
+            "study": study,
+            "dataset": base["data"]["dataset"],
+            "student": student_note(base),
+            "provenance": provenance(),
+            "verdicts": json.loads(verdicts.to_json(orient="records")),
+            "accuracy": json.loads(accuracies.to_json(orient="records")),
+            "accuracy_written": json.loads(written.to_json(orient="records")),
+        },
+    )
     with whole(folder / "verdicts.csv") as part:
         verdicts.to_csv(part, index=False)
 
 
 def load_verdicts(study: str) -> pd.DataFrame:
     """The verdict table of a study that has run."""
-    return pd.DataFrame(read_json(study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")["verdicts"])
+    return pd.DataFrame(
+        read_json(study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")["verdicts"]
+    )
 
 
 def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataFrame]:
-    """Judge a study's runs, as notebook 06 does with these parameters, and write verdicts.json and verdicts.csv. Returns (record, table)."""
+    """Judge a study's runs, as notebook 06 does with these parameters, and write verdicts.json and
+    verdicts.csv.
+
+    Returns (record, table).
+    """
     from cotdistill.files import read_json
     from cotdistill.paths import study_dir
     from cotdistill.runs.results import as_intact, load_predictions, stages_done
@@ -58,27 +75,45 @@ def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataF
     from cotdistill.study import load_base
 
     base, rng = load_base(study), np.random.default_rng(0)
-    predictions = load_predictions(study, stages_done(study), dataset=base["data"]["dataset"], student=base["student"])
+    predictions = load_predictions(
+        study, stages_done(study), dataset=base["data"]["dataset"], student=base["student"]
+    )
     forced = accuracy_table(predictions, "correct_choice", rng=rng, n_boot=n_boot)
     written = accuracy_table(predictions, "correct_generated", rng=rng, n_boot=n_boot)
-    table = verdicts(predictions, load_claims(root() / "params" / "claims.yaml"), rng, alpha=alpha, n_boot=n_boot,
-                           as_intact=as_intact(study, stages_done(study)))
+    table = verdicts(
+        predictions,
+        load_claims(root() / "params" / "claims.yaml"),
+        rng,
+        alpha=alpha,
+        n_boot=n_boot,
+        as_intact=as_intact(study, stages_done(study)),
+    )
     save_verdicts(study, base, table, forced, written)
     return read_json(study_dir(study) / "verdicts.json", "this command"), table
 
 
-RULES = {"difference": ("greater", "less"), "interaction": ("greater", "less"),
-         "equivalence": ("equal",), "noninferiority": ("not_less",)}
-MAX_AS_INTACT = 0.2  # above this share of equal training texts, two arms are not shown to be equivalent: they could hardly differ
+RULES = {
+    "difference": ("greater", "less"),
+    "interaction": ("greater", "less"),
+    "equivalence": ("equal",),
+    "noninferiority": ("not_less",),
+}
+# Above this share of equal training texts, two arms are not shown to be equivalent: they could
+# hardly differ
+MAX_AS_INTACT = 0.2
 
 
 def load_claims(path: str | Path) -> list[dict]:
-    """Read params/claims.yaml. Raises DataError naming the file, the claim and what is wrong with it.
+    """Read params/claims.yaml.
 
-    A claim: id, words, section, contrast, measure, direction, margin, rule, and perhaps `requires`, the id of a claim without whose
-    support this one says nothing (that shuffling costs nothing means little where there was nothing to lose). `contrast` maps a and b (for an
-    interaction also c and d: (a - b) - (c - d)) to lists of arm labels, best first. In a label `*` stands for anything
-    but "," and "]"; $1, $2 repeat in a later arm what the first, second `*` (or text in parentheses) stood for.
+    Raises DataError naming the file, the claim and what is wrong with it.
+
+    A claim: id, words, section, contrast, measure, direction, margin, rule, and perhaps `requires`,
+    the id of a claim without whose support this one says nothing (that shuffling costs nothing
+    means little where there was nothing to lose). `contrast` maps a and b (for an interaction also
+    c and d: (a - b) - (c - d)) to lists of arm labels, best first. In a label `*` stands for
+    anything but "," and "]"; $1, $2 repeat in a later arm what the first, second `*` (or text in
+    parentheses) stood for.
     """
     try:
         claims = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -87,33 +122,56 @@ def load_claims(path: str | Path) -> list[dict]:
     if not isinstance(claims, list):
         raise DataError(f"{path}: found a {type(claims).__name__}; expected a list of claims")
     for number, claim in enumerate(claims, 1):
-        name = claim.get("id", f"number {number}") if isinstance(claim, dict) else f"number {number}"
+        name = (
+            claim.get("id", f"number {number}") if isinstance(claim, dict) else f"number {number}"
+        )
         fail = lambda found: DataError(f"{path}: claim {name}: {found}")
         fields = ("id", "words", "section", "contrast", "measure", "direction", "margin", "rule")
         if not isinstance(claim, dict) or set(claim) - {"requires"} != set(fields):
             found = sorted(claim) if isinstance(claim, dict) else claim
             raise fail(f"fields are {found!r}; expected {', '.join(fields)} (and perhaps requires)")
         if claim["rule"] not in RULES or claim["direction"] not in RULES[claim["rule"]]:
-            raise fail(f"rule {claim['rule']!r} with direction {claim['direction']!r}; expected one of " +
-                       ", ".join(f"{r}: {' or '.join(d)}" for r, d in RULES.items()))
+            raise fail(
+                f"rule {claim['rule']!r} with direction {claim['direction']!r}; expected "
+                "one of " + ", ".join(f"{r}: {' or '.join(d)}" for r, d in RULES.items())
+            )
         if claim["measure"] not in MEASURES:
             raise fail(f"measure is {claim['measure']!r}; expected one of {', '.join(MEASURES)}")
         arms = "abcd" if claim["rule"] == "interaction" else "ab"
         contrast = claim["contrast"]
-        if not isinstance(contrast, dict) or "".join(sorted(contrast)) != arms or \
-                not all(isinstance(v, list) and v for v in contrast.values()):
-            raise fail(f"contrast is {contrast!r}; expected a list of arm labels for each of {', '.join(arms)}")
+        if (
+            not isinstance(contrast, dict)
+            or "".join(sorted(contrast)) != arms
+            or not all(isinstance(v, list) and v for v in contrast.values())
+        ):
+            raise fail(
+                f"contrast is {contrast!r}; expected a list of arm labels for each of "
+                f"{', '.join(arms)}"
+            )
         bounded = claim["rule"] in ("equivalence", "noninferiority")
-        if not isinstance(claim["margin"], (int, float)) or (claim["margin"] <= 0) == bounded or claim["margin"] < 0:
-            wanted = "a fraction above 0, such as 0.02 for two points" if bounded else f"0 for rule {claim['rule']}"
+        if (
+            not isinstance(claim["margin"], (int, float))
+            or (claim["margin"] <= 0) == bounded
+            or claim["margin"] < 0
+        ):
+            wanted = (
+                "a fraction above 0, such as 0.02 for two points"
+                if bounded
+                else f"0 for rule {claim['rule']}"
+            )
             raise fail(f"margin is {claim['margin']!r}; expected {wanted}")
-    repeated = [name for name, times in Counter(claim["id"] for claim in claims).items() if times > 1]
+    repeated = [
+        name for name, times in Counter(claim["id"] for claim in claims).items() if times > 1
+    ]
     if repeated:
         raise DataError(f"{path}: claim {repeated[0]} appears more than once; expected unique ids")
     standing = [claim["id"] for claim in claims if "requires" not in claim]
     for claim in claims:
         if "requires" in claim and claim["requires"] not in standing:
-            raise DataError(f"{path}: claim {claim['id']}: requires {claim['requires']!r}; expected the id of a claim that requires none")
+            raise DataError(
+                f"{path}: claim {claim['id']}: requires {claim['requires']!r}; "
+                "expected the id of a claim that requires none"
+            )
     return claims
 
 
@@ -124,18 +182,31 @@ def _by_number(label: str) -> list:
 
 
 def resolve_contrast(contrast: dict[str, list[str]], arms: list[str]) -> dict[str, str] | None:
-    """The first combination of measured arms that fits a claim's patterns: {"a": label, "b": label, ...} or None.
+    """The first combination of measured arms that fits a claim's patterns: {"a": label, "b".
 
-    Patterns are tried in their order, the labels that fit a pattern by their numbers, counts (1 and above) before fractions; see
+    Label, ...} or None.
+
+    Patterns are tried in their order, the labels that fit a pattern by their numbers, counts (1 and
+    above) before fractions; see
     `load_claims` for `*`, `$1`.
     """
+
     def fill(places, stars):
         if not places:
             return {}
         place, *rest = places
         for pattern in contrast[place]:
-            pattern = re.sub(r"\$(\d)", lambda m: stars[int(m[1]) - 1] if int(m[1]) <= len(stars) else m[0], pattern)
-            regex = re.escape(pattern).replace(r"\*", r"([^,\]]*)").replace(r"\(", "(").replace(r"\)", ")")
+            pattern = re.sub(
+                r"\$(\d)",
+                lambda m: stars[int(m[1]) - 1] if int(m[1]) <= len(stars) else m[0],
+                pattern,
+            )
+            regex = (
+                re.escape(pattern)
+                .replace(r"\*", r"([^,\]]*)")
+                .replace(r"\(", "(")
+                .replace(r"\)", ")")
+            )
             for arm in sorted(set(arms), key=_by_number):
                 match = re.fullmatch(regex, arm)
                 below = fill(rest, stars + list(match.groups())) if match else None
@@ -149,9 +220,11 @@ def resolve_contrast(contrast: dict[str, list[str]], arms: list[str]) -> dict[st
 def _judge(claim: dict, level: TwoLevel) -> tuple[float, str]:
     """A claim's p, and the verdict it would bring if small enough ("supported" or "contradicted").
 
-    Difference, interaction, noninferiority: two-sided p at 0 or -margin, the side decides. Equivalence: TOST for
-    support; twice the one-sided p beyond the nearer margin for contradiction; the smaller of them counts (at most one
-    of the two null hypotheses is true, so each keeps its level)."""
+    Difference, interaction, noninferiority: two-sided p at 0 or -margin, the side decides.
+    Equivalence: TOST for support; twice the one-sided p beyond the nearer margin for contradiction;
+    the smaller of them counts (at most one of the two null hypotheses is true, so each keeps its
+    level).
+    """
     margin = claim["margin"]
     if claim["rule"] == "equivalence":
         inside = max(one_sided(level, -margin, True), one_sided(level, margin, False))
@@ -159,7 +232,9 @@ def _judge(claim: dict, level: TwoLevel) -> tuple[float, str]:
         return (inside, "supported") if inside <= beyond else (beyond, "contradicted")
     null = -margin if claim["rule"] == "noninferiority" else 0.0
     above = bool(level.estimate > null)
-    return float(p_value(level, null)), "supported" if above != (claim["direction"] == "less") else "contradicted"
+    return float(p_value(level, null)), "supported" if above != (
+        claim["direction"] == "less"
+    ) else "contradicted"
 
 
 def _number(x: float, measure: str) -> str:
@@ -167,90 +242,165 @@ def _number(x: float, measure: str) -> str:
 
 
 def estimate_text(row: pd.Series) -> str:
-    """A verdict's estimate with its 95 % interval: "-0.3 [-8.0, +7.4]", in points or, as its contrast says, right answers per 100 tokens."""
+    """A verdict's estimate with its 95 % interval.
+
+    "-0.3 [-8.0, +7.4]", in points or, as its contrast says, right answers per 100 tokens.
+    """
     value, low, high = (_number(row[name], row["measure"]) for name in ("estimate", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
 def _reason(claim: dict, row: dict, alpha: float, empty: str) -> str:
-    """One sentence for the verdict, with the numbers it rests on; empty: why support says nothing here."""
+    """One sentence for the verdict, with the numbers it rests on; empty.
+
+    Why support says nothing here.
+    """
     value, low, high = (_number(row[k], claim["measure"]) for k in ("estimate", "low", "high"))
-    number = value + ("" if claim["measure"] == "correct_per_100_tokens" else " points") + MEASURED_BY[claim["measure"]]
+    number = (
+        value
+        + ("" if claim["measure"] == "correct_per_100_tokens" else " points")
+        + MEASURED_BY[claim["measure"]]
+    )
     if row["seeds"] == 1:
-        return (f"One seed: how much seeds vary is unknown, so nothing is claimed. In this one run {number} "
-                f"({low} to {high}, questions only).")
+        return (
+            "One seed: how much seeds vary is unknown, so nothing is claimed. In this one "
+            f"run {number} "
+            f"({low} to {high}, questions only)."
+        )
     found = f"{number}, 95 % interval {low} to {high}"
     if row["seeds"] < MIN_SEEDS:
-        return f"{row['seeds']} seeds: at least {MIN_SEEDS} are needed to judge how much they vary. {found}."
+        return (
+            f"{row['seeds']} seeds: at least {MIN_SEEDS} are needed to judge how much they "
+            f"vary. {found}."
+        )
     margin = f"{100 * claim['margin']:g} points"
-    side = "above" if row["estimate"] > (-claim["margin"] if claim["rule"] == "noninferiority" else 0) else "below"
-    yes, no = {"equivalence": (f"shown to lie {'within' if abs(row['estimate']) <= claim['margin'] else 'beyond'} ±{margin}",
-                               f"shown to lie neither within nor beyond ±{margin}"),
-               "noninferiority": (f"{side} -{margin}", f"not told apart from -{margin}")}.get(
-                   claim["rule"], (f"{side} 0", "not told apart from 0"))
+    side = (
+        "above"
+        if row["estimate"] > (-claim["margin"] if claim["rule"] == "noninferiority" else 0)
+        else "below"
+    )
+    yes, no = {
+        "equivalence": (
+            "shown to lie "
+            f"{'within' if abs(row['estimate']) <= claim['margin'] else 'beyond'} "
+            f"±{margin}",
+            f"shown to lie neither within nor beyond ±{margin}",
+        ),
+        "noninferiority": (f"{side} -{margin}", f"not told apart from -{margin}"),
+    }.get(claim["rule"], (f"{side} 0", "not told apart from 0"))
     if row["verdict"] != "inconclusive" or row["p_holm"] < alpha:
-        return f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)" + (f", but {empty}." if empty else ".")
+        return f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)" + (
+            f", but {empty}." if empty else "."
+        )
     late = " once all claims are counted" if row["p"] < alpha else ""
     return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm)."
 
 
-def _needed_text(claim: dict, values: np.ndarray, effect: float, alpha: float, rng: np.random.Generator) -> str:
+def _needed_text(
+    claim: dict, values: np.ndarray, effect: float, alpha: float, rng: np.random.Generator
+) -> str:
     """How many seeds and questions would decide the claim, in words."""
     if claim["measure"] == "correct_per_100_tokens":
-        return f"at least {MIN_SEEDS} seeds" if len(values) < MIN_SEEDS else "more seeds or questions"
+        return (
+            f"at least {MIN_SEEDS} seeds" if len(values) < MIN_SEEDS else "more seeds or questions"
+        )
     bounded = claim["rule"] in ("equivalence", "noninferiority")
     seeds, questions = values.shape
     some = MIN_SEEDS if seeds == 1 else max(seeds, 10)
-    size = needed(variance_parts(values), some, questions, 0.0 if bounded else effect, rng=rng, rule=claim["rule"],
-                  margin=claim["margin"], alpha=alpha)
-    aim = (f"to show it within {100 * claim['margin']:g} points if there is no difference" if bounded else
-           f"to see a {100 * effect:g}-point difference")
+    size = needed(
+        variance_parts(values),
+        some,
+        questions,
+        0.0 if bounded else effect,
+        rng=rng,
+        rule=claim["rule"],
+        margin=claim["margin"],
+        alpha=alpha,
+    )
+    aim = (
+        f"to show it within {100 * claim['margin']:g} points if there is no difference"
+        if bounded
+        else f"to see a {100 * effect:g}-point difference"
+    )
     count = f"{size['questions']:,}" if size["questions"] else "over 100,000"
     by_questions = f"{some} seeds of {count} questions"
     if seeds == 1:
         return f"at least {by_questions} {aim}, even if seeds agreed perfectly"
-    return f"{size['seeds'] or 'over 100'} seeds of {questions:,} questions, or {by_questions}, {aim} (80 % power)"
+    return (
+        f"{size['seeds'] or 'over 100'} seeds of {questions:,} questions, or {by_questions}, "
+        f"{aim} (80 % power)"
+    )
 
 
-def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Generator, *, alpha: float = 0.05,
-             effect: float = 0.02, n_boot: int = 2000, as_intact: dict[str, float] | None = None) -> pd.DataFrame:
+def verdicts(
+    predictions: pd.DataFrame,
+    claims: list[dict],
+    rng: np.random.Generator,
+    *,
+    alpha: float = 0.05,
+    effect: float = 0.02,
+    n_boot: int = 2000,
+    as_intact: dict[str, float] | None = None,
+) -> pd.DataFrame:
     """What one study's predictions say about each claim.
 
-    Columns: study, claim, words, section, contrast (the arms compared, and by what, unless by forced choice), measure, rule, margin, estimate, low, high
-    (95 %, not adjusted), p, p_holm (over the study's measured claims), verdict, reason, n, seeds, covers, needed.
+    Columns: study, claim, words, section, contrast (the arms compared, and by what, unless by
+    forced choice), measure, rule, margin, estimate, low, high (95 %, not adjusted), p, p_holm (over
+    the study's measured claims), verdict, reason, n, seeds, covers, needed.
 
-    verdict: "not measured" (an arm is missing, or the arms share no seed); "inconclusive" with fewer than MIN_SEEDS
-    seeds whatever p is, because the interval then leaves out, or hardly knows, how much seeds vary, and where support would
-    say nothing: the claim that this one `requires` is not supported, or an equivalence is of two arms of which more than MAX_AS_INTACT of
-    the training texts are the same (as_intact: arm -> that share, `runs.as_intact`); else "supported"
-    or "contradicted" where p_holm < alpha, on the side that `_judge` says, and "inconclusive" otherwise. `needed` is
-    filled where inconclusive: the size for 80 % power of a verdict, at alpha / (number of measured claims), so that
-    Holm is paid for.
-    Raises DataError on predictions of several studies and on arms that do not share their questions.
+    verdict: "not measured" (an arm is missing, or the arms share no seed); "inconclusive" with
+    fewer than MIN_SEEDS seeds whatever p is, because the interval then leaves out, or hardly knows,
+    how much seeds vary, and where support would say nothing: the claim that this one `requires` is
+    not supported, or an equivalence is of two arms of which more than MAX_AS_INTACT of the training
+    texts are the same (as_intact: arm -> that share, `runs.as_intact`); else "supported" or
+    "contradicted" where p_holm < alpha, on the side that `_judge` says, and "inconclusive"
+    otherwise. `needed` is filled where inconclusive: the size for 80 % power of a verdict, at alpha
+    / (number of measured claims), so that Holm is paid for. Raises DataError on predictions of
+    several studies and on arms that do not share their questions.
     """
     study = "; ".join(map(str, predictions["study"].unique())) if "study" in predictions else ""
     arms, rows, tables = sorted(set(predictions["arm"])), [], []
     for column in ("study", "dataset", "student"):
         if column in predictions and predictions[column].nunique() > 1:
-            raise DataError(f"predictions hold several values of {column} "
-                            f"({', '.join(map(str, predictions[column].unique()))}); expected one study at a time")
+            raise DataError(
+                f"predictions hold several values of {column} "
+                f"({', '.join(map(str, predictions[column].unique()))}); expected "
+                "one study at a time"
+            )
     for claim in claims:
-        row = dict(study=study, claim=claim["id"], words=" ".join(claim["words"].split()), section=claim["section"])
+        row = dict(
+            study=study,
+            claim=claim["id"],
+            words=" ".join(claim["words"].split()),
+            section=claim["section"],
+        )
         row |= {k: claim[k] for k in ("measure", "rule", "margin")}
         found, table = resolve_contrast(claim["contrast"], arms), None
-        seeds = [set(predictions.loc[predictions["arm"] == arm, "seed"]) for arm in (found or {}).values()]
+        seeds = [
+            set(predictions.loc[predictions["arm"] == arm, "seed"])
+            for arm in (found or {}).values()
+        ]
         if found is None:
-            plain = {p: [re.sub(r"\$\d", "*", x) for x in patterns] for p, patterns in claim["contrast"].items()}
+            plain = {
+                p: [re.sub(r"\$\d", "*", x) for x in patterns]
+                for p, patterns in claim["contrast"].items()
+            }
             missing = [x[0] for x in plain.values() if resolve_contrast({"a": x}, arms) is None]
             wanted = re.sub(r"[()]", "", " and ".join(missing)) or "arms that belong together"
             row |= dict(verdict="not measured", contrast="", reason=f"No run of {wanted}.")
         elif not set.intersection(*[s for s in seeds if s != {SHARED_SEED}] or [{SHARED_SEED}]):
-            row |= dict(verdict="not measured", contrast="",
-                        reason=f"No seed was run for all of {', '.join(found.values())}.")
+            row |= dict(
+                verdict="not measured",
+                contrast="",
+                reason=f"No seed was run for all of {', '.join(found.values())}.",
+            )
         else:
             weights = {found[p]: w for p, w in zip("abcd", (1.0, -1.0, -1.0, 1.0)) if p in found}
-            row["contrast"] = " − ".join(found[p] for p in "ab") if "c" not in found else \
-                f"({found['a']} − {found['b']}) − ({found['c']} − {found['d']})"
+            row["contrast"] = (
+                " − ".join(found[p] for p in "ab")
+                if "c" not in found
+                else f"({found['a']} − {found['b']}) − ({found['c']} − {found['d']})"
+            )
             row["contrast"] += MEASURED_BY[claim["measure"]]
             table = contrast_table(predictions, weights, claim["measure"])
             result, level = _result(table, claim["measure"], rng, n_boot)
@@ -258,8 +408,27 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
             row |= result | dict(p=p, verdict=side, arm=found["a"])
         rows.append(row)
         tables.append(table)
-    columns = ["study", "claim", "words", "section", "contrast", "measure", "rule", "margin", "estimate", "low", "high",
-               "p", "p_holm", "verdict", "reason", "n", "seeds", "covers", "needed"]
+    columns = [
+        "study",
+        "claim",
+        "words",
+        "section",
+        "contrast",
+        "measure",
+        "rule",
+        "margin",
+        "estimate",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "verdict",
+        "reason",
+        "n",
+        "seeds",
+        "covers",
+        "needed",
+    ]
     adjusted = holm(np.array([row.get("p", np.nan) for row in rows]))
     measured = int((~np.isnan(adjusted)).sum())
     for claim, row, table, p_holm in zip(claims, rows, tables, adjusted):
@@ -274,8 +443,15 @@ def verdicts(predictions: pd.DataFrame, claims: list[dict], rng: np.random.Gener
         alike, empty = (as_intact or {}).get(row.get("arm"), 0.0), ""
         if row["verdict"] == "supported" and claim.get("requires", row["claim"]) not in supported:
             empty = f"{claim['requires']} is not supported, so there was no gain to keep"
-        elif row["verdict"] == "supported" and claim["rule"] == "equivalence" and alike > MAX_AS_INTACT:
-            empty = f"{100 * alike:.0f} % of the training texts of {row['arm']} are the intact ones, so the two could hardly differ"
+        elif (
+            row["verdict"] == "supported"
+            and claim["rule"] == "equivalence"
+            and alike > MAX_AS_INTACT
+        ):
+            empty = (
+                f"{100 * alike:.0f} % of the training texts of {row['arm']} are the intact "
+                "ones, so the two could hardly differ"
+            )
         row["verdict"] = "inconclusive" if empty else row["verdict"]
         if table is not None:
             row["reason"] = _reason(claim, row, alpha, empty)
@@ -286,11 +462,12 @@ def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
     """Random-effects mean of each claim's estimate over studies (DerSimonian and Laird 1986).
 
     `tables`: verdict tables, one a study. A study's variance is that of its interval, (high - low)^2 / (2 z)^2, which
-    keeps the few-seeds t quantile. The interval is the wider of DerSimonian-Laird's and Hartung-Knapp's (t with k - 1
-    degrees of freedom); one study alone is returned as it is. A study in which nothing varied, whose interval has no width, says
-    nothing of its error and is left out (`studies` counts the others). Studies on the same test set are not independent.
-    Columns: claim, words, measure, studies, one_seed_studies (their intervals leave seeds out), estimate, low, high,
-    p, tau2, i2 (share of the spread that is between studies).
+    keeps the few-seeds t quantile. The interval is the wider of DerSimonian-Laird's and
+    Hartung-Knapp's (t with k - 1 degrees of freedom); one study alone is returned as it is. A study
+    in which nothing varied, whose interval has no width, says nothing of its error and is left out
+    (`studies` counts the others). Studies on the same test set are not independent. Columns: claim,
+    words, measure, studies, one_seed_studies (their intervals leave seeds out), estimate, low,
+    high, p, tau2, i2 (share of the spread that is between studies).
     """
     joined = pd.concat(tables, ignore_index=True)
     joined = joined[joined["estimate"].notna() & (joined["high"] > joined["low"])]
@@ -298,21 +475,66 @@ def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
     for (claim, words, measure), group in joined.groupby(["claim", "words", "measure"], sort=False):
         estimate = group["estimate"].to_numpy(float)
         variance = ((group["high"] - group["low"]) / (2 * z)).to_numpy(float) ** 2
-        row = dict(claim=claim, words=words, measure=measure, studies=len(group),
-                   one_seed_studies=int((group["seeds"] == 1).sum()))
+        row = dict(
+            claim=claim,
+            words=words,
+            measure=measure,
+            studies=len(group),
+            one_seed_studies=int((group["seeds"] == 1).sum()),
+        )
         if len(group) == 1:
             one = group.iloc[0]
-            rows.append(row | dict(estimate=one.estimate, low=one.low, high=one.high, p=one.p, tau2=np.nan, i2=np.nan))
+            rows.append(
+                row
+                | dict(
+                    estimate=one.estimate,
+                    low=one.low,
+                    high=one.high,
+                    p=one.p,
+                    tau2=np.nan,
+                    i2=np.nan,
+                )
+            )
             continue
-        with np.errstate(invalid="ignore"):         # statsmodels leaves a negative tau2 as it is
+        with np.errstate(invalid="ignore"):  # statsmodels leaves a negative tau2 as it is
             fit = combine_effects(estimate, variance, method_re="dl", use_t=False, alpha=alpha)
         tau2 = max(float(fit.tau2), 0.0)
         weights = 1 / (variance + tau2)
         mean, se = float(np.average(estimate, weights=weights)), float(np.sqrt(1 / weights.sum()))
-        knapp = float(np.sqrt(np.average((estimate - mean) ** 2, weights=weights) / (len(group) - 1)))
-        half = max(sps.norm.ppf(1 - alpha / 2) * se, sps.t.ppf(1 - alpha / 2, len(group) - 1) * knapp)
-        p = max(2 * sps.norm.sf(abs(mean) / se), 2 * sps.t.sf(abs(mean) / knapp, len(group) - 1) if knapp > 0 else 0.0)
-        rows.append(row | dict(estimate=mean, low=mean - half, high=mean + half, p=float(p), tau2=tau2,
-                               i2=max(float(fit.i2), 0.0)))
-    return pd.DataFrame(rows, columns=["claim", "words", "measure", "studies", "one_seed_studies", "estimate", "low",
-                                       "high", "p", "tau2", "i2"])
+        knapp = float(
+            np.sqrt(np.average((estimate - mean) ** 2, weights=weights) / (len(group) - 1))
+        )
+        half = max(
+            sps.norm.ppf(1 - alpha / 2) * se, sps.t.ppf(1 - alpha / 2, len(group) - 1) * knapp
+        )
+        p = max(
+            2 * sps.norm.sf(abs(mean) / se),
+            2 * sps.t.sf(abs(mean) / knapp, len(group) - 1) if knapp > 0 else 0.0,
+        )
+        rows.append(
+            row
+            | dict(
+                estimate=mean,
+                low=mean - half,
+                high=mean + half,
+                p=float(p),
+                tau2=tau2,
+                i2=max(float(fit.i2), 0.0),
+            )
+        )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "claim",
+            "words",
+            "measure",
+            "studies",
+            "one_seed_studies",
+            "estimate",
+            "low",
+            "high",
+            "p",
+            "tau2",
+            "i2",
+        ],
+    )

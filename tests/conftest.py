@@ -1,4 +1,6 @@
-"""Shared by all tests: one thread (tiny models gain nothing from two), a store of their own, tiny students and questions."""
+"""Shared by all tests: one thread (tiny models gain nothing from two), a store of their own, tiny
+students and questions.
+"""
 
 import os
 import subprocess
@@ -7,7 +9,8 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; without this a missing student is retried for a minute
+# No test needs the hub; without this a missing student is retried for a minute
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
@@ -39,14 +42,39 @@ def sliding_student() -> Student:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     base = load_student("tiny-gemma")
-    config = AutoConfig.for_model("gemma3_text", vocab_size=len(base.tokenizer), hidden_size=32, num_hidden_layers=2, head_dim=8,
-                                  num_attention_heads=4, num_key_value_heads=1, intermediate_size=64, sliding_window=16,
-                                  max_position_embeddings=1024, initializer_range=0.3, pad_token_id=base.pad_id,
-                                  eos_token_id=base.eos_id, layer_types=["sliding_attention", "full_attention"])
+    config = AutoConfig.for_model(
+        "gemma3_text",
+        vocab_size=len(base.tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        head_dim=8,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        intermediate_size=64,
+        sliding_window=16,
+        max_position_embeddings=1024,
+        initializer_range=0.3,
+        pad_token_id=base.pad_id,
+        eos_token_id=base.eos_id,
+        layer_types=["sliding_attention", "full_attention"],
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = base.eos_id, base.pad_id
-    return Student("tiny-gemma3", model, base.tokenizer, "x", "", base.eos_id, base.pad_id, base.filler_id, base.bos_ids)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
+        base.eos_id,
+        base.pad_id,
+    )
+    return Student(
+        "tiny-gemma3",
+        model,
+        base.tokenizer,
+        "x",
+        "",
+        base.eos_id,
+        base.pad_id,
+        base.filler_id,
+        base.bos_ids,
+    )
 
 
 @pytest.fixture(params=TINY)
@@ -68,30 +96,57 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def questions():
-    """Twelve questions whose options are prefixes of each other, quote the cues, or hold other scripts."""
-    choices = [("ice", "ice cream", "iced tea"), ("a cup", "a cup of tea", "tea"), ("Answer: ice", "Reason:", "no"),
-               ("café", "naïve 🙂", "日本"), ("1", "12", "123"), ("up", "down")]
-    return [Example(f"q{i}", f"What is number {i}, and why {'so ' * (i % 4)}?", choices[i % 6], i % len(choices[i % 6]))
-            for i in range(12)]
+    """Twelve questions whose options are prefixes of each other, quote the cues, or hold other
+    scripts.
+    """
+    choices = [
+        ("ice", "ice cream", "iced tea"),
+        ("a cup", "a cup of tea", "tea"),
+        ("Answer: ice", "Reason:", "no"),
+        ("café", "naïve 🙂", "日本"),
+        ("1", "12", "123"),
+        ("up", "down"),
+    ]
+    return [
+        Example(
+            f"q{i}",
+            f"What is number {i}, and why {'so ' * (i % 4)}?",
+            choices[i % 6],
+            i % len(choices[i % 6]),
+        )
+        for i in range(12)
+    ]
 
 
 @pytest.fixture(scope="session")
 def rationales(questions):
-    texts = ["Ice is cold. It melts.", "A cup holds tea, and tea is hot.", "It says Answer: ice and goes on.", "Ünïcode 🙂 words.",
-             "One two three four five six seven.", "Up."]
+    texts = [
+        "Ice is cold. It melts.",
+        "A cup holds tea, and tea is hot.",
+        "It says Answer: ice and goes on.",
+        "Ünïcode 🙂 words.",
+        "One two three four five six seven.",
+        "Up.",
+    ]
     return {e.id: Rationale(e.id, texts[i % 6], e.answer) for i, e in enumerate(questions)}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """All tests of the smoke study run in one worker: its two runs of six notebooks are the longest work here, and are made once."""
+    """All tests of the smoke study run in one worker.
+
+    Its two runs of six notebooks are the longest work here, and are made once.
+    """
     for item in items:
         if "smoke" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("smoke"))
 
 
 def needs_shared():
-    return pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data here: the embedded dataset carries the default")
+    return pytest.mark.skipif(
+        not SHARED.is_dir(),
+        reason="no ../shared/data here: the embedded dataset carries the default",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -99,11 +154,28 @@ def smoke(tmp_path_factory):
     """`make smoke` in a store of its own: the first run makes everything, the second reads it."""
     root = Path(__file__).resolve().parents[1]
     store, seconds = tmp_path_factory.mktemp("smoke"), []
-    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(store / "artifacts"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    environment = os.environ | {
+        "COTDISTILL_ARTIFACTS": str(store / "artifacts"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(root),
+    }
     for folder in ("first", "second"):
         started = time.time()
-        done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", "smoke", "--executed", str(store / folder)], cwd=root,
-                              env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "cotdistill.cli",
+                "run",
+                "smoke",
+                "--executed",
+                str(store / folder),
+            ],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         seconds.append((time.time() - started, done.stdout))
     return store, seconds

@@ -1,6 +1,8 @@
-"""What tests/test_ddp.py starts, once alone and once under torchrun: train, then write curves and weights of each case.
+"""What tests/test_ddp.py starts, once alone and once under torchrun.
 
-    python tests/ddp_worker.py OUT          torchrun --nproc_per_node 2 tests/ddp_worker.py OUT
+Train, then write curves and weights of each case.
+
+python tests/ddp_worker.py OUT          torchrun --nproc_per_node 2 tests/ddp_worker.py OUT
 """
 
 import json
@@ -26,17 +28,33 @@ from cotdistill.study import study_data
 from cotdistill.train import fine_tune
 
 # 13 questions in batches of 4: the last batch has one, so the second process has nothing of it.
-CASES = {"label_only": (Arm("label_only"), dict(batch_size=4)), "pre_cot": (Arm("pre_cot"), dict(batch_size=4)),
-         "accumulated": (arm_from_name("post_cot", label_weight=4.0), dict(batch_size=2, grad_accum=3)),
-         "balanced": (Arm("post_cot", loss="balanced"), dict(batch_size=2, grad_accum=3, loss_lambda=2.0)),
-         "fresh": (arm_from_name("post_cot_shuffled", fresh=True), dict(batch_size=4, frozen_layers=1, select="best"))}
+CASES = {
+    "label_only": (Arm("label_only"), dict(batch_size=4)),
+    "pre_cot": (Arm("pre_cot"), dict(batch_size=4)),
+    "accumulated": (arm_from_name("post_cot", label_weight=4.0), dict(batch_size=2, grad_accum=3)),
+    "balanced": (
+        Arm("post_cot", loss="balanced"),
+        dict(batch_size=2, grad_accum=3, loss_lambda=2.0),
+    ),
+    "fresh": (
+        arm_from_name("post_cot_shuffled", fresh=True),
+        dict(batch_size=4, frozen_layers=1, select="best"),
+    ),
+}
 
 
 def main(out: Path) -> None:
     if "RANK" in os.environ:
         torch.distributed.init_process_group()
-    spec = dict(dataset="microworld/everyday", data_dir="", validation_size=8, data_seed=1, rationales="", rationales_print="",
-                microworld=dict(n_train=13, n_test=8))
+    spec = dict(
+        dataset="microworld/everyday",
+        data_dir="",
+        validation_size=8,
+        data_seed=1,
+        rationales="",
+        rationales_print="",
+        microworld=dict(n_train=13, n_test=8),
+    )
     data, student = study_data({"data": spec}), load_student("tiny-llama")
     before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
     validations, curves = iter([(0.5, 2.0), (0.75, 1.0), (0.25, 0.5)]), {}
@@ -45,10 +63,21 @@ def main(out: Path) -> None:
         config = TrainConfig(**dict(lr=3e-3, epochs=3, select="last") | more)
         passes = encode_all(student, data.train, data.rationales, arm, "text", 0, config.epochs)
         steps = []
-        validate = (lambda: dict(zip(("accuracy", "label_nll"), next(validations)))) if config.select == "best" else None
-        history, summary = fine_tune(student, passes, arm, config, 5, out / name, validate, steps.append)
-        curves[name] = {"history": history.drop(columns=["validation_accuracy", "validation_label_nll"]).to_dict("list"), "summary": summary,
-                        "shown": len(steps)}
+        validate = (
+            (lambda: dict(zip(("accuracy", "label_nll"), next(validations))))
+            if config.select == "best"
+            else None
+        )
+        history, summary = fine_tune(
+            student, passes, arm, config, 5, out / name, validate, steps.append
+        )
+        curves[name] = {
+            "history": history.drop(
+                columns=["validation_accuracy", "validation_label_nll"]
+            ).to_dict("list"),
+            "summary": summary,
+            "shown": len(steps),
+        }
         if ranks()[0] == 0:
             save_file(trainable(student.model), out / f"{name}.safetensors")
     (out / f"curves{ranks()[0]}.json").write_text(json.dumps(curves))

@@ -1,4 +1,5 @@
-"""SIGKILL a study at many points of all its stages and compare what comes out with a run that was left alone: `make kill`.
+"""SIGKILL a study at many points of all its stages and compare what comes out with a run that was
+left alone: `make kill`.
 
     python tests/kill_harness.py [--out kill.json] [--points 2] [--writes 20] [--without-ray] [--seed 0]
 
@@ -9,7 +10,8 @@
 3. In a third store two processes run the whole study at once: a second fresh run, and each run made once.
 4. One training run is killed before each of its writes, renames and deletions, or as many of them as --writes says.
 
-Everything is compared to the byte, but for times and dates."""
+Everything is compared to the byte, but for times and dates.
+"""
 
 import argparse
 import glob
@@ -47,22 +49,51 @@ check_questions: 3
 n_steps: 2
 bootstrap: 50
 """
-# stage -> what has just appeared when it is killed (in the store; {study} and {executed} are filled in)
+# stage -> what has just appeared when it is killed (in the store; {study} and {executed} are filled
+# in)
 MOMENTS = {
-    "elicit": ["studies/{study}/rationales.jsonl", "studies/{study}/data.json", "{executed}/.01_elicit*"],
-    "train": ["studies/{study}/base.json", "runs/*.work/checkpoints/checkpoint-*", "runs/*.work/weights.safetensors", "runs/*.work/predictions.jsonl",
-              "runs/*.work/metrics.json*", "runs/*/metrics.json"],
+    "elicit": [
+        "studies/{study}/rationales.jsonl",
+        "studies/{study}/data.json",
+        "{executed}/.01_elicit*",
+    ],
+    "train": [
+        "studies/{study}/base.json",
+        "runs/*.work/checkpoints/checkpoint-*",
+        "runs/*.work/weights.safetensors",
+        "runs/*.work/predictions.jsonl",
+        "runs/*.work/metrics.json*",
+        "runs/*/metrics.json",
+    ],
     "evaluate": ["{executed}/.03_evaluate*", "studies/{study}/figures/*.p??*"],
-    "shuffle": ["studies/{study}/shuffle.json", "runs/*.work/checkpoints/checkpoint-*/seal.json", "runs/*.work/history.csv"],
-    "attribute": ["studies/{study}/scores/*.jsonl*", "studies/{study}/attribute.json", "runs/*.work/checkpoints/checkpoint-*/trainable.safetensors"],
-    "figures": ["studies/{study}/verdicts.json", "studies/{study}/figures/forest.p??*", "{executed}/06_figures.ipynb"],
+    "shuffle": [
+        "studies/{study}/shuffle.json",
+        "runs/*.work/checkpoints/checkpoint-*/seal.json",
+        "runs/*.work/history.csv",
+    ],
+    "attribute": [
+        "studies/{study}/scores/*.jsonl*",
+        "studies/{study}/attribute.json",
+        "runs/*.work/checkpoints/checkpoint-*/trainable.safetensors",
+    ],
+    "figures": [
+        "studies/{study}/verdicts.json",
+        "studies/{study}/figures/forest.p??*",
+        "{executed}/06_figures.ipynb",
+    ],
 }
 PATIENCE = 4 * 3600  # seconds; on a busy machine a stage of ten seconds can take an hour
-TIMES = ("train_seconds", "evaluate_seconds", "seal", "files")  # files: compared themselves, but for the date in provenance.json
-LINE = re.compile(r"^\[\d+/\d+\] (.+?)(?: seed (\d+))?: .* (?:\d+ s|(from the store))(?:, about .*)?$", re.M)
+# Files: compared themselves, but for the date in provenance.json
+TIMES = ("train_seconds", "evaluate_seconds", "seal", "files")
+LINE = re.compile(
+    r"^\[\d+/\d+\] (.+?)(?: seed (\d+))?: .* (?:\d+ s|(from the store))(?:, about "
+    r".*)?$",
+    re.M,
+)
 
 
 # ---------------------------------------------------------------- processes
+
 
 def processes() -> dict[int, tuple[int, str, str]]:
     """pid -> (parent, state, command line) of everything that lives here."""
@@ -70,7 +101,11 @@ def processes() -> dict[int, tuple[int, str, str]]:
     for path in glob.glob("/proc/[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
             state, parent = Path(path, "stat").read_text().rpartition(")")[2].split()[:2]
-            found[int(path[6:])] = int(parent), state, Path(path, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found[int(path[6:])] = (
+                int(parent),
+                state,
+                Path(path, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
+            )
     return found
 
 
@@ -92,7 +127,11 @@ def victims(child: subprocess.Popen, kind: str) -> list[int]:
     if kind == "group":
         return [child.pid]
     # of `make` and the process it starts the last one is the study
-    return [pid for pid, command in descendants(child.pid).items() if words[kind] in command and not command.startswith("make ")][-1:]
+    return [
+        pid
+        for pid, command in descendants(child.pid).items()
+        if words[kind] in command and not command.startswith("make ")
+    ][-1:]
 
 
 def gone(pid: int) -> bool:
@@ -104,41 +143,86 @@ def gone(pid: int) -> bool:
 
 
 def wait_gone(pids: list[int], seconds: float) -> float:
-    """Seconds until all have ended. Raises TimeoutError."""
+    """Seconds until all have ended.
+
+    Raises TimeoutError.
+    """
     started = time.monotonic()
     while not all(map(gone, pids)):
         if time.monotonic() - started > seconds:
-            raise TimeoutError(f"{[pid for pid in pids if not gone(pid)]} still live after {seconds} s")
+            raise TimeoutError(
+                f"{[pid for pid in pids if not gone(pid)]} still live after {seconds} s"
+            )
         time.sleep(0.05)
     return time.monotonic() - started
 
 
 def environment(store: Path, **more) -> dict[str, str]:
-    return os.environ | {"COTDISTILL_ARTIFACTS": str(store), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-                         "HF_HUB_OFFLINE": "1", **more}
+    return os.environ | {
+        "COTDISTILL_ARTIFACTS": str(store),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        **more,
+    }
 
 
 def by_python(study: str, executed: Path, *stages: str) -> list[str]:
-    return [sys.executable, "-m", "cotdistill.cli", "run", study, "--executed", str(executed), *(["--stages", *stages] if stages else [])]
+    return [
+        sys.executable,
+        "-m",
+        "cotdistill.cli",
+        "run",
+        study,
+        "--executed",
+        str(executed),
+        *(["--stages", *stages] if stages else []),
+    ]
 
 
 def by_make(study: str, executed: Path, *stages: str) -> list[str]:
-    """The Makefile's own targets, in an environment that is this interpreter. Its recipe is `run $(STUDY) --stages ...`: the folder
-    of the executed notebooks comes in with STUDY, so that none are written into the repository."""
+    """The Makefile's own targets, in an environment that is this interpreter.
+
+    Its recipe is `run $(STUDY) --stages ...`: the folder of the executed notebooks comes in with
+    STUDY, so that none are written into the repository.
+    """
     venv = executed.parent / "venv"
     (venv / "bin").mkdir(parents=True, exist_ok=True)
     (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (venv / "bin" / "python").chmod(0o755)
-    pins = subprocess.run("cat pyproject.toml environment.yml | cksum | cut -d' ' -f1", shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    pins = subprocess.run(
+        "cat pyproject.toml environment.yml | cksum | cut -d' ' -f1",
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     (venv / f".ready-{pins.stdout.strip()}").touch()
-    return ["make", "-s", "-C", str(ROOT), *(stages or ["reproduce"]), f"VENV={venv}", f"STUDY={study} --executed {executed}"]
+    return [
+        "make",
+        "-s",
+        "-C",
+        str(ROOT),
+        *(stages or ["reproduce"]),
+        f"VENV={venv}",
+        f"STUDY={study} --executed {executed}",
+    ]
 
 
 def start(command: list[str], store: Path, log: Path, **more) -> subprocess.Popen:
     """Start a study in a process group of its own, its output into log.out and log.err."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{log}.out", "wb") as out, open(f"{log}.err", "wb") as err:
-        return subprocess.Popen(command, cwd=ROOT, env=environment(store, **more), stdout=out, stderr=err, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(store, **more),
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
 
 
 def state(pattern: str) -> dict[str, tuple[int, int]]:
@@ -150,49 +234,89 @@ def state(pattern: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def killed(child: subprocess.Popen, kind: str, *, seconds: float = 0.0, appears: str = "", timeout: float = PATIENCE) -> dict | None:
-    """Kill once `seconds` have passed, or a file that matches `appears` is new or changed. What was done; None where the child
-    ended first."""
+def killed(
+    child: subprocess.Popen,
+    kind: str,
+    *,
+    seconds: float = 0.0,
+    appears: str = "",
+    timeout: float = PATIENCE,
+) -> dict | None:
+    """Kill once `seconds` have passed, or a file that matches `appears` is new or changed.
+
+    What was done; None where the child ended first.
+    """
     before, started = state(appears) if appears else {}, time.monotonic()
     while child.poll() is None:
         now = time.monotonic() - started
         if now > timeout:
             raise TimeoutError(f"{child.args} still runs after {timeout} s")
-        due = any(before.get(path) != found for path, found in state(appears).items()) if appears else now >= seconds
+        due = (
+            any(before.get(path) != found for path, found in state(appears).items())
+            if appears
+            else now >= seconds
+        )
         if due and (found := victims(child, kind)):
-            kernels = [pid for pid, command in descendants(child.pid).items() if "ipykernel_launcher" in command]
+            kernels = [
+                pid
+                for pid, command in descendants(child.pid).items()
+                if "ipykernel_launcher" in command
+            ]
             with suppress(ProcessLookupError):
-                os.killpg(found[0], signal.SIGKILL) if kind == "group" else os.kill(found[0], signal.SIGKILL)
-                return {"victim": kind, "moment": re.sub(r"^.*/(studies/[^/]*|runs|executed/[^/]*)/", "", appears) or f"after {now:.1f} s",
-                        "seconds": round(now, 1), "kernels": kernels}
+                os.killpg(found[0], signal.SIGKILL) if kind == "group" else os.kill(
+                    found[0], signal.SIGKILL
+                )
+                return {
+                    "victim": kind,
+                    "moment": re.sub(r"^.*/(studies/[^/]*|runs|executed/[^/]*)/", "", appears)
+                    or f"after {now:.1f} s",
+                    "seconds": round(now, 1),
+                    "kernels": kernels,
+                }
         time.sleep(0.003)
     return None
 
 
 # ---------------------------------------------------------------- what is in a store
 
+
 def finished(store: Path) -> dict[str, tuple[int, int]]:
     """Run -> inode and time of its metrics.json, which change when it is made again."""
-    return {Path(path).parent.name: found for path, found in state(f"{store}/runs/*/metrics.json").items() if not path.endswith(".work/metrics.json")}
+    return {
+        Path(path).parent.name: found
+        for path, found in state(f"{store}/runs/*/metrics.json").items()
+        if not path.endswith(".work/metrics.json")
+    }
 
 
 def half_files(store: Path, executed: Path) -> list[str]:
-    """What stands under the name of a whole thing and is not whole: runs, hand-ons, score files, figures, executed notebooks."""
+    """What stands under the name of a whole thing and is not whole.
+
+    Runs, hand-ons, score files, figures, executed notebooks.
+    """
     bad = []
     for folder in map(Path, glob.glob(f"{store}/runs/*/")):
         if folder.suffix in (".work", ".part"):
             continue
         try:
             files = json.loads((folder / "metrics.json").read_text())["files"]
-            bad += [f"{folder.name[:12]}/{name}" for name in files if hashlib.sha256((folder / name).read_bytes()).hexdigest() != files[name]]
+            bad += [
+                f"{folder.name[:12]}/{name}"
+                for name in files
+                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != files[name]
+            ]
         except (OSError, ValueError, KeyError) as error:
             bad.append(f"{folder.name[:12]}: {error}")
-    for path in map(Path, [*glob.glob(f"{store}/studies/*/**", recursive=True), *glob.glob(f"{executed}/*/*")]):
+    for path in map(
+        Path, [*glob.glob(f"{store}/studies/*/**", recursive=True), *glob.glob(f"{executed}/*/*")]
+    ):
         try:
             if path.suffix == ".json":
                 json.loads(path.read_text())
             elif path.suffix == ".jsonl":
-                assert all(json.loads(line) for line in path.read_text().splitlines()) and path.read_bytes().endswith(b"\n")
+                assert all(
+                    json.loads(line) for line in path.read_text().splitlines()
+                ) and path.read_bytes().endswith(b"\n")
             elif path.suffix == ".png":
                 assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
             elif path.suffix == ".pdf":
@@ -200,7 +324,9 @@ def half_files(store: Path, executed: Path) -> list[str]:
             elif path.suffix == ".ipynb":
                 book = json.loads(path.read_text())
                 assert "seconds" in book["metadata"]["cotdistill"]
-                assert all(cell["execution_count"] for cell in book["cells"] if cell["cell_type"] == "code")
+                assert all(
+                    cell["execution_count"] for cell in book["cells"] if cell["cell_type"] == "code"
+                )
         except (ValueError, KeyError, AssertionError) as error:
             bad.append(f"{path.relative_to(store.parent)}: {type(error).__name__} {error}")
     return bad
@@ -208,21 +334,42 @@ def half_files(store: Path, executed: Path) -> list[str]:
 
 def left_behind(store: Path, executed: Path) -> list[str]:
     """What a killed process would leave and a later one must clear away."""
-    return sorted(str(Path(path).relative_to(store.parent)) for pattern in (f"{store}/**/*.part*", f"{store}/**/*.work", f"{store}/**/*.failed",
-                                                                            f"{executed}/*/.*.part*") for path in glob.glob(pattern, recursive=True))
+    return sorted(
+        str(Path(path).relative_to(store.parent))
+        for pattern in (
+            f"{store}/**/*.part*",
+            f"{store}/**/*.work",
+            f"{store}/**/*.failed",
+            f"{executed}/*/.*.part*",
+        )
+        for path in glob.glob(pattern, recursive=True)
+    )
 
 
 def contents(store: Path) -> dict[str, object]:
-    """Everything in a store that must not depend on how it came about: name -> bytes' checksum, or values without times."""
+    """Everything in a store that must not depend on how it came about.
+
+    Name -> bytes' checksum, or values without times.
+    """
     found = {}
-    for path in map(Path, glob.glob(f"{store}/runs/*/*") + glob.glob(f"{store}/studies/*/**", recursive=True)):
+    for path in map(
+        Path, glob.glob(f"{store}/runs/*/*") + glob.glob(f"{store}/studies/*/**", recursive=True)
+    ):
         name = str(path.relative_to(store))
         if not path.is_file() or path.suffix == ".lock" or path.name == "provenance.json":
             continue
         if path.name == "metrics.json":
-            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in TIMES}
+            found[name] = {
+                key: value
+                for key, value in json.loads(path.read_text()).items()
+                if key not in TIMES
+            }
         elif path.name == "verdicts.json":
-            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("provenance", "seal")}
+            found[name] = {
+                key: value
+                for key, value in json.loads(path.read_text()).items()
+                if key not in ("provenance", "seal")
+            }
         else:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
@@ -243,19 +390,49 @@ def made(logs: list[Path]) -> dict[tuple[str, str], int]:
     return counts
 
 
-# ---------------------------------------------------------------- one run, killed before each of its writes
+# ---------------------------------------------------------------- one run, killed before each of
+# its writes
 
-BASE = dict(study="t", data=dict(dataset="microworld/everyday", data_dir="", validation_size=4, data_seed=1, rationales="", rationales_print="",
-                                 microworld=dict(n_train=12, n_test=6)),
-            student="tiny-llama", device="cpu", dtype="float32", seeds=[0], train_size=0, test_size=0, resample_train=False,
-            label_format="text", max_length=256, max_new_tokens=4, max_label_tokens=24, eval_batch_size=8,
-            train=dict(lr=1e-2, epochs=2, batch_size=6, select="best"))
+BASE = dict(
+    study="t",
+    data=dict(
+        dataset="microworld/everyday",
+        data_dir="",
+        validation_size=4,
+        data_seed=1,
+        rationales="",
+        rationales_print="",
+        microworld=dict(n_train=12, n_test=6),
+    ),
+    student="tiny-llama",
+    device="cpu",
+    dtype="float32",
+    seeds=[0],
+    train_size=0,
+    test_size=0,
+    resample_train=False,
+    label_format="text",
+    max_length=256,
+    max_new_tokens=4,
+    max_label_tokens=24,
+    eval_batch_size=8,
+    train=dict(lr=1e-2, epochs=2, batch_size=6, select="best"),
+)
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 
 
-def make_runs(store: str, die_at: int = 0, epochs: int = 2, said=None, runs_at_once: tuple = ("label_only", "pre_cot")) -> None:
-    """In a child process: a grid whose pre_cot keeps its weights; SIGKILLs itself before its `die_at`-th change to the store. Sends
-    its lines to the connection `said`, and at the end the number of changes."""
+def make_runs(
+    store: str,
+    die_at: int = 0,
+    epochs: int = 2,
+    said=None,
+    runs_at_once: tuple = ("label_only", "pre_cot"),
+) -> None:
+    """In a child process: a grid whose pre_cot keeps its weights.
+
+    SIGKILLs itself before its `die_at`-th change to the store. Sends its lines to the connection
+    `said`, and at the end the number of changes.
+    """
     import torch
 
     from cotdistill.arms import Arm
@@ -267,8 +444,17 @@ def make_runs(store: str, die_at: int = 0, epochs: int = 2, said=None, runs_at_o
 
     def watch(event, args):
         nonlocal changes
-        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if writes and str(args[0]).startswith(store) or event in WRITES and (str(args[0]).startswith(store) or "/" not in str(args[0])):
+        writes = (
+            event == "open"
+            and isinstance(args[2], int)
+            and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
+        if (
+            writes
+            and str(args[0]).startswith(store)
+            or event in WRITES
+            and (str(args[0]).startswith(store) or "/" not in str(args[0]))
+        ):
             changes += 1
             if changes == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -279,7 +465,9 @@ def make_runs(store: str, die_at: int = 0, epochs: int = 2, said=None, runs_at_o
 
     sys.addaudithook(watch)
     base = BASE | {"train": BASE["train"] | {"epochs": epochs}}
-    run_grid(base, [Arm(name) for name in runs_at_once], "train", keep_weights=[("pre_cot", 0)], say=say)
+    run_grid(
+        base, [Arm(name) for name in runs_at_once], "train", keep_weights=[("pre_cot", 0)], say=say
+    )
     if said is not None:
         said.send(changes)
         said.close()
@@ -312,14 +500,19 @@ def lines_of(connection) -> list:
 
 
 def check_writes(folder: Path, kills: int = 0) -> dict:
-    """Kill a grid of two runs (its store empty before) before each of its changes (`kills` 0), or before so many of them, evenly
-    spread; let it end, compare."""
+    """Kill a grid of two runs (its store empty before) before each of its changes (`kills` 0), or
+    before so many of them, evenly spread; let it end, compare.
+    """
     context = nursery()
     process, said = child_of(context, str(folder / "whole"))
     changes = lines_of(said)[-1]
     process.join()
     result = {"changes": changes, "kills": 0, "different": [], "redone": 0, "half": [], "left": []}
-    for at in range(1, changes + 1) if not kills else sorted({1 + round(i * (changes - 1) / max(1, kills - 1)) for i in range(kills)}):
+    for at in (
+        range(1, changes + 1)
+        if not kills
+        else sorted({1 + round(i * (changes - 1) / max(1, kills - 1)) for i in range(kills)})
+    ):
         store = folder / f"killed-{at}"
         process, said = child_of(context, str(store), die_at=at)
         lines_of(said)
@@ -333,7 +526,12 @@ def check_writes(folder: Path, kills: int = 0) -> dict:
         after = finished(store)
         result["redone"] += sum(after.get(key) != value for key, value in before.items())
         result["different"] += [f"{at}: {name}" for name in differences(folder / "whole", store)]
-        result["left"] += [f"{at}: {name}" for name in left_behind(store, folder / "none") if "/studies/" not in name]  # those wait for the next stage
+        # Those wait for the next stage
+        result["left"] += [
+            f"{at}: {name}"
+            for name in left_behind(store, folder / "none")
+            if "/studies/" not in name
+        ]
         if process.exitcode:
             result["different"].append(f"{at}: exit {process.exitcode}")
         shutil.rmtree(store)
@@ -344,18 +542,36 @@ def complete(notebook: Path, since: float) -> bool:
     """Whether a notebook was written after `since` with every cell executed and no error in it."""
     if not notebook.is_file() or notebook.stat().st_mtime < since:
         return False
-    cells = [c for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code" and c["source"]]
-    return all(c["execution_count"] and not any(o["output_type"] == "error" for o in c["outputs"]) for c in cells)
+    cells = [
+        c
+        for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        if c["cell_type"] == "code" and c["source"]
+    ]
+    return all(
+        c["execution_count"] and not any(o["output_type"] == "error" for o in c["outputs"])
+        for c in cells
+    )
 
 
 # ---------------------------------------------------------------- the whole harness
 
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="artifacts/kill.json", help="where the counts go")
-    parser.add_argument("--points", type=int, default=2, help="kills per stage at fractions of its time, besides those at moments")
+    parser.add_argument(
+        "--points",
+        type=int,
+        default=2,
+        help="kills per stage at fractions of its time, besides those at moments",
+    )
     parser.add_argument("--without-ray", action="store_true", help="kill no worker of a cluster")
-    parser.add_argument("--writes", type=int, default=20, help="kills before a write, spread over a run; 0: before each")
+    parser.add_argument(
+        "--writes",
+        type=int,
+        default=20,
+        help="kills before a write, spread over a run; 0: before each",
+    )
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="kill-"))
@@ -370,16 +586,32 @@ def main(arguments: list[str] | None = None) -> int:
         started = time.time()
         child = start(command, store, folder / "logs" / name, **more)
         if child.wait(PATIENCE):
-            report["problems"].append(f"{name}: exit {child.returncode}: " + Path(f"{folder}/logs/{name}.err").read_text()[-300:])
+            report["problems"].append(
+                f"{name}: exit {child.returncode}: "
+                + Path(f"{folder}/logs/{name}.err").read_text()[-300:]
+            )
         return time.time() - started
 
     reference = folder / "reference" / "store"
     for stage in NOTEBOOKS:
-        report["stages"][stage] = {"seconds": round(whole(f"reference-{stage}", by_python(study, reference.parent / "executed", stage), reference), 1), "kills": 0}
+        report["stages"][stage] = {
+            "seconds": round(
+                whole(
+                    f"reference-{stage}",
+                    by_python(study, reference.parent / "executed", stage),
+                    reference,
+                ),
+                1,
+            ),
+            "kills": 0,
+        }
     if report["problems"]:
         print(f"FAILED without a kill: {report['problems'][0]}")
         return 1
-    say("reference: " + ", ".join(f"{stage} {about['seconds']} s" for stage, about in report["stages"].items()))
+    say(
+        "reference: "
+        + ", ".join(f"{stage} {about['seconds']} s" for stage, about in report["stages"].items())
+    )
 
     store, executed = folder / "killed" / "store", folder / "killed" / "executed"
     done, kernels, number = {}, set(), 0
@@ -387,8 +619,11 @@ def main(arguments: list[str] | None = None) -> int:
         moments = [m.format(study="tiny", executed=f"{executed}/tiny") for m in MOMENTS[stage]]
         rng.shuffle(moments)
         plan = [{"appears": m if m.startswith("/") else f"{store}/{m}"} for m in moments]
-        if stage in ("shuffle", "attribute") and not chosen.without_ray:  # after it all runs of the stage are there
-            plan.append({"appears": f"{store}/runs/*.work/checkpoints/checkpoint-*", "victim": "worker"})
+        # After it all runs of the stage are there
+        if stage in ("shuffle", "attribute") and not chosen.without_ray:
+            plan.append(
+                {"appears": f"{store}/runs/*.work/checkpoints/checkpoint-*", "victim": "worker"}
+            )
         plan += [{"share": (i + rng.random()) / chosen.points} for i in range(chosen.points)]
         lasts = report["stages"][stage]["seconds"]
         for trigger in plan:
@@ -400,73 +635,143 @@ def main(arguments: list[str] | None = None) -> int:
             command = (by_make if through_make else by_python)(study, executed, stage)
             log = folder / "logs" / f"{number:02}-{stage}-{kind}"
             started = time.time()
-            child = start(command, store, log, **({"COTDISTILL_BACKEND": "ray"} if kind == "worker" else {}))
+            child = start(
+                command, store, log, **({"COTDISTILL_BACKEND": "ray"} if kind == "worker" else {})
+            )
             kill = killed(child, kind, **trigger)
             code = child.wait(PATIENCE)
             if kill is None:
                 report["ended_first"] += 1
-                lasts = time.time() - started  # what is in the store makes a stage shorter, and a machine's speed varies
+                # What is in the store makes a stage shorter, and a machine's speed varies
+                lasts = time.time() - started
                 if len(plan) < 12:  # another one in its place
                     plan.append({"share": 0.9 * rng.random()})
                 if code:
-                    report["problems"].append(f"{log.name}: exit {code} without a kill: {Path(f'{log}.err').read_text()[-300:]}")
+                    report["problems"].append(
+                        f"{log.name}: exit {code} without a kill: "
+                        f"{Path(f'{log}.err').read_text()[-300:]}"
+                    )
             else:
                 kernels |= set(kill.pop("kernels"))
                 report["kills"].append(kill | {"stage": stage, "exit": code})
                 report["stages"][stage]["kills"] += 1
-                errors = [line for line in Path(f"{log}.err").read_text().splitlines() if line.startswith("error: ")]
+                errors = [
+                    line
+                    for line in Path(f"{log}.err").read_text().splitlines()
+                    if line.startswith("error: ")
+                ]
                 if kind == "worker" and code:
-                    report["problems"].append(f"{log.name}: a lost worker ended the study: {errors}")
-                elif kind == "kernel" and not code and complete(executed / "tiny" / f"{NOTEBOOKS[stage]}.ipynb", started):
+                    report["problems"].append(
+                        f"{log.name}: a lost worker ended the study: {errors}"
+                    )
+                elif (
+                    kind == "kernel"
+                    and not code
+                    and complete(executed / "tiny" / f"{NOTEBOOKS[stage]}.ipynb", started)
+                ):
                     report["after_last_cell"] += 1  # nothing was left for the kernel to do
                 elif kind != "worker" and not code:
                     report["problems"].append(f"{log.name}: exit 0 after a kill")
-                elif kind == "kernel" and (len(errors) != 1 or "run the same command again" not in errors[0]):
-                    report["problems"].append(f"{log.name}: {errors}; expected one line that says the kernel died")
-            report["problems"] += [f"{log.name}: half: {name}" for name in half_files(store, executed)]
+                elif kind == "kernel" and (
+                    len(errors) != 1 or "run the same command again" not in errors[0]
+                ):
+                    report["problems"].append(
+                        f"{log.name}: {errors}; expected one line that says the kernel died"
+                    )
+            report["problems"] += [
+                f"{log.name}: half: {name}" for name in half_files(store, executed)
+            ]
             now = finished(store)
-            report["problems"] += [f"{log.name}: run {key[:12]} was made again" for key in done if now.get(key) != done[key]]
+            report["problems"] += [
+                f"{log.name}: run {key[:12]} was made again"
+                for key in done
+                if now.get(key) != done[key]
+            ]
             done |= now
         whole(f"{number:02}-{stage}-end", by_python(study, executed, stage), store)
-        report["problems"] += [f"{stage}: run {key[:12]} was made again" for key in done if finished(store).get(key) != done[key]]
+        report["problems"] += [
+            f"{stage}: run {key[:12]} was made again"
+            for key in done
+            if finished(store).get(key) != done[key]
+        ]
         done = finished(store)
-        say(f"{stage}: killed {report['stages'][stage]['kills']} times; {report['problems'] or 'no problem'}")
-        out.write_text(json.dumps(report, indent=1) + "\n")  # what is known, should the harness itself be killed
+        say(
+            f"{stage}: killed {report['stages'][stage]['kills']} times; "
+            f"{report['problems'] or 'no problem'}"
+        )
+        # What is known, should the harness itself be killed
+        out.write_text(json.dumps(report, indent=1) + "\n")
     try:
         report["slowest_orphan_seconds"] = round(wait_gone(list(kernels), 60), 1)
     except TimeoutError as error:
         report["problems"].append(str(error))
     whole("after", by_python(study, executed, "figures"), store)
     logs = sorted((folder / "logs").glob("[0-9]*.out"))
-    report["runs"] = {"planned": len(finished(reference)), "made": len(done), "made_more_than_once": sum(n > 1 for n in made(logs).values())}
+    report["runs"] = {
+        "planned": len(finished(reference)),
+        "made": len(done),
+        "made_more_than_once": sum(n > 1 for n in made(logs).values()),
+    }
     report["different"] = differences(reference, store)
     report["left_behind"] = left_behind(store, executed)
-    say(f"killed {len(report['kills'])} times; different from the reference: {report['different'] or 'nothing'}")
+    say(
+        f"killed {len(report['kills'])} times; different from the reference: "
+        f"{report['different'] or 'nothing'}"
+    )
 
     twice = folder / "twice" / "store"
-    both = [start(by_python(study, twice.parent / "executed"), twice, folder / "logs" / f"twice-{i}") for i in range(2)]
+    both = [
+        start(by_python(study, twice.parent / "executed"), twice, folder / "logs" / f"twice-{i}")
+        for i in range(2)
+    ]
     codes = [child.wait(PATIENCE) for child in both]
     counts = made(sorted((folder / "logs").glob("twice-*.out")))
-    report["two_at_once"] = {"exits": codes, "runs": len(counts), "made_once": sum(n == 1 for n in counts.values()),
-                             "different": differences(reference, twice), "half": half_files(twice, twice.parent / "executed"),
-                             "left_behind": left_behind(twice, twice.parent / "executed")}
+    report["two_at_once"] = {
+        "exits": codes,
+        "runs": len(counts),
+        "made_once": sum(n == 1 for n in counts.values()),
+        "different": differences(reference, twice),
+        "half": half_files(twice, twice.parent / "executed"),
+        "left_behind": left_behind(twice, twice.parent / "executed"),
+    }
     say(f"two at once: {report['two_at_once']}")
     report["before_each_write"] = check_writes(folder / "writes", chosen.writes)
     say(f"before each write: {report['before_each_write']}")
 
     writes, two = report["before_each_write"], report["two_at_once"]
-    report["problems"] += [f"different: {name}" for name in [*report["different"], *two["different"], *writes["different"]]]
-    report["problems"] += [f"half: {name}" for name in [*two["half"], *writes["half"]]] + [f"left: {n}" for n in [*report["left_behind"], *two["left_behind"], *writes["left"]]]
-    report["problems"] += [f"two at once: exits {codes}"] * any(codes) + ["two at once: a run was made twice"] * (two["made_once"] != two["runs"])
-    report["problems"] += ["runs planned and made differ"] * (report["runs"]["planned"] != report["runs"]["made"])
-    report["problems"] += ["a run was made twice"] * bool(report["runs"]["made_more_than_once"] + writes["redone"])
+    report["problems"] += [
+        f"different: {name}"
+        for name in [*report["different"], *two["different"], *writes["different"]]
+    ]
+    report["problems"] += [f"half: {name}" for name in [*two["half"], *writes["half"]]] + [
+        f"left: {n}" for n in [*report["left_behind"], *two["left_behind"], *writes["left"]]
+    ]
+    report["problems"] += [f"two at once: exits {codes}"] * any(codes) + [
+        "two at once: a run was made twice"
+    ] * (two["made_once"] != two["runs"])
+    report["problems"] += ["runs planned and made differ"] * (
+        report["runs"]["planned"] != report["runs"]["made"]
+    )
+    report["problems"] += ["a run was made twice"] * bool(
+        report["runs"]["made_more_than_once"] + writes["redone"]
+    )
     report["seconds"] = round(time.time() - began)
     out.write_text(json.dumps(report, indent=1) + "\n")
-    kinds = {kind: sum(k["victim"] == kind for k in report["kills"]) for kind in ("group", "papermill", "kernel", "worker")}
-    print(f"killed {len(report['kills'])} times in {len(NOTEBOOKS)} stages (" + ", ".join(f"{n} {kind}" for kind, n in kinds.items()) +
-          f") and {writes['kills']} times before a write: {report['runs']['made']} of {report['runs']['planned']} runs, none made twice, "
-          f"nothing different, in {report['seconds'] / 60:.0f} min" if not report["problems"] else
-          f"FAILED with {len(report['problems'])} problems, first: {report['problems'][0]} (logs in {folder}, counts in {out})")
+    kinds = {
+        kind: sum(k["victim"] == kind for k in report["kills"])
+        for kind in ("group", "papermill", "kernel", "worker")
+    }
+    print(
+        f"killed {len(report['kills'])} times in {len(NOTEBOOKS)} stages ("
+        + ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        + f") and {writes['kills']} times before a write: {report['runs']['made']} of "
+        f"{report['runs']['planned']} runs, none made twice, "
+        f"nothing different, in {report['seconds'] / 60:.0f} min"
+        if not report["problems"]
+        else f"FAILED with {len(report['problems'])} problems, first: {report['problems'][0]} "
+        "(logs "
+        f"in {folder}, counts in {out})"
+    )
     if not report["problems"]:
         shutil.rmtree(folder)
     return bool(report["problems"])

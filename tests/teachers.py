@@ -6,8 +6,11 @@ from cotdistill.elicit.settings import Connection, Sampling, TeacherSettings
 
 
 def group_settings(**flat) -> dict:
-    """Flat settings -> arguments of `elicit_*`: the fields of Sampling, TeacherSettings and
-    Connection in their dataclasses, all others as they are."""
+    """Flat settings -> arguments of `elicit_*`.
+
+    The fields of Sampling, TeacherSettings and Connection in their dataclasses, all others as they
+    are.
+    """
     groups = {}
     for kind in (Sampling, TeacherSettings, Connection):
         groups[kind] = {f.name: flat.pop(f.name) for f in fields(kind) if f.name in flat}

@@ -1,5 +1,6 @@
-"""Attributions against plain captum on whole uncached sequences, finite differences, and brute force one by
-one."""
+"""Attributions against plain captum on whole uncached sequences, finite differences, and brute
+force one by one.
+"""
 
 import itertools
 import math
@@ -51,10 +52,19 @@ from cotdistill.students import load_student
 from cotdistill.tiny import TINY
 
 torch.set_num_threads(1)
-EXAMPLE = Example("q1", "What is a sword made of?", ("steel", "cotton wool", "oak"), 1)  # a label of several tokens
+# A label of several tokens
+EXAMPLE = Example("q1", "What is a sword made of?", ("steel", "cotton wool", "oak"), 1)
 TEXT = "A sword is made of steel. Steel is hard, crème 🍮."
-EXAMPLES = [EXAMPLE, Example("q2", "What melts?", ("ice", "iron"), 0), Example("q3", "Why?", ("so", "no"), 1)]
-RATIONALES = {"q1": Rationale("q1", TEXT), "q2": Rationale("q2", "Ice melts when it is warm."), "q3": Rationale("q3", "Yes")}
+EXAMPLES = [
+    EXAMPLE,
+    Example("q2", "What melts?", ("ice", "iron"), 0),
+    Example("q3", "Why?", ("so", "no"), 1),
+]
+RATIONALES = {
+    "q1": Rationale("q1", TEXT),
+    "q2": Rationale("q2", "Ice melts when it is warm."),
+    "q3": Rationale("q3", "Yes"),
+}
 
 
 @cache
@@ -64,22 +74,39 @@ def student(name, dtype=torch.float32):
 
 def whole_logp(model, parts, rationale_ids=None):
     """log p(label) of one whole sequence, no cache, all logits: the definition."""
-    ids = parts.prefix + (parts.rationale if rationale_ids is None else rationale_ids) + parts.frame + parts.label
+    ids = (
+        parts.prefix
+        + (parts.rationale if rationale_ids is None else rationale_ids)
+        + parts.frame
+        + parts.label
+    )
     with torch.no_grad():
-        logp = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(-1)
+        logp = (
+            model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(-1)
+        )
     start = len(ids) - len(parts.label)
     return sum(logp[start + i - 1, token].item() for i, token in enumerate(parts.label))
 
 
 def forward_from_ids(model, parts):
     n, label = len(parts.label), torch.tensor(parts.label)
-    return lambda ids: model(input_ids=ids, use_cache=False).logits[:, -n - 1:-1].log_softmax(-1)[:, range(n), label].sum(1)
+    return lambda ids: (
+        model(input_ids=ids, use_cache=False)
+        .logits[:, -n - 1 : -1]
+        .log_softmax(-1)[:, range(n), label]
+        .sum(1)
+    )
 
 
 def forward_from_embeds(model, parts):
     """The whole sequence from embeddings [B, T, D], uncached."""
     n, label = len(parts.label), torch.tensor(parts.label)
-    return lambda x: model(inputs_embeds=x, use_cache=False).logits[:, -n - 1:-1].log_softmax(-1)[:, range(n), label].sum(1)
+    return lambda x: (
+        model(inputs_embeds=x, use_cache=False)
+        .logits[:, -n - 1 : -1]
+        .log_softmax(-1)[:, range(n), label]
+        .sum(1)
+    )
 
 
 def whole_ids(parts):
@@ -97,7 +124,9 @@ def test_the_sequence_is_the_one_of_training(name, label_format):
     trained = encode(student(name), EXAMPLE, TEXT, Arm("pre_cot"), label_format)
     assert tuple(parts.prefix + parts.rationale + parts.frame + parts.label) == trained.ids[:-1]
     assert parts.rationale == [i for i, k in zip(trained.ids, trained.kinds) if k == RATIONALE]
-    assert len(parts.prefix) == trained.kinds.count(PROMPT) and len(parts.words) == len(parts.rationale)
+    assert len(parts.prefix) == trained.kinds.count(PROMPT) and len(parts.words) == len(
+        parts.rationale
+    )
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -108,7 +137,9 @@ def test_integrated_gradients_equal_plain_captum(name):
     ids = whole_ids(parts)
     base = ids.clone()
     base[:, place(parts)] = s.filler_id
-    plain = LayerIntegratedGradients(forward_from_ids(s.model, parts), s.model.get_input_embeddings())
+    plain = LayerIntegratedGradients(
+        forward_from_ids(s.model, parts), s.model.get_input_embeddings()
+    )
     reference, delta = plain.attribute(ids, base, n_steps=12, return_convergence_delta=True)
     reference = reference.sum(-1)[0].detach().numpy()
     found = attribute(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=12, batch_size=5)
@@ -133,11 +164,16 @@ def test_gradient_methods_equal_plain_captum(name):
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
 def test_gradients_equal_finite_differences(name):
-    """d log p / d(scale of one token's embedding) at scale 1 is input x gradient: central differences in
-    float64."""
+    """d log p / d(scale of one token's embedding) at scale 1 is input x gradient.
+
+    Central differences in float64.
+    """
     s = student(name, torch.float64)
     parts = split_sequence(s, EXAMPLE, TEXT)
-    embeds, forward = s.model.get_input_embeddings()(whole_ids(parts)).detach(), forward_from_embeds(s.model, parts)
+    embeds, forward = (
+        s.model.get_input_embeddings()(whole_ids(parts)).detach(),
+        forward_from_embeds(s.model, parts),
+    )
     found = attribute(s, EXAMPLE, TEXT, "input_x_gradient").scores
     # Llama's norms compute in float32 whatever the dtype: a wider step and tolerance there.
     step, tolerance = (1e-5, 1e-6) if name == "tiny-gpt2" else (2e-2, 2e-3)
@@ -158,14 +194,20 @@ def test_occlusion_equals_brute_force(name):
     full = whole_logp(s.model, parts)
 
     def fall(hidden):
-        return full - whole_logp(s.model, parts, [s.filler_id if i in hidden else t for i, t in enumerate(parts.rationale)])
+        return full - whole_logp(
+            s.model,
+            parts,
+            [s.filler_id if i in hidden else t for i, t in enumerate(parts.rationale)],
+        )
 
     n = len(parts.rationale)
     found = attribute(s, EXAMPLE, TEXT, "occlusion", batch_size=7)
     assert np.allclose(found.scores, [fall({i}) for i in range(n)], atol=1e-4)
     assert found.logp_baseline == pytest.approx(full - fall(set(range(n))), abs=1e-4)
     words = attribute(s, EXAMPLE, TEXT, "occlusion_word")
-    expected = [fall({i for i in range(n) if parts.words[i] == w}) for w in range(len(TEXT.split()))]
+    expected = [
+        fall({i for i in range(n) if parts.words[i] == w}) for w in range(len(TEXT.split()))
+    ]
     assert np.allclose(aggregate_to_words(words.scores, words.words), expected, atol=1e-4)
 
 
@@ -176,9 +218,15 @@ def test_variants_that_start_at_different_places_equal_whole_passes(name, batch_
     parts, rng = split_sequence(s, EXAMPLE, TEXT), np.random.default_rng(0)
     n, before = len(parts.rationale), s.model.config._attn_implementation
     assert name != "sliding" or len(parts.prefix) > s.model.config.sliding_window
-    keep = np.array([[t < a or rng.random() < 0.5 for t in range(n)] for a in rng.integers(n + 1, size=9)] + [[True] * n, [False] * n])
+    keep = np.array(
+        [[t < a or rng.random() < 0.5 for t in range(n)] for a in rng.integers(n + 1, size=9)]
+        + [[True] * n, [False] * n]
+    )
     found = removal_logps(s, EXAMPLE, TEXT, keep, batch_size=batch_size)
-    exact = [whole_logp(s.model, parts, [t if k else s.filler_id for t, k in zip(parts.rationale, row)]) for row in keep]
+    exact = [
+        whole_logp(s.model, parts, [t if k else s.filler_id for t, k in zip(parts.rationale, row)])
+        for row in keep
+    ]
     assert np.allclose(found, exact, atol=1e-4)
     assert s.model.config._attn_implementation == before
 
@@ -188,13 +236,24 @@ def test_variants_that_start_at_different_places_equal_whole_passes(name, batch_
 def test_the_last_blocks_mlp_runs_where_the_label_is_predicted_and_nowhere_else(name, method):
     s, rows = student(name), []
     parts = split_sequence(s, EXAMPLE, TEXT)
-    inner = next(m for m in blocks_of(s.model)[-1].mlp.modules() if m.__class__.__name__ in ("Linear", "Conv1D"))
-    hook = inner.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[:-1].numel()))
+    inner = next(
+        m
+        for m in blocks_of(s.model)[-1].mlp.modules()
+        if m.__class__.__name__ in ("Linear", "Conv1D")
+    )
+    hook = inner.register_forward_pre_hook(
+        lambda _, given: rows.append(given[0].shape[:-1].numel())
+    )
     attribute(s, EXAMPLE, TEXT, method, n_steps=8)
     hook.remove()
-    prompt = len(parts.prefix) if method == "integrated_gradients" else len(parts.prefix + parts.rationale)
+    prompt = (
+        len(parts.prefix)
+        if method == "integrated_gradients"
+        else len(parts.prefix + parts.rationale)
+    )
     variants = 2 + (8 if method == "integrated_gradients" else len(TEXT.split()))
-    assert sum(rows) == prompt + variants * len(parts.label)  # the shared text is run through once, whole
+    # The shared text is run through once, whole
+    assert sum(rows) == prompt + variants * len(parts.label)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -207,10 +266,13 @@ def test_scores_are_complete_and_the_ends_are_right(name, baseline):
     assert found.logp_full == pytest.approx(whole_logp(s.model, parts), abs=1e-4)
     embed = s.model.get_input_embeddings()
     x = embed(whole_ids(parts)).detach()
-    everything = embed(torch.arange(embed.num_embeddings)).mean(0)  # Gemma's scale comes with the layer
+    # Gemma's scale comes with the layer
+    everything = embed(torch.arange(embed.num_embeddings)).mean(0)
     x[0, place(parts)] = everything if baseline == "mean" else embed(torch.tensor(s.filler_id))
     with torch.no_grad():
-        assert found.logp_baseline == pytest.approx(forward_from_embeds(s.model, parts)(x).item(), abs=1e-4)
+        assert found.logp_baseline == pytest.approx(
+            forward_from_embeds(s.model, parts)(x).item(), abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -224,8 +286,12 @@ def test_attention_is_the_models_own(name):
     s.model.set_attn_implementation("eager")
     ids = whole_ids(parts)[:, :-1]
     with torch.no_grad():
-        layers = [a[0].numpy() for a in s.model(input_ids=ids, output_attentions=True, use_cache=False).attentions]
-    rows = range(ids.shape[1] - len(parts.label), ids.shape[1])  # the positions that predict the label
+        layers = [
+            a[0].numpy()
+            for a in s.model(input_ids=ids, output_attentions=True, use_cache=False).attentions
+        ]
+    # The positions that predict the label
+    rows = range(ids.shape[1] - len(parts.label), ids.shape[1])
     by_hand = np.mean([layers[-1][:, row, place(parts)].mean(0) for row in rows], 0)
     assert np.allclose(last, by_hand, atol=1e-6)
     assert (last >= 0).all() and last.sum() <= 1 + 1e-6
@@ -241,7 +307,9 @@ def test_similarity_finds_the_labels_own_tokens():
     found = attribute(s, example, "It is steel", "embedding_similarity")
     weight = s.model.get_input_embeddings().weight.detach().numpy()
     target = weight[s.encode(" steel")].mean(0)
-    by_hand = [weight[i] @ target / np.linalg.norm(weight[i]) / np.linalg.norm(target) for i in found.ids]
+    by_hand = [
+        weight[i] @ target / np.linalg.norm(weight[i]) / np.linalg.norm(target) for i in found.ids
+    ]
     assert np.allclose(found.scores, by_hand, atol=1e-6)
     assert set(s.encode(" steel")) & {found.ids[i] for i in top_k(found.scores, 1)}
 
@@ -255,9 +323,27 @@ def test_many_equal_one_by_one_and_the_model_is_left_as_it_was(name):
     weights = {k: v.clone() for k, v in s.model.state_dict().items()}
     selections, done = {"q1": [0, 3], "q2": [1], "q3": []}, []
     for method in METHODS:
-        together = attribute_all(s, EXAMPLES, RATIONALES, method, n_steps=6, batch_size=16, selections=selections, seed=3,
-                                   progress=done.append)
-        backwards = attribute_all(s, EXAMPLES[::-1], RATIONALES, method, n_steps=6, batch_size=1, selections=selections, seed=3)
+        together = attribute_all(
+            s,
+            EXAMPLES,
+            RATIONALES,
+            method,
+            n_steps=6,
+            batch_size=16,
+            selections=selections,
+            seed=3,
+            progress=done.append,
+        )
+        backwards = attribute_all(
+            s,
+            EXAMPLES[::-1],
+            RATIONALES,
+            method,
+            n_steps=6,
+            batch_size=1,
+            selections=selections,
+            seed=3,
+        )
         for a, b in zip(together, backwards[::-1]):
             assert a.id == b.id and len(a.scores) == len(a.ids) and np.isfinite(a.scores).all()
             assert np.allclose(a.scores, b.scores, atol=2e-5), method
@@ -268,7 +354,9 @@ def test_many_equal_one_by_one_and_the_model_is_left_as_it_was(name):
 
 def test_random_and_human():
     s, selections = student("tiny-llama"), {"q1": [0, 3]}
-    a, b = (attribute_all(s, [EXAMPLE], RATIONALES, "random", seed=seed)[0].scores for seed in (1, 2))
+    a, b = (
+        attribute_all(s, [EXAMPLE], RATIONALES, "random", seed=seed)[0].scores for seed in (1, 2)
+    )
     assert not np.allclose(a, b) and ((0 <= a) & (a < 1)).all()
     human = attribute(s, EXAMPLE, TEXT, "human", selections=selections)
     assert top_k(human.scores, 2) == [0, 3] and set(human.scores) == {0, 1}
@@ -291,26 +379,40 @@ def test_words_and_top_k():
     assert top_k([1, 3, 3, 0], 0.5) == [1, 2] and top_k([1, 3], 15) == [0, 1] and top_k([], 3) == []
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ------------------------------------------------------------------------------------------------
+# files
+
 
 def test_scores_come_back_as_written(tmp_path):
     s, made = student("tiny-llama"), {"student": "x", "steps": 4}
-    found = [attribute(s, e, RATIONALES[e.id].text, "integrated_gradients", n_steps=4) for e in EXAMPLES]
-    found.append(attribute(s, Example("q4", "?", ("a", "b"), 0), "So", "random", rng=np.random.default_rng(0)))
+    found = [
+        attribute(s, e, RATIONALES[e.id].text, "integrated_gradients", n_steps=4) for e in EXAMPLES
+    ]
+    found.append(
+        attribute(
+            s, Example("q4", "?", ("a", "b"), 0), "So", "random", rng=np.random.default_rng(0)
+        )
+    )
     path = tmp_path / "deep" / "scores.jsonl"
     print_of = write_scores(path, found, made)
     back, again = read_attributions(path)
     assert again == print_of and [p.name for p in path.parent.iterdir()] == ["scores.jsonl"]
     for a, b in zip(found, back, strict=True):
-        assert (a.id, a.method, a.ids, a.words) == (b.id, b.method, b.ids, b.words) and (a.scores == b.scores).all()
+        assert (a.id, a.method, a.ids, a.words) == (b.id, b.method, b.ids, b.words) and (
+            a.scores == b.scores
+        ).all()
         assert a.delta == b.delta or math.isnan(a.delta) and math.isnan(b.delta)
     assert read_scores(path)[0]["q2"].tolist() == found[1].scores.tolist()
     assert write_scores(tmp_path / "b", found, made | {"steps": 5}) != print_of
     lines = path.read_text().splitlines()
-    for spoilt, words in ((lines[:-1], "3 questions"), (lines[1:], "head"), ([], "head"),
-                          ([lines[0].replace('"steps": 4', '"steps": 9'), *lines[1:]], "head"),
-                          ([lines[0], lines[1].replace('"words": [0', '"words": [0, 0'), *lines[2:]], "scores for"),
-                          ([lines[0], '{"id": "q1"}', *lines[2:]], ":2")):
+    for spoilt, words in (
+        (lines[:-1], "3 questions"),
+        (lines[1:], "head"),
+        ([], "head"),
+        ([lines[0].replace('"steps": 4', '"steps": 9'), *lines[1:]], "head"),
+        ([lines[0], lines[1].replace('"words": [0', '"words": [0, 0'), *lines[2:]], "scores for"),
+        ([lines[0], '{"id": "q1"}', *lines[2:]], ":2"),
+    ):
         path.write_text("".join(line + "\n" for line in spoilt))
         with pytest.raises(DataError, match=words):
             read_attributions(path)
@@ -322,35 +424,54 @@ def test_selections_are_appended_and_the_last_counts(tmp_path):
     write_selection(path, "é", [])
     write_selection(path, "q1", np.array([2]))
     assert read_selections(path) == {"q1": [2], "é": []}
-    for line in ('{"id": "q1"}', '{"id": 3, "tokens": []}', '{"id": "q", "tokens": [-1]}', '{"id": "q", "tokens": [true]}'):
+    for line in (
+        '{"id": "q1"}',
+        '{"id": 3, "tokens": []}',
+        '{"id": "q", "tokens": [-1]}',
+        '{"id": "q", "tokens": [true]}',
+    ):
         path.write_text('{"id": "a", "tokens": [0]}\n' + line + "\n")
         with pytest.raises(DataError, match=":2: found"):
             read_selections(path)
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(method="magic"), "expected one of integrated"), (dict(method="saliency", baseline="nought"), "baseline 'nought'"),
-    (dict(method="random"), "no random generator"), (dict(method="human"), "no human selection"),
-    (dict(method="human", selections={"q1": [0, 999]}), "selected token 999")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(method="magic"), "expected one of integrated"),
+        (dict(method="saliency", baseline="nought"), "baseline 'nought'"),
+        (dict(method="random"), "no random generator"),
+        (dict(method="human"), "no human selection"),
+        (dict(method="human", selections={"q1": [0, 999]}), "selected token 999"),
+    ],
+)
 def test_bad_input_has_one_clear_error(options, words):
     with pytest.raises(DataError, match=words):
         attribute(student("tiny-gpt2"), EXAMPLE, TEXT, **options)
 
 
-# ---------------------------------------------------------------------------------------- faithfulness
+# ----------------------------------------------------------------------------------------
+# faithfulness
+
 
 def test_faithfulness_equals_erasing_by_hand():
     s = student("tiny-llama")
     parts = split_sequence(s, EXAMPLE, TEXT)
     n = len(parts.rationale)
-    scores = {"occlusion": attribute(s, EXAMPLE, TEXT, "occlusion").scores, "random": np.random.default_rng(0).random(n)}
+    scores = {
+        "occlusion": attribute(s, EXAMPLE, TEXT, "occlusion").scores,
+        "random": np.random.default_rng(0).random(n),
+    }
     table = faithfulness(s, EXAMPLE, TEXT, scores, fractions=(0, 0.01, 0.2, 0.5, 1), batch_size=3)
     full = whole_logp(s.model, parts)
     assert len(table) == 10
     for row in table.itertuples():
         k = {0: 0, 0.01: 1, 1: n}.get(row.fraction, round(row.fraction * n))
         top = set(sorted(range(n), key=lambda i: -scores[row.method][i])[:k])
-        without, only = ([s.filler_id if (i in top) == gone else t for i, t in enumerate(parts.rationale)] for gone in (True, False))
+        without, only = (
+            [s.filler_id if (i in top) == gone else t for i, t in enumerate(parts.rationale)]
+            for gone in (True, False)
+        )
         assert row.tokens == k
         assert row.deletion == pytest.approx(whole_logp(s.model, parts, without), abs=1e-4)
         assert row.insertion == pytest.approx(whole_logp(s.model, parts, only), abs=1e-4)
@@ -365,10 +486,15 @@ def test_randomising_changes_what_it_says_and_the_check_sees_it():
     for (name, a), (_, b) in zip(s.model.named_parameters(), top.model.named_parameters()):
         assert torch.equal(a, b) != ("layers.1." in name and a.std() > 0), name
     everything = randomise(s, None, 0)
-    assert not torch.equal(everything.model.get_input_embeddings().weight, s.model.get_input_embeddings().weight)
+    assert not torch.equal(
+        everything.model.get_input_embeddings().weight, s.model.get_input_embeddings().weight
+    )
     assert torch.equal(randomise(s, None, 0).model.lm_head.weight, everything.model.lm_head.weight)
     table = randomisation_check(s, EXAMPLES[:2], RATIONALES, "occlusion", layers=(0, None))
-    assert np.allclose(table.loc[table["layers"] == 0, "rho"], 1) and (table.loc[table["layers"] == "all", "rho"] < 0.9).all()
+    assert (
+        np.allclose(table.loc[table["layers"] == 0, "rho"], 1)
+        and (table.loc[table["layers"] == "all", "rho"] < 0.9).all()
+    )
     own = attribute(s, EXAMPLE, TEXT, "occlusion").scores
     other = attribute(everything, EXAMPLE, TEXT, "occlusion").scores
     ranks = [pd.Series(x).rank() for x in (own, other)]
@@ -376,7 +502,13 @@ def test_randomising_changes_what_it_says_and_the_check_sees_it():
 
 
 def fake(id, method, scores, words=None):
-    return Attribution(id, method, tuple(range(len(scores))), np.array(scores, float), tuple(words or range(len(scores))))
+    return Attribution(
+        id,
+        method,
+        tuple(range(len(scores))),
+        np.array(scores, float),
+        tuple(words or range(len(scores))),
+    )
 
 
 def test_agreement_by_hand():
@@ -389,15 +521,21 @@ def test_agreement_by_hand():
     assert tau.loc["a", "c"] == pytest.approx(sps.kendalltau([1, 2, 3, 4], [0, 0, 1, 1]).statistic)
     overlap = agreement_square(table, "overlap")
     assert overlap.loc["a", "b"] == 0.5 and overlap.loc["a", "c"] == 1
-    ab = table[(table["method_a"] == "a") & (table["method_b"] == "b") & (table["measure"] == "tau")].iloc[0]
+    ab = table[
+        (table["method_a"] == "a") & (table["method_b"] == "b") & (table["measure"] == "tau")
+    ].iloc[0]
     assert (ab["low"], ab["high"], ab["n"]) == (-1, 1, 2)
     assert set(table.loc[table["measure"] == "chance", "value"]) == {0.5}
     with pytest.raises(DataError, match="different tokens"):
         agreement({"a": a, "b": [fake("1", "b", [1, 2])]}, 2, np.random.default_rng(0))
     flat = agreement({"a": a[:1], "b": [fake("1", "b", [0, 0, 0, 0])]}, 2, np.random.default_rng(0))
     assert flat.loc[flat["measure"] == "tau", "n"].tolist() == [0]
-    words = agreement({"a": [fake("1", "a", [0, 5, 1], [0, 0, 1])], "b": [fake("1", "b", [3, 0, 4], [0, 0, 1])]}, 1,
-                        np.random.default_rng(0), level="word")
+    words = agreement(
+        {"a": [fake("1", "a", [0, 5, 1], [0, 0, 1])], "b": [fake("1", "b", [3, 0, 4], [0, 0, 1])]},
+        1,
+        np.random.default_rng(0),
+        level="word",
+    )
     assert agreement_square(words).loc["a", "b"] == -1
 
 
@@ -420,12 +558,19 @@ def test_key_tokens_are_those_of_the_spans(name):
     key = key_tokens(s, rationale)
     ids = s.encode(f" {text}")
     assert len(key) == len(ids)
-    assert s.decode([i for i, k in zip(ids, key) if k]).replace(".", "").split() == ["sword", "steel"]
+    assert s.decode([i for i, k in zip(ids, key) if k]).replace(".", "").split() == [
+        "sword",
+        "steel",
+    ]
     perfect = key_token_precision_recall(s, rationale, key.astype(float))
     assert perfect["precision"] == perfect["recall"] == perfect["average_precision"] == 1
     worst = key_token_precision_recall(s, rationale, -key.astype(float), k=1)
     assert worst["precision"] == worst["recall"] == 0 and worst["chance"] == key.mean()
-    assert perfect["chance_average_precision"] == random_average_precision(len(key), int(key.sum())) > perfect["chance"]
+    assert (
+        perfect["chance_average_precision"]
+        == random_average_precision(len(key), int(key.sum()))
+        > perfect["chance"]
+    )
     with pytest.raises(DataError, match="key_spans"):
         key_token_precision_recall(s, Rationale("r", text), key)
     with pytest.raises(DataError, match="1 scores"):
@@ -434,13 +579,30 @@ def test_key_tokens_are_those_of_the_spans(name):
 
 @pytest.mark.parametrize("n, relevant", [(1, 1), (4, 1), (5, 2), (6, 3), (5, 5)])
 def test_the_average_precision_of_a_random_order_is_that_of_all_orders(n, relevant):
-    orders = [average_precision_score(np.isin(np.arange(n), key), -np.arange(n)) for key in itertools.combinations(range(n), relevant)]
+    orders = [
+        average_precision_score(np.isin(np.arange(n), key), -np.arange(n))
+        for key in itertools.combinations(range(n), relevant)
+    ]
     assert random_average_precision(n, relevant) == pytest.approx(np.mean(orders))
 
 
-@pytest.mark.parametrize("word, kind", [("The", "determiner"), ("because", "conjunction"), ("of", "preposition"), ("steel.", "noun"),
-                                        ("(it", "pronoun"), ("isn’t", "auxiliary"), ("3.5", "number"), ("—", "punctuation"),
-                                        ("quickly", "adverb"), ("melting", "verb"), ("dangerous,", "adjective"), ("hardness", "noun")])
+@pytest.mark.parametrize(
+    "word, kind",
+    [
+        ("The", "determiner"),
+        ("because", "conjunction"),
+        ("of", "preposition"),
+        ("steel.", "noun"),
+        ("(it", "pronoun"),
+        ("isn’t", "auxiliary"),
+        ("3.5", "number"),
+        ("—", "punctuation"),
+        ("quickly", "adverb"),
+        ("melting", "verb"),
+        ("dangerous,", "adjective"),
+        ("hardness", "noun"),
+    ],
+)
 def test_word_classes(word, kind):
     assert part_of_speech(word) == kind
 
@@ -454,7 +616,9 @@ def test_what_is_selected():
     assert words.loc[words["in_label"], "word"].tolist() == ["cotton"]
     assert words.loc[words["in_options"], "word"].tolist() == ["cotton", "steel."]
     table = selection_table(words).set_index("property")
-    assert table.loc["content", "selected"] == 1 and table.loc["content", "all"] == pytest.approx(4 / 7)
+    assert table.loc["content", "selected"] == 1 and table.loc["content", "all"] == pytest.approx(
+        4 / 7
+    )
     assert table.loc["in_label", "selected"] == 0.5 and table.loc["in_label", "all"] == 0.25
     assert table.loc["in_label", "ratio"] == 2 and table.loc["noun", "n"] == 2
     with pytest.raises(DataError, match="words"):
@@ -464,28 +628,53 @@ def test_what_is_selected():
 def test_scores_train_the_arms_that_need_them():
     s = student("tiny-llama")
     found = attribute(s, EXAMPLE, TEXT, "occlusion")
-    kept = encode(s, EXAMPLE, TEXT, Arm("post_cot", "kept", amount=3, selector="occlusion"), rng=np.random.default_rng(0),
-                  scores=found.scores)
-    assert [i for i, k in zip(kept.ids, kept.kinds) if k == RATIONALE] == [found.ids[t] for t in top_k(found.scores, 3)]
-    assert all(type(t) is int for t in top_k(found.scores, 3))  # plain numbers: they are written to JSON
+    kept = encode(
+        s,
+        EXAMPLE,
+        TEXT,
+        Arm("post_cot", "kept", amount=3, selector="occlusion"),
+        rng=np.random.default_rng(0),
+        scores=found.scores,
+    )
+    assert [i for i, k in zip(kept.ids, kept.kinds) if k == RATIONALE] == [
+        found.ids[t] for t in top_k(found.scores, 3)
+    ]
+    # Plain numbers: they are written to JSON
+    assert all(type(t) is int for t in top_k(found.scores, 3))
 
 
 def test_selectors_without_a_model_against_counting_by_hand():
-    """answer_words marks the words of the answer; tf-idf is scikit-learn's; frequency_matched prefers what is as frequent as the answer."""
+    """answer_words marks the words of the answer; tf-idf is scikit-learn's.
+
+    Frequency_matched prefers what is as frequent as the answer.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     s, example = student("tiny-llama"), Example("q1", "What holds tea?", ("a cup", "a net"), 0)
-    text, rest = "the cup holds the jar and the net", ["the jar holds the net and the net", "the cup", "the net"]
-    rationales = {"q1": Rationale("q1", text, 0)} | {f"r{i}": Rationale(f"r{i}", t, 0) for i, t in enumerate(rest)}
+    text, rest = (
+        "the cup holds the jar and the net",
+        ["the jar holds the net and the net", "the cup", "the net"],
+    )
+    rationales = {"q1": Rationale("q1", text, 0)} | {
+        f"r{i}": Rationale(f"r{i}", t, 0) for i, t in enumerate(rest)
+    }
     examples = [example] + [replace(example, id=f"r{i}") for i in range(3)]
     words = np.array(split_sequence(s, example, text).words)
-    by_word = {m: aggregate_to_words(attribute_all(s, examples, rationales, m)[0].scores, words)
-               for m in ("answer_words", "tfidf", "frequency_matched")}
+    by_word = {
+        m: aggregate_to_words(attribute_all(s, examples, rationales, m)[0].scores, words)
+        for m in ("answer_words", "tfidf", "frequency_matched")
+    }
     assert [w for w, value in zip(text.split(), by_word["answer_words"]) if value] == ["cup"]
     sk = TfidfVectorizer(norm=None, token_pattern=r"\S+").fit([text, *rest])
     wanted = dict(zip(sk.get_feature_names_out(), sk.transform([text]).toarray()[0]))
-    np.testing.assert_allclose(by_word["tfidf"], [wanted[w.removesuffix("s") if w == "holds" else w] if w != "holds" else wanted["holds"]
-                                                  for w in text.split()])
+    np.testing.assert_allclose(
+        by_word["tfidf"],
+        [
+            wanted[w.removesuffix("s") if w == "holds" else w] if w != "holds" else wanted["holds"]
+            for w in text.split()
+        ],
+    )
     match = dict(zip(text.split(), by_word["frequency_matched"]))
-    assert match["cup"] == -1 < match["the"] < match["net"] < match["jar"] == 1.0  # cup, jar, holds and "and" twice, net four times, the most often
+    # Cup, jar, holds and "and" twice, net four times, the most often
+    assert match["cup"] == -1 < match["the"] < match["net"] < match["jar"] == 1.0
     assert attribute(s, example, "", "tfidf").scores.shape == (0,)

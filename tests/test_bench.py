@@ -1,4 +1,6 @@
-"""The benchmark: every peer gives our results (independent checks of our numbers), and the measuring itself is right."""
+"""The benchmark: every peer gives our results (independent checks of our numbers), and the
+measuring itself is right.
+"""
 
 import ast
 import copy
@@ -71,10 +73,16 @@ def inputs():
 
 
 def alike(rows: pd.DataFrame, peers: int) -> bool:
-    return len(rows) == peers and rows["same"].str.startswith("yes").all() and (rows["ratio"] > 0).all()
+    return (
+        len(rows) == peers
+        and rows["same"].str.startswith("yes").all()
+        and (rows["ratio"] > 0).all()
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- inputs
+# ----------------------------------------------------------------------------------------------------------------
+# inputs
+
 
 def test_texts_are_a_function_of_the_seed_and_have_the_asked_lengths(inputs, llama):
     examples, rationales = inputs
@@ -85,7 +93,9 @@ def test_texts_are_a_function_of_the_seed_and_have_the_asked_lengths(inputs, lla
     five, none = texts(0, n_options=5, option_words=0, test=6)
     assert len(five) == 6 and none == {} and all(len(e.choices) == 5 for e in five)
     table = length_table(llama, examples, rationales)
-    assert table.loc["prompt", "mean"] == np.mean([len(llama.encode(prompt_text(e, "label_only"))) for e in examples])
+    assert table.loc["prompt", "mean"] == np.mean(
+        [len(llama.encode(prompt_text(e, "label_only"))) for e in examples]
+    )
 
 
 def test_grouped_batches_need_less_padding_and_no_batch_is_the_epochs_extreme(inputs, llama):
@@ -99,19 +109,44 @@ def test_grouped_batches_need_less_padding_and_no_batch_is_the_epochs_extreme(in
     assert padding(True) < 0.8 * padding(False)
 
 
-# -------------------------------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------------------------------
+# training
 
-@pytest.mark.parametrize("peer", ["Trainer at its best", pytest.param("TRL as it comes", marks=pytest.mark.skipif(
-    not find_spec("trl"), reason="the bench extra (trl) is not installed")), pytest.param("TRL at its best", marks=pytest.mark.skipif(
-        not find_spec("trl"), reason="the bench extra (trl) is not installed"))])
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        "Trainer at its best",
+        pytest.param(
+            "TRL as it comes",
+            marks=pytest.mark.skipif(
+                not find_spec("trl"), reason="the bench extra (trl) is not installed"
+            ),
+        ),
+        pytest.param(
+            "TRL at its best",
+            marks=pytest.mark.skipif(
+                not find_spec("trl"), reason="the bench extra (trl) is not installed"
+            ),
+        ),
+    ],
+)
 def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
     student = tiny("tiny-llama")
     batches = training_batches(encode_placements(student, *inputs), 4, 1)
-    steps = time_training(student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64)
+    steps = time_training(
+        student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64
+    )
     rows = training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer], HALF)
-    assert alike(rows, 3) and (rows["reached"] == "yes").all() and (rows["bound"] > rows["ratio"]).all() and np.allclose(rows["kernels"], rows["ratio"] * 2)
+    assert (
+        alike(rows, 3)
+        and (rows["reached"] == "yes").all()
+        and (rows["bound"] > rows["ratio"]).all()
+        and np.allclose(rows["kernels"], rows["ratio"] * 2)
+    )
     losses = steps[steps["side"] == peer].sort_values("step")["loss"].to_numpy()
-    assert len(losses) == 7 and abs(losses[-1] - losses[0]) > 1e-3  # it trained, so equality says something
+    # It trained, so equality says something
+    assert len(losses) == 7 and abs(losses[-1] - losses[0]) > 1e-3
     with torch.no_grad():  # the first loss, by the definition
         student.model.set_attn_implementation("packed")
         first = token_losses(student.model, collate(batches[TRAINERS[peer][1]][0][1])).mean().item()
@@ -123,14 +158,37 @@ def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
 def test_the_loss_furthest_from_ours_is_judged_by_hf_in_float64(inputs, llama, worst):
     """Steps whose losses are said to agree but for one, which is made again with our weights."""
     batches = training_batches(encode_placements(llama, *inputs), 4, 1)
-    order, config, losses, weights = [b for _, b in batches[True]], TrainConfig(batch_size=4, lr=1e-2), [], []
+    order, config, losses, weights = (
+        [b for _, b in batches[True]],
+        TrainConfig(batch_size=4, lr=1e-2),
+        [],
+        [],
+    )
     learner = replace(llama, model=copy.deepcopy(llama.model))
     snapshot = lambda: weights.append({k: v.clone() for k, v in learner.model.state_dict().items()})
     snapshot()
-    train_side("ours, grouped", learner, order, config, 0, lambda _, loss: (losses.append(loss), snapshot()))
+    train_side(
+        "ours, grouped",
+        learner,
+        order,
+        config,
+        0,
+        lambda _, loss: (losses.append(loss), snapshot()),
+    )
     peer = "Trainer at its best"
-    steps = pd.DataFrame([{"side": side, "beside": peer, "repeat": 0, "step": i, "loss": loss * (1.1 if side == peer and i == worst else 1.0)}
-                          for side in ("ours, grouped", peer) for i, loss in enumerate(losses)])
+    steps = pd.DataFrame(
+        [
+            {
+                "side": side,
+                "beside": peer,
+                "repeat": 0,
+                "step": i,
+                "loss": loss * (1.1 if side == peer and i == worst else 1.0),
+            }
+            for side in ("ours, grouped", peer)
+            for i, loss in enumerate(losses)
+        ]
+    )
     before = {k: v.clone() for k, v in llama.model.state_dict().items()}
     table, rounding = whose_rounding(llama, steps, batches, config)
     assert all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
@@ -141,28 +199,48 @@ def test_the_loss_furthest_from_ours_is_judged_by_hf_in_float64(inputs, llama, w
         labels = [i if k != PROMPT else -100 for i, k in zip(e.ids, e.kinds)]
         with torch.no_grad():
             logits = double(torch.tensor([e.ids])).logits[0, :-1].double()
-        total += torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), ignore_index=-100, reduction="sum").item()
+        total += torch.nn.functional.cross_entropy(
+            logits, torch.tensor(labels[1:]), ignore_index=-100, reduction="sum"
+        ).item()
         count += sum(x != -100 for x in labels)
-    assert list(table["loss"]) == ["ours, grouped", "transformers, with our weights", peer] and set(table["step"]) == {worst + 1}
+    assert list(table["loss"]) == ["ours, grouped", "transformers, with our weights", peer] and set(
+        table["step"]
+    ) == {worst + 1}
     assert set(table["float64"]) == {f"{total / count:.7f}"}
-    assert rounding[llama.name, peer] < 1e-5 and table["difference"].astype(float).tolist() == pytest.approx([0, 0, 0.1], abs=1e-3)
+    assert rounding[llama.name, peer] < 1e-5 and table["difference"].astype(
+        float
+    ).tolist() == pytest.approx([0, 0, 0.1], abs=1e-3)
 
 
 def test_another_loss_would_be_seen(inputs, llama):
     batches = training_batches(encode_placements(llama, *inputs), 4, 1)
-    steps = time_training(llama, batches, TrainConfig(batch_size=4), 1, ["ours", "Trainer as it comes"], 64)
+    steps = time_training(
+        llama, batches, TrainConfig(batch_size=4), 1, ["ours", "Trainer as it comes"], 64
+    )
     steps.loc[steps["side"] != "ours", "loss"] *= 1 + 1e-4
-    rows = training_rows(steps, "tiny", {"Trainer as it comes": 0.0}, ["ours", "Trainer as it comes"], HALF)
+    rows = training_rows(
+        steps, "tiny", {"Trainer as it comes": 0.0}, ["ours", "Trainer as it comes"], HALF
+    )
     assert rows["same"].str.startswith("NO").all() and (rows["reached"] == "no").all()
     assert "3 show different results" in count_reached(rows)
 
 
-def test_watching_leaves_the_trainer_as_it_was_and_a_step_alone_is_the_step_beside_another(inputs, llama):
-    own, sequences = Trainer.training_step, [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:8]]
+def test_watching_leaves_the_trainer_as_it_was_and_a_step_alone_is_the_step_beside_another(
+    inputs, llama
+):
+    own, sequences = (
+        Trainer.training_step,
+        [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:8]],
+    )
     batches, seen, config = [sequences[:4], sequences[4:]], [], TrainConfig(batch_size=4)
-    train_side("ours", llama, batches, config, stepped=lambda seconds, loss: seen.append((seconds, loss)))
-    assert Trainer.training_step is own and len(seen) == 2 and all(seconds > 0 for seconds, _ in seen)
-    sides = train_turn_about(["ours", "Trainer as it comes"], "tiny-llama", batches, config)  # in processes of their own
+    train_side(
+        "ours", llama, batches, config, stepped=lambda seconds, loss: seen.append((seconds, loss))
+    )
+    assert (
+        Trainer.training_step is own and len(seen) == 2 and all(seconds > 0 for seconds, _ in seen)
+    )
+    # In processes of their own
+    sides = train_turn_about(["ours", "Trainer as it comes"], "tiny-llama", batches, config)
     assert [loss for _, loss in seen] == sides[0]["losses"]
     for side in sides:
         assert len(side["losses"]) == 2 and np.isnan(side["seconds"][0]) and side["seconds"][1] > 0
@@ -171,8 +249,14 @@ def test_watching_leaves_the_trainer_as_it_was_and_a_step_alone_is_the_step_besi
 
 def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said(inputs, llama):
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
-    asked = {"student": "tiny-llama", "threads": 1, "config": {"batch_size": 4}, "seed": 0, "side": "ours",
-             "batches": [[[e.id, e.ids, e.kinds] for e in sequences]] * 2}
+    asked = {
+        "student": "tiny-llama",
+        "threads": 1,
+        "config": {"batch_size": 4},
+        "seed": 0,
+        "side": "ours",
+        "batches": [[[e.id, e.ids, e.kinds] for e in sequences]] * 2,
+    }
     with Process("ours") as child:
         child.write(json.dumps(asked))
         assert set(child.read()) == {"loaded_gb"}
@@ -184,8 +268,12 @@ def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said
         with pytest.raises(DataError, match="ours: its process ended with 1"):
             child.read()
         child.child.stdin = None
-    with pytest.raises(DataError, match="Trainer as it comes: its process ended with 1: .*tiny-lama"):
-        train_turn_about(["Trainer as it comes"], "./tiny-lama", [sequences], TrainConfig(batch_size=4))
+    with pytest.raises(
+        DataError, match="Trainer as it comes: its process ended with 1: .*tiny-lama"
+    ):
+        train_turn_about(
+            ["Trainer as it comes"], "./tiny-lama", [sequences], TrainConfig(batch_size=4)
+        )
 
 
 def test_sides_take_turns(inputs, llama, monkeypatch):
@@ -200,26 +288,64 @@ def test_sides_take_turns(inputs, llama, monkeypatch):
     monkeypatch.setattr(trainers, "Process", Noted)
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
     pair = ["ours", "Trainer as it comes"]
-    sides = train_turn_about(pair, "tiny-llama", [sequences] * 3, TrainConfig(batch_size=4), between=lambda: order.append("between") or len(order))
-    assert order == [(side, False) for side in pair] + [*[(side, True) for side in pair], "between"] * 3
+    sides = train_turn_about(
+        pair,
+        "tiny-llama",
+        [sequences] * 3,
+        TrainConfig(batch_size=4),
+        between=lambda: order.append("between") or len(order),
+    )
+    assert (
+        order
+        == [(side, False) for side in pair] + [*[(side, True) for side in pair], "between"] * 3
+    )
     assert [side["between"] for side in sides] == [[5, 8, 11]] * 2
 
 
 def test_calls_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
     order, clock = [], iter([100.0, 200.0, 1.0, 5.0, 3.0, 7.0, 2.0, 6.0])
     monkeypatch.setattr(clock_module, "timed", lambda call: (next(clock), call()))
-    assert turn_about({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3) == {"a": 2.0, "b": 6.0}
+    assert turn_about({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3) == {
+        "a": 2.0,
+        "b": 6.0,
+    }
     assert order == ["a", "b"] * 4
 
 
 def test_a_peers_steps_are_compared_with_ours_by_their_total_times():
-    """Four batches of other lengths, of which a peer pads one more than the others: the median of the ratios would be 2.0."""
+    """Four batches of other lengths, of which a peer pads one more than the others.
+
+    The median of the ratios would be 2.0.
+    """
     ours, theirs = [1.0, 2.0, 4.0, 8.0], [2.0, 4.0, 8.0, 31.0]
-    steps = pd.DataFrame([{"side": side, "beside": "Trainer as it comes", "repeat": 0, "step": i, "placement": "pre_cot", "seconds": s, "loss": 1.0,
-                           "least_gflop": 10.0 * own, "best": 20.0} for side, all_s in (("ours", ours), ("Trainer as it comes", theirs))
-                          for i, (s, own) in enumerate(zip(all_s, [1, 2, 3, 4]))])
-    (row,) = training_rows(steps, "x", {"Trainer as it comes": 3.0}, ["Trainer as it comes"], HALF).itertuples()
-    assert (row.ratio, row.ours, row.theirs, row.reached, row.bound, row.kernels) == (3.0, 3.75, 11.25, "yes", 9.0, 6.0)
+    steps = pd.DataFrame(
+        [
+            {
+                "side": side,
+                "beside": "Trainer as it comes",
+                "repeat": 0,
+                "step": i,
+                "placement": "pre_cot",
+                "seconds": s,
+                "loss": 1.0,
+                "least_gflop": 10.0 * own,
+                "best": 20.0,
+            }
+            for side, all_s in (("ours", ours), ("Trainer as it comes", theirs))
+            for i, (s, own) in enumerate(zip(all_s, [1, 2, 3, 4]))
+        ]
+    )
+    (row,) = training_rows(
+        steps, "x", {"Trainer as it comes": 3.0}, ["Trainer as it comes"], HALF
+    ).itertuples()
+    assert (row.ratio, row.ours, row.theirs, row.reached, row.bound, row.kernels) == (
+        3.0,
+        3.75,
+        11.25,
+        "yes",
+        9.0,
+        6.0,
+    )
 
 
 def test_a_side_with_another_number_of_steps_is_an_error(inputs, llama):
@@ -231,14 +357,28 @@ def test_a_side_with_another_number_of_steps_is_an_error(inputs, llama):
 def test_kernels_take_a_part_of_the_time(inputs, llama):
     shares = training_kernels(llama, training_batches(encode_placements(llama, *inputs), 4, 1))
     assert list(shares.index) == list(PLACEMENTS) and shares.between(0.01, 0.99).all()
-    assert kernel_share(pd.Series({"head": 1.0, "attention": 2.0, "copies and indexing": 1.0})) == 0.75
-    rows = limit_rows(pd.DataFrame({"placement": ["pre_cot"], "square_gflop_s": [1.0], "best_gflop_s": [1.2], "share_of_square": [0.6],
-                                          "kernels": [0.75]}), "tiny")
+    assert (
+        kernel_share(pd.Series({"head": 1.0, "attention": 2.0, "copies and indexing": 1.0})) == 0.75
+    )
+    rows = limit_rows(
+        pd.DataFrame(
+            {
+                "placement": ["pre_cot"],
+                "square_gflop_s": [1.0],
+                "best_gflop_s": [1.2],
+                "share_of_square": [0.6],
+                "kernels": [0.75],
+            }
+        ),
+        "tiny",
+    )
     assert len(out_of_reach(rows, "kernels")) == 1 and not len(out_of_reach(rows))
 
 
 def test_peak_memory_counts_what_a_process_holds_beside_its_weights():
-    peaks = pd.DataFrame({"side": ["ours", "Trainer as it comes"], "loaded_gb": [1.5, 1.6], "peak_gb": [6.0, 9.0]})
+    peaks = pd.DataFrame(
+        {"side": ["ours", "Trainer as it comes"], "loaded_gb": [1.5, 1.6], "peak_gb": [6.0, 9.0]}
+    )
     (row,) = memory_rows(peaks, "a student", least=4.0).itertuples()
     assert row.ratio == 1.5 and row.bound == 9.0 / (4.0 + 0.5) and row.reached == "no"
 
@@ -253,23 +393,59 @@ def test_needed_operations_are_those_that_torch_counts(inputs, llama):
     llama.model.set_attn_implementation("sdpa")
     products = sum(v for k, v in counter.get_flop_counts()["Global"].items() if "mm" in str(k))
     config, linear = llama.model.config, weights_of(llama.model)[0]
-    attention = 12 * config.hidden_size * config.num_hidden_layers * sum(len(e.ids) * (len(e.ids) + 1) / 2 for e in batch)
+    attention = (
+        12
+        * config.hidden_size
+        * config.num_hidden_layers
+        * sum(len(e.ids) * (len(e.ids) + 1) / 2 for e in batch)
+    )
     tokens, asked = sum(len(e.ids) for e in batch), sum(k != PROMPT for e in batch for k in e.kinds)
-    (needed, least), inputs = (needed_flops(llama.model, batch, only) for only in (False, True)), tokens - len(batch)
-    assert needed - attention == products - 6 * linear * (-inputs % ROWS - len(batch)) and 0 < asked < inputs
-    spared = sum(p.numel() for name, p in blocks_of(llama.model)[-1].named_parameters() if p.dim() == 2 and "k_proj" not in name and "v_proj" not in name)
-    assert needed - least == 6 * spared * (inputs - asked) + 6 * linear * len(batch) + 12 * config.hidden_size * config.num_hidden_layers * tokens
+    (needed, least), inputs = (
+        (needed_flops(llama.model, batch, only) for only in (False, True)),
+        tokens - len(batch),
+    )
+    assert (
+        needed - attention == products - 6 * linear * (-inputs % ROWS - len(batch))
+        and 0 < asked < inputs
+    )
+    spared = sum(
+        p.numel()
+        for name, p in blocks_of(llama.model)[-1].named_parameters()
+        if p.dim() == 2 and "k_proj" not in name and "v_proj" not in name
+    )
+    assert (
+        needed - least
+        == 6 * spared * (inputs - asked)
+        + 6 * linear * len(batch)
+        + 12 * config.hidden_size * config.num_hidden_layers * tokens
+    )
 
 
 def test_product_rates_and_shares(llama, inputs):
     rates = product_rates(llama.model, 64, size=128)
     assert set(rates) == {"square", "best", "own"} and min(rates.values()) > 0.01
-    steps = pd.DataFrame({"side": ["ours"] * 2, "step": [0, 1], "placement": ["warm-up", "post_cot"], "tokens": [10, 100],
-                          "seconds": [np.nan, 2.0], "gflop": [1.0, 80.0], "least_gflop": [1.0, 72.0], "square": [50.0, 50.0], "best": [60.0, 60.0],
-                          "own": [40.0, 40.0]})
+    steps = pd.DataFrame(
+        {
+            "side": ["ours"] * 2,
+            "step": [0, 1],
+            "placement": ["warm-up", "post_cot"],
+            "tokens": [10, 100],
+            "seconds": [np.nan, 2.0],
+            "gflop": [1.0, 80.0],
+            "least_gflop": [1.0, 72.0],
+            "square": [50.0, 50.0],
+            "best": [60.0, 60.0],
+            "own": [40.0, 40.0],
+        }
+    )
     shares = limit_share(steps, pd.Series({"post_cot": 0.8}))
     share = shares.iloc[0]
-    assert (share["tokens_per_s"], share["share_of_square"], share["share_of_best"], share["share_of_own"]) == (50.0, 0.8, 0.6, 1.0)
+    assert (
+        share["tokens_per_s"],
+        share["share_of_square"],
+        share["share_of_best"],
+        share["share_of_own"],
+    ) == (50.0, 0.8, 0.6, 1.0)
     (row,) = limit_rows(shares, "x").itertuples()
     assert row.reached == "yes" and row.bound == 1.2 and row.kernels == share["kernels"] == 1.0
     assert "post_cot **80 %**" in read_shares(shares) and "would reach 100 %" in read_shares(shares)
@@ -278,12 +454,24 @@ def test_product_rates_and_shares(llama, inputs):
 def test_rates_of_products(llama, inputs):
     rates = layer_rates(llama.model, [1, 5], tries=1)
     assert rates.index.tolist() == [1, 5] and (rates > 0).all(axis=None)
-    assert np.allclose(rates["prepacked_ratio"], rates["prepacked"] / rates["plain"]) and np.allclose(rates["oneDNN_ratio"], rates["oneDNN"] / rates["plain"])
-    rates = training_rates(llama.model, [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:3]], tries=1)
-    assert len(rates) == 5 and (rates > 0).all(axis=None) and np.allclose(rates["ratio"], rates["ours"] / rates["plain"])
+    assert np.allclose(
+        rates["prepacked_ratio"], rates["prepacked"] / rates["plain"]
+    ) and np.allclose(rates["oneDNN_ratio"], rates["oneDNN"] / rates["plain"])
+    rates = training_rates(
+        llama.model,
+        [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:3]],
+        tries=1,
+    )
+    assert (
+        len(rates) == 5
+        and (rates > 0).all(axis=None)
+        and np.allclose(rates["ratio"], rates["ours"] / rates["plain"])
+    )
 
 
-# -------------------------------------------------------------------------------------- scoring, generation, attribution
+# -------------------------------------------------------------------------------------- scoring,
+# generation, attribution
+
 
 def test_scores_are_those_of_plain_forward_passes(llama):
     examples, _ = texts(0, n_options=5, option_words=0, test=4)
@@ -298,7 +486,10 @@ def test_scores_are_those_of_plain_forward_passes(llama):
 @pytest.mark.skipif(not find_spec("lm_eval"), reason="the bench extra (lm-eval) is not installed")
 def test_the_harness_scores_what_a_plain_pass_scores(llama):
     (example, *_), _ = texts(0, n_options=5, option_words=0, test=1)
-    prompt, label = llama.encode(prompt_text(example, "label_only")), llama.encode(label_text(example, 2))
+    prompt, label = (
+        llama.encode(prompt_text(example, "label_only")),
+        llama.encode(label_text(example, 2)),
+    )
     with torch.no_grad():
         logps = llama.model(torch.tensor([prompt + label])).logits[0].log_softmax(-1)
     plain = sum(logps[len(prompt) + i - 1, token].item() for i, token in enumerate(label))
@@ -334,10 +525,12 @@ def test_a_stop_text_ends_hf_generate(llama):
     (whole,) = hf_generate(llama, prompt, 12, 1)
     stop = llama.decode(whole[3:4])
     (cut,) = hf_generate(llama, prompt, 12, 1, stop=stop)
-    assert len(cut) < len(whole) == 12 and cut == whole[:len(cut)] and stop in llama.decode(cut)
+    assert len(cut) < len(whole) == 12 and cut == whole[: len(cut)] and stop in llama.decode(cut)
 
 
-# ------------------------------------------------------------------------------------------------------------- comparing
+# -------------------------------------------------------------------------------------------------------------
+# comparing
+
 
 def test_the_best_batch_size_is_taken_and_a_wrong_result_never_reaches_its_target():
     import time
@@ -350,39 +543,97 @@ def test_the_best_batch_size_is_taken_and_a_wrong_result_never_reaches_its_targe
         return [1, 2]
 
     side = {"run": peer, "sizes": [1, 2], "target": 1.0}
-    bounded, _ = compare("w", {"run": lambda size: [1, 2], "sizes": [1]}, {"p": side}, lambda a, b: equal(a, b, "numbers"), 1,
-                               floor=lambda size: time.sleep(0.01))
+    bounded, _ = compare(
+        "w",
+        {"run": lambda size: [1, 2], "sizes": [1]},
+        {"p": side},
+        lambda a, b: equal(a, b, "numbers"),
+        1,
+        floor=lambda size: time.sleep(0.01),
+    )
     assert 1 < bounded["bound"][0] < 2.5
     calls.clear()
     ours = {"run": lambda size: [1, 2], "sizes": [1]}
     rows, tried = compare("w", ours, {"p": side}, lambda a, b: equal(a, b, "numbers"), 3)
-    assert calls == [1, 2, 2, 2, 2] and rows["reached"][0] == "yes" and rows["same"][0] == "yes: 2 of 2 numbers"
+    assert (
+        calls == [1, 2, 2, 2, 2]
+        and rows["reached"][0] == "yes"
+        and rows["same"][0] == "yes: 2 of 2 numbers"
+    )
     assert tried.loc[tried["side"] == "p", "chosen"].tolist() == [False, True]
-    rows, _ = compare("w", {**ours, "run": lambda size: [1, 3]}, {"p": side}, lambda a, b: equal(a, b, "numbers"), 1)
+    rows, _ = compare(
+        "w",
+        {**ours, "run": lambda size: [1, 3]},
+        {"p": side},
+        lambda a, b: equal(a, b, "numbers"),
+        1,
+    )
     assert rows["reached"][0] == "no" and rows["same"][0] == "NO: 1 of 2 numbers"
-    assert close([1.0, 2.0], [1.0, 2.1], 1e-2, "x")[0] is False and close([1.0], [1.0, 2.0], 1.0, "x")[0] is False
+    assert (
+        close([1.0, 2.0], [1.0, 2.1], 1e-2, "x")[0] is False
+        and close([1.0], [1.0, 2.0], 1.0, "x")[0] is False
+    )
 
 
 def test_laws_are_found_again():
     x = np.array([1.0, 2, 4, 8])
-    curves = pd.concat([pd.DataFrame({"curve": "training: length", "x": x, "seconds": 0.5 + 2 * x + 0.25 * x**2, "tokens": x}),
-                        pd.DataFrame({"curve": "training: batch", "x": x, "seconds": 3 * x, "tokens": x})])
+    curves = pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "curve": "training: length",
+                    "x": x,
+                    "seconds": 0.5 + 2 * x + 0.25 * x**2,
+                    "tokens": x,
+                }
+            ),
+            pd.DataFrame({"curve": "training: batch", "x": x, "seconds": 3 * x, "tokens": x}),
+        ]
+    )
     laws = fit_laws(curves).set_index("curve")
-    assert np.allclose(laws.loc["training: length", "coefficients"], [0.5, 2, 0.25]) and laws["r2"].min() > 0.999999
-    assert np.allclose(laws.loc["training: batch", "coefficients"], [0, 3], atol=1e-9) and laws["worst_error"].max() < 1e-6
+    assert (
+        np.allclose(laws.loc["training: length", "coefficients"], [0.5, 2, 0.25])
+        and laws["r2"].min() > 0.999999
+    )
+    assert (
+        np.allclose(laws.loc["training: batch", "coefficients"], [0, 3], atol=1e-9)
+        and laws["worst_error"].max() < 1e-6
+    )
     curves.loc[curves.index[-1], "seconds"] *= 1.5
     bent = fit_laws(curves).set_index("curve").loc["training: batch"]
     assert bent["worst_error"] > 0.1 and min(bent["coefficients"]) >= 0
 
 
 def test_findings_name_each_row_that_is_not_reached():
-    rows = pd.DataFrame({"work": list("abcde"), "peer": "p", "target": [2.0, 2.0, 2.0, 2.0, "–"], "ratio": [2.5, 1.0, 1.5, 3.0, 1.0], "same": ["yes", "yes", "yes", "NO", "yes"],
-                         "reached": ["yes", "no", "no", "no", "–"], "bound": [3.0, 1.9, 4.0, 4.0, 4.0], "kernels": [2.6, 1.2, 1.4, 3.2, 1.0]})
-    said = summary_module.findings(rows, {("d", "p"): 9e-6}).splitlines()  # a loss that is right enough: agreement was possible
-    assert said[0] == "**Findings.** Targets reached: 1, not reached: 3; 1 without a target; 1 show different results."
-    assert "(1 rows" in said[2] and said[2].endswith("b, p (at most 1.90 of 2).") and said[3].endswith("c, p (at most 1.40 of 2).") and "for 1 of these" in said[5]
-    assert "(0 rows" in said[4] and said[6].endswith("d, p (3.00, not counted, for the results differ, of 2).")
-    assert summary_module.findings(rows, {("another student", "p"): 2e-5}).splitlines() == said  # whose rounding says nothing of this one's
+    rows = pd.DataFrame(
+        {
+            "work": list("abcde"),
+            "peer": "p",
+            "target": [2.0, 2.0, 2.0, 2.0, "–"],
+            "ratio": [2.5, 1.0, 1.5, 3.0, 1.0],
+            "same": ["yes", "yes", "yes", "NO", "yes"],
+            "reached": ["yes", "no", "no", "no", "–"],
+            "bound": [3.0, 1.9, 4.0, 4.0, 4.0],
+            "kernels": [2.6, 1.2, 1.4, 3.2, 1.0],
+        }
+    )
+    # A loss that is right enough: agreement was possible
+    said = summary_module.findings(rows, {("d", "p"): 9e-6}).splitlines()
+    assert said[0] == (
+        "**Findings.** Targets reached: 1, not reached: 3; 1 without a target; 1 "
+        "show different results."
+    )
+    assert (
+        "(1 rows" in said[2]
+        and said[2].endswith("b, p (at most 1.90 of 2).")
+        and said[3].endswith("c, p (at most 1.40 of 2).")
+        and "for 1 of these" in said[5]
+    )
+    assert "(0 rows" in said[4] and said[6].endswith(
+        "d, p (3.00, not counted, for the results differ, of 2)."
+    )
+    # Whose rounding says nothing of this one's
+    assert summary_module.findings(rows, {("another student", "p"): 2e-5}).splitlines() == said
     said = summary_module.findings(rows, {("d", "p"): 2e-5}).splitlines()
     assert said[4].endswith("d, p (3.00, its loss off by 2e-05, of 2).") and "(0 rows" in said[6]
 
@@ -394,7 +645,14 @@ def test_a_profile_adds_up_and_knows_the_head(llama, inputs, capfd):
     found = profile_training("ours", llama, batch, vocabulary, steps=1)
     assert capfd.readouterr().err == ""  # what is said there would end up in the notebook
     assert all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
-    assert {"matrix products", "head", "optimiser", "attention", "loss", "Python and the rest"} <= set(found.index) and (found >= 0).all()
+    assert {
+        "matrix products",
+        "head",
+        "optimiser",
+        "attention",
+        "loss",
+        "Python and the rest",
+    } <= set(found.index) and (found >= 0).all()
 
 
 def test_a_profile_clocks_every_other_step_after_those_that_warm_up(inputs, llama, monkeypatch):
@@ -402,7 +660,13 @@ def test_a_profile_clocks_every_other_step_after_those_that_warm_up(inputs, llam
     own = train_side
     monkeypatch.setattr(Clock, "__enter__", lambda self: opened.append(len(steps)))
     monkeypatch.setattr(Clock, "__exit__", lambda self, *_: opened.append(-len(steps)))
-    monkeypatch.setattr(trainers, "train_side", lambda *given, stepped, **more: own(*given, stepped=lambda s, l: (steps.append(s), stepped(s, l)), **more))
+    monkeypatch.setattr(
+        trainers,
+        "train_side",
+        lambda *given, stepped, **more: own(
+            *given, stepped=lambda s, l: (steps.append(s), stepped(s, l)), **more
+        ),
+    )
     batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:2]]
     found = profile_training("ours", llama, batch, 7, steps=2)
     assert len(steps) == WARM + 4 and opened == [4, -5, 6, -7]
@@ -410,10 +674,16 @@ def test_a_profile_clocks_every_other_step_after_those_that_warm_up(inputs, llam
 
 
 def test_the_clock_times_what_is_called_by_its_kind(llama):
-    clock, hidden, weight = Clock(llama.model.config.vocab_size), torch.randn(3, 32), torch.randn(16, 32)
+    clock, hidden, weight = (
+        Clock(llama.model.config.vocab_size),
+        torch.randn(3, 32),
+        torch.randn(16, 32),
+    )
     with clock:
         hidden @ weight.t()
-    assert {"matrix products", "copies and indexing"} == set(clock.spent) and min(clock.spent.values()) > 0
+    assert {"matrix products", "copies and indexing"} == set(clock.spent) and min(
+        clock.spent.values()
+    ) > 0
     with clock:
         product(hidden, llama.model.get_output_embeddings().weight)
         torch.log_softmax(hidden, 1)
@@ -422,27 +692,40 @@ def test_the_clock_times_what_is_called_by_its_kind(llama):
     assert shares["tokenisation"] > 0 and shares.sum() < 1
 
 
-# --------------------------------------------------------------------------------------------------- notebook and command
+# ---------------------------------------------------------------------------------------------------
+# notebook and command
+
 
 def test_anatomy():
     book = nbformat.read(NOTEBOOK, 4)
     nbformat.validate(book)
     code = [c for c in book.cells if c.cell_type == "code"]
-    assert all(w in book.cells[0].source for w in ("**Question.**", "| reads |", "| writes |", "| cost |"))
+    assert all(
+        w in book.cells[0].source for w in ("**Question.**", "| reads |", "| writes |", "| cost |")
+    )
     assert all(not c.outputs and c.execution_count is None for c in code)
     for cell in code:
         tree = ast.parse(cell.source)
-        assert not [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.While))], cell.source
+        assert not [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.While))
+        ], cell.source
         assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 25
     parameters = next(c for c in code if "parameters" in c.metadata.get("tags", []))
     assert all(re.search(r"  # \w", line) for line in parameters.source.splitlines())
 
 
 def test_the_full_size_has_known_parameters_of_the_right_type(tmp_path):
-    defaults, full = notebook_parameters(NOTEBOOK), yaml.safe_load((NOTEBOOK.with_suffix(".yaml")).read_text())
+    defaults, full = (
+        notebook_parameters(NOTEBOOK),
+        yaml.safe_load((NOTEBOOK.with_suffix(".yaml")).read_text()),
+    )
     for key, value in full.items():
         check_value(key, value, defaults[key], "benchmark.yaml")
-    assert set(full["train_sides"]) | set(full["second_sides"]) | set(full["memory_sides"]) <= set(TRAINERS)
+    assert set(full["train_sides"]) | set(full["second_sides"]) | set(full["memory_sides"]) <= set(
+        TRAINERS
+    )
     with pytest.raises(DataError, match="unknown parameter 'studnet'"):
         run({"studnet": "x"}, tmp_path)
 
@@ -451,23 +734,44 @@ def test_the_extra_is_pinned_and_make_bench_installs_it():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", d) for d in project["optional-dependencies"]["bench"])
-    steps = subprocess.run(["make", "-n", "VENV=/nowhere", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(
+        re.fullmatch(r"[\w.-]+==[\w.]+", d) for d in project["optional-dependencies"]["bench"]
+    )
+    steps = subprocess.run(
+        ["make", "-n", "VENV=/nowhere", "bench"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert "/nowhere/bench.txt" in steps and "benchmarks.run run benchmarks/benchmark.yaml" in steps
 
 
 def test_the_notebook_runs_at_smoke_size(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "benchmarks.run", "run", "--executed", str(tmp_path / "out")], cwd=ROOT,
-                          env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.run", "run", "--executed", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     book = nbformat.read(tmp_path / "out" / "benchmark.ipynb", 4)
     text = json.dumps([c.get("outputs", []) for c in book.cells])
-    assert not re.search(r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text)), "an absolute path"
+    assert not re.search(
+        r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text)
+    ), "an absolute path"
     assert book.metadata.cotdistill.seconds > 0 and not list((tmp_path / "out").glob(".*part*"))
-    findings = next(o.data["text/markdown"] for o in book.cells[-1].outputs if "text/markdown" in o.get("data", {}))
+    findings = next(
+        o.data["text/markdown"]
+        for o in book.cells[-1].outputs
+        if "text/markdown" in o.get("data", {})
+    )
     missing = not find_spec("trl") or not find_spec("lm_eval")
-    assert "results are the same everywhere" in findings and ("wait for a peer" in findings) == missing, findings
+    assert (
+        "results are the same everywhere" in findings and ("wait for a peer" in findings) == missing
+    ), findings
 
 
 def test_the_committed_benchmark_is_this_notebook_at_its_full_size():
@@ -477,9 +781,21 @@ def test_the_committed_benchmark_is_this_notebook_at_its_full_size():
     book, source = nbformat.read(path, 4), nbformat.read(NOTEBOOK, 4)
     cells = [c for c in book.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert [c.source for c in cells] == [c.source for c in source.cells]
-    assert all(c.execution_count and not any(o.output_type == "error" for o in c.outputs) for c in book.cells if c.cell_type == "code")
-    assert book.metadata.cotdistill.parameters == yaml.safe_load((ROOT / "benchmarks" / "benchmark.yaml").read_text())
+    assert all(
+        c.execution_count and not any(o.output_type == "error" for o in c.outputs)
+        for c in book.cells
+        if c.cell_type == "code"
+    )
+    assert book.metadata.cotdistill.parameters == yaml.safe_load(
+        (ROOT / "benchmarks" / "benchmark.yaml").read_text()
+    )
     text = path.read_text(encoding="utf-8")
-    assert len(text) < 2**20 and not re.search(r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text))
-    findings = next(o.data["text/markdown"] for o in book.cells[-1].outputs if "text/markdown" in o.get("data", {}))
+    assert len(text) < 2**20 and not re.search(
+        r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text)
+    )
+    findings = next(
+        o.data["text/markdown"]
+        for o in book.cells[-1].outputs
+        if "text/markdown" in o.get("data", {})
+    )
     assert "wait for a peer" not in findings and "for a run" not in findings

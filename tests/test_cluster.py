@@ -1,4 +1,8 @@
-"""Grids on a Ray cluster: real nodes on this machine, one of them lost, a driver killed; always the local results, bit for bit."""
+"""Grids on a Ray cluster.
+
+Real nodes on this machine, one of them lost, a driver killed; always the local results, bit for
+bit.
+"""
 
 import importlib.util
 import json
@@ -25,17 +29,27 @@ from cotdistill.runs.store import load_metrics
 from cotdistill.study import study_data, study_student, train_questions
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves its workers beside other tests
+# Ray's own 15 starves its workers beside other tests
+os.environ.setdefault("RAY_worker_niceness", "0")
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time on a machine
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install -e '.[cluster]'")
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None,
+    reason="ray is not installed: pip install -e '.[cluster]'",
+)
 SMALL = dict(num_cpus=1, object_store_memory=80 * 2**20)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def token():
-    """Every cluster of this file asks for a token of its own, whatever this account has set up for Ray."""
-    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": "240"}
+    """Every cluster of this file asks for a token of its own, whatever this account has set up for
+    Ray.
+    """
+    mine = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "240",
+    }
     before = {name: os.environ.get(name) for name in mine}
     os.environ.update(mine)
     yield
@@ -46,17 +60,41 @@ def token():
 
 @pytest.fixture
 def base(store):
-    world = dict(dataset="microworld/everyday", data_dir="", validation_size=8, data_seed=1, rationales="", rationales_print="",
-                 microworld=dict(n_train=12, n_test=8))
-    return dict(study="t", data=world, student="tiny-llama", device="cpu", dtype="float32", seeds=[0, 1], train_size=0, test_size=0,
-                resample_train=False, label_format="text", max_length=256, max_new_tokens=6, max_label_tokens=24, eval_batch_size=8,
-                train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"))
+    world = dict(
+        dataset="microworld/everyday",
+        data_dir="",
+        validation_size=8,
+        data_seed=1,
+        rationales="",
+        rationales_print="",
+        microworld=dict(n_train=12, n_test=8),
+    )
+    return dict(
+        study="t",
+        data=world,
+        student="tiny-llama",
+        device="cpu",
+        dtype="float32",
+        seeds=[0, 1],
+        train_size=0,
+        test_size=0,
+        resample_train=False,
+        label_format="text",
+        max_length=256,
+        max_new_tokens=6,
+        max_label_tokens=24,
+        eval_batch_size=8,
+        train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"),
+    )
 
 
 def results(store) -> dict:
     """Key -> the bytes of what a run found: predictions, curves, weights."""
     kept = ("predictions.jsonl", "history.csv", "weights.safetensors")
-    return {m.parent.name: {n: (m.parent / n).read_bytes() for n in kept if (m.parent / n).is_file()} for m in (store / "runs").glob("*/metrics.json")}
+    return {
+        m.parent.name: {n: (m.parent / n).read_bytes() for n in kept if (m.parent / n).is_file()}
+        for m in (store / "runs").glob("*/metrics.json")
+    }
 
 
 def local(base, arms, store, monkeypatch, **more) -> dict:
@@ -75,7 +113,11 @@ def nodes(tmp_path_factory):
     from ray.cluster_utils import Cluster
 
     disks = [tmp_path_factory.mktemp(f"node{i}") for i in range(2)]
-    both = Cluster(initialize_head=True, head_node_args=SMALL | dict(include_dashboard=False, env_vars={"COTDISTILL_CACHE": str(disks[0])}))
+    both = Cluster(
+        initialize_head=True,
+        head_node_args=SMALL
+        | dict(include_dashboard=False, env_vars={"COTDISTILL_CACHE": str(disks[0])}),
+    )
     second = both.add_node(**SMALL, env_vars={"COTDISTILL_CACHE": str(disks[1])})
     os.environ["RAY_ADDRESS"] = both.address
     yield both, second, disks
@@ -87,26 +129,52 @@ def nodes(tmp_path_factory):
 @needs_ray
 @pytest.mark.slow
 def test_two_nodes_make_what_one_machine_makes(base, store, nodes, monkeypatch, capsys):
-    """Collected and shared: the same files as locally, the runs spread over both nodes, weights and scores carried along."""
+    """Collected and shared: the same files as locally, the runs spread over both nodes, weights and
+    scores carried along.
+    """
     student, rationales = study_student(base), study_data(base).rationales
-    ranks = {e.id: [float(-i) for i in range(len(student.encode(f" {rationales[e.id].text}")))] for e in train_questions(base, 0)}
+    ranks = {
+        e.id: [float(-i) for i in range(len(student.encode(f" {rationales[e.id].text}")))]
+        for e in train_questions(base, 0)
+    }
     scores = {("saliency", seed): (ranks, "print") for seed in base["seeds"]}
-    arms, keep = [Arm("zero_shot"), Arm("pre_cot"), arm_from_name("post_cot_kept", amount=3, selector="saliency")], [("pre_cot", 0)]
+    arms, keep = (
+        [
+            Arm("zero_shot"),
+            Arm("pre_cot"),
+            arm_from_name("post_cot_kept", amount=3, selector="saliency"),
+        ],
+        [("pre_cot", 0)],
+    )
     wanted = local(base, arms, store, monkeypatch, scores=scores, keep_weights=keep)
     monkeypatch.setenv("COTDISTILL_SHARED", "0")
     capsys.readouterr()
     table = run_grid(base, arms, "train", scores=scores, keep_weights=keep, backend="ray")
     out = capsys.readouterr().out
-    assert results(store) == wanted and len(wanted) == 5 and sum("weights.safetensors" in f for f in wanted.values()) == 1
-    assert [f"[{n}/5]" in out for n in range(1, 6)] == [True] * 5 and out.count("epoch 1/1") == 4 and "from the store" not in out
-    assert table["arm"].tolist() == ["zero_shot", *["pre_cot", "post_cot_kept[3,saliency]"] * 2] and table["seed"].tolist() == [-1, 0, 0, 1, 1]
-    made_by = [{p.parent.name for p in disk.glob("worker/runs/*/metrics.json")} for disk in nodes[2]]
+    assert (
+        results(store) == wanted
+        and len(wanted) == 5
+        and sum("weights.safetensors" in f for f in wanted.values()) == 1
+    )
+    assert (
+        [f"[{n}/5]" in out for n in range(1, 6)] == [True] * 5
+        and out.count("epoch 1/1") == 4
+        and "from the store" not in out
+    )
+    assert table["arm"].tolist() == [
+        "zero_shot",
+        *["pre_cot", "post_cot_kept[3,saliency]"] * 2,
+    ] and table["seed"].tolist() == [-1, 0, 0, 1, 1]
+    made_by = [
+        {p.parent.name for p in disk.glob("worker/runs/*/metrics.json")} for disk in nodes[2]
+    ]
     assert all(made_by) and made_by[0] | made_by[1] == set(wanted)
     run_grid(base, arms, "train", scores=scores, keep_weights=keep, backend="ray")
     assert capsys.readouterr().out.count("from the store") == 5
     monkeypatch.delenv("COTDISTILL_SHARED")
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(store.with_name("shared")))
-    run_grid(base, arms[:2], "train", keep_weights=keep, backend="ray")  # on one machine every worker sees the driver's store
+    # On one machine every worker sees the driver's store
+    run_grid(base, arms[:2], "train", keep_weights=keep, backend="ray")
     shared = results(store.with_name("shared"))
     assert len(shared) == 3 and all(shared[key] == wanted[key] for key in shared)
 
@@ -116,7 +184,11 @@ def test_two_nodes_make_what_one_machine_makes(base, store, nodes, monkeypatch, 
 def test_bad_input_in_a_worker_is_one_line_and_not_tried_again(base, store, nodes):
     scores = {("saliency", 0): ({e.id: [0.0] for e in train_questions(base, 0)[:3]}, "x")}
     arm = arm_from_name("post_cot_kept", amount=3, selector="saliency")
-    with pytest.raises(DataError, match=r"post_cot_kept\[3,saliency\] seed 0, on \S+: arm .* no attribution scores for 9 questions") as error:
+    with pytest.raises(
+        DataError,
+        match=r"post_cot_kept\[3,saliency\] seed 0, on \S+: arm .* no "
+        r"attribution scores for 9 questions",
+    ) as error:
         run_grid(base, [arm], "attribute", seeds=[0], scores=scores, backend="ray")
     assert "\n" not in str(error.value)
 
@@ -133,20 +205,30 @@ def test_a_lost_nodes_runs_are_made_elsewhere(base, store, nodes, monkeypatch):
 
     def say(line, **_):
         lines.append(line)
-        if line.startswith("[1/"):  # runs are going on both nodes: the second one goes away in the first half of one
+        # Runs are going on both nodes: the second one goes away in the first half of one
+        if line.startswith("[1/"):
             started = time.time()
             while not lost and time.time() - started < 120:
-                steps = {p.parent.parent.name: int(p.name.split("-")[1]) for p in sorted(disks[1].glob("worker/runs/*.work/checkpoints/checkpoint-*"))
-                         if p.name.split("-")[1].isdigit()}
-                lost.extend(name.removesuffix(".work") for name, step in steps.items() if step <= 120)
+                steps = {
+                    p.parent.parent.name: int(p.name.split("-")[1])
+                    for p in sorted(disks[1].glob("worker/runs/*.work/checkpoints/checkpoint-*"))
+                    if p.name.split("-")[1].isdigit()
+                }
+                lost.extend(
+                    name.removesuffix(".work") for name, step in steps.items() if step <= 120
+                )
                 time.sleep(0.02)
             both.remove_node(second, allow_graceful=False)
 
     table = run_grid(base, arms, "train", backend="ray", say=say)
-    assert len(lost) == 1 and not (disks[1] / "worker" / "runs" / lost[0]).exists(), "the node was not lost in the middle of a run"
+    assert len(lost) == 1 and not (disks[1] / "worker" / "runs" / lost[0]).exists(), (
+        "the node was not lost in the middle of a run"
+    )
     assert (disks[0] / "worker" / "runs" / lost[0] / "metrics.json").is_file()
     assert results(store) == wanted and len(table) == 4
-    assert [line.split("]")[0] for line in lines if line.startswith("[")] == [f"[{n}/4" for n in range(1, 5)]
+    assert [line.split("]")[0] for line in lines if line.startswith("[")] == [
+        f"[{n}/4" for n in range(1, 5)
+    ]
 
 
 def _free_port() -> int:
@@ -159,28 +241,64 @@ def _free_port() -> int:
 
 @pytest.fixture
 def ray_start():
-    """A head and a worker as `ray start` makes them, on loopback; afterwards every process that names their folder is killed."""
+    """A head and a worker as `ray start` makes them, on loopback.
+
+    Afterwards every process that names their folder is killed.
+    """
     import psutil
 
     folder = tempfile.mkdtemp(prefix="cd-", dir="/tmp")  # a socket's path may have 107 characters
     address = f"127.0.0.1:{_free_port()}"
-    common = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", "--num-cpus=1", "--node-ip-address=127.0.0.1",
-              f"--object-store-memory={80 * 2**20}", "--min-worker-port=0", "--max-worker-port=0"]
-    head = [*common, "--head", f"--port={address.split(':')[1]}", f"--temp-dir={folder}", "--include-dashboard=false"]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
+    common = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--block",
+        "--disable-usage-stats",
+        "--num-cpus=1",
+        "--node-ip-address=127.0.0.1",
+        f"--object-store-memory={80 * 2**20}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+    ]
+    head = [
+        *common,
+        "--head",
+        f"--port={address.split(':')[1]}",
+        f"--temp-dir={folder}",
+        "--include-dashboard=false",
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
+        "PYTHONPATH": str(ROOT)
+    }
     said = open(f"{folder}/said", "w")
 
     def launch(command, disk):
-        return subprocess.Popen(command, env=environment | {"COTDISTILL_CACHE": f"{folder}/{disk}"}, stdout=said, stderr=said)
+        return subprocess.Popen(
+            command,
+            env=environment | {"COTDISTILL_CACHE": f"{folder}/{disk}"},
+            stdout=said,
+            stderr=said,
+        )
 
     started, waited = [launch(head, "disk0")], time.time()
-    while socket.socket().connect_ex(("127.0.0.1", int(address.split(":")[1]))) and time.time() - waited < 120 and started[0].poll() is None:
+    while (
+        socket.socket().connect_ex(("127.0.0.1", int(address.split(":")[1])))
+        and time.time() - waited < 120
+        and started[0].poll() is None
+    ):
         time.sleep(0.2)
     started.append(launch([*common, f"--address={address}"], "disk1"))
     yield address, environment, Path(folder)
     tops = [psutil.Process(p.pid) for p in started if p.poll() is None]
     mine = [child for top in tops for child in top.children(recursive=True)] + tops
-    for p in [*mine, *(p for p in psutil.process_iter(["cmdline"]) if any(folder in word for word in p.info["cmdline"] or []))]:
+    for p in [
+        *mine,
+        *(
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if any(folder in word for word in p.info["cmdline"] or [])
+        ),
+    ]:
         try:
             p.kill()
         except psutil.NoSuchProcess:
@@ -204,9 +322,16 @@ runs.run_grid(json.loads(sys.argv[1]), [Arm("zero_shot"), Arm("label_only"), Arm
 def test_a_killed_driver_picks_up_where_it_was(base, store, ray_start, monkeypatch):
     address, environment, folder = ray_start
     base = base | {"train": base["train"] | {"epochs": 5}}
-    environment |= {"RAY_ADDRESS": address, "COTDISTILL_BACKEND": "ray", "COTDISTILL_SHARED": "0", "COTDISTILL_ARTIFACTS": str(store)}
+    environment |= {
+        "RAY_ADDRESS": address,
+        "COTDISTILL_BACKEND": "ray",
+        "COTDISTILL_SHARED": "0",
+        "COTDISTILL_ARTIFACTS": str(store),
+    }
     command = [sys.executable, "-c", DRIVER, json.dumps(base)]
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     seen = []
     for line in first.stdout:
         seen.append(line)
@@ -214,15 +339,28 @@ def test_a_killed_driver_picks_up_where_it_was(base, store, ray_start, monkeypat
             break
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    assert any(line.startswith("[2/7]") for line in seen), "".join(seen) + (folder / "said").read_text()
+    assert any(line.startswith("[2/7]") for line in seen), (
+        "".join(seen) + (folder / "said").read_text()
+    )
     there = {p: p.stat().st_mtime_ns for p in (store / "runs").glob("*/metrics.json")}
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert 2 <= len(there) < 7 and {p: p.stat().st_mtime_ns for p in there} == there, "a finished run was made again"
+    assert 2 <= len(there) < 7 and {p: p.stat().st_mtime_ns for p in there} == there, (
+        "a finished run was made again"
+    )
     lines = [line for line in second.stdout.splitlines() if line.startswith("[")]
     assert len(lines) == 7 and sum("from the store" in line for line in lines) >= len(there)
-    assert {p.parent.name for disk in ("disk0", "disk1") for p in (folder / disk).glob("worker/runs/*/metrics.json")} == set(results(store))
-    assert results(store) == local(base, [Arm("zero_shot"), Arm("label_only"), Arm("post_cot"), Arm("pre_cot")], store, monkeypatch)
+    assert {
+        p.parent.name
+        for disk in ("disk0", "disk1")
+        for p in (folder / disk).glob("worker/runs/*/metrics.json")
+    } == set(results(store))
+    assert results(store) == local(
+        base,
+        [Arm("zero_shot"), Arm("label_only"), Arm("post_cot"), Arm("pre_cot")],
+        store,
+        monkeypatch,
+    )
 
 
 def test_files_that_came_back_damaged_are_refused(base, store):
@@ -231,10 +369,19 @@ def test_files_that_came_back_damaged_are_refused(base, store):
     files = {p.name: np.fromfile(p, np.uint8) for p in folder.iterdir()}
     whole, metrics = results(store), load_metrics(folder.name)
     store_files(folder.name, files)
-    assert results(store) == whole and load_metrics(folder.name) == metrics and not list((store / "runs").glob("*.part"))
-    bad = {"cut": {"predictions.jsonl": files["predictions.jsonl"][:-9]}, "edited": {"config.json": files["config.json"] ^ 1}}
+    assert (
+        results(store) == whole
+        and load_metrics(folder.name) == metrics
+        and not list((store / "runs").glob("*.part"))
+    )
+    bad = {
+        "cut": {"predictions.jsonl": files["predictions.jsonl"][:-9]},
+        "edited": {"config.json": files["config.json"] ^ 1},
+    }
     for change in bad.values():
-        with pytest.raises(DataError, match=f"run {folder.name[:12]}: {next(iter(change))} came back damaged"):
+        with pytest.raises(
+            DataError, match=f"run {folder.name[:12]}: {next(iter(change))} came back damaged"
+        ):
             store_files(folder.name, files | change)
     with pytest.raises(DataError, match="history.csv came back damaged"):
         store_files(folder.name, {n: f for n, f in files.items() if n != "history.csv"})
@@ -243,11 +390,23 @@ def test_files_that_came_back_damaged_are_refused(base, store):
     assert results(store) == whole
 
 
-@pytest.mark.parametrize("name, value, message", [
-    ("COTDISTILL_BACKEND", "dask", "backend 'dask'; expected local or ray"),
-    ("COTDISTILL_GPUS_PER_RUN", "one", "COTDISTILL_GPUS_PER_RUN is 'one'; expected a number such as 0, 0.5 or 1"),
-    ("COTDISTILL_CPUS_PER_RUN", "0.5", "COTDISTILL_CPUS_PER_RUN is '0.5'; expected a number of cores"),
-    ("COTDISTILL_SHARED", "yes", "COTDISTILL_SHARED is 'yes'; expected 0, 1 or nothing")])
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("COTDISTILL_BACKEND", "dask", "backend 'dask'; expected local or ray"),
+        (
+            "COTDISTILL_GPUS_PER_RUN",
+            "one",
+            "COTDISTILL_GPUS_PER_RUN is 'one'; expected a number such as 0, 0.5 or 1",
+        ),
+        (
+            "COTDISTILL_CPUS_PER_RUN",
+            "0.5",
+            "COTDISTILL_CPUS_PER_RUN is '0.5'; expected a number of cores",
+        ),
+        ("COTDISTILL_SHARED", "yes", "COTDISTILL_SHARED is 'yes'; expected 0, 1 or nothing"),
+    ],
+)
 def test_bad_settings_are_one_line(base, monkeypatch, name, value, message):
     monkeypatch.setenv("COTDISTILL_BACKEND", "ray")
     monkeypatch.setenv(name, value)
@@ -257,7 +416,9 @@ def test_bad_settings_are_one_line(base, monkeypatch, name, value, message):
 
 def test_without_ray_the_way_to_it_is_named(base, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(DataError, match=r"ray is not installed; run: pip install -e '.\[cluster\]'"):
+    with pytest.raises(
+        DataError, match=r"ray is not installed; run: pip install -e '.\[cluster\]'"
+    ):
         run_grid(base, [Arm("zero_shot")], "train", backend="ray")
 
 
@@ -268,7 +429,11 @@ def test_an_address_where_no_cluster_is_fails_at_once_in_one_line(base, monkeypa
     ray.shutdown()
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{_free_port()}")
     started = time.time()
-    with pytest.raises(DataError, match=r"RAY_ADDRESS '127.0.0.1:\d+': no cluster \(.*refused\); expected auto, or host:port of its head \("):
+    with pytest.raises(
+        DataError,
+        match=r"RAY_ADDRESS '127.0.0.1:\d+': no cluster \(.*refused\); "
+        r"expected auto, or host:port of its head \(",
+    ):
         run_grid(base, [Arm("zero_shot")], "train", backend="ray")
     assert time.time() - started < 20
 
@@ -276,7 +441,11 @@ def test_an_address_where_no_cluster_is_fails_at_once_in_one_line(base, monkeypa
 def test_a_worker_that_must_share_and_does_not_see_the_store_says_so(tmp_path):
     (tmp_path / "mark").write_text("token")
     place = dict(shared="", mark=str(tmp_path / "mark"), token="token")
-    assert on_ray_module._sees(place) and not on_ray_module._sees(place | {"token": "other"}) and not on_ray_module._sees(place | {"shared": "0"})
+    assert (
+        on_ray_module._sees(place)
+        and not on_ray_module._sees(place | {"token": "other"})
+        and not on_ray_module._sees(place | {"shared": "0"})
+    )
     with pytest.raises(DataError, match="is not seen here; COTDISTILL_SHARED=1 expects"):
         on_ray_module._sees(place | {"shared": "1", "token": "other"})
 
@@ -289,9 +458,19 @@ def test_the_readmes_kubernetes_recipe_is_yaml_with_the_pinned_ray():
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     job = yaml.safe_load(re.search(r"```yaml\n(apiVersion: ray.io.*?)```", text, re.S)[1])
-    pin = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cluster"][0]
-    assert pin == f"ray=={job['spec']['rayClusterSpec']['rayVersion']}" and f"rayproject/ray:{job['spec']['rayClusterSpec']['rayVersion']}-" in text
-    told = {e["name"] for e in job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
+    pin = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][
+        "cluster"
+    ][0]
+    assert (
+        pin == f"ray=={job['spec']['rayClusterSpec']['rayVersion']}"
+        and f"rayproject/ray:{job['spec']['rayClusterSpec']['rayVersion']}-" in text
+    )
+    told = {
+        e["name"]
+        for e in job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][
+            0
+        ]["env"]
+    }
     code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "cotdistill").glob("*.py"))
     names = code + "".join(f"COTDISTILL_{kind}_PER_RUN" for kind in ("GPUS", "CPUS"))
     assert told - {"PYTHONPATH"} <= set(re.findall(r"COTDISTILL_\w+", names))

@@ -1,6 +1,9 @@
-"""Damage: cut and edited files, lost checkpoints, a full disk, a read-only folder, a clock set back, an older store.
+"""Damage: cut and edited files, lost checkpoints, a full disk, a read-only folder, a clock set
+back, an older store.
 
-Each is detected and named, only what is needed is made again, and what comes out is what an undamaged run gives."""
+Each is detected and named, only what is needed is made again, and what comes out is what an
+undamaged run gives.
+"""
 
 import contextlib
 import json
@@ -52,11 +55,32 @@ from cotdistill.study import load_base, study_data, study_student, train_questio
 from cotdistill.train import fine_tune
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEC = dict(dataset="microworld/everyday", data_dir="", validation_size=4, data_seed=1, rationales="", rationales_print="",
-            microworld=dict(n_train=12, n_test=8))
-BASE = dict(study="t", data=SPEC, student="tiny-llama", device="cpu", dtype="float32", seeds=[0], train_size=0, test_size=0,
-            resample_train=False, label_format="text", max_length=256, max_new_tokens=6, max_label_tokens=24, eval_batch_size=8,
-            train=dict(lr=1e-2, epochs=2, batch_size=4, select="last"))
+SPEC = dict(
+    dataset="microworld/everyday",
+    data_dir="",
+    validation_size=4,
+    data_seed=1,
+    rationales="",
+    rationales_print="",
+    microworld=dict(n_train=12, n_test=8),
+)
+BASE = dict(
+    study="t",
+    data=SPEC,
+    student="tiny-llama",
+    device="cpu",
+    dtype="float32",
+    seeds=[0],
+    train_size=0,
+    test_size=0,
+    resample_train=False,
+    label_format="text",
+    max_length=256,
+    max_new_tokens=6,
+    max_label_tokens=24,
+    eval_batch_size=8,
+    train=dict(lr=1e-2, epochs=2, batch_size=4, select="last"),
+)
 ARMS = [Arm("zero_shot"), Arm("label_only")]
 
 
@@ -97,14 +121,21 @@ def truth(made) -> dict[str, bytes]:
 
 
 def spoil(path: Path, how: str) -> None:
-    """cut: half of it. edited: another byte in the middle, the same size. emptied, gone, or a folder in its place."""
+    """cut: half of it.
+
+    edited: another byte in the middle, the same size. emptied, gone, or a folder in its place.
+    """
     content = path.read_bytes()
     if how == "cut":
-        path.write_bytes(content[:len(content) // 2])
+        path.write_bytes(content[: len(content) // 2])
     elif how == "edited":
         middle = len(content) // 2
-        middle = next((i for i in range(middle, len(content)) if chr(content[i]).isdigit()), middle) if path.suffix in (".json", ".jsonl", ".csv") else middle
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:])
+        middle = (
+            next((i for i in range(middle, len(content)) if chr(content[i]).isdigit()), middle)
+            if path.suffix in (".json", ".jsonl", ".csv")
+            else middle
+        )
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     elif how == "emptied":
         path.write_bytes(b"")
     else:
@@ -115,19 +146,39 @@ def spoil(path: Path, how: str) -> None:
 
 # ---------------------------------------------------------------- runs
 
-RUN_FILES = ("metrics.json", "predictions.jsonl", "history.csv", "config.json", "provenance.json", "weights.safetensors")
+RUN_FILES = (
+    "metrics.json",
+    "predictions.jsonl",
+    "history.csv",
+    "config.json",
+    "provenance.json",
+    "weights.safetensors",
+)
 
 
-@pytest.mark.parametrize("file, how", [*((file, how) for file in RUN_FILES for how in ("cut", "edited")), ("metrics.json", "emptied"),
-                                       ("history.csv", "gone"), ("predictions.jsonl", "a folder")])
+@pytest.mark.parametrize(
+    "file, how",
+    [
+        *((file, how) for file in RUN_FILES for how in ("cut", "edited")),
+        ("metrics.json", "emptied"),
+        ("history.csv", "gone"),
+        ("predictions.jsonl", "a folder"),
+    ],
+)
 def test_a_damaged_run_is_named_and_it_alone_is_made_again(made, copy, file, how, capsys):
     spoil(folder_of("label_only") / file, how)
-    with pytest.raises(DataError, match="label_only, seed 0.* is not complete; run `make train STUDY=t`"):
+    with pytest.raises(
+        DataError, match="label_only, seed 0.* is not complete; run `make train STUDY=t`"
+    ):
         load_stage("t", "train")
     capsys.readouterr()
     grid()
     out = capsys.readouterr().out
-    assert out.count("made again") == 1 and file in out.split("made again")[0] and out.count("from the store") == 1
+    assert (
+        out.count("made again") == 1
+        and file in out.split("made again")[0]
+        and out.count("from the store") == 1
+    )
     assert truth(copy) == truth(made) and all(row["metrics"] for row in load_stage("t", "train"))
 
 
@@ -148,10 +199,16 @@ def test_an_older_store_is_left_alone_and_named(made, copy, monkeypatch, capsys)
     report_old_runs.cache_clear()
     grid()
     out = capsys.readouterr().out
-    assert f"2 run(s) of another store version than {one.STORE_VERSION} are left there and not used" in out and "from the store" not in out
+    assert (
+        f"2 run(s) of another store version than {one.STORE_VERSION} are left there and not used"
+        in out
+        and "from the store" not in out
+    )
     new = {path.name for path in copy.glob("runs/*/")} - old
     assert len(new) == 2 and old <= {path.name for path in copy.glob("runs/*/")}
-    assert {json.loads((copy / "runs" / key / "config.json").read_text())["store"] for key in new} == {one.STORE_VERSION}
+    assert {
+        json.loads((copy / "runs" / key / "config.json").read_text())["store"] for key in new
+    } == {one.STORE_VERSION}
     report_old_runs.cache_clear()
 
 
@@ -160,7 +217,13 @@ def test_what_killed_runs_leave_is_not_taken_over(made, copy):
     shutil.rmtree(path)
     work = path.with_name(f"{path.name}.work")
     (work / "checkpoints" / "checkpoint-9").mkdir(parents=True)
-    for name in ("metrics.json", "metrics.json.77.part", "weights.safetensors", "predictions.jsonl", "notes.txt"):
+    for name in (
+        "metrics.json",
+        "metrics.json.77.part",
+        "weights.safetensors",
+        "predictions.jsonl",
+        "notes.txt",
+    ):
         (work / name).write_text("{}")
     (study_dir("t") / "base.json.77.part").write_text("{")
     grid(say=quiet)
@@ -169,7 +232,10 @@ def test_what_killed_runs_leave_is_not_taken_over(made, copy):
 
 
 def test_the_clock_decides_nothing(made, copy, monkeypatch, capsys):
-    """A clock set back by thirty years, and files of the future: what is whole is still used, nothing else."""
+    """A clock set back by thirty years, and files of the future.
+
+    What is whole is still used, nothing else.
+    """
     for path in copy.rglob("*"):
         os.utime(path, (4e9, 4e9))
     real = time.time
@@ -183,6 +249,7 @@ def test_the_clock_decides_nothing(made, copy, monkeypatch, capsys):
 
 # ---------------------------------------------------------------- checkpoints
 
+
 class Killed(Exception):
     pass
 
@@ -191,6 +258,7 @@ def killed_at(epoch: int):
     def say(text, **kwargs):
         if f", epoch {epoch}/" in text:
             raise Killed
+
     return say
 
 
@@ -203,19 +271,37 @@ def half_made(epoch: int = 2) -> Path:
     return path.with_name(f"{path.name}.work") / "checkpoints"
 
 
-CHECKPOINT_FILES = ("trainable.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth", "seal.json")
+CHECKPOINT_FILES = (
+    "trainable.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "trainer_state.json",
+    "rng_state.pth",
+    "seal.json",
+)
 
 
-@pytest.mark.parametrize("file, how", [*((file, "cut") for file in CHECKPOINT_FILES), *((file, "edited") for file in CHECKPOINT_FILES[:4]),
-                                       ("seal.json", "gone"), ("optimizer.pt", "a folder")])
+@pytest.mark.parametrize(
+    "file, how",
+    [
+        *((file, "cut") for file in CHECKPOINT_FILES),
+        *((file, "edited") for file in CHECKPOINT_FILES[:4]),
+        ("seal.json", "gone"),
+        ("optimizer.pt", "a folder"),
+    ],
+)
 def test_a_damaged_checkpoint_is_named_and_not_used(made, copy, file, how, capsys):
-    (_, checkpoint), = checkpoints(half_made())
+    ((_, checkpoint),) = checkpoints(half_made())
     assert broken(checkpoint) == ""
     spoil(checkpoint / file, how)
     capsys.readouterr()
     grid()
     out = capsys.readouterr().out
-    assert f"{checkpoint.name} of a killed run: " in out and file in out.split(checkpoint.name)[1] and out.count("epoch 1/2") == 1
+    assert (
+        f"{checkpoint.name} of a killed run: " in out
+        and file in out.split(checkpoint.name)[1]
+        and out.count("epoch 1/2") == 1
+    )
     assert truth(copy) == truth(made)
 
 
@@ -228,7 +314,10 @@ def test_a_whole_checkpoint_is_used(made, copy, capsys):
 
 
 def test_a_clock_set_back_keeps_the_newest_checkpoint(made, copy):
-    """Checkpoints are ordered by step; the library's own rotation goes by file times, and would delete the one just made."""
+    """Checkpoints are ordered by step.
+
+    The library's own rotation goes by file times, and would delete the one just made.
+    """
     folder = half_made()
     for path in folder.rglob("*"):
         os.utime(path, (4e9, 4e9))
@@ -251,7 +340,9 @@ def trained(folder, epochs=4, dies=0, best=2):
     """fine_tune on four questions with a validation that finds epoch `best` the best."""
     student, seen = tiny("tiny-llama"), []
     examples = study_data(BASE).train[:4]
-    passes = encode_all(student, examples, study_data(BASE).rationales, Arm("post_cot"), "text", 0, epochs)
+    passes = encode_all(
+        student, examples, study_data(BASE).rationales, Arm("post_cot"), "text", 0, epochs
+    )
 
     def validate():
         seen.append(1)
@@ -262,7 +353,16 @@ def trained(folder, epochs=4, dies=0, best=2):
         if row["epoch"] == dies:
             raise Killed
 
-    history, summary = fine_tune(student, passes, Arm("post_cot"), TrainConfig(lr=1e-2, epochs=epochs, batch_size=4), 0, folder, validate, progress)
+    history, summary = fine_tune(
+        student,
+        passes,
+        Arm("post_cot"),
+        TrainConfig(lr=1e-2, epochs=epochs, batch_size=4),
+        0,
+        folder,
+        validate,
+        progress,
+    )
     return {name: value.clone() for name, value in trainable(student.model).items()}, summary
 
 
@@ -276,7 +376,9 @@ def test_the_last_whole_checkpoint_is_gone_back_to_and_the_best_is_kept(tmp_path
     assert last_whole_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-2")
     assert "checkpoint-3 of a killed run: optimizer.pt damaged" in capsys.readouterr().out
     again, summary = trained(tmp_path / "cut")
-    assert summary["best_epoch"] == 2 and all(torch.equal(again[name], whole[name]) for name in whole)
+    assert summary["best_epoch"] == 2 and all(
+        torch.equal(again[name], whole[name]) for name in whole
+    )
 
 
 @pytest.mark.parametrize("how", ["edited", "gone"])
@@ -287,8 +389,13 @@ def test_without_its_best_epoch_a_run_starts_anew(tmp_path, how, capsys):
         trained(tmp_path / "cut", dies=4)
     spoil(tmp_path / "cut" / "checkpoint-2" / "trainable.safetensors", how)
     again, summary = trained(tmp_path / "cut")
-    assert "checkpoint-3 of a killed run: its best epoch, checkpoint-2: trainable.safetensors" in capsys.readouterr().out
-    assert summary["best_epoch"] == 2 and all(torch.equal(again[name], whole[name]) for name in whole)
+    assert (
+        "checkpoint-3 of a killed run: its best epoch, checkpoint-2: trainable.safetensors"
+        in capsys.readouterr().out
+    )
+    assert summary["best_epoch"] == 2 and all(
+        torch.equal(again[name], whole[name]) for name in whole
+    )
 
 
 class Malicious:
@@ -304,16 +411,24 @@ class Malicious:
 @pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth"])
 def test_a_pickle_in_a_checkpoint_is_never_run(made, copy, file, tmp_path, capsys):
     folder = half_made()
-    (_, checkpoint), = checkpoints(folder)
+    ((_, checkpoint),) = checkpoints(folder)
     torch.save({"state": Malicious(tmp_path / "run"), "param_groups": []}, checkpoint / file)
     kept = tmp_path / "kept"
     shutil.copytree(folder, kept)
     grid()  # its checksum gives it away
-    assert f"{file} damaged" in capsys.readouterr().out and not (tmp_path / "run").exists() and truth(copy) == truth(made)
+    assert (
+        f"{file} damaged" in capsys.readouterr().out
+        and not (tmp_path / "run").exists()
+        and truth(copy) == truth(made)
+    )
     shutil.rmtree(folder_of("label_only"))
     shutil.copytree(kept, folder)
     seal_checkpoint(folder / checkpoint.name)  # whoever can write there can seal it too
-    with pytest.raises(DataError, match=f"{folder}: a checkpoint holds objects beside tensors.*delete that folder and run again") as error:
+    with pytest.raises(
+        DataError,
+        match=f"{folder}: a checkpoint holds objects beside "
+        "tensors.*delete that folder and run again",
+    ) as error:
         grid(say=quiet)
     assert str(error.value).isprintable() and not (tmp_path / "run").exists()
     shutil.rmtree(folder)
@@ -326,40 +441,69 @@ def test_a_pickle_in_a_checkpoint_is_never_run(made, copy, file, tmp_path, capsy
 
 # ---------------------------------------------------------------- converted weights
 
-@pytest.mark.parametrize("file, how", [("model.safetensors", "cut"), ("model.safetensors", "edited"), ("model.safetensors", "gone"), ("config.json", "edited"),
-                                       ("tokenizer.json", "cut"), ("cotdistill.json", "cut"), ("cotdistill.json", "emptied"), ("cotdistill.json", "older")])
+
+@pytest.mark.parametrize(
+    "file, how",
+    [
+        ("model.safetensors", "cut"),
+        ("model.safetensors", "edited"),
+        ("model.safetensors", "gone"),
+        ("config.json", "edited"),
+        ("tokenizer.json", "cut"),
+        ("cotdistill.json", "cut"),
+        ("cotdistill.json", "emptied"),
+        ("cotdistill.json", "older"),
+    ],
+)
 def test_a_damaged_cache_of_weights_is_converted_again(tmp_path, monkeypatch, file, how, capsys):
     tiny_gguf.install(tmp_path, monkeypatch)
     first = students.load_student("tiny-wheel")
-    wanted = [p.detach().clone() for p in first.model.parameters()]  # loaded weights are a view of the file that is spoilt below
+    # Loaded weights are a view of the file that is spoilt below
+    wanted = [p.detach().clone() for p in first.model.parameters()]
     cache = tmp_path / "cache" / "students" / "tiny-wheel"
     assert "converting tiny.gguf" in capsys.readouterr().out
     again = students.load_student("tiny-wheel")
     assert "converting" not in capsys.readouterr().out and again.fingerprint == first.fingerprint
     if how == "older":  # written before there were checksums: its size is all that is known
         record = json.loads((cache / file).read_text())
-        (cache / file).write_text(json.dumps({key: record[key] for key in ("sha256", "source", "bytes")}))
+        (cache / file).write_text(
+            json.dumps({key: record[key] for key in ("sha256", "source", "bytes")})
+        )
     else:
         spoil(cache / file, how)
     (cache.parent / "tiny-wheel.123.part").mkdir()  # a conversion that was killed
     again, out = students.load_student("tiny-wheel"), capsys.readouterr().out
-    assert file in out and "the weights are converted again" in out and again.fingerprint == first.fingerprint
+    assert (
+        file in out
+        and "the weights are converted again" in out
+        and again.fingerprint == first.fingerprint
+    )
     assert all(torch.equal(a, b) for a, b in zip(wanted, again.model.parameters()))
     assert {p.name for p in cache.parent.iterdir()} == {"tiny-wheel", "tiny-wheel.lock"}
 
 
 # ---------------------------------------------------------------- what notebooks hand on
 
+
 def test_damaged_base_and_plan_are_named_with_the_stage_to_run(copy):
     folder, plan = study_dir("t"), study_dir("t") / "train.json"
     good = plan.read_text()
     rows = json.loads(good)
     assert load_base("t") == BASE and len(load_stage("t", "train")) == 2
-    for bad in (good[:len(good) // 2], "", "[]", json.dumps(rows[:1]), json.dumps([rows[0], rows[1] | {"label": "zero_shot"}]),
-                json.dumps([rows[0], rows[1] | {"seed": 5}]), json.dumps([rows[0] | {"key": rows[1]["key"]}, rows[1]]),
-                json.dumps([{k: v for k, v in row.items() if k != "plan"} | {"seed": 7} for row in rows])):
+    for bad in (
+        good[: len(good) // 2],
+        "",
+        "[]",
+        json.dumps(rows[:1]),
+        json.dumps([rows[0], rows[1] | {"label": "zero_shot"}]),
+        json.dumps([rows[0], rows[1] | {"seed": 5}]),
+        json.dumps([rows[0] | {"key": rows[1]["key"]}, rows[1]]),
+        json.dumps([{k: v for k, v in row.items() if k != "plan"} | {"seed": 7} for row in rows]),
+    ):
         plan.write_text(bad)
-        with pytest.raises(DataError, match=r"train.json: .*run (`make train STUDY=t`|that again)") as error:
+        with pytest.raises(
+            DataError, match=r"train.json: .*run (`make train STUDY=t`|that again)"
+        ) as error:
             load_predictions("t", ["train"])
         assert str(error.value).isprintable()
         grid(say=quiet)
@@ -367,7 +511,11 @@ def test_damaged_base_and_plan_are_named_with_the_stage_to_run(copy):
     base = json.loads((folder / "base.json").read_text())
     for bad in (json.dumps(base | {"test_size": 3}), json.dumps(base | {"label_format": "letter"})):
         (folder / "base.json").write_text(bad)
-        with pytest.raises(DataError, match="base.json: changed after it was written; expected what `make train STUDY=t` wrote"):
+        with pytest.raises(
+            DataError,
+            match="base.json: changed after it was written; expected "
+            "what `make train STUDY=t` wrote",
+        ):
             load_base("t")
 
 
@@ -376,25 +524,40 @@ def test_status_of_a_damaged_plan(copy, capsys, tmp_path):
     for bad in ("[", "7", '[{"key": 3}]'):
         (study_dir("t") / "train.json").write_text(bad)
         assert cli.main(["status", str(tmp_path / "t.yaml")]) == 0
-        assert f"train.json is damaged: run `make train STUDY={tmp_path / 't.yaml'}` again" in capsys.readouterr().out
+        assert (
+            f"train.json is damaged: run `make train STUDY={tmp_path / 't.yaml'}` again"
+            in capsys.readouterr().out
+        )
 
 
 @pytest.mark.parametrize("how", ["cut", "edited", "gone"])
 def test_rationales_are_those_that_were_written(store, tmp_path, how):
     for split in ("train", "test"):
-        rows = [{"id": f"{split}{i}", "question": f"{split} {i}?", "choices": ["a", "b"], "answer": "A"} for i in range(6)]
+        rows = [
+            {"id": f"{split}{i}", "question": f"{split} {i}?", "choices": ["a", "b"], "answer": "A"}
+            for i in range(6)
+        ]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = study_dir("t") / "rationales.jsonl"
     write_rationales({f"train{i}": Rationale(f"train{i}", "It is so.", 0) for i in range(6)}, path)
-    spec = SPEC | {"dataset": str(tmp_path), "microworld": None, "validation_size": 2, "rationales": "studies/t/rationales.jsonl",
-                   "rationales_print": sha256(path)[:16]}
+    spec = SPEC | {
+        "dataset": str(tmp_path),
+        "microworld": None,
+        "validation_size": 2,
+        "rationales": "studies/t/rationales.jsonl",
+        "rationales_print": sha256(path)[:16],
+    }
     assert len(study_data({"data": spec}).rationales) == 6
     study_module._data.cache_clear()
     if how == "edited":
         path.write_text(path.read_text().replace(" is ", " was ", 1))
     else:
         spoil(path, how)
-    with pytest.raises(DataError, match="rationales.jsonl: (not the file that data.json was written with|no such file).*make elicit"):
+    with pytest.raises(
+        DataError,
+        match="rationales.jsonl: (not the file that data.json was "
+        "written with|no such file).*make elicit",
+    ):
         study_data({"data": spec})
 
 
@@ -402,26 +565,36 @@ def test_damaged_scores_are_made_again(copy, capsys):
     examples = train_questions(BASE, 0)[:3]
     ask = lambda: score_file(BASE, study_student(BASE), "judge", "saliency", examples)
     first, print_of = ask()
-    path, = (study_dir("t") / "scores").glob("*.jsonl")
+    (path,) = (study_dir("t") / "scores").glob("*.jsonl")
     good = path.read_bytes()
     for how in ("cut", "edited", "emptied"):
         spoil(path, how)
         capsys.readouterr()
         again, same = ask()
-        assert same == print_of and "the scores are made again" in capsys.readouterr().out and path.read_bytes() == good
+        assert (
+            same == print_of
+            and "the scores are made again" in capsys.readouterr().out
+            and path.read_bytes() == good
+        )
         assert all(np.array_equal(first[id], again[id]) for id in first)
     assert read_scores(path)[1] == print_of
 
 
 def test_a_damaged_table_of_a_notebook_is_named(store):
-    make = lambda: kept_table("t", "faith", ["about"], lambda: pd.DataFrame({"a": [1.0, float("nan")], "b": ["x", "y"]}))
+    make = lambda: kept_table(
+        "t", "faith", ["about"], lambda: pd.DataFrame({"a": [1.0, float("nan")], "b": ["x", "y"]})
+    )
     first = make()
-    path, = (study_dir("t") / "tables").glob("*.json")
+    (path,) = (study_dir("t") / "tables").glob("*.json")
     pd.testing.assert_frame_equal(first, make())
     for how in ("cut", "edited"):
         good = path.read_bytes()
         spoil(path, how)
-        with pytest.raises(DataError, match="faith-.*json: (not JSON|changed after it was written).*notebook 05.*delete it and run that again"):
+        with pytest.raises(
+            DataError,
+            match="faith-.*json: (not JSON|changed after it was "
+            "written).*notebook 05.*delete it and run that again",
+        ):
             make()
         path.write_bytes(good)
 
@@ -431,16 +604,28 @@ SHOWN = [Demonstration(Example("d", "What is snow?", ("white", "red"), 0), "It i
 
 
 def ask(path, count=24):
-    return elicit_transformers(QUESTIONS[:count], tiny("tiny-llama"), path, demonstrations=SHOWN, batch_size=1,
-                                      settings=TeacherSettings(sampling=Sampling(max_new_tokens=4)))
+    return elicit_transformers(
+        QUESTIONS[:count],
+        tiny("tiny-llama"),
+        path,
+        demonstrations=SHOWN,
+        batch_size=1,
+        settings=TeacherSettings(sampling=Sampling(max_new_tokens=4)),
+    )
 
 
 def test_teacher_records_that_were_changed_are_named(tmp_path):
     path = tmp_path / "r.jsonl"
     wanted = ask(path)
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([lines[0], lines[1].replace('"raw": "', '"raw": "Surely. '), *lines[2:]]))
-    with pytest.raises(DataError, match=r"r.jsonl:2 \(id q\d\): changed after it was written.*delete the line, the question is asked again"):
+    path.write_text(
+        "".join([lines[0], lines[1].replace('"raw": "', '"raw": "Surely. '), *lines[2:]])
+    )
+    with pytest.raises(
+        DataError,
+        match=r"r.jsonl:2 \(id q\d\): changed after it was "
+        r"written.*delete the line, the question is asked again",
+    ):
         ask(path)
     path.write_text("".join([lines[0], *lines[2:]]))
     assert [r["raw"] for r in ask(path)] == [r["raw"] for r in wanted]
@@ -451,11 +636,16 @@ def test_teacher_records_that_were_changed_are_named(tmp_path):
 
 # ---------------------------------------------------------------- disks
 
+
 @contextlib.contextmanager
 def mounted(folder: Path, *words: str):
     """`mount` on a folder for the length of a block; skips where that is refused."""
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", *words, str(folder)], capture_output=True, text=True) if shutil.which("mount") else None
+    done = (
+        subprocess.run(["mount", *words, str(folder)], capture_output=True, text=True)
+        if shutil.which("mount")
+        else None
+    )
     if done is None or done.returncode:
         pytest.skip("mount is refused here" + (f" ({done.stderr.strip()})" if done else ""))
     try:
@@ -478,7 +668,9 @@ def small_disk(folder: Path, free: int):
 @contextlib.contextmanager
 def read_only(folder: Path):
     with mounted(folder, "--bind", str(folder)):
-        done = subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-o", "remount,ro,bind", str(folder)], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"a read-only mount is refused here ({done.stderr.strip()})")
         yield folder
@@ -486,21 +678,33 @@ def read_only(folder: Path):
 
 def one_line_about(error, folder, *words) -> None:
     message = str(error.value)
-    assert message.isprintable() and str(folder) in message and "run the same command again" in message, message
+    assert (
+        message.isprintable() and str(folder) in message and "run the same command again" in message
+    ), message
     assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("free", [0, 12, 60, 110, 300, 420, 560])
 def test_a_full_disk_is_one_line_and_a_rerun_completes(made, tmp_path, monkeypatch, free):
-    """Kilobytes free, so that another write fails each time: the plan, a lock, weights, the optimizer, the second checkpoint, the answers."""
+    """Kilobytes free, so that another write fails each time.
+
+    The plan, a lock, weights, the optimizer, the second checkpoint, the answers.
+    """
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path / "disk"))
     with small_disk(tmp_path / "disk", free << 10) as disk:
         try:
             grid(say=quiet)
         except DataError as error:
-            one_line_about(pytest.ExceptionInfo.from_exception(error), disk, "the folder is full", "free some space")
+            one_line_about(
+                pytest.ExceptionInfo.from_exception(error),
+                disk,
+                "the folder is full",
+                "free some space",
+            )
             for path in disk.glob("runs/*/"):
-                assert path.suffix == ".work" or load_metrics(path.name), "a half run was taken for a whole one"
+                assert path.suffix == ".work" or load_metrics(path.name), (
+                    "a half run was taken for a whole one"
+                )
         else:
             assert free > 400, "all of it fitted"
         (disk / "ballast").unlink()
@@ -532,7 +736,10 @@ def test_weights_that_do_not_fit_are_not_half_there(tmp_path, monkeypatch):
         with pytest.raises(DataError) as error:
             students.load_student("tiny-wheel")
         one_line_about(error, disk, "the folder is full")
-        assert not (disk / "students" / "tiny-wheel").exists() and not (disk / "students" / "tiny-wheel.part").exists()
+        assert (
+            not (disk / "students" / "tiny-wheel").exists()
+            and not (disk / "students" / "tiny-wheel.part").exists()
+        )
         (disk / "ballast").unlink()
         assert students.load_student("tiny-wheel").fingerprint
 
@@ -542,7 +749,9 @@ def test_a_read_only_store_is_read_and_a_write_says_so(copy, tmp_path, capsys):
         assert len(load_predictions("t", ["train"])) == 16
         with pytest.raises(DataError) as error:
             grid()
-        one_line_about(error, copy, "the folder is read-only", "make it writable, or set COTDISTILL_ARTIFACTS")
+        one_line_about(
+            error, copy, "the folder is read-only", "make it writable, or set COTDISTILL_ARTIFACTS"
+        )
         row = plan_rows(BASE | {"test_size": 4}, ARMS)[0]
         with pytest.raises(DataError) as error:
             run_one(BASE | {"test_size": 4}, row["arm"], row["seed"], row["config"])
@@ -553,15 +762,46 @@ def test_a_read_only_store_is_read_and_a_write_says_so(copy, tmp_path, capsys):
     with read_only(tmp_path / "out"):
         assert cli.main(["run", "smoke", "--executed", str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and f"{tmp_path / 'out' / 'smoke'}: the folder is read-only" in err
+    assert (
+        err.startswith("error: ")
+        and err.count("\n") == 1
+        and (f"{tmp_path / 'out' / 'smoke'}: the folder is read-only") in err
+    )
 
 
 def test_a_full_disk_on_the_command_line(tmp_path):
     """Through papermill and a kernel: one `error:` line names the folder and the way out."""
     with small_disk(tmp_path / "disk", 4 << 10) as disk:
-        done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", "smoke", "--stages", "elicit", "--executed", str(tmp_path / "out")], cwd=ROOT,
-                              capture_output=True, text=True, env=os.environ | {"COTDISTILL_ARTIFACTS": str(disk), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "cotdistill.cli",
+                "run",
+                "smoke",
+                "--stages",
+                "elicit",
+                "--executed",
+                str(tmp_path / "out"),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env=os.environ
+            | {"COTDISTILL_ARTIFACTS": str(disk), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert done.returncode == 1 and len(errors) == 1 and errors[0] == done.stderr.strip().splitlines()[-1], done.stderr
-        assert "01_elicit: " in errors[0] and str(disk) in errors[0] and "the folder is full" in errors[0] and "free some space" in errors[0]
-        assert not list((tmp_path / "out").rglob("[0-9]*.ipynb")) and not list(disk.rglob("data.json"))
+        assert (
+            done.returncode == 1
+            and len(errors) == 1
+            and errors[0] == done.stderr.strip().splitlines()[-1]
+        ), done.stderr
+        assert (
+            "01_elicit: " in errors[0]
+            and str(disk) in errors[0]
+            and "the folder is full" in errors[0]
+            and "free some space" in errors[0]
+        )
+        assert not list((tmp_path / "out").rglob("[0-9]*.ipynb")) and not list(
+            disk.rglob("data.json")
+        )

@@ -24,17 +24,36 @@ from cotdistill.train import OrderSampler, SlicedBatches
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-WORLD = dict(dataset="microworld/everyday", data_dir="", validation_size=8, data_seed=1, rationales="", rationales_print="",
-             microworld=dict(n_train=12, n_test=8))
+WORLD = dict(
+    dataset="microworld/everyday",
+    data_dir="",
+    validation_size=8,
+    data_seed=1,
+    rationales="",
+    rationales_print="",
+    microworld=dict(n_train=12, n_test=8),
+)
 
 
 def start(command, **more):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
-    process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = (
+        os.environ
+        | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        | more
+    )
+    process = psutil.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         out, said = process.communicate(timeout=600)
     finally:
-        for left in [*process.children(recursive=True), process] if process.is_running() else []:  # torchrun's workers outlive it
+        # Torchrun's workers outlive it
+        for left in [*process.children(recursive=True), process] if process.is_running() else []:
             left.kill()
     assert process.returncode == 0, out[-2000:] + said[-3000:]
     return out
@@ -49,29 +68,49 @@ def test_slices_of_all_processes_are_the_batches_of_one(n, size, ranks):
         whole, slices = list(order), list(batches)
         assert len(slices) == len(batches) and len(slices) % ranks == 0
         for b in range(len(slices) // ranks):
-            parts = slices[b * ranks:(b + 1) * ranks]
-            assert sum(parts, []) == whole[b * size:(b + 1) * size] and max(map(len, parts)) - min(map(len, parts)) <= 1
+            parts = slices[b * ranks : (b + 1) * ranks]
+            assert (
+                sum(parts, []) == whole[b * size : (b + 1) * size]
+                and max(map(len, parts)) - min(map(len, parts)) <= 1
+            )
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """Equal global batches: label_only, pre_cot (targets many times longer), accumulation with a weighted label and under the balanced
-    loss (label and other tokens counted over both), fresh shuffles with
-    frozen layers and a best epoch. Curves agree to 1e-5 in nats per token, weights as closely as float32 sums do."""
+    """Equal global batches: label_only, pre_cot (targets many times longer), accumulation with a
+    weighted label and under the balanced loss (label and other tokens counted over both), fresh
+    shuffles with frozen layers and a best epoch.
+
+    Curves agree to 1e-5 in nats per token, weights as closely as float32 sums do.
+    """
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     start([sys.executable, "tests/ddp_worker.py", str(tmp_path / "one")])
     start([*TORCHRUN, "tests/ddp_worker.py", str(tmp_path / "two")])
-    one, two, other = (json.loads((tmp_path / p).read_text()) for p in ("one/curves0.json", "two/curves0.json", "two/curves1.json"))
+    one, two, other = (
+        json.loads((tmp_path / p).read_text())
+        for p in ("one/curves0.json", "two/curves0.json", "two/curves1.json")
+    )
     assert len(one) == 5
     for name, alone in one.items():
         both, second = two[name], other[name]
         for column, values in alone["history"].items():
-            np.testing.assert_allclose(both["history"][column], values, rtol=0, atol=1e-5, err_msg=f"{name}: {column}")
-        assert second["history"] == both["history"] or name == "label_only"  # its rationale loss is not a number
-        assert both["summary"] == alone["summary"] == second["summary"] and (both["shown"], second["shown"]) == (3, 0)
-        assert alone["history"]["loss"][0] - alone["history"]["loss"][-1] > 0.1, "nothing was learnt: equal curves would say little"
-        weights, wanted = load_file(tmp_path / "two" / f"{name}.safetensors"), load_file(tmp_path / "one" / f"{name}.safetensors")
+            np.testing.assert_allclose(
+                both["history"][column], values, rtol=0, atol=1e-5, err_msg=f"{name}: {column}"
+            )
+        # Its rationale loss is not a number
+        assert second["history"] == both["history"] or name == "label_only"
+        assert both["summary"] == alone["summary"] == second["summary"] and (
+            both["shown"],
+            second["shown"],
+        ) == (3, 0)
+        assert alone["history"]["loss"][0] - alone["history"]["loss"][-1] > 0.1, (
+            "nothing was learnt: equal curves would say little"
+        )
+        weights, wanted = (
+            load_file(tmp_path / "two" / f"{name}.safetensors"),
+            load_file(tmp_path / "one" / f"{name}.safetensors"),
+        )
         assert weights.keys() == wanted.keys()
         for key in wanted:
             torch.testing.assert_close(weights[key], wanted[key], rtol=1e-3, atol=1e-4)
@@ -79,31 +118,67 @@ def test_two_processes_train_as_one(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
-    """The command of the README: two processes, one run, which the grid then finds; a second call reads it."""
+    """The command of the README.
+
+    Two processes, one run, which the grid then finds; a second call reads it.
+    """
     study = tmp_path / "own.yaml"
-    study.write_text("student: tiny-llama\nmax_new_tokens: 6\nepochs: 2\nbatch_size: 4\n"
-                     "keep_weights: true\n")
+    study.write_text(
+        "student: tiny-llama\nmax_new_tokens: 6\nepochs: 2\nbatch_size: 4\nkeep_weights: true\n"
+    )
     write_json(study_dir("own") / "data.json", WORLD)
-    command = [*TORCHRUN, "-m", "cotdistill.runs.torchrun", "run", str(study), "--arm", "pre_cot", "--seed", "0"]
+    command = [
+        *TORCHRUN,
+        "-m",
+        "cotdistill.runs.torchrun",
+        "run",
+        str(study),
+        "--arm",
+        "pre_cot",
+        "--seed",
+        "0",
+    ]
     first = start(command, COTDISTILL_ARTIFACTS=str(store))
-    assert first.count("pre_cot seed 0, 2 processes: forced choice") == 1 and first.count("epoch 2/2") == 1 and "from the store" not in first
-    assert "pre_cot seed 0, 2 processes" in (second := start(command, COTDISTILL_ARTIFACTS=str(store))) and "from the store" in second
+    assert (
+        first.count("pre_cot seed 0, 2 processes: forced choice") == 1
+        and first.count("epoch 2/2") == 1
+        and "from the store" not in first
+    )
+    assert (
+        "pre_cot seed 0, 2 processes" in (second := start(command, COTDISTILL_ARTIFACTS=str(store)))
+        and "from the store" in second
+    )
     base, lines = study_base(str(study)), []
-    run_grid(base, [Arm("pre_cot")], "train", keep_weights=[("pre_cot", 0)], backend="local", say=lambda line, **_: lines.append(line))
+    run_grid(
+        base,
+        [Arm("pre_cot")],
+        "train",
+        keep_weights=[("pre_cot", 0)],
+        backend="local",
+        say=lambda line, **_: lines.append(line),
+    )
     assert lines[-1].endswith("from the store")
     folder = next((store / "runs").glob("*/metrics.json")).parent
-    assert json.loads((folder / "provenance.json").read_text())["processes"] == 2 and (folder / "weights.safetensors").is_file()
+    assert (
+        json.loads((folder / "provenance.json").read_text())["processes"] == 2
+        and (folder / "weights.safetensors").is_file()
+    )
     both = load_predictions("own", ["train"])
     for path in sorted(folder.iterdir(), reverse=True):
         path.unlink()
     run_grid(base, [Arm("pre_cot")], "train", backend="local", say=lambda *_, **__: None)
     alone = load_predictions("own", ["train"])
     assert alone["id"].tolist() == both["id"].tolist()
-    np.testing.assert_allclose(np.concatenate(alone["scores"].tolist()), np.concatenate(both["scores"].tolist()), atol=1e-3)
+    np.testing.assert_allclose(
+        np.concatenate(alone["scores"].tolist()), np.concatenate(both["scores"].tolist()), atol=1e-3
+    )
 
 
 def test_a_run_without_its_notebook_has_the_notebooks_setting(smoke, monkeypatch):
-    """`study_base` builds what notebook 02 writes: equal but for the one key that the notebook keeps to itself."""
+    """`study_base` builds what notebook 02 writes.
+
+    Equal but for the one key that the notebook keeps to itself.
+    """
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(smoke[0] / "artifacts"))
     mine = study_base("smoke")
     assert mine.pop("keep_weights") is True and mine == load_base("smoke")

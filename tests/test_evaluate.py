@@ -29,13 +29,26 @@ def prompt_ids(student, example, placement):
 
 def generate(student, prefix, limit):
     with torch.no_grad():
-        out = student.model.generate(torch.tensor([prefix]), max_new_tokens=limit, do_sample=False, attention_mask=torch.ones(1, len(prefix)).long(),
-                                     eos_token_id=student.eos_id, pad_token_id=student.pad_id)
-    return [t for t in out[0, len(prefix):].tolist() if t != student.eos_id]
+        out = student.model.generate(
+            torch.tensor([prefix]),
+            max_new_tokens=limit,
+            do_sample=False,
+            attention_mask=torch.ones(1, len(prefix)).long(),
+            eos_token_id=student.eos_id,
+            pad_token_id=student.pad_id,
+        )
+    return [t for t in out[0, len(prefix) :].tolist() if t != student.eos_id]
 
 
 def cut(ids, stop):
-    n = next((i for i in range(1, len(ids) + 1) if (ids[i - 1] in stop if isinstance(stop, set) else ids[:i][-len(stop):] == stop)), len(ids))
+    n = next(
+        (
+            i
+            for i in range(1, len(ids) + 1)
+            if (ids[i - 1] in stop if isinstance(stop, set) else ids[:i][-len(stop) :] == stop)
+        ),
+        len(ids),
+    )
     return ids[:n]
 
 
@@ -53,14 +66,25 @@ def test_option_scores_equal_brute_force_and_leave_the_cache(student, questions)
 def test_the_most_mentioned_option_needs_no_student():
     cup = Example("q", "What is it made of?", ("glass", "clay", "wood"), 1)
     assert most_mentioned([cup], ["Clay is clay.", "A wooden cup. Glass."]).tolist() == [1.0]
-    assert most_mentioned([cup], ["wood", "clay"]).tolist() == [0.5] and most_mentioned([cup], ["glass"]).tolist() == [0.0]
+    assert most_mentioned([cup], ["wood", "clay"]).tolist() == [0.5] and most_mentioned(
+        [cup], ["glass"]
+    ).tolist() == [0.0]
     assert most_mentioned([cup], []).tolist() == [pytest.approx(1 / 3)]
-    assert most_mentioned([Example("t", "What are we?", ("mortal", "dying", "mortal"), 0)], ["mortal"]).tolist() == [1.0]
+    assert most_mentioned(
+        [Example("t", "What are we?", ("mortal", "dying", "mortal"), 0)], ["mortal"]
+    ).tolist() == [1.0]
 
 
 def test_equal_options_are_one_choice(llama):
-    found = evaluate(llama, [Example("t", "What are we?", ("mortal", "mortal", "mortal"), 0)], "label_only", **LIMITS)[0]
-    assert found["choice"] == found["gold"] == 0 and found["scores"] == pytest.approx([found["scores"][0]] * 3, abs=1e-4)
+    found = evaluate(
+        llama,
+        [Example("t", "What are we?", ("mortal", "mortal", "mortal"), 0)],
+        "label_only",
+        **LIMITS,
+    )[0]
+    assert found["choice"] == found["gold"] == 0 and found["scores"] == pytest.approx(
+        [found["scores"][0]] * 3, abs=1e-4
+    )
 
 
 def test_greedy_equals_transformers_generate(student, questions):
@@ -71,14 +95,19 @@ def test_greedy_equals_transformers_generate(student, questions):
 
 
 def test_scores_after_the_own_rationale(student, questions):
-    """pre_cot: the options are scored after exactly what the student wrote, the cue added where it never came."""
+    """pre_cot: the options are scored after exactly what the student wrote, the cue added where it
+    never came.
+    """
     found = evaluate(student, questions, "pre_cot", **LIMITS)
     cue = student.encode("\nAnswer:")
     for example, one in zip(questions, found):
         prefix = prompt_ids(student, example, "pre_cot")
         thought = cut(generate(student, prefix, LIMITS["max_new_tokens"]), cue)
-        prefix += thought if thought[-len(cue):] == cue else thought + cue
-        wanted = [brute_score(student, prefix, student.encode(label_text(example, o))) for o in range(len(example.choices))]
+        prefix += thought if thought[-len(cue) :] == cue else thought + cue
+        wanted = [
+            brute_score(student, prefix, student.encode(label_text(example, o)))
+            for o in range(len(example.choices))
+        ]
         assert one["scores"] == pytest.approx(wanted, abs=3e-4)
         label = cut(generate(student, prefix, LIMITS["max_label_tokens"]), line_ids(student))
         assert one["tokens"] == len(thought) + len(label)
@@ -89,7 +118,9 @@ def test_batch_equals_single(student, questions, placement):
     together = evaluate(student, questions, placement, batch_size=12, **LIMITS)
     alone = evaluate(student, questions, placement, batch_size=1, **LIMITS)
     for a, b in zip(together, alone):
-        assert {k: v for k, v in a.items() if k != "scores"} == {k: v for k, v in b.items() if k != "scores"}
+        assert {k: v for k, v in a.items() if k != "scores"} == {
+            k: v for k, v in b.items() if k != "scores"
+        }
         assert a["scores"] == pytest.approx(b["scores"], abs=3e-4)
 
 
@@ -97,10 +128,22 @@ def test_feeding_only_some_rows_leaves_the_others(llama, questions):
     rows = [prompt_ids(llama, e, "post_cot") for e in questions[:3]]
     state = start(llama, rows)
     before = state.logits.clone()
-    feed(llama, state, torch.tensor([[5, 6]] * 3), torch.tensor([[True, True], [False, False], [True, False]]))
-    assert torch.equal(state.logits[1], before[1]) and state.lengths.tolist() == [len(rows[0]) + 2, len(rows[1]), len(rows[2]) + 1]
+    feed(
+        llama,
+        state,
+        torch.tensor([[5, 6]] * 3),
+        torch.tensor([[True, True], [False, False], [True, False]]),
+    )
+    assert torch.equal(state.logits[1], before[1]) and state.lengths.tolist() == [
+        len(rows[0]) + 2,
+        len(rows[1]),
+        len(rows[2]) + 1,
+    ]
     with torch.no_grad():
-        wanted = [llama.model(input_ids=torch.tensor([r])).logits[0, -1] for r in (rows[0] + [5, 6], rows[1], rows[2] + [5])]
+        wanted = [
+            llama.model(input_ids=torch.tensor([r])).logits[0, -1]
+            for r in (rows[0] + [5, 6], rows[1], rows[2] + [5])
+        ]
     torch.testing.assert_close(state.logits, torch.stack(wanted), rtol=1e-4, atol=1e-5)
 
 
@@ -111,30 +154,47 @@ def test_a_label_that_never_ends_is_a_counted_failure(llama, questions):
 
 
 def test_accuracy_and_validation_scores():
-    rows = [dict(gold=0, choice=0, generated=None, scores=[-1.0, -2.0]), dict(gold=1, choice=0, generated=1, scores=[-1.0, -3.0])]
+    rows = [
+        dict(gold=0, choice=0, generated=None, scores=[-1.0, -2.0]),
+        dict(gold=1, choice=0, generated=1, scores=[-1.0, -3.0]),
+    ]
     assert accuracy(rows) == 0.5 and accuracy(rows, "generated") == 0.5
     assert validation_scores(rows) == {"accuracy": 0.5, "label_nll": 2.0}
     assert parse_answer("x", ("x", "y")) == 0
 
 
 @pytest.mark.parametrize("placement", ["label_only", "pre_cot", "post_cot"])
-def test_a_trained_student_writes_what_transformers_generate_writes(llama, questions, rationales, tmp_path, placement):
-    """Once it knows the format, most labels are read off the option scores and rationales end at different steps."""
+def test_a_trained_student_writes_what_transformers_generate_writes(
+    llama, questions, rationales, tmp_path, placement
+):
+    """Once it knows the format, most labels are read off the option scores and rationales end at
+    different steps.
+    """
     config = TrainConfig(lr=2e-2, epochs=25, batch_size=6, select="last", weight_decay=0.0)
     passes = encode_all(llama, questions, rationales, Arm(placement), "text", 0, config.epochs)
     fine_tune(llama, passes, Arm(placement), config, 0, tmp_path / "checkpoints")
     limits, cue = dict(max_new_tokens=30, max_label_tokens=10), llama.encode("\nAnswer:")
     found = evaluate(llama, questions, placement, batch_size=12, **limits)
-    assert sum(p["generated"] is not None for p in found) >= 9 and len({p["tokens"] for p in found}) > 1
+    assert (
+        sum(p["generated"] is not None for p in found) >= 9
+        and len({p["tokens"] for p in found}) > 1
+    )
     for example, one in zip(questions, found):
         prefix, thought = prompt_ids(llama, example, placement), []
         if placement == "pre_cot":
             thought = cut(generate(llama, prefix, limits["max_new_tokens"]), cue)
-            prefix += thought if thought[-len(cue):] == cue else thought + cue
+            prefix += thought if thought[-len(cue) :] == cue else thought + cue
         label = cut(generate(llama, prefix, limits["max_label_tokens"]), line_ids(llama))
-        assert (one["text"], one["tokens"]) == (llama.decode(label).strip(), len(thought) + len(label))
+        assert (one["text"], one["tokens"]) == (
+            llama.decode(label).strip(),
+            len(thought) + len(label),
+        )
     state = start(llama, [prompt_ids(llama, e, placement) for e in questions])
-    _, labels = score_options(llama, state, [[llama.encode(label_text(e, o)) for o in range(len(e.choices))] for e in questions])
+    _, labels = score_options(
+        llama,
+        state,
+        [[llama.encode(label_text(e, o)) for o in range(len(e.choices))] for e in questions],
+    )
     assert placement == "pre_cot" or sum(label is not None for label in labels) >= 9
 
 
@@ -146,14 +206,20 @@ def test_selected_and_joined_sequences_go_on_as_before(student, questions):
     joined = join(parts, [1, 3, 4, 0, 2])
     feed(student, joined, token, torch.ones(5, 1, dtype=torch.bool))
     with torch.no_grad():
-        wanted = [student.model(input_ids=torch.tensor([row + [7] * (2 if i in (0, 3) else 1)])).logits[0, -1] for i, row in enumerate(rows)]
+        wanted = [
+            student.model(input_ids=torch.tensor([row + [7] * (2 if i in (0, 3) else 1)])).logits[
+                0, -1
+            ]
+            for i, row in enumerate(rows)
+        ]
     torch.testing.assert_close(joined.logits, torch.stack(wanted).float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("placement", ["label_only", "post_cot", "pre_cot"])
 def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
-    """With what the frozen block made of prompts and options kept, another run's predictions are those of the whole student, to the
-    last bit, and the block runs for open-ended answers only."""
+    """With what the frozen block made of prompts and options kept, another run's predictions are
+    those of the whole student, to the last bit, and the block runs for open-ended answers only.
+    """
     store, calls = {}, []
     for run in range(2):
         with torch.no_grad():  # what training a run changes: everything above the first block
@@ -161,22 +227,57 @@ def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
                 parameter.mul_(1.5)
         plain = evaluate(student, questions, placement, batch_size=4, **LIMITS)
         hook = blocks_of(student.model)[0].mlp.register_forward_hook(lambda *_: calls.append(run))
-        scored = [evaluate(student, questions, placement, batch_size=4, generate=False, trunk=(1, store), **LIMITS) for _ in range(2)][1]
+        scored = [
+            evaluate(
+                student,
+                questions,
+                placement,
+                batch_size=4,
+                generate=False,
+                trunk=(1, store),
+                **LIMITS,
+            )
+            for _ in range(2)
+        ][1]
         hook.remove()
-        assert evaluate(student, questions, placement, batch_size=4, trunk=(1, store), **LIMITS) == plain
+        assert (
+            evaluate(student, questions, placement, batch_size=4, trunk=(1, store), **LIMITS)
+            == plain
+        )
         assert [p["scores"] for p in scored] == [p["scores"] for p in plain]
-    shared = placement != "pre_cot" and has_trunk(student.model, 1)  # not GPT-2, which trains with dropout
+    # Not GPT-2, which trains with dropout
+    shared = placement != "pre_cot" and has_trunk(student.model, 1)
     assert len(store) == shared * 2 * -(-len(questions) // 4)  # prompts and options of each batch
     assert not shared or calls.count(0) and not calls.count(1)
     assert not any("forward" in vars(block) for block in blocks_of(student.model))
 
 
 @pytest.mark.parametrize("generate", [False, True])
-def test_a_store_that_is_full_after_the_prompts_changes_nothing(llama, questions, monkeypatch, generate):
-    """The prompts' part of the cache then lacks the frozen block, and the options can't go on from it: both run whole."""
-    plain, store = evaluate(llama, questions, "post_cot", batch_size=4, generate=generate, **LIMITS), {}
-    evaluate(llama, questions, "post_cot", batch_size=4, generate=generate, trunk=(1, store), **LIMITS)
+def test_a_store_that_is_full_after_the_prompts_changes_nothing(
+    llama, questions, monkeypatch, generate
+):
+    """The prompts' part of the cache then lacks the frozen block, and the options can't go on from
+    it: both run whole.
+    """
+    plain, store = (
+        evaluate(llama, questions, "post_cot", batch_size=4, generate=generate, **LIMITS),
+        {},
+    )
+    evaluate(
+        llama, questions, "post_cot", batch_size=4, generate=generate, trunk=(1, store), **LIMITS
+    )
     prompts = {key: value for key, value in store.items() if key[1] == "prompts"}
     assert len(store) == 2 * len(prompts) > 0
     monkeypatch.setattr(decode, "TRUNK_LIMIT", 0)
-    assert evaluate(llama, questions, "post_cot", batch_size=4, generate=generate, trunk=(1, prompts), **LIMITS) == plain
+    assert (
+        evaluate(
+            llama,
+            questions,
+            "post_cot",
+            batch_size=4,
+            generate=generate,
+            trunk=(1, prompts),
+            **LIMITS,
+        )
+        == plain
+    )

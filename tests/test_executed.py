@@ -1,6 +1,7 @@
 """What is executed on a stranger's machine, and how it becomes evidence.
 
-Kernels of this environment only, notebooks without paths of the machine, one line after Ctrl-C."""
+Kernels of this environment only, notebooks without paths of the machine, one line after Ctrl-C.
+"""
 
 import json
 import os
@@ -458,17 +459,17 @@ def test_publish_copies_the_whole_study_and_nothing_older_stays(clone):
     assert all((target / name).read_bytes() == (source / name).read_bytes() for name in expected)
     (target / "costs.json").write_text("older")
     (target / "old.png").write_text("older")
-    assert cli.main(["publish", "own"]) == 0 and sorted(
-        p.name for p in target.iterdir()
-    ) == sorted([*expected, "costs.json"])
+    assert cli.main(["publish", "own"]) == 0 and sorted(p.name for p in target.iterdir()) == sorted(
+        [*expected, "costs.json"]
+    )
     (source / "costs.json").write_text("newer")
     assert cli.main(["publish", "own"]) == 0 and (target / "costs.json").read_text() == "newer"
     assert [p.name for p in target.parent.iterdir()] == ["own"]
     for path in source.iterdir():
         path.unlink()
-    assert notebook_folder("own") == target and {
-        row["notebook"] for row in status("own")
-    } == {"published"}
+    assert notebook_folder("own") == target and {row["notebook"] for row in status("own")} == {
+        "published"
+    }
 
 
 def spoil_notebook(change):
@@ -581,9 +582,7 @@ def test_publish_is_whole_or_nothing_where_a_copy_fails(clone, monkeypatch, caps
             else rename(a, b)
         ),
     )
-    assert (
-        cli.main(["publish", "own"]) == 1 and (target / "01_elicit.ipynb").read_text() == "older"
-    )
+    assert cli.main(["publish", "own"]) == 1 and (target / "01_elicit.ipynb").read_text() == "older"
     assert [p.name for p in target.parent.iterdir()] == ["own"]
 
 

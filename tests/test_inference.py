@@ -37,11 +37,25 @@ def make_predictions(rng, arms, seeds=3, questions=60, worlds="shared"):
             scores[:, 1] += gain + hard[seed if worlds == "per_seed" else 0]
             name = f"w{seed}-" if worlds == "per_seed" else ""
             choice = scores.argmax(1)
-            frames.append(pd.DataFrame(dict(
-                study="s", dataset="d", student="tiny", arm=arm, seed=seed, gold=1, choice=choice,
-                id=[f"{name}q{i:03}" for i in range(questions)], scores=scores.tolist(),
-                correct_choice=choice == 1, correct_generated=choice == 1, cut_off=False,
-                fact=[f"{name}f{i // 3}" for i in range(questions)])))
+            frames.append(
+                pd.DataFrame(
+                    dict(
+                        study="s",
+                        dataset="d",
+                        student="tiny",
+                        arm=arm,
+                        seed=seed,
+                        gold=1,
+                        choice=choice,
+                        id=[f"{name}q{i:03}" for i in range(questions)],
+                        scores=scores.tolist(),
+                        correct_choice=choice == 1,
+                        correct_generated=choice == 1,
+                        cut_off=False,
+                        fact=[f"{name}f{i // 3}" for i in range(questions)],
+                    )
+                )
+            )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -50,22 +64,27 @@ ARMS = {"label_only": 0.0, "pre_cot": 0.3, "post_cot": 0.8, "post_cot_filler": 0
 
 # --- measures -----------------------------------------------------------------------------------
 
+
 def test_gold_probability_by_hand():
-    scores = np.log([0.2, 0.1, 0.1])                       # sums to .4, so 1/2, 1/4, 1/4
+    scores = np.log([0.2, 0.1, 0.1])  # sums to .4, so 1/2, 1/4, 1/4
     assert gold_probability(scores, 0) == pytest.approx(0.5)
     assert gold_probability(scores, 2, ["a", "b", "c"]) == pytest.approx(0.25)
-    twice = np.log([0.2, 0.1, 0.1, 0.1])                   # the last two options read the same
+    twice = np.log([0.2, 0.1, 0.1, 0.1])  # the last two options read the same
     assert gold_probability(twice, 1, ["a", "b", "c", "c"]) == pytest.approx(0.25)
     with pytest.raises(DataError, match="expected the first of its text"):
         gold_probability(twice, 3, ["a", "b", "c", "c"])
     assert gold_probability([-900.0, -901.0], 0) == pytest.approx(special.expit(1.0))
 
 
-@pytest.mark.parametrize("scores, options, choice", [
-    ([-4.0, -6.0], ["ab", "abcd"], 1),                     # -2 and -1.5 per byte
-    ([-4.0, -6.0], ["abcd", "ab"], 0),
-    ([-4.0, -6.1], ["ab", "äb"], 0),                       # ä is two bytes: -2 and -2.03
-    ([-4.0, -4.0], ["ab", "ab"], 0)])
+@pytest.mark.parametrize(
+    "scores, options, choice",
+    [
+        ([-4.0, -6.0], ["ab", "abcd"], 1),  # -2 and -1.5 per byte
+        ([-4.0, -6.0], ["abcd", "ab"], 0),
+        ([-4.0, -6.1], ["ab", "äb"], 0),  # ä is two bytes: -2 and -2.03
+        ([-4.0, -4.0], ["ab", "ab"], 0),
+    ],
+)
 def test_choice_per_byte(scores, options, choice):
     assert choose_normalized(scores, options) == choice
 
@@ -88,11 +107,12 @@ def test_a_rationale_cut_off_is_wrong_but_keeps_its_probability(rng):
         assert primary.loc[~flagged, "value"].tolist() == as_scored.loc[~flagged, "value"].tolist()
     chance = add_measure(data, "p_gold", cut_off="chance")
     assert (chance.loc[chance["flagged"], "value"] == 0.25).all()
-    own = data.assign(rationale_cut_off=False)             # a column of its own comes first
+    own = data.assign(rationale_cut_off=False)  # a column of its own comes first
     assert not add_measure(own, "p_gold")["flagged"].any()
 
 
 # --- tables -------------------------------------------------------------------------------------
+
 
 def test_contrasts_pair_by_question_and_seed(rng):
     data = add_measure(make_predictions(rng, ARMS | {"zero_shot": -1.0}), "p_gold")
@@ -100,12 +120,15 @@ def test_contrasts_pair_by_question_and_seed(rng):
     cells = data.set_index(["arm", "seed", "id"])["value"]
     assert table.shape == (3, 60)
     assert table.loc[2, "q017"] == pytest.approx(
-        cells["post_cot", 2, "q017"] - cells["label_only", 2, "q017"])
+        cells["post_cot", 2, "q017"] - cells["label_only", 2, "q017"]
+    )
     base = inf.contrast_table(data, {"post_cot": 1.0, "zero_shot": -1.0})
     assert base.loc[1, "q004"] == pytest.approx(
-        cells["post_cot", 1, "q004"] - cells["zero_shot", -1, "q004"])
-    mixed = inf.contrast_table(data.sample(frac=1, random_state=2),
-                               {"post_cot": 1.0, "label_only": -1.0})
+        cells["post_cot", 1, "q004"] - cells["zero_shot", -1, "q004"]
+    )
+    mixed = inf.contrast_table(
+        data.sample(frac=1, random_state=2), {"post_cot": 1.0, "label_only": -1.0}
+    )
     pd.testing.assert_frame_equal(table, mixed)
 
 
@@ -120,17 +143,27 @@ def test_bad_predictions_end_in_one_line(rng):
         (data.assign(seed=data["seed"] + 10 * post), "no seed in common"),
         (data[~post], "no predictions of arm 'post_cot'; measured are label_only"),
         (pd.concat([data, data.assign(study="t")]), "several values of study"),
-        (data.assign(value=data["value"].mask(first)), "no value for question q003")]
+        (data.assign(value=data["value"].mask(first)), "no value for question q003"),
+    ]
     for frame, words in cases:
         with pytest.raises(DataError, match=words):
             inf.contrast_table(frame, pair)
-    measures = [("speed", {}, "measure is 'speed'"), ("p_gold", dict(cut_off="x"), "cut_off is"),
-                ("acc_norm", {}, "needs the options' texts"),
-                ("acc_norm", dict(options={}), "question q000: no texts"),
-                ("p_gold", dict(options={f"q{i:03}": ["a"] for i in range(60)}),
-                 "question q000: 4 scores for 1 options"),
-                ("acc_norm", dict(options={f"q{i:03}": ["a", "b", "c", ""] for i in range(60)}),
-                 "question q000: .* one is empty")]
+    measures = [
+        ("speed", {}, "measure is 'speed'"),
+        ("p_gold", dict(cut_off="x"), "cut_off is"),
+        ("acc_norm", {}, "needs the options' texts"),
+        ("acc_norm", dict(options={}), "question q000: no texts"),
+        (
+            "p_gold",
+            dict(options={f"q{i:03}": ["a"] for i in range(60)}),
+            "question q000: 4 scores for 1 options",
+        ),
+        (
+            "acc_norm",
+            dict(options={f"q{i:03}": ["a", "b", "c", ""] for i in range(60)}),
+            "question q000: .* one is empty",
+        ),
+    ]
     for measure, given, words in measures:
         with pytest.raises(DataError, match=words):
             add_measure(data, measure, **given)
@@ -157,6 +190,7 @@ def test_worlds_of_their_own_need_the_same_questions_in_all_arms(rng):
 
 # --- the two parts ------------------------------------------------------------------------------
 
+
 def test_parts_are_the_mean_squares_of_today(rng):
     values = rng.normal(size=(2, 4, 30)) + rng.normal(size=(2, 4, 1)) + rng.normal(size=(2, 1, 30))
     of_seeds, of_questions, noise = st.mean_squares(values)
@@ -165,7 +199,7 @@ def test_parts_are_the_mean_squares_of_today(rng):
     np.testing.assert_allclose(parts.question_variance, of_questions / 120)
     np.testing.assert_allclose(parts.noise, noise / 120)
     effect = inf.join_parts(parts)
-    np.testing.assert_allclose(effect.se ** 2, (of_seeds + of_questions - noise) / 120)
+    np.testing.assert_allclose(effect.se**2, (of_seeds + of_questions - noise) / 120)
     boot = st.two_level(values, rng, n_boot=40_000, guard=())
     today = np.hypot(boot.se_seeds, boot.se_questions)
     np.testing.assert_allclose(effect.se, today, rtol=0.02)
@@ -179,7 +213,8 @@ def test_one_seed_is_the_paired_t_test(rng):
     ends = theirs.confidence_interval()
     assert inf.confidence_interval(effect) == (pytest.approx(ends.low), pytest.approx(ends.high))
     assert float(inf.equivalence_p(effect, 0.4)) == pytest.approx(
-        ttost_paired(a[0], b[0], -0.4, 0.4)[0])
+        ttost_paired(a[0], b[0], -0.4, 0.4)[0]
+    )
     assert effect.covers == "questions"
 
 
@@ -190,20 +225,20 @@ def test_clusters_are_statsmodels_and_the_matrices_of_bell_and_mccaffrey(rng, si
     total, count = len(y), len(sizes)
     variance, freedom = inf.cluster_variance(y, labels)
     fit = sm.OLS(y, np.ones(total)).fit(cov_type="cluster", cov_kwds=dict(groups=labels))
-    if len(set(sizes)) == 1:                               # there CR1, which they have, is CR2
+    if len(set(sizes)) == 1:  # there CR1, which they have, is CR2
         assert variance == pytest.approx(fit.bse[0] ** 2) and freedom == pytest.approx(count - 1)
     hat = np.eye(total) - 1 / total
-    rows = []                                              # V = sum over clusters of (row @ y)^2
+    rows = []  # V = sum over clusters of (row @ y)^2
     for one in range(count):
         mine = labels == one
         block = hat[np.ix_(mine, mine)]
         size, vectors = np.linalg.eigh(block)
-        inverse_root = vectors @ np.diag(size ** -0.5) @ vectors.T
+        inverse_root = vectors @ np.diag(size**-0.5) @ vectors.T
         rows.append(np.ones(mine.sum()) @ inverse_root @ hat[mine] / total)
     rows = np.array(rows)
     gram = np.linalg.eigvalsh(rows @ rows.T)
     assert variance == pytest.approx(((rows @ y) ** 2).sum())
-    assert freedom == pytest.approx(gram.sum() ** 2 / (gram ** 2).sum())
+    assert freedom == pytest.approx(gram.sum() ** 2 / (gram**2).sum())
     order = rng.permutation(total)
     assert inf.cluster_variance(y[order], labels[order]) == pytest.approx((variance, freedom))
 
@@ -224,44 +259,47 @@ def test_worlds_are_the_unit(rng):
     effect = inf.join_parts(inf.split_variance(values, nested=True))
     theirs = sps.ttest_1samp(values.mean(1), 0)
     assert float(inf.two_sided_p(effect)) == pytest.approx(theirs.pvalue)
-    lucky = values - values.mean(1, keepdims=True) + 0.1   # worlds that agree by luck
+    lucky = values - values.mean(1, keepdims=True) + 0.1  # worlds that agree by luck
     floor = inf.join_parts(inf.split_variance(lucky, nested=True))
     assert float(floor.se) == pytest.approx(np.sqrt((values.var(1, ddof=1) / 40).sum() / 25))
     wide = np.full((5, 200), np.nan)
     for seed in range(5):
-        wide[seed, 40 * seed:40 * seed + 40] = values[seed]
+        wide[seed, 40 * seed : 40 * seed + 40] = values[seed]
     apart = inf.join_parts(inf.split_variance(wide, nested=True))
     assert (apart.estimate, apart.se, apart.df) == pytest.approx((effect.estimate, effect.se, 4))
 
 
 def test_bad_tables_are_refused():
     for values, given, words in (
-            (np.zeros((2, 1)), {}, "1 test question"),
-            (np.zeros((2, 4)), dict(clusters=np.zeros(4)), "1 cluster"),
-            (np.array([[1.0, np.nan], [1.0, 2.0]]), {}, "not answered by every seed"),
-            (np.zeros((2, 1)), dict(nested=True), "seed number 0: 1 test question")):
+        (np.zeros((2, 1)), {}, "1 test question"),
+        (np.zeros((2, 4)), dict(clusters=np.zeros(4)), "1 cluster"),
+        (np.array([[1.0, np.nan], [1.0, 2.0]]), {}, "not answered by every seed"),
+        (np.zeros((2, 1)), dict(nested=True), "seed number 0: 1 test question"),
+    ):
         with pytest.raises(DataError, match=words):
             inf.split_variance(values, **given)
 
 
 # --- shrinking ----------------------------------------------------------------------------------
 
+
 def test_the_prior_is_limmas_by_hand():
     """Variances 1, 2, 4, 20 with 4 df: Smyth's section 6.2, step by step, to five digits."""
     logs = np.array([0, 0.693147, 1.386294, 2.995732])
-    digamma_2, trigamma_2 = 0.422784, 0.644934             # 1 - Euler's constant, pi^2 / 6 - 1
+    digamma_2, trigamma_2 = 0.422784, 0.644934  # 1 - Euler's constant, pi^2 / 6 - 1
     mean = logs.mean() - digamma_2 + np.log(2)
     excess = ((logs - logs.mean()) ** 2).sum() / 3 - trigamma_2
     assert (mean, excess) == (pytest.approx(1.539156, abs=1e-5), pytest.approx(1.000841, abs=1e-5))
     d0, common = inf.fit_variance_prior(np.array([1.0, 2.0, 4.0, 20.0]), 4)
     assert special.polygamma(1, d0 / 2) == pytest.approx(excess, abs=1e-5)
     assert common == pytest.approx(np.exp(mean + special.digamma(d0 / 2)) / (d0 / 2), rel=1e-5)
-    np.testing.assert_allclose(special.polygamma(1, inf.invert_trigamma([1e-3, 0.1, 1, 50])),
-                               [1e-3, 0.1, 1, 50], rtol=1e-8)
+    np.testing.assert_allclose(
+        special.polygamma(1, inf.invert_trigamma([1e-3, 0.1, 1, 50])), [1e-3, 0.1, 1, 50], rtol=1e-8
+    )
 
 
 def test_the_prior_finds_what_variances_were_drawn_from(rng):
-    true = 0.3 * 6 / rng.chisquare(6, 100_000)             # scaled inverse chi-square, d0 = 6
+    true = 0.3 * 6 / rng.chisquare(6, 100_000)  # scaled inverse chi-square, d0 = 6
     sample = true * rng.chisquare(3, 100_000) / 3
     d0, common = inf.fit_variance_prior(sample, 3)
     assert d0 == pytest.approx(6, rel=0.05) and common == pytest.approx(0.3, rel=0.02)
@@ -284,7 +322,7 @@ def test_shrinking_by_hand():
     assert (alone[0], alone[1]) == (pytest.approx(0.16), 2)
     single = inf.split_variance(np.array([[0.0, 0.2, 0.1]]))
     variance, df = inf.shrink_seed_variance(single, prior, 2.0)
-    assert (variance, df) == (pytest.approx(0.02), 4)      # its seed's spread is that of the others
+    assert (variance, df) == (pytest.approx(0.02), 4)  # its seed's spread is that of the others
     assert inf.join_parts(single, prior).covers == "questions and seeds"
     assert np.isnan(inf.shrink_seed_variance(single, inf.SeedPrior(), 2.0)[0])
 
@@ -295,33 +333,51 @@ def test_the_seed_prior_leaves_out_what_a_seed_does_to_all_arms(rng):
     priors = inf.fit_seed_prior(means), inf.fit_seed_prior(moved)
     np.testing.assert_allclose(priors[0].variance, priors[1].variance)
     assert priors[1].variance.mean() == pytest.approx(0.0004, rel=0.02)
-    assert priors[0].pooled_df == 28 and priors[0].d0.max() == 14 and np.isinf(
-        priors[0].limma_d0).mean() > 0.4
+    assert (
+        priors[0].pooled_df == 28
+        and priors[0].d0.max() == 14
+        and np.isinf(priors[0].limma_d0).mean() > 0.4
+    )
     assert inf.fit_seed_prior(means[0, :3]).d0 == 0 and inf.fit_seed_prior(means[0, :, :1]).d0 == 0
 
 
 # --- effects ------------------------------------------------------------------------------------
 
+
 def test_joined_degrees_of_freedom_are_satterthwaites():
-    parts = inf.Parts(np.array(0.1), np.array(0.0012), 2, np.array(0.0003), np.array(0.0001),
-                      np.array(99.0), np.array(1.0), 3, 100, 100, False)
-    effect = inf.join_parts(parts, inf.SeedPrior(0.0006, 4.0, 14))   # what the contrast has itself
-    rest = 0.0003 ** 2 / 99 + 0.0001 ** 2 / 198
-    assert effect.se ** 2 == pytest.approx(0.0004 + 0.0002)
-    assert effect.df == pytest.approx(0.0006 ** 2 / (0.0004 ** 2 / 6 + rest))
-    alone = inf.join_parts(parts)                          # not shrunk: at the seeds' upper limit
+    parts = inf.Parts(
+        np.array(0.1),
+        np.array(0.0012),
+        2,
+        np.array(0.0003),
+        np.array(0.0001),
+        np.array(99.0),
+        np.array(1.0),
+        3,
+        100,
+        100,
+        False,
+    )
+    effect = inf.join_parts(parts, inf.SeedPrior(0.0006, 4.0, 14))  # what the contrast has itself
+    rest = 0.0003**2 / 99 + 0.0001**2 / 198
+    assert effect.se**2 == pytest.approx(0.0004 + 0.0002)
+    assert effect.df == pytest.approx(0.0006**2 / (0.0004**2 / 6 + rest))
+    alone = inf.join_parts(parts)  # not shrunk: at the seeds' upper limit
     limit = 0.0004 * 2 / sps.chi2.ppf(0.1, 2)
     assert alone.se == effect.se
-    assert alone.df == pytest.approx((limit + 0.0002) ** 2 / (limit ** 2 / 2 + rest))
+    assert alone.df == pytest.approx((limit + 0.0002) ** 2 / (limit**2 / 2 + rest))
     low = inf.join_parts(replace(parts, seed_variance=np.array(0.0)))
-    assert low.se ** 2 == pytest.approx(0.0003) and low.df == 99     # never below the questions
+    assert low.se**2 == pytest.approx(0.0003) and low.df == 99  # never below the questions
 
 
 @pytest.mark.parametrize("seeds, seed_sd", [(3, 0.01), (3, 0.03), (3, 0.1), (5, 0.03), (5, 0.1)])
 def test_what_is_not_shrunk_errs_no_more_than_nominal(rng, seeds, seed_sd):
     """A contrast by itself, as in a study of two arms: seeds' luck must not make it bold."""
-    values = (rng.normal(size=(4000, seeds, 60)) * 0.3 + rng.normal(size=(4000, 1, 60)) * 0.2
-              + rng.normal(size=(4000, seeds, 1)) * seed_sd)
+    values = (
+        rng.normal(size=(4000, seeds, 60)) * 0.3
+        + rng.normal(size=(4000, 1, 60)) * 0.2
+        + rng.normal(size=(4000, seeds, 1)) * seed_sd
+    )
     effect = inf.join_parts(inf.split_variance(values))
     for alpha in (0.05, 0.005):
         found = (inf.two_sided_p(effect) < alpha).mean()
@@ -333,7 +389,7 @@ def test_nothing_varies():
     assert float(inf.two_sided_p(same)) == 1 and inf.detectable_effect(same) == 0
     assert float(inf.equivalence_p(same, 0.02)) == 0
     guarded = inf.join_parts(inf.split_variance(np.zeros((3, 20)), guard=(1.0, -1.0)))
-    assert float(inf.equivalence_p(guarded, 0.02)) > 0.05   # 20 equal answers do not show equality
+    assert float(inf.equivalence_p(guarded, 0.02)) > 0.05  # 20 equal answers do not show equality
     certain = inf.Effect(0.1, 0.0, 5.0)
     assert float(inf.two_sided_p(certain)) == 0
     with pytest.raises(DataError, match="margin is 0; expected"):
@@ -370,6 +426,7 @@ def test_the_detectable_effect_is_found_as_often_as_said(df, alpha):
 
 # --- shares -------------------------------------------------------------------------------------
 
+
 def test_fieller_covers_the_ratio(rng):
     covariance = np.array([[0.0009, 0.0004], [0.0004, 0.0008]])
     found = rng.multivariate_normal([0.06, 0.15], covariance, 4000)
@@ -401,13 +458,17 @@ def test_the_retained_share_of_a_study(rng):
 
 # --- a study ------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("worlds", inf.WORLDS)
 @pytest.mark.parametrize("measure", ["p_gold", "correct_choice"])
 def test_a_study_in_one_table(rng, worlds, measure):
     data = make_predictions(rng, ARMS | {"post_cot_swapped": 0.0}, 4, 90, worlds)
-    contrasts = {"gain": {"post_cot": 1, "label_only": -1}, "none": {"post_cot_swapped": 1,
-                 "label_only": -1}, "level": {"post_cot": 1}, "more": {
-                     "post_cot": 1, "label_only": -1, "pre_cot": -1, "post_cot_filler": 1}}
+    contrasts = {
+        "gain": {"post_cot": 1, "label_only": -1},
+        "none": {"post_cot_swapped": 1, "label_only": -1},
+        "level": {"post_cot": 1},
+        "more": {"post_cot": 1, "label_only": -1, "pre_cot": -1, "post_cot_filler": 1},
+    }
     table = inf.estimate_contrasts(data, contrasts, measure, worlds=worlds, cluster="fact")
     rows = table.set_index("contrast")
     assert list(table["contrast"]) == list(contrasts)
@@ -419,21 +480,24 @@ def test_a_study_in_one_table(rng, worlds, measure):
     valued = add_measure(data, measure)
     pair = inf.contrast_table(valued, contrasts["gain"], worlds=worlds)
     assert rows.loc["gain", "estimate"] == pytest.approx(pair.mean(axis=1).mean())
-    share = inf.estimate_share(data, "pre_cot", "post_cot", "label_only", measure, worlds=worlds,
-                               cluster="fact")
+    share = inf.estimate_share(
+        data, "pre_cot", "post_cot", "label_only", measure, worlds=worlds, cluster="fact"
+    )
     assert share.low < share.estimate < share.high
-    mixed = inf.estimate_contrasts(data.sample(frac=1, random_state=3), contrasts, measure,
-                                   worlds=worlds, cluster="fact")
+    mixed = inf.estimate_contrasts(
+        data.sample(frac=1, random_state=3), contrasts, measure, worlds=worlds, cluster="fact"
+    )
     pd.testing.assert_frame_equal(table, mixed)
 
 
 def test_worlds_that_use_the_same_ids_are_still_apart(rng):
     data = make_predictions(rng, ARMS, 4, 50, "per_seed")
-    renamed = data.assign(id=data["id"].str[3:])           # w2-q007 and w3-q007 are both q007
+    renamed = data.assign(id=data["id"].str[3:])  # w2-q007 and w3-q007 are both q007
     pair = {"gain": {"post_cot": 1, "label_only": -1}}
     ours = inf.estimate_contrasts(renamed, pair, worlds="per_seed", cluster="fact")
-    pd.testing.assert_frame_equal(ours, inf.estimate_contrasts(data, pair, worlds="per_seed",
-                                                               cluster="fact"))
+    pd.testing.assert_frame_equal(
+        ours, inf.estimate_contrasts(data, pair, worlds="per_seed", cluster="fact")
+    )
 
 
 def test_a_question_has_one_cluster(rng):
@@ -459,11 +523,12 @@ def test_holm_within_each_family():
 
 # --- across studies -----------------------------------------------------------------------------
 
+
 def test_pooling_is_statsmodels_paule_mandel_and_dersimonian_laird():
     estimates, errors = np.array([0.10, 0.02, 0.05, -0.01]), np.array([0.02, 0.01, 0.03, 0.02])
     for ours, theirs in (("paule_mandel", "iterated"), ("dersimonian_laird", "dl")):
-        fit = combine_effects(estimates, errors ** 2, method_re=theirs)
-        assert inf.study_variance(estimates, errors ** 2, ours) == pytest.approx(fit.tau2, rel=1e-4)
+        fit = combine_effects(estimates, errors**2, method_re=theirs)
+        assert inf.study_variance(estimates, errors**2, ours) == pytest.approx(fit.tau2, rel=1e-4)
         effects = [inf.Effect(e, s, 1e9) for e, s in zip(estimates, errors, strict=True)]
         pooled = inf.pool_effects(effects, method=ours)
         assert pooled.estimate == pytest.approx(fit.mean_effect_re, rel=1e-4)
@@ -472,7 +537,7 @@ def test_pooling_is_statsmodels_paule_mandel_and_dersimonian_laird():
         assert pooled.i2 == pytest.approx(fit.i2) and "hardly known" in pooled.note
         assert pooled.predicted_low < pooled.low
     with pytest.raises(DataError, match="method is 'reml'"):
-        inf.study_variance(estimates, errors ** 2, "reml")
+        inf.study_variance(estimates, errors**2, "reml")
 
 
 def test_few_studies_are_pooled_without_pretence():
@@ -494,24 +559,32 @@ def test_pooled_intervals_cover(rng):
     for _ in range(600):
         errors = rng.uniform(0.01, 0.05, 4)
         found = rng.normal(0.05, np.hypot(0.03, errors))
-        pooled = inf.pool_effects([inf.Effect(e, s, 1e9) for e, s in zip(found, errors,
-                                                                         strict=True)])
+        pooled = inf.pool_effects(
+            [inf.Effect(e, s, 1e9) for e, s in zip(found, errors, strict=True)]
+        )
         covered.append(pooled.low <= 0.05 <= pooled.high)
     assert np.mean(covered) >= sps.binom.ppf(0.001, 600, 0.95) / 600
 
 
 # --- calibration --------------------------------------------------------------------------------
 
+
 def test_simulated_studies_have_the_truth_they_say(rng):
-    design = Design(seeds=4, questions=300, seed_sd=SIX, random_spread=False,
-                        effects=(0.0, 0.08, *[0.0] * 6), seed_correlation=0.5)
+    design = Design(
+        seeds=4,
+        questions=300,
+        seed_sd=SIX,
+        random_spread=False,
+        effects=(0.0, 0.08, *[0.0] * 6),
+        seed_correlation=0.5,
+    )
     for measure in ("accuracy", "p_gold"):
         values = simulate_study(rng, replace(design, measure=measure), 300)
         assert values.shape == (300, 8, 4, 300)
         means = values.mean((0, 2, 3)) - design.base
         np.testing.assert_allclose(means, design.effects, atol=0.012)
     apart = values.mean(-1)[:, 7] - values.mean(-1)[:, 6]
-    truth = 0.5 * (SIX[6] ** 2 + SIX[7] ** 2) + 0.5 * (SIX[7] - SIX[6]) ** 2 + 2 * 0.08 ** 2 / 300
+    truth = 0.5 * (SIX[6] ** 2 + SIX[7] ** 2) + 0.5 * (SIX[7] - SIX[6]) ** 2 + 2 * 0.08**2 / 300
     assert apart.var(1, ddof=1).mean() == pytest.approx(truth, rel=0.15)
 
 
@@ -524,13 +597,19 @@ def test_holm_by_hand():
 STUDIES = 400
 
 
-@pytest.mark.parametrize("design", [
-    Design(seeds=3, questions=100),
-    Design(seeds=3, questions=150, seed_sd=SIX, measure="p_gold"),
-    Design(seeds=5, questions=200, seed_sd=SIX, cluster_sizes=(1, 2, 3, 4, 5),
-               cluster_share=1.0),
-    Design(seeds=10, questions=100, seed_sd=SIX, measure="p_gold", seed_correlation=0.7),
-    Design(seeds=5, questions=100, seed_sd=SIX, worlds="per_seed")], ids=str)
+@pytest.mark.parametrize(
+    "design",
+    [
+        Design(seeds=3, questions=100),
+        Design(seeds=3, questions=150, seed_sd=SIX, measure="p_gold"),
+        Design(
+            seeds=5, questions=200, seed_sd=SIX, cluster_sizes=(1, 2, 3, 4, 5), cluster_share=1.0
+        ),
+        Design(seeds=10, questions=100, seed_sd=SIX, measure="p_gold", seed_correlation=0.7),
+        Design(seeds=5, questions=100, seed_sd=SIX, worlds="per_seed"),
+    ],
+    ids=str,
+)
 def test_errors_are_what_they_are_said_to_be(rng, design):
     """Family-wise error between .01 and .08, coverage .93 or more, but for chance (1 in 1,000)."""
     row = calibrate(rng, [design], studies=STUDIES).iloc[0]
@@ -548,12 +627,20 @@ def test_the_designs_span_what_studies_look_like():
 
 def test_shrinking_pays_and_clusters_count(rng):
     design = Design(seeds=3, questions=400, measure="p_gold")
-    with_prior, without = (calibrate(rng, [design], studies=200, shrink=on).iloc[0]
-                           for on in (True, False))
+    with_prior, without = (
+        calibrate(rng, [design], studies=200, shrink=on).iloc[0] for on in (True, False)
+    )
     assert with_prior["half_width"] < 0.8 * without["half_width"]
     assert with_prior["power"] > without["power"] + 0.2
-    facts = Design(seeds=10, questions=150, seed_sd=(0.002,) * 8, measure="p_gold",
-                       cluster_sizes=(1, 2, 3, 4, 5), cluster_share=0.5)
-    clustered, ignored = (calibrate(rng, [facts], studies=200, use_clusters=on).iloc[0]
-                          for on in (True, False))
+    facts = Design(
+        seeds=10,
+        questions=150,
+        seed_sd=(0.002,) * 8,
+        measure="p_gold",
+        cluster_sizes=(1, 2, 3, 4, 5),
+        cluster_share=0.5,
+    )
+    clustered, ignored = (
+        calibrate(rng, [facts], studies=200, use_clusters=on).iloc[0] for on in (True, False)
+    )
     assert ignored["per_claim"] > 0.08 > clustered["per_claim"] and clustered["design_effect"] > 1.5

@@ -56,8 +56,7 @@ def put_data(
 def test_the_written_study_is_valid_and_holds_every_key(repository, capsys):
     put_data(repository / "mine")
     assert (
-        cli.main(["new", "my", "--data", str(repository / "mine"), "--student", "tiny-llama"])
-        == 0
+        cli.main(["new", "my", "--data", str(repository / "mine"), "--student", "tiny-llama"]) == 0
     )
     assert "params/my.yaml: written" in capsys.readouterr().out
     values, text = load_study("my"), (repository / "params" / "my.yaml").read_text()

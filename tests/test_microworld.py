@@ -1,4 +1,6 @@
-"""microworld: counts, balance, no shortcut, gold spans, determinism, the rationale-only dial, strict logic."""
+"""microworld: counts, balance, no shortcut, gold spans, determinism, the rationale-only dial,
+strict logic.
+"""
 
 import re
 from collections import Counter
@@ -31,7 +33,11 @@ from cotdistill.microworld.relations import COMPARE, DIRECTION
 from cotdistill.microworld.strata import STRATA
 
 BIG = dict(n_train=2000, n_validation=200, n_test=1000)
-SIZES = {"everyday": BIG, "relations": BIG, "invented": dict(n_train=240, n_validation=32, n_test=200)}
+SIZES = {
+    "everyday": BIG,
+    "relations": BIG,
+    "invented": dict(n_train=240, n_validation=32, n_test=200),
+}
 
 
 @pytest.fixture(scope="module", params=["everyday", "relations"])
@@ -47,7 +53,11 @@ def any_world(request):
 def knowledge_of(part, seed):
     """The knowledge base that `generate` asks about."""
     real = knowledge()
-    return real if part == "everyday" else invented(real, np.random.default_rng([seed, PARTS.index(part)]))
+    return (
+        real
+        if part == "everyday"
+        else invented(real, np.random.default_rng([seed, PARTS.index(part)]))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +70,28 @@ def words(text):
 
 
 def overlap(example):
-    """Three overlap counts of each option with its question: words, five-letter stems, characters of 4-grams."""
-    grams = lambda t: {t[i:i + 4] for i in range(len(t) - 3)}
+    """Three overlap counts of each option with its question.
+
+    Words, five-letter stems, characters of 4-grams.
+    """
+    grams = lambda t: {t[i : i + 4] for i in range(len(t) - 3)}
     cut = lambda ws: {w[:5] for w in ws}
     q = example.question.lower()
-    return np.array([[len(words(q) & words(c)), len(cut(words(q)) & cut(words(c))), len(grams(q) & grams(c))]
-                     for c in map(str.lower, example.choices)], float)
+    return np.array(
+        [
+            [len(words(q) & words(c)), len(cut(words(q)) & cut(words(c))), len(grams(q) & grams(c))]
+            for c in map(str.lower, example.choices)
+        ],
+        float,
+    )
 
 
 def ngram_accuracy(train, test):
-    """An independent shortcut: logistic regression on word 1- and 2-grams of "question option" and of the option,
-    overlap counts and the option's length and place; the option with the highest score is the answer."""
+    """An independent shortcut.
+
+    Logistic regression on word 1- and 2-grams of "question option" and of the option, overlap
+    counts and the option's length and place; the option with the highest score is the answer.
+    """
     text = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
     alone = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
     pairs = lambda es: [(f"{e.question} {c}", c) for e in es for c in e.choices]
@@ -122,7 +143,8 @@ def test_option_is_right_one_time_in_n(any_world, split):
             right[c] += i == e.answer
             even[c] += 1 / len(e.choices)
     off = sum(abs(right[c] - even[c]) for c in offered)
-    assert off / len(data[split]) < 0.05   # per question; a random draw of the same size gives far more
+    # Per question; a random draw of the same size gives far more
+    assert off / len(data[split]) < 0.05
 
 
 def test_sizes_places_and_duplicates(any_world):
@@ -134,7 +156,11 @@ def test_sizes_places_and_duplicates(any_world):
         places = Counter(e.answer for e in data[split])
         assert max(places.values()) - min(places.values()) <= 1
         for e in data[split]:
-            assert len({c.lower() for c in e.choices}) == len(e.choices) == (2 if part == "relations" else 4)
+            assert (
+                len({c.lower() for c in e.choices})
+                == len(e.choices)
+                == (2 if part == "relations" else 4)
+            )
     assert np.mean([len(e.question.split()) for e in every]) <= 12
     assert max(len(e.question.split()) for e in every) <= 18
     lengths = [len(data["rationales"][e.id].text.split()) for e in every]
@@ -151,8 +177,8 @@ def test_gold_rationales(any_world):
         assert all(b <= c for (_, b), (c, _) in zip(r.key_spans, r.key_spans[1:]))
         assert e.label.lower() in {r.text[a:b].lower() for a, b in r.key_spans}
         for a, b in r.key_spans:
-            assert not (r.text[a - 1:a] + r.text[a]).isalpha() or a == 0
-            assert not r.text[b:b + 1].isalnum()
+            assert not (r.text[a - 1 : a] + r.text[a]).isalpha() or a == 0
+            assert not r.text[b : b + 1].isalnum()
 
 
 def test_test_templates_are_unseen():
@@ -162,7 +188,7 @@ def test_test_templates_are_unseen():
     train |= {t for forms in (COMPARE, DIRECTION) for t in forms["train"]}
     test |= {t for forms in (COMPARE, DIRECTION) for t in forms["test"]}
     assert not train & test
-    for template in train | test:   # no option can be told by the word before it
+    for template in train | test:  # no option can be told by the word before it
         assert not template.rstrip("?.").endswith("}") or "{w2}" in template or "{e}" in template
 
 
@@ -173,16 +199,39 @@ def test_deterministic_and_seeded(everyday):
     assert {question_key(e) for e in other["test"]} != {question_key(e) for e in everyday["test"]}
 
 
-@pytest.mark.parametrize("part, n_train, n_test, share", [("everyday", 400, 200, 0.0), ("everyday", 400, 200, 0.3), ("everyday", 400, 200, 0.6),
-                                                          ("invented", 240, 100, 0.3), ("invented", 240, 150, 0.5)])
+@pytest.mark.parametrize(
+    "part, n_train, n_test, share",
+    [
+        ("everyday", 400, 200, 0.0),
+        ("everyday", 400, 200, 0.3),
+        ("everyday", 400, 200, 0.6),
+        ("invented", 240, 100, 0.3),
+        ("invented", 240, 150, 0.5),
+    ],
+)
 def test_rationale_only_dial(part, n_train, n_test, share):
-    """Brute force over the texts: of a question that counts as "rationale" or "label" every fact is stated word for word in a training
-    rationale, of one that counts as "none" one is not, and only "label" facts are asked about in training questions."""
-    data = generate(part, n_train=n_train, n_validation=32, n_test=n_test, seed=1, rationale_only=share, label_seen=0.3)
+    """Brute force over the texts.
+
+    Of a question that counts as "rationale" or "label" every fact is stated word for word in a
+    training rationale, of one that counts as "none" one is not, and only "label" facts are asked
+    about in training questions.
+    """
+    data = generate(
+        part,
+        n_train=n_train,
+        n_validation=32,
+        n_test=n_test,
+        seed=1,
+        rationale_only=share,
+        label_seen=0.3,
+    )
     world = knowledge_of(part, 1)
     facts, meta = facts_of(world), data["meta"]
     where = Counter(meta[e.id]["fact_in"] for e in data["test"])
-    assert abs(where["rationale"] / n_test - share) < 0.03 and abs(where["label"] / n_test - 0.3) < 0.03
+    assert (
+        abs(where["rationale"] / n_test - share) < 0.03
+        and abs(where["label"] / n_test - 0.3) < 0.03
+    )
     assert abs(np.mean([meta[e.id]["steps"] == 2 for e in data["test"]]) - 0.4) < 0.1
     texts = [data["rationales"][e.id].text.lower() for e in data["train"]]
     asked = {meta[e.id]["fact"] for e in data["train"]}
@@ -192,12 +241,19 @@ def test_rationale_only_dial(part, n_train, n_test, share):
         value, told = facts[m["fact"]][0], []
         for thing, about in m["needs"]:
             via = world["relations"][about].get("via")
-            sentence = state(world, about, thing, facts[thing, about][0], facts[thing, via][0] if via else "")
+            sentence = state(
+                world, about, thing, facts[thing, about][0], facts[thing, via][0] if via else ""
+            )
             told.append(any(sentence.lower() in text for text in texts))
         assert len(told) == m["steps"] and all(told) == (m["fact_in"] != "none"), (e, m)
         assert (m["fact"] in asked) == (m["fact_in"] == "label")
-        if m["fact_in"] == "rationale":  # nor is it told by a label about what follows from it, or what it follows from
-            assert not [f for f in asked if f[0] == concept and relation in (f[1], world["relations"][f[1]].get("via"))]
+        # Nor is it told by a label about what follows from it, or what it follows from
+        if m["fact_in"] == "rationale":
+            assert not [
+                f
+                for f in asked
+                if f[0] == concept and relation in (f[1], world["relations"][f[1]].get("via"))
+            ]
             assert (concept, world["relations"][relation].get("via")) not in asked
         name = re.sub("^an? ", "", concept)
         for t in data["train"]:
@@ -207,52 +263,89 @@ def test_rationale_only_dial(part, n_train, n_test, share):
                 assert not re.search(rf"\b(a|an) {name}\b", t.question.lower()), (e, t)
 
 
-@pytest.mark.parametrize("part, sizes", [("everyday", dict(n_train=160, n_test=160, n_validation=32, seed=7)), ("everyday", BIG),
-                                         ("invented", SIZES["invented"] | dict(seed=3))])
+@pytest.mark.parametrize(
+    "part, sizes",
+    [
+        ("everyday", dict(n_train=160, n_test=160, n_validation=32, seed=7)),
+        ("everyday", BIG),
+        ("invented", SIZES["invented"] | dict(seed=3)),
+    ],
+)
 def test_a_like_option_hardly_gives_the_answer_away(part, sizes):
-    """The right option is close to no other one. A solver that drops every option with a close one beside it, and guesses among the rest,
-    stays near chance."""
+    """The right option is close to no other one.
+
+    A solver that drops every option with a close one beside it, and guesses among the rest, stays
+    near chance.
+    """
     data, near = generate(part, **sizes), everyday_module._near(knowledge())
     for split in ("train", "test"):
         hits = []
         for e in data[split]:
-            alone = [i for i, c in enumerate(e.choices) if not (near[c] - {c}) & set(e.choices)] or list(range(len(e.choices)))
+            alone = [
+                i for i, c in enumerate(e.choices) if not (near[c] - {c}) & set(e.choices)
+            ] or list(range(len(e.choices)))
             hits.append((e.answer in alone) / len(alone))
         print(split, np.mean(hits))
         assert chance(data[split]) <= np.mean(hits) < chance(data[split]) + 0.05
 
 
 def test_an_invented_world_is_one_of_its_own():
-    """Its names are no words of the knowledge base; its values are that of real things, but those of one thing come from many: two facts of a
-    real thing meet again in one made-up thing about as often as chance has it, over many worlds."""
+    """Its names are no words of the knowledge base.
+
+    Its values are that of real things, but those of one thing come from many: two facts of a real
+    thing meet again in one made-up thing about as often as chance has it, over many worlds.
+    """
     real = knowledge()
     told = words(" ".join(knowledge_module._texts(real)))
-    owner = {(relation, tuple(values)): thing for thing, row in real["concepts"].items() for relation, values in row.items() if relation in ("use", "does")}
+    owner = {
+        (relation, tuple(values)): thing
+        for thing, row in real["concepts"].items()
+        for relation, values in row.items()
+        if relation in ("use", "does")
+    }
     kinds = {thing: row.get("kind") for thing, row in real["concepts"].items()}
     together, by_chance = [], []
     for seed in range(200):
         world = invented(real, np.random.default_rng(seed))
-        assert len(world["concepts"]) == INVENTED and not {name[2:] for name in world["concepts"]} & told
+        assert (
+            len(world["concepts"]) == INVENTED
+            and not {name[2:] for name in world["concepts"]} & told
+        )
         assert all(name.startswith("a ") and row for name, row in world["concepts"].items())
         for relation in real["relations"]:
-            dealt = Counter(tuple(row[relation]) for row in world["concepts"].values() if relation in row)
-            assert not dealt - Counter(tuple(row[relation]) for row in real["concepts"].values() if relation in row)
+            dealt = Counter(
+                tuple(row[relation]) for row in world["concepts"].values() if relation in row
+            )
+            assert not dealt - Counter(
+                tuple(row[relation]) for row in real["concepts"].values() if relation in row
+            )
         every = [row["kind"] for row in world["concepts"].values() if "kind" in row]
         for row in world["concepts"].values():
             thing = next((owner[r, tuple(row[r])] for r in ("use", "does") if r in row), None)
             if thing and kinds[thing] and "kind" in row:
                 together.append(row["kind"] == kinds[thing])
                 by_chance.append(np.mean([kind == kinds[thing] for kind in every]))
-    assert abs(np.mean(together) - np.mean(by_chance)) < 4 * np.std(together) / len(together) ** 0.5 < 0.03
+    assert (
+        abs(np.mean(together) - np.mean(by_chance))
+        < 4 * np.std(together) / len(together) ** 0.5
+        < 0.03
+    )
     assert {*knowledge_of("invented", 0)["concepts"]} != {*knowledge_of("invented", 1)["concepts"]}
     assert generate("invented", **SIZES["invented"]) == generate("invented", **SIZES["invented"])
 
 
 def test_nothing_is_known_of_an_invented_world_beforehand():
-    """No shortcut in words, over several worlds together (one alone has too few questions to tell): neither an n-gram model of the training
-    questions, on facts that they don't ask, nor the real world's knowledge of what things are like (two values of one real thing)."""
+    """No shortcut in words, over several worlds together (one alone has too few questions to tell):
+    neither an n-gram model of the training questions, on facts that they don't ask, nor the real
+    world's knowledge of what things are like (two values of one real thing).
+    """
     real = knowledge()
-    pairs = {frozenset(two) for row in real["concepts"].values() for values in [sum(row.values(), [])] for two in product(values, values)}
+    pairs = {
+        frozenset(two)
+        for row in real["concepts"].values()
+        for values in [sum(row.values(), [])]
+        for two in product(values, values)
+    }
     hits, known, even = [], [], []
     for seed in range(8):
         data = generate("invented", **SIZES["invented"], seed=seed)
@@ -262,20 +355,36 @@ def test_nothing_is_known_of_an_invented_world_beforehand():
         even.append(chance(unseen))
         for e in unseen:
             thing, relation = data["meta"][e.id]["fact"]
-            others = [value for (name, about), values in facts.items() if name == thing and about not in (relation, *real["links"])
-                      for value in values]
-            like = np.array([sum(frozenset((value, choice)) in pairs for value in others) for choice in e.choices])
+            others = [
+                value
+                for (name, about), values in facts.items()
+                if name == thing and about not in (relation, *real["links"])
+                for value in values
+            ]
+            like = np.array(
+                [
+                    sum(frozenset((value, choice)) in pairs for value in others)
+                    for choice in e.choices
+                ]
+            )
             if relation in real["links"] or e.label == thing[2:] or not like.any():
-                continue  # links from value to value are the real world's; a made-up name is like nothing
+                # Links from value to value are the real world's; a made-up name is like nothing
+                continue
             best = np.flatnonzero(like == like.max())
             known.append((e.answer in best) / len(best))
     print("n-gram", np.mean(hits), "known", np.mean(known), len(known))
-    assert abs(np.mean(hits) - np.mean(even)) < 0.04 and len(known) > 150 and abs(np.mean(known) - 0.25) < 0.08
+    assert (
+        abs(np.mean(hits) - np.mean(even)) < 0.04
+        and len(known) > 150
+        and abs(np.mean(known) - 0.25) < 0.08
+    )
 
 
 def test_a_rationale_states_nothing_twice(everyday):
     for id, meta in everyday["meta"].items():
-        sentences = [sentence.strip() for sentence in re.findall(r"[^.]+\.", everyday["rationales"][id].text)]
+        sentences = [
+            sentence.strip() for sentence in re.findall(r"[^.]+\.", everyday["rationales"][id].text)
+        ]
         assert len(set(sentences)) == len(sentences) == len(set(map(tuple, meta["states"])))
 
 
@@ -291,22 +400,27 @@ def test_wrong_options_are_wrong(everyday):
     for split in SPLITS:
         for e in everyday[split]:
             fact = everyday["meta"][e.id]["fact"]
-            assert sum(c in facts[fact] or c == re.sub("^an? ", "", fact[0]) for c in e.choices) == 1
+            assert (
+                sum(c in facts[fact] or c == re.sub("^an? ", "", fact[0]) for c in e.choices) == 1
+            )
 
 
 def test_options_come_in_every_number():
     data = generate("everyday", n_train=300, n_validation=20, n_test=100, n_options="mix")
     assert {len(e.choices) for e in data["train"]} == {2, 3, 4, 5}
-    assert len(generate("everyday", n_train=12, n_validation=3, n_test=5)["test"]) == 5   # a smoke study's sizes
+    # A smoke study's sizes
+    assert len(generate("everyday", n_train=12, n_validation=3, n_test=5)["test"]) == 5
 
 
 def test_relations_follow_the_signs():
-    """Solve every question from its words by walking the signed chain, and compare with the answer given."""
+    """Solve every question from its words by walking the signed chain, and compare with the answer
+    given.
+    """
     data, solved = generate("relations", n_train=300, n_validation=50, n_test=300), 0
     themes = knowledge()["quantities"]
     for e in data["train"] + data["test"]:
         theme, start, stop = data["meta"][e.id]["fact"]
-        nodes = themes[theme][start:stop + 1]
+        nodes = themes[theme][start : stop + 1]
         text = e.question.lower()
         has = lambda phrase: re.search(rf"\b{re.escape(phrase)}\b", text) is not None
         sign = 1 if has(nodes[0][1]) else -1
@@ -321,18 +435,26 @@ def test_relations_follow_the_signs():
             second = max(e.choices, key=lambda name: text.index(name.lower()))
             if not text.startswith("unlike"):
                 owner = first
-            else:   # "Unlike B, A has the ..."
+            else:  # "Unlike B, A has the ..."
                 owner = second
             assert e.label == (owner if has(right) else first if owner == second else second)
         solved += 1
     assert solved == 600
 
 
-@pytest.mark.parametrize("settings, words", [
-    (dict(part="sports"), "expected one of everyday, relations, invented"), (dict(n_options=7), "expected 2, 3, 4, 5 or mix"),
-    (dict(rationale_only=1.2), "from 0 to 1"), (dict(rationale_only=0.7, label_seen=0.7), "at most 1"),
-    (dict(relations=["smell"]), "expected some of"), (dict(n_train=10**5), "at most"),
-    (dict(part="relations", n_train=10**5), "at most"), (dict(part="invented", n_train=2000), "at most")])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(part="sports"), "expected one of everyday, relations, invented"),
+        (dict(n_options=7), "expected 2, 3, 4, 5 or mix"),
+        (dict(rationale_only=1.2), "from 0 to 1"),
+        (dict(rationale_only=0.7, label_seen=0.7), "at most 1"),
+        (dict(relations=["smell"]), "expected some of"),
+        (dict(n_train=10**5), "at most"),
+        (dict(part="relations", n_train=10**5), "at most"),
+        (dict(part="invented", n_train=2000), "at most"),
+    ],
+)
 def test_bad_settings_say_so(settings, words):
     with pytest.raises(DataError, match=words):
         generate(**{"n_validation": 5, "n_test": 5, **settings})
@@ -361,7 +483,10 @@ def by_stratum(data):
 
 
 def test_questions_of_worlds_made_before_are_the_same():
-    """Fingerprints from before `strata` and `n_core` came: runs of published studies depend on them."""
+    """Fingerprints from before `strata` and `n_core` came.
+
+    Runs of published studies depend on them.
+    """
     made = {
         ("everyday", 160, 32, 160, 7): "af2de8b57bb7828e",
         ("invented", 240, 32, 200, 1): "b5490bfa9589b63b",
@@ -414,8 +539,11 @@ def test_strata_are_what_they_say(strata_worlds):
 
 
 def test_strata_are_balanced(strata_worlds):
-    """Each place equally often, each value right once in four times that it is offered; the three strata ask
-    the relations equally often, give or take a block, and their facts are clusters of two or three."""
+    """Each place equally often, each value right once in four times that it is offered.
+
+    The three strata ask the relations equally often, give or take a block, and their facts are
+    clusters of two or three.
+    """
     for data in strata_worlds.values():
         for rows in by_stratum(data).values():
             places = Counter(e.answer for e in rows)
@@ -429,17 +557,17 @@ def test_strata_are_balanced(strata_worlds):
 
 
 def test_no_shortcut_in_strata(strata_worlds):
-    """The option that training rationales mention most, or least, is right at chance in every stratum, for all
-    options are mentioned equally often; so are single words. An n-gram model and any one place stay at chance
-    over the worlds together."""
+    """The option that training rationales mention most, or least, is right at chance in every
+    stratum, for all options are mentioned equally often; so are single words.
+
+    An n-gram model and any one place stay at chance over the worlds together.
+    """
     grams, count = {stratum: [] for stratum in STRATA}, Counter()
     for data in (strata_worlds[seed] for seed in range(10)):
         texts = [data["rationales"][e.id].text for e in data["train"]]
         assert set(most_mentioned(data["test"], texts)) == {0.25}
         said = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
-        content = lambda choice: [
-            w for w in words(choice) if w[:5].rstrip("s") in stems(choice)
-        ]
+        content = lambda choice: [w for w in words(choice) if w[:5].rstrip("s") in stems(choice)]
         for stratum, rows in by_stratum(data).items():
             for e in rows:  # what each option's rarest word weighs: all the same
                 count[
@@ -535,7 +663,9 @@ def test_strata_in_other_settings(settings):
 
 @pytest.mark.parametrize("part, core, n_test", [("everyday", 160, 600), ("invented", 160, 150)])
 def test_test_questions_drawn_apart(part, core, n_test):
-    """With a core, no size changes the questions of another split, nor where training states a fact."""
+    """With a core, no size changes the questions of another split, nor where training states a
+    fact.
+    """
     base = dict(n_train=core, n_validation=32, n_test=n_test, n_core=core)
     for seed in range(1 if part == "everyday" else 3):
         data = generate(part, seed=seed, **base)

@@ -1,4 +1,6 @@
-"""The notebooks: their anatomy in the source, and all of them executed by papermill on the smoke study, twice."""
+"""The notebooks: their anatomy in the source, and all of them executed by papermill on the smoke
+study, twice.
+"""
 
 import ast
 import os
@@ -23,16 +25,28 @@ EXECUTED = sorted((ROOT / "notebooks" / "executed").glob("*/[0-9]*.ipynb"))
 def test_anatomy(path):
     book = nbformat.read(path, 4)
     nbformat.validate(book)
-    assert book.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"} and book.nbformat_minor == 5
+    assert (
+        book.metadata.kernelspec
+        == {"display_name": "Python 3", "language": "python", "name": "python3"}
+        and book.nbformat_minor == 5
+    )
     head = book.cells[0].source
-    assert head.startswith(f"# {int(path.stem[:2])} · ") and all(w in head for w in ("**Question.**", "| reads |", "| writes |", "| cost |"))
+    assert head.startswith(f"# {int(path.stem[:2])} · ") and all(
+        w in head for w in ("**Question.**", "| reads |", "| writes |", "| cost |")
+    )
     code = [c for c in book.cells if c.cell_type == "code"]
     assert all(not c.outputs and c.execution_count is None for c in code)
     for cell in code:
         tree = ast.parse(cell.source)
-        assert not [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.While))], cell.source
+        assert not [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.While))
+        ], cell.source
         assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 25
-        assert not re.search(r"^\s*[%!]|[\"']/(home|work|root|Users|tmp)/|^\s*#.*=", cell.source, re.M), cell.source
+        assert not re.search(
+            r"^\s*[%!]|[\"']/(home|work|root|Users|tmp)/|^\s*#.*=", cell.source, re.M
+        ), cell.source
     parameters = next(c for c in code if "parameters" in c.metadata.get("tags", []))
     assert all(re.search(r"  # \w", line) for line in parameters.source.splitlines())
     assert notebook_parameters(path)["study"] == "smoke"
@@ -49,14 +63,22 @@ def test_all_notebooks_execute_and_a_second_run_trains_nothing(smoke):
     store, seconds = smoke
     assert all((store / "first" / "smoke" / path.name).is_file() for path in NOTEBOOKS)
     assert "from the store" not in seconds[0][1].split("05_")[0] and "epoch 1/" in seconds[0][1]
-    assert "epoch 1/" not in seconds[1][1] and seconds[1][1].count("from the store") == seconds[0][1].count("generated")
+    assert "epoch 1/" not in seconds[1][1] and seconds[1][1].count("from the store") == seconds[0][
+        1
+    ].count("generated")
 
 
 def test_both_runs_say_the_same(smoke):
     store, _ = smoke
+
     def tables(folder, name):
         book = nbformat.read(store / folder / "smoke" / name, 4)
-        return [o.data["text/html"] for c in book.cells for o in c.get("outputs", []) if o.output_type == "display_data" and "text/html" in o.data]
+        return [
+            o.data["text/html"]
+            for c in book.cells
+            for o in c.get("outputs", [])
+            if o.output_type == "display_data" and "text/html" in o.data
+        ]
 
     for name in ("03_evaluate.ipynb", "04_shuffle.ipynb", "06_figures.ipynb"):
         assert tables("first", name) == tables("second", name) != []
@@ -66,7 +88,9 @@ def check_executed(path):
     book = nbformat.read(path, 4)
     text = path.read_text()
     assert "widgets" not in book.metadata and len(text) < 2_500_000
-    assert not re.search(r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text)), "an absolute path"
+    assert not re.search(
+        r"/(home|root|work|tmp|Users)/", re.sub(r'"image/png": "[^"]*"', "", text)
+    ), "an absolute path"
     assert all(c.execution_count for c in book.cells if c.cell_type == "code" and c.source)
     assert not [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "error"]
     shown = [output for cell in book.cells for output in cell.get("outputs", [])]
@@ -92,15 +116,27 @@ def test_committed_evidence(path):
     check_executed(path)
     folder = "benchmarks" if path.stem == "benchmark" else "notebooks"
     source = nbformat.read(ROOT / folder / path.name, 4)
-    ran = [c.source for c in nbformat.read(path, 4).cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    ran = [
+        c.source
+        for c in nbformat.read(path, 4).cells
+        if "injected-parameters" not in c.metadata.get("tags", [])
+    ]
     assert ran == [c.source for c in source.cells]
 
 
 def intervals(folder):
-    """arm -> what the tables of a study's notebooks say of its forced choice: "54.4 % [29.6, 79.1]"."""
+    """arm -> what the tables of a study's notebooks say of its forced choice.
+
+    "54.4 % [29.6, 79.1]".
+    """
     found = {}
     for path in sorted(folder.glob("0[3-6]_*.ipynb")):
-        for output in (o for c in nbformat.read(path, 4).cells for o in c.get("outputs", []) if o.output_type == "display_data"):
+        for output in (
+            o
+            for c in nbformat.read(path, 4).cells
+            for o in c.get("outputs", [])
+            if o.output_type == "display_data"
+        ):
             head, *rows = output.data.get("text/plain", "").splitlines() or [""]
             if head.startswith("arm | n | seeds | forced choice"):
                 for row in rows:
@@ -109,39 +145,104 @@ def intervals(folder):
 
 
 def test_an_arm_has_one_interval_in_all_notebooks(smoke):
-    for folder in [smoke[0] / "first" / "smoke", *{path.parent for path in EXECUTED if path.stem == "06_figures"}]:
+    for folder in [
+        smoke[0] / "first" / "smoke",
+        *{path.parent for path in EXECUTED if path.stem == "06_figures"},
+    ]:
         found = intervals(folder)
         assert min(len(found[arm]) for arm in ("label_only", "post_cot")) == 4
         assert not {arm: texts for arm, texts in found.items() if len(set(texts)) > 1}
 
 
 def test_status_knows_the_stages(smoke):
-    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "status", "smoke"], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts")})
-    assert done.returncode == 0 and re.search(r"^train .*runs 4/4 done, 0 running", done.stdout, re.M), done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "cotdistill.cli", "status", "smoke"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts")},
+    )
+    assert done.returncode == 0 and re.search(
+        r"^train .*runs 4/4 done, 0 running", done.stdout, re.M
+    ), done.stdout
     assert len(done.stdout.splitlines()) == 6
 
 
 def test_a_failing_notebook_leaves_no_half_file_and_says_why(tmp_path):
     (tmp_path / "own.yaml").write_text("dataset: no/such/folder\n")
-    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "own.yaml"), "--executed", str(tmp_path / "out")],
-                          cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "01_elicit: DataError: no/such/folder: no such folder" in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.strip().splitlines()[-1:]
+    environment = os.environ | {
+        "COTDISTILL_ARTIFACTS": str(tmp_path / "artifacts"),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "cotdistill.cli",
+            "run",
+            str(tmp_path / "own.yaml"),
+            "--executed",
+            str(tmp_path / "out"),
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 1
+        and "01_elicit: DataError: no/such/folder: no such folder" in done.stderr
+    )
+    assert [
+        line for line in done.stderr.splitlines() if line.startswith("error: ")
+    ] == done.stderr.strip().splitlines()[-1:]
     assert not list((tmp_path / "out").rglob("[0-9]*.ipynb"))
-    after = subprocess.run([sys.executable, "-m", "cotdistill.cli", "status", str(tmp_path / "own.yaml")], cwd=ROOT, env=environment,
-                           capture_output=True, text=True)
+    after = subprocess.run(
+        [sys.executable, "-m", "cotdistill.cli", "status", str(tmp_path / "own.yaml")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert "elicit     failed: DataError: no/such/folder" in after.stdout, after.stdout
 
 
 def test_a_second_study_is_pooled_with_the_first(smoke, tmp_path):
-    """06 takes a list of studies; one that makes no corrupted arm still gets its verdicts and its forest plot."""
-    (tmp_path / "twin.yaml").write_text("student: tiny-llama\ndata_seed: 3\nepochs: 1\n"
-                                        "pooled_studies: [smoke]\n")
-    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "twin.yaml"), "--stages", "elicit", "train", "figures",
-                           "--executed", str(tmp_path / "out")], cwd=ROOT, env=environment, capture_output=True, text=True)
+    """06 takes a list of studies.
+
+    One that makes no corrupted arm still gets its verdicts and its forest plot.
+    """
+    (tmp_path / "twin.yaml").write_text(
+        "student: tiny-llama\ndata_seed: 3\nepochs: 1\npooled_studies: [smoke]\n"
+    )
+    environment = os.environ | {
+        "COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "cotdistill.cli",
+            "run",
+            str(tmp_path / "twin.yaml"),
+            "--stages",
+            "elicit",
+            "train",
+            "figures",
+            "--executed",
+            str(tmp_path / "out"),
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     text = (tmp_path / "out" / "twin" / "06_figures.ipynb").read_text()
-    assert "one seed studies" in text and "post_beats_pre" in text and (tmp_path / "out" / "twin" / "forest.png").stat().st_size > 10_000
+    assert (
+        "one seed studies" in text
+        and "post_beats_pre" in text
+        and (tmp_path / "out" / "twin" / "forest.png").stat().st_size > 10_000
+    )

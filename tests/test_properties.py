@@ -1,5 +1,8 @@
-"""Properties that hold for any text: labels are read back, tokens come back as text, corruptions keep what they promise, loaders
-refuse in one line. Hypothesis looks for the text that breaks them."""
+"""Properties that hold for any text.
+
+Labels are read back, tokens come back as text, corruptions keep what they promise, loaders refuse
+in one line. Hypothesis looks for the text that breaks them.
+"""
 
 import json
 import tempfile
@@ -34,19 +37,75 @@ from cotdistill.parameters import all_parameters, load_study
 from cotdistill.sources import load_examples, load_rationales, write_rationales
 from cotdistill.tiny import TINY
 
-few = settings(deadline=None, max_examples=60, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(
+    deadline=None,
+    max_examples=60,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 
-# Any text that UTF-8 can hold, and pieces that are likely to break a format: cues, prefixes, other scripts, combined emoji, odd blanks.
-PIECES = ["Answer:", "Reason:", "\nAnswer:", "\nQuestion:", "Question:", "Options:", "(A)", "B.", "the answer is", "<|endoftext|>", "<eos>", "<bos>", "<0x0A>", "▁", "</think>",
-          "ice", "ice cream", "-", "...", " ", "  ", "\n", "\r\n", "\t", "\u2028", "\x85", "\u00a0", "\u200b", "\0", "\x1b[31m", "🙂", "👩‍👩‍👧", "e\u0301", "é", "日本", "שלום", "ß", "İ", '"', "\\", "{}"]
+# Any text that UTF-8 can hold, and pieces that are likely to break a format: cues, prefixes, other
+# scripts, combined emoji, odd blanks.
+PIECES = [
+    "Answer:",
+    "Reason:",
+    "\nAnswer:",
+    "\nQuestion:",
+    "Question:",
+    "Options:",
+    "(A)",
+    "B.",
+    "the answer is",
+    "<|endoftext|>",
+    "<eos>",
+    "<bos>",
+    "<0x0A>",
+    "▁",
+    "</think>",
+    "ice",
+    "ice cream",
+    "-",
+    "...",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\u2028",
+    "\x85",
+    "\u00a0",
+    "\u200b",
+    "\0",
+    "\x1b[31m",
+    "🙂",
+    "👩‍👩‍👧",
+    "e\u0301",
+    "é",
+    "日本",
+    "שלום",
+    "ß",
+    "İ",
+    '"',
+    "\\",
+    "{}",
+]
 character = st.characters(exclude_categories=["Cs"])
-text = st.one_of(st.text(character, max_size=30), st.lists(st.one_of(st.sampled_from(PIECES), st.text(character, max_size=4)), max_size=8).map("".join))
+text = st.one_of(
+    st.text(character, max_size=30),
+    st.lists(st.one_of(st.sampled_from(PIECES), st.text(character, max_size=4)), max_size=8).map(
+        "".join
+    ),
+)
 words = text.filter(lambda t: t.strip())
 
 
 @st.composite
 def questions(draw, options=st.integers(2, 5)):
-    """A question as `make_example` lets it in, its options different ones; often prefixes of each other."""
+    """A question as `make_example` lets it in, its options different ones.
+
+    Often prefixes of each other.
+    """
     choices = draw(st.lists(words, min_size=2, max_size=5))
     if draw(st.booleans()):
         choices += [choices[0] + " " + draw(words)]
@@ -55,10 +114,13 @@ def questions(draw, options=st.integers(2, 5)):
     return make_example("q", draw(words), choices, draw(st.integers(0, len(choices) - 1)), "")
 
 
-rationale_texts = st.one_of(text, st.just(""), st.builds(lambda t, n: " ".join([t] * n), text, st.integers(50, 200))).map(lambda t: " ".join(t.split()))
+rationale_texts = st.one_of(
+    text, st.just(""), st.builds(lambda t, n: " ".join([t] * n), text, st.integers(50, 200))
+).map(lambda t: " ".join(t.split()))
 
 
 # ---------------------------------------------------------------- labels
+
 
 @few
 @given(questions(), st.sampled_from(LABEL_FORMATS))
@@ -71,7 +133,10 @@ def test_every_label_is_read_back(question, label_format):
         written = label_text(question, option, label_format)
         assert written.startswith(" ") and written.endswith("\n") and written.count("\n") == 1
         assert parse_answer(written, question.choices, label_format) == option
-        assert parse_answer(written + "Answer: something else", question.choices, label_format) == option
+        assert (
+            parse_answer(written + "Answer: something else", question.choices, label_format)
+            == option
+        )
 
 
 @few
@@ -80,7 +145,10 @@ def test_any_answer_is_an_option_or_a_parse_failure(question, said, label_format
     found = parse_answer(said, question.choices, label_format)
     assert found is None or 0 <= found < len(question.choices)
     if found is not None and label_format == "text":
-        assert said.strip().split("\n")[0].strip(" .!\"'").casefold().split() == question.choices[found].strip(" .!\"'").casefold().split()
+        assert (
+            said.strip().split("\n")[0].strip(" .!\"'").casefold().split()
+            == question.choices[found].strip(" .!\"'").casefold().split()
+        )
 
 
 @few
@@ -94,7 +162,7 @@ def test_a_loaded_option_stays_on_its_line(choices, question):
         return
     assert all(len(c.splitlines()) == 1 and c == " ".join(c.split()) for c in loaded.choices)
     options = prompt_text(loaded, "label_only").split("\nOptions:\n")[-1].split("\n")[:-1]
-    assert options[-len(choices):] == [f"- {c}" for c in loaded.choices]
+    assert options[-len(choices) :] == [f"- {c}" for c in loaded.choices]
 
 
 @few
@@ -110,32 +178,69 @@ def test_what_a_perfect_student_writes_is_split_right(question, rationale):
 
 # ---------------------------------------------------------------- tokens
 
+
 @pytest.mark.parametrize("name", TINY)
 @settings(few, max_examples=40)
-@given(question=questions(), rationale=rationale_texts, label_format=st.sampled_from(LABEL_FORMATS), placement=st.sampled_from(["label_only", "pre_cot", "post_cot"]))
-def test_pieces_decode_to_the_text_and_spans_are_exact(name, question, rationale, label_format, placement):
+@given(
+    question=questions(),
+    rationale=rationale_texts,
+    label_format=st.sampled_from(LABEL_FORMATS),
+    placement=st.sampled_from(["label_only", "pre_cot", "post_cot"]),
+)
+def test_pieces_decode_to_the_text_and_spans_are_exact(
+    name, question, rationale, label_format, placement
+):
     student, arm = tiny(name), Arm(placement)
     one = encode(student, question, rationale, arm, label_format)
     at = lambda kind: [i for i, k in zip(one.ids, one.kinds) if k == kind]
     pieces = format_target(question, rationale, arm, label_format)
-    assert len(one.ids) == len(one.kinds) and one.ids[-1] == student.eos_id and one.kinds[-1] == FRAME
-    assert at(PROMPT) == student.bos_ids + student.encode(prompt_text(question, placement, label_format))
+    assert (
+        len(one.ids) == len(one.kinds) and one.ids[-1] == student.eos_id and one.kinds[-1] == FRAME
+    )
+    assert at(PROMPT) == student.bos_ids + student.encode(
+        prompt_text(question, placement, label_format)
+    )
     assert at(LABEL) == student.encode(label_text(question, question.answer, label_format))
-    assert at(RATIONALE) == (student.encode(f" {rationale}") if rationale and placement != "label_only" else [])
-    assert not set(one.ids[len(student.bos_ids):-1]) & set(student.tokenizer.all_special_ids) - {student.tokenizer.unk_token_id}, "a special token came out of a user's text"
-    as_read = lambda t: t.replace("▁", " ") if name == "tiny-gemma" else t  # Gemma's own mark for a blank cannot be told from one
-    assert student.decode(one.ids) == as_read(prompt_text(question, placement, label_format) + "".join(t for _, t in pieces))
+    assert at(RATIONALE) == (
+        student.encode(f" {rationale}") if rationale and placement != "label_only" else []
+    )
+    assert not set(one.ids[len(student.bos_ids) : -1]) & set(student.tokenizer.all_special_ids) - {
+        student.tokenizer.unk_token_id
+    }, "a special token came out of a user's text"
+    # Gemma's own mark for a blank cannot be told from one
+    as_read = lambda t: t.replace("▁", " ") if name == "tiny-gemma" else t
+    assert student.decode(one.ids) == as_read(
+        prompt_text(question, placement, label_format) + "".join(t for _, t in pieces)
+    )
     assert student.decode(at(LABEL)) == as_read(label_text(question, question.answer, label_format))
 
 
 @st.composite
 def corrupted(draw):
-    corruption = draw(st.sampled_from([c for c, entry in CORRUPTIONS.items() if c and not {"partner", "corpus"} & set(entry.needs)]))
+    corruption = draw(
+        st.sampled_from(
+            [
+                c
+                for c, entry in CORRUPTIONS.items()
+                if c and not {"partner", "corpus"} & set(entry.needs)
+            ]
+        )
+    )
     unit = draw(st.sampled_from(["token", "word", "sentence"]))
-    amount = draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])) if corruption == "masked" else draw(st.sampled_from([0.0, 0.3, 1.0, 3.0, 500.0]))
+    amount = (
+        draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+        if corruption == "masked"
+        else draw(st.sampled_from([0.0, 0.3, 1.0, 3.0, 500.0]))
+    )
     order = draw(st.sampled_from(["random", "most", "least"]))
-    return arm_from_name(f"post_cot_{corruption}", unit=unit, amount=amount, order=order, fill=draw(st.sampled_from(["filler", "delete"])),
-                         selector=draw(st.sampled_from(["random", "occlusion"])))
+    return arm_from_name(
+        f"post_cot_{corruption}",
+        unit=unit,
+        amount=amount,
+        order=order,
+        fill=draw(st.sampled_from(["filler", "delete"])),
+        selector=draw(st.sampled_from(["random", "occlusion"])),
+    )
 
 
 @settings(few, max_examples=100)
@@ -146,13 +251,19 @@ def test_corruptions_keep_what_they_promise(question, rationale, arm, seed):
     at = lambda one, kind: [i for i, k in zip(one.ids, one.kinds) if k == kind]
     before = at(intact, RATIONALE)
     scores = np.random.default_rng(seed).normal(size=len(before))
-    make = lambda s: encode(student, question, rationale, arm, rng=example_rng("q", s), scores=scores)
+    make = lambda s: encode(
+        student, question, rationale, arm, rng=example_rng("q", s), scores=scores
+    )
     spoilt, after = make(seed), at(make(seed), RATIONALE)
     assert make(seed) == spoilt, "the seed alone decides"
     for kind in (PROMPT, LABEL, FRAME):
         assert at(spoilt, kind) == at(intact, kind)
     piece = f" {rationale}" if rationale else ""
-    groups = (corrupt.unit_groups(student, piece, arm.unit) or list(range(len(before)))) if before else []
+    groups = (
+        (corrupt.unit_groups(student, piece, arm.unit) or list(range(len(before))))
+        if before
+        else []
+    )
     sizes, n = Counter(groups), len(set(groups))
     if arm.corruption == "shuffled":
         assert Counter(after) == Counter(before)
@@ -162,11 +273,19 @@ def test_corruptions_keep_what_they_promise(question, rationale, arm, seed):
         assert is_subsequence(after, before) and len(after) <= len(before)
         assert len(after) in sums(list(sizes.values()), corrupt.n_kept(arm.amount, n))
     elif arm.corruption == "no_label":
-        assert after == [i for i, named in zip(before, corrupt.label_tokens(student, piece, question.label)) if not named]
+        assert after == [
+            i
+            for i, named in zip(before, corrupt.label_tokens(student, piece, question.label))
+            if not named
+        ]
     elif arm.fill == "delete":
-        assert is_subsequence(after, before) and len(before) - len(after) in sums(list(sizes.values()), round(arm.amount * n))
+        assert is_subsequence(after, before) and len(before) - len(after) in sums(
+            list(sizes.values()), round(arm.amount * n)
+        )
     else:
-        assert len(after) == len(before) and all(a in (b, student.filler_id) for a, b in zip(after, before))
+        assert len(after) == len(before) and all(
+            a in (b, student.filler_id) for a, b in zip(after, before)
+        )
         if arm.unit == "token" and student.filler_id not in before:
             assert after.count(student.filler_id) == round(arm.amount * n)
 
@@ -187,13 +306,29 @@ def sums(sizes: list[int], k: int) -> set[int]:
 
 # ---------------------------------------------------------------- files
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda v: st.lists(v, max_size=3) | st.dictionaries(
-    st.text(max_size=5), v, max_size=3), max_leaves=6)
-GOOD = {"id": "b", "question": "q?", "choices": ["x", "y"], "answer": "A", "rationale": "r", "key_spans": [[0, 1]]}
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3),
+    max_leaves=6,
+)
+GOOD = {
+    "id": "b",
+    "question": "q?",
+    "choices": ["x", "y"],
+    "answer": "A",
+    "rationale": "r",
+    "key_spans": [[0, 1]],
+}
 rows = st.one_of(
-    st.binary(max_size=60), json_values.map(lambda v: json.dumps(v).encode()), st.text(max_size=30).map(lambda t: t.encode("utf-8", "surrogatepass")),
-    st.tuples(st.sampled_from(sorted(GOOD)), json_values).map(lambda change: json.dumps({**GOOD, change[0]: change[1]}).encode()),
-    st.integers(0, 200).map(lambda n: json.dumps(GOOD).encode()[:n]), st.sampled_from([b"[" * 5000, b'{"id": ' + b"9" * 5000 + b"}", b"\xef\xbb\xbf{}", b"NaN"]))
+    st.binary(max_size=60),
+    json_values.map(lambda v: json.dumps(v).encode()),
+    st.text(max_size=30).map(lambda t: t.encode("utf-8", "surrogatepass")),
+    st.tuples(st.sampled_from(sorted(GOOD)), json_values).map(
+        lambda change: json.dumps({**GOOD, change[0]: change[1]}).encode()
+    ),
+    st.integers(0, 200).map(lambda n: json.dumps(GOOD).encode()[:n]),
+    st.sampled_from([b"[" * 5000, b'{"id": ' + b"9" * 5000 + b"}", b"\xef\xbb\xbf{}", b"NaN"]),
+)
 
 
 @settings(few, max_examples=200)
@@ -205,9 +340,16 @@ def test_any_line_is_a_question_or_one_line_of_error(line):
         try:
             found = load_examples(folder, "train")
         except DataError as error:
-            assert str(error).isprintable() and "train.jsonl:" in str(error) and len(str(error)) < 1600
+            assert (
+                str(error).isprintable() and "train.jsonl:" in str(error) and len(str(error)) < 1600
+            )
         else:
-            assert all(isinstance(e.id, str) and 0 <= e.answer < len(e.choices) and len(set(e.choices)) == len(e.choices) for e in found)
+            assert all(
+                isinstance(e.id, str)
+                and 0 <= e.answer < len(e.choices)
+                and len(set(e.choices)) == len(e.choices)
+                for e in found
+            )
             json.dumps([e.question for e in found], ensure_ascii=False).encode()
 
 
@@ -249,6 +391,7 @@ def test_rationales_of_any_text_survive_their_file(question, rationale):
 
 # ---------------------------------------------------------------- completions
 
+
 @settings(few, max_examples=200)
 @given(text, questions())
 @example("Answer:" * 500, make_example("q", "?", ["Answer:", "Answer: A"], 0, ""))
@@ -265,14 +408,33 @@ def test_any_completion_is_parsed(raw, question):
 @example(make_example("q", "?", ["B", "A"], 0, ""), "It melts.")
 def test_a_plain_answer_line_is_always_understood(question, reason):
     letter = LETTERS[question.answer]
-    assert parse_completion(f" {reason}\nAnswer: ({letter})\n\nQuestion: next?", question)[:2] == (reason, question.answer)
+    assert parse_completion(f" {reason}\nAnswer: ({letter})\n\nQuestion: next?", question)[:2] == (
+        reason,
+        question.answer,
+    )
 
 
 # ---------------------------------------------------------------- studies and messages
 
-DEFAULTS = {key: value for stage in all_parameters().values() for key, value in stage.items() if key != "study"}
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-3, 3), st.floats(), st.floats(0, 1), text, st.dates(), st.binary(max_size=5),
-                    st.lists(st.integers(-2, 9) | st.floats(0, 2) | text, max_size=3), st.dictionaries(text, st.integers(), max_size=2))
+DEFAULTS = {
+    key: value
+    for stage in all_parameters().values()
+    for key, value in stage.items()
+    if key != "study"
+}
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-3, 3),
+    st.floats(),
+    st.floats(0, 1),
+    text,
+    st.dates(),
+    st.binary(max_size=5),
+    st.lists(st.integers(-2, 9) | st.floats(0, 2) | text, max_size=3),
+    st.dictionaries(text, st.integers(), max_size=2),
+)
 
 
 @settings(few, max_examples=120)
@@ -287,17 +449,25 @@ def test_any_value_of_any_key_has_the_right_type_or_is_refused(key, value):
         except DataError as error:
             assert str(error).isprintable() and key in str(error) and "expected" in str(error)
             fits = type(value) is type(wanted) or type(wanted) is float and type(value) is int
-            assert not fits or isinstance(value, (int, float, list)), "a text or a truth value has no limits"
+            assert not fits or isinstance(value, (int, float, list)), (
+                "a text or a truth value has no limits"
+            )
         else:
             assert type(found) is type(wanted) or type(wanted) is float and type(found) is int
             if isinstance(found, list):
-                assert all(type(i) is type(wanted[0]) or type(wanted[0]) is float and type(i) is int for i in found)
+                assert all(
+                    type(i) is type(wanted[0]) or type(wanted[0]) is float and type(i) is int
+                    for i in found
+                )
             if isinstance(found, (int, float)) and not isinstance(found, bool):
                 assert 0 <= found < float("inf")
 
 
 @few
-@given(st.text(st.characters(), max_size=80).map(lambda t: t.encode("utf-8", "surrogatepass")) | st.binary(max_size=80))
+@given(
+    st.text(st.characters(), max_size=80).map(lambda t: t.encode("utf-8", "surrogatepass"))
+    | st.binary(max_size=80)
+)
 @example(b"? [a]\n: 1\n")
 @example(b"<<: {}\n")
 @example(b"<<: {lr: 1}\nlr: 2\n")

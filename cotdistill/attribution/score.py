@@ -33,12 +33,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Scores of one rationale: ids, scores and words have one entry per token; words holds the token's word
-    index.
+    """Scores of one rationale.
 
-    logp_full and logp_baseline are log p(label) with the rationale and with every token of it at the
-    baseline; delta is sum(scores) - (logp_full - logp_baseline), integrated gradients' convergence error. NaN
-    where a method has none."""
+    Ids, scores and words have one entry per token; words holds the token's word index.
+
+    logp_full and logp_baseline are log p(label) with the rationale and with every token of it at
+    the baseline; delta is sum(scores) - (logp_full - logp_baseline), integrated gradients'
+    convergence error. NaN where a method has none.
+    """
 
     id: str
     method: str
@@ -50,19 +52,30 @@ class Attribution:
     logp_baseline: float = float("nan")
 
 
-def split_sequence(student: Student, example: Example, rationale: str, label_format: str = "text") -> Parts:
-    """The pieces of the pre_cot sequence, tokenised as in training. An empty rationale has no tokens."""
+def split_sequence(
+    student: Student, example: Example, rationale: str, label_format: str = "text"
+) -> Parts:
+    """The pieces of the pre_cot sequence, tokenised as in training.
+
+    An empty rationale has no tokens.
+    """
     prefix = student.bos_ids + student.encode(prompt_text(example, "pre_cot", label_format))
     pieces = dict(format_target(example, rationale, Arm("pre_cot"), label_format))
     text = pieces.get("rationale", "")
-    return Parts(prefix, student.encode(text), student.encode(pieces["frame"]), student.encode(pieces["label"]),
-                 corrupt.word_groups(student, text))
+    return Parts(
+        prefix,
+        student.encode(text),
+        student.encode(pieces["frame"]),
+        student.encode(pieces["label"]),
+        corrupt.word_groups(student, text),
+    )
 
 
 @contextmanager
 def frozen(model: torch.nn.Module):
-    """Evaluation mode and no gradient for any parameter (only inputs need one), then everything as it was
-    before."""
+    """Evaluation mode and no gradient for any parameter (only inputs need one), then everything as
+    it was before.
+    """
     training, flags = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     try:
@@ -74,26 +87,33 @@ def frozen(model: torch.nn.Module):
 
 
 def _after_rationale(student: Student, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
-    """The label's ids [L], and the embeddings of the frame and of the label up to its last token, [1, F + L - 1, D]."""
+    """The label's ids [L], and the embeddings of the frame and of the label up to its last token,
+    [1, F + L - 1, D].
+    """
     device = student.model.device
     with torch.no_grad():
-        tail = student.model.get_input_embeddings()(torch.tensor([parts.frame + parts.label[:-1]], device=device))
+        tail = student.model.get_input_embeddings()(
+            torch.tensor([parts.frame + parts.label[:-1]], device=device)
+        )
     return torch.tensor(parts.label, device=device), tail
 
 
 def _label_logp(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """log p(label) [B] in nats from the logits [B, L, V] at the positions that predict the label's L tokens, in float32 at least."""
+    """log p(label) [B] in nats from the logits [B, L, V] at the positions that predict the label's
+    L tokens, in float32 at least.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.log_softmax(-1)[:, torch.arange(len(label)), label].sum(1)
 
 
 def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function from rationale embeddings [B, R, D] to log p(label) [B] in nats, summed over the label's
-    tokens.
+    """A function from rationale embeddings [B, R, D] to log p(label) [B] in nats, summed over the
+    label's tokens.
 
-    Differentiable in the embeddings. The prompt runs here, once; each call repeats its keys and values B times.
-    The head runs at the positions that predict the label only, and so do, inside `last_block_at_places`, the last
-    block's queries and MLP."""
+    Differentiable in the embeddings. The prompt runs here, once; each call repeats its keys and
+    values B times. The head runs at the positions that predict the label only, and so do, inside
+    `last_block_at_places`, the last block's queries and MLP.
+    """
     model, device = student.model, student.model.device
     (label, tail), cache = _after_rationale(student, parts), keys_and_values(student, parts.prefix)
 
@@ -102,8 +122,18 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
         past.batch_repeat_interleave(len(embeds))
         rows = torch.cat([embeds, tail.expand(len(embeds), -1, -1)], 1)
         places = torch.arange(rows.shape[1] - len(label), rows.shape[1], device=device)
-        # places, not their number: a slice of the last few is not contiguous, and the head would read its weights for every row
-        return _label_logp(model(inputs_embeds=rows, past_key_values=past, use_cache=True, logits_to_keep=places, places=places).logits, label)
+        # places, not their number: a slice of the last few is not contiguous, and the head would
+        # read its weights for every row
+        return _label_logp(
+            model(
+                inputs_embeds=rows,
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=places,
+                places=places,
+            ).logits,
+            label,
+        )
 
     return score
 
@@ -113,12 +143,15 @@ def _in_batches(score, embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
     return torch.cat([score(part) for part in embeds.split(batch_size)]).double().cpu()
 
 
-def embed_rationale(student: Student, parts: Parts, baseline: str = "filler") -> tuple[torch.Tensor, torch.Tensor]:
+def embed_rationale(
+    student: Student, parts: Parts, baseline: str = "filler"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings of the rationale and of its baseline, both [1, R, D].
 
-    baseline: "filler", the student's filler token; "mean", the mean of all embeddings; "zero", which is no
-    token's embedding, and far from what a student with normed or scaled embeddings ever saw (Gemma: the delta
-    explodes)."""
+    baseline: "filler", the student's filler token; "mean", the mean of all embeddings; "zero",
+    which is no token's embedding, and far from what a student with normed or scaled embeddings ever
+    saw (Gemma: the delta explodes).
+    """
     embed, device = student.model.get_input_embeddings(), student.model.device
     with torch.no_grad():
         full = embed(torch.tensor([parts.rationale], dtype=torch.long, device=device))
@@ -129,42 +162,92 @@ def embed_rationale(student: Student, parts: Parts, baseline: str = "filler") ->
         elif baseline == "zero":
             base = torch.zeros(full.shape[-1], device=device, dtype=full.dtype)
         else:
-            raise DataError(f"attribution baseline '{baseline}'; expected one of {', '.join(BASELINES)}")
+            raise DataError(
+                f"attribution baseline '{baseline}'; expected one of {', '.join(BASELINES)}"
+            )
     return full, base.expand_as(full).clone()
 
 
 @torch.no_grad()
-def variant_logps(student: Student, parts: Parts, full: torch.Tensor, base: torch.Tensor, keep: np.ndarray,
-                  batch_size: int) -> np.ndarray:
-    """log p(label) in nats of N variants of a rationale, [N]: `keep` [N, R] bool, tokens not kept are at the baseline; full and base
-    [1, R, D] as from `embed_rationale`.
+def variant_logps(
+    student: Student,
+    parts: Parts,
+    full: torch.Tensor,
+    base: torch.Tensor,
+    keep: np.ndarray,
+    batch_size: int,
+) -> np.ndarray:
+    """log p(label) in nats of N variants of a rationale, [N].
 
-    Up to the first token that it replaces, a variant is the rationale as it is, whose keys and values are computed once: only the rest
-    of it runs, `batch_size` variants in a pass, end to end (`attention_after`). The head runs at the positions that predict the
-    label, and so do, inside `last_block_at_places`, the last block's queries and MLP."""
+    `keep` [N, R] bool, tokens not kept are at the baseline; full and base [1, R, D] as from `embed_rationale`.
+
+    Up to the first token that it replaces, a variant is the rationale as it is, whose keys and
+    values are computed once: only the rest of it runs, `batch_size` variants in a pass, end to end
+    (`attention_after`). The head runs at the positions that predict the label, and so do, inside
+    `last_block_at_places`, the last block's queries and MLP.
+    """
     model, device, found = student.model, full.device, []
-    (label, tail), known = _after_rationale(student, parts), keys_and_values(student, parts.prefix + parts.rationale)
+    (label, tail), known = (
+        _after_rationale(student, parts),
+        keys_and_values(student, parts.prefix + parts.rationale),
+    )
     first = [int(row.argmin()) if not row.all() else len(row) for row in keep]
     with attending(model, "after"):
         for at in range(0, len(keep), batch_size):
-            chosen = list(zip(torch.tensor(keep[at:at + batch_size], device=device), first[at:at + batch_size]))
-            pieces = [torch.cat([torch.where(row[None, a:, None], full[:, a:], base[:, a:]), tail], 1) for row, a in chosen]
-            starts, lengths = [len(parts.prefix) + a for _, a in chosen], [piece.shape[1] for piece in pieces]
+            chosen = list(
+                zip(
+                    torch.tensor(keep[at : at + batch_size], device=device),
+                    first[at : at + batch_size],
+                )
+            )
+            pieces = [
+                torch.cat([torch.where(row[None, a:, None], full[:, a:], base[:, a:]), tail], 1)
+                for row, a in chosen
+            ]
+            starts, lengths = (
+                [len(parts.prefix) + a for _, a in chosen],
+                [piece.shape[1] for piece in pieces],
+            )
             ends = np.cumsum(lengths)
-            places = torch.tensor([p for end in ends for p in range(end - len(label), end)], device=device)
+            places = torch.tensor(
+                [p for end in ends for p in range(end - len(label), end)], device=device
+            )
             logits = model(
-                inputs_embeds=torch.cat(pieces, 1), use_cache=False, known=known, starts=starts, lengths=lengths, masks={},
-                position_ids=torch.cat([torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths)])[None],
-                logits_to_keep=places, places=places).logits
-            found.append(_label_logp(logits.view(len(chosen), len(label), -1), label).double().cpu())
+                inputs_embeds=torch.cat(pieces, 1),
+                use_cache=False,
+                known=known,
+                starts=starts,
+                lengths=lengths,
+                masks={},
+                position_ids=torch.cat(
+                    [torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths)]
+                )[None],
+                logits_to_keep=places,
+                places=places,
+            ).logits
+            found.append(
+                _label_logp(logits.view(len(chosen), len(label), -1), label).double().cpu()
+            )
     return torch.cat(found).numpy()
 
 
-def removal_logps(student: Student, example: Example, rationale: str, keep: np.ndarray, *, label_format: str = "text",
-                  baseline: str = "filler", batch_size: int = 32) -> np.ndarray:
-    """log p(label) in nats for N variants of a rationale: `keep` [N, R] bool; tokens not kept are at the
-    baseline."""
+def removal_logps(
+    student: Student,
+    example: Example,
+    rationale: str,
+    keep: np.ndarray,
+    *,
+    label_format: str = "text",
+    baseline: str = "filler",
+    batch_size: int = 32,
+) -> np.ndarray:
+    """log p(label) in nats for N variants of a rationale.
+
+    `keep` [N, R] bool; tokens not kept are at the baseline.
+    """
     parts = split_sequence(student, example, rationale, label_format)
     keep, back = np.unique(np.asarray(keep, dtype=bool), axis=0, return_inverse=True)
     with frozen(student.model), last_block_at_places(student.model):
-        return variant_logps(student, parts, *embed_rationale(student, parts, baseline), keep, batch_size)[back.ravel()]
+        return variant_logps(
+            student, parts, *embed_rationale(student, parts, baseline), keep, batch_size
+        )[back.ravel()]

@@ -17,55 +17,97 @@ from cotdistill.files import fingerprint
 def _end_ids(student) -> set[int]:
     """Tokens that end a turn in the known chat templates, where the vocabulary has them."""
     vocabulary = student.tokenizer.get_vocab()
-    return {vocabulary[t] for t in ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "</s>", "<|endoftext|>") if t in vocabulary}
+    return {
+        vocabulary[t]
+        for t in ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "</s>", "<|endoftext|>")
+        if t in vocabulary
+    }
 
 
-def elicit_transformers(examples: list[Example], student, out_path: str | Path, *,
-                        demonstrations: list[Demonstration], settings: TeacherSettings = TeacherSettings(),
-                        batch_size: int = 16, share_prefix: bool = True, device: str = "auto") -> list[dict]:
+def elicit_transformers(
+    examples: list[Example],
+    student,
+    out_path: str | Path,
+    *,
+    demonstrations: list[Demonstration],
+    settings: TeacherSettings = TeacherSettings(),
+    batch_size: int = 16,
+    share_prefix: bool = True,
+    device: str = "auto",
+) -> list[dict]:
     """Ask a local model for rationales; returns their records, by question and sample.
 
     student        a Student, or what load_student takes (a bundled name, a directory, a hub id)
     share_prefix   compute the few-shot prefix once and reuse its keys and values (the same tokens, less time)
     device         "auto" takes a GPU where there is one; only used when `student` is a name
 
-    What is in `out_path` by the same settings is not asked again. Questions of about the same length share a batch.
-    Raises DataError for settings out of range and for a prompt that does not fit the model."""
+    What is in `out_path` by the same settings is not asked again. Questions of about the same
+    length share a batch. Raises DataError for settings out of range and for a prompt that does not
+    fit the model.
+    """
     from cotdistill.students import best_device, best_dtype, load_student
 
     if isinstance(student, str):
-        student = load_student(student, best_dtype("auto", best_device(device)), best_device(device))
+        student = load_student(
+            student, best_dtype("auto", best_device(device)), best_device(device)
+        )
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; expected a number from 1 on")
-    decoding = _decoding(settings.sampling) | {"dtype": str(student.model.dtype).removeprefix("torch.")}
+    decoding = _decoding(settings.sampling) | {
+        "dtype": str(student.model.dtype).removeprefix("torch.")
+    }
     chat = bool(student.tokenizer.chat_template) if settings.chat is None else settings.chat
     ids, prefixes = {}, {}
 
     def make_job(example, sample):
-        prompt = build_prompt(example, demonstrations, settings.mode, student.tokenizer if chat else None, settings.instruction)
-        prefixes[fingerprint(prompt.prefix, prompt.tail)] = {"prefix": prompt.prefix, "tail": prompt.tail}
+        prompt = build_prompt(
+            example,
+            demonstrations,
+            settings.mode,
+            student.tokenizer if chat else None,
+            settings.instruction,
+        )
+        prefixes[fingerprint(prompt.prefix, prompt.tail)] = {
+            "prefix": prompt.prefix,
+            "tail": prompt.tail,
+        }
         ids.setdefault(example.id, prompt_ids(student, prompt))
-        return {"id": example.id, "sample": sample, "prompt_hash": prompt_hash(prompt.text),
-                "prefix": fingerprint(prompt.prefix, prompt.tail), "question": prompt.question, "mode": settings.mode,
-                "teacher": student.name, "revision": student.fingerprint, "decoding": decoding}
+        return {
+            "id": example.id,
+            "sample": sample,
+            "prompt_hash": prompt_hash(prompt.text),
+            "prefix": fingerprint(prompt.prefix, prompt.tail),
+            "question": prompt.question,
+            "mode": settings.mode,
+            "teacher": student.name,
+            "revision": student.fingerprint,
+            "decoding": decoding,
+        }
 
     jobs = _plan(examples, settings.sampling.n, make_job)
     room = getattr(student.model.config, "max_position_embeddings", None) or 10**9
     new_tokens = settings.sampling.max_new_tokens
     for id, (prefix, rest) in ids.items():
         if len(prefix) + len(rest) + new_tokens > room:
-            raise DataError(f"id {id}: a prompt of {len(prefix) + len(rest)} tokens plus {new_tokens} new ones; expected at most "
-                            f"{room} for {student.name}: give fewer demonstrations")
+            raise DataError(
+                f"id {id}: a prompt of {len(prefix) + len(rest)} tokens plus "
+                f"{new_tokens} new ones; expected at most "
+                f"{room} for {student.name}: give fewer demonstrations"
+            )
     shares = share_prefix and len(prefixes) == 1
-    answer = lambda todo, found: _generate_answers(student, todo, ids, settings.sampling, batch_size, shares)
+    answer = lambda todo, found: _generate_answers(
+        student, todo, ids, settings.sampling, batch_size, shares
+    )
     return ask_all(jobs, answer, examples, Path(out_path), prefixes, ask_again=settings.ask_again)
 
 
-def _generate_answers(student, todo: list[dict], ids: dict, sampling: Sampling, batch_size: int,
-                      share_prefix: bool):
+def _generate_answers(
+    student, todo: list[dict], ids: dict, sampling: Sampling, batch_size: int, share_prefix: bool
+):
     """(job, Answer) of a local model, batch by batch.
 
-    ids: the token ids (prefix, rest) of each question's prompt."""
+    ids: the token ids (prefix, rest) of each question's prompt.
+    """
     from cotdistill.kernels.linear import prepacked
 
     todo = sorted(todo, key=lambda job: len(ids[job["id"]][1]))
@@ -73,21 +115,45 @@ def _generate_answers(student, todo: list[dict], ids: dict, sampling: Sampling, 
     with prepacked(student.model):
         shared = prefix_cache(student, prefix) if prefix else None
         for start in range(0, len(todo), batch_size):
-            batch = todo[start:start + batch_size]
+            batch = todo[start : start + batch_size]
             rows = [ids[job["id"]][1] if shared else sum(ids[job["id"]], []) for job in batch]
             for i, new, cut, seconds in generate(
-                    student, rows, shared, temperature=sampling.temperature, top_p=sampling.top_p,
-                    top_k=sampling.top_k, max_new_tokens=sampling.max_new_tokens, end_ids=_end_ids(student),
-                    seeds=[sample_seed(sampling.seed, job["id"], job["sample"]) for job in batch]):
+                student,
+                rows,
+                shared,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_new_tokens=sampling.max_new_tokens,
+                end_ids=_end_ids(student),
+                seeds=[sample_seed(sampling.seed, job["id"], job["sample"]) for job in batch],
+            ):
                 yield batch[i], Answer(student.decode(new), "length" if cut else "stop", seconds)
 
 
-def time_shared_prefix(examples: list[Example], student, demonstrations: list[Demonstration], *, mode: str = "blind",
-                       chat: bool | None = None, batch_size: int = 16, max_new_tokens: int = 64, repeats: int = 2) -> dict:
-    """Seconds per rationale, greedy, with the prefix computed once and with whole prompts, turn about in one run (the
-    computing of the prefix included). `ratio` is whole / shared; `same` counts equal token sequences."""
+def time_shared_prefix(
+    examples: list[Example],
+    student,
+    demonstrations: list[Demonstration],
+    *,
+    mode: str = "blind",
+    chat: bool | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    repeats: int = 2,
+) -> dict:
+    """Seconds per rationale, greedy, with the prefix computed once and with whole prompts, turn
+    about in one run (the computing of the prefix included).
+
+    `ratio` is whole / shared; `same` counts equal token sequences.
+    """
     chat = bool(student.tokenizer.chat_template) if chat is None else chat
-    ids = [prompt_ids(student, build_prompt(e, demonstrations, mode, student.tokenizer if chat else None)) for e in examples]
+    ids = [
+        prompt_ids(
+            student, build_prompt(e, demonstrations, mode, student.tokenizer if chat else None)
+        )
+        for e in examples
+    ]
     ids = sorted(ids, key=lambda pair: len(pair[1]))
     seconds, texts = {True: [], False: []}, {}
     for turn in range(2 * repeats):
@@ -95,11 +161,20 @@ def time_shared_prefix(examples: list[Example], student, demonstrations: list[De
         start, texts[share] = time.perf_counter(), {}
         shared = prefix_cache(student, ids[0][0]) if share else None
         for first in range(0, len(ids), batch_size):
-            rows = [b if share else a + b for a, b in ids[first:first + batch_size]]
-            for i, new, _, _ in generate(student, rows, shared, max_new_tokens=max_new_tokens, end_ids=_end_ids(student)):
+            rows = [b if share else a + b for a, b in ids[first : first + batch_size]]
+            for i, new, _, _ in generate(
+                student, rows, shared, max_new_tokens=max_new_tokens, end_ids=_end_ids(student)
+            ):
                 texts[share][first + i] = new
         seconds[share].append((time.perf_counter() - start) / len(ids))
     shared, whole = float(np.median(seconds[True])), float(np.median(seconds[False]))
-    return {"rationales": len(ids), "prefix_tokens": len(ids[0][0]), "question_tokens": float(np.mean([len(b) for _, b in ids])),
-            "new_tokens": float(np.mean([len(new) for new in texts[True].values()])), "shared_seconds": shared,
-            "whole_seconds": whole, "ratio": whole / shared, "same": sum(texts[True][i] == texts[False][i] for i in texts[True])}
+    return {
+        "rationales": len(ids),
+        "prefix_tokens": len(ids[0][0]),
+        "question_tokens": float(np.mean([len(b) for _, b in ids])),
+        "new_tokens": float(np.mean([len(new) for new in texts[True].values()])),
+        "shared_seconds": shared,
+        "whole_seconds": whole,
+        "ratio": whole / shared,
+        "same": sum(texts[True][i] == texts[False][i] for i in texts[True]),
+    }

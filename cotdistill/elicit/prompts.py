@@ -12,9 +12,11 @@ from cotdistill.files import fingerprint, read_text
 MODES = ("blind", "label_conditioned")
 STOP = "\nQuestion:"
 INSTRUCTIONS = {
-    "blind": "Answer each question. Give the reason first, in two or three sentences, and then the letter of the answer.",
-    "label_conditioned": "Each question comes with its correct answer. Explain in two or three sentences why it is "
-                         "correct, and then close with the letter of the answer.",
+    "blind": "Answer each question. Give the reason first, in two or three sentences, and then "
+    "the letter of the answer.",
+    "label_conditioned": "Each question comes with its correct answer. Explain in two or three "
+    "sentences why it is "
+    "correct, and then close with the letter of the answer.",
 }
 
 
@@ -29,8 +31,10 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text. `prefix` is the same for every question, so its key-value cache is computed once; `question` is
-    plain text; `tail` is what a chat template puts after it (empty without one)."""
+    """A prompt as text.
+
+    `prefix` is the same for every question, so its key-value cache is computed once; `question` is plain text; `tail` is what a chat template puts after it (empty without one).
+    """
 
     prefix: str
     question: str
@@ -43,25 +47,36 @@ class Prompt:
 
 
 def demonstrations_path(dataset: str) -> Path:
-    """The demonstrations that belong to a dataset ("microworld/everyday" -> microworld.txt; own data -> generic.txt)."""
+    """The demonstrations that belong to a dataset ("microworld/everyday" -> microworld.txt.
+
+    Own data -> generic.txt).
+    """
     folder = Path(__file__).with_name("demonstrations")
     own = folder / f"{dataset.partition('/')[0]}.txt"
     return own if own.is_file() else folder / "generic.txt"
 
 
 def load_demonstrations(path: str | Path) -> list[Demonstration]:
-    """Read a file of demonstrations (format: top of this module). Raises DataError, naming file and line."""
+    """Read a file of demonstrations (format: top of this module).
+
+    Raises DataError, naming file and line.
+    """
     path, text = Path(path), read_text(path, "few-shot demonstrations as plain text")
     lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1)]
     blocks, block = [], []
-    for number, line in [*((n, text) for n, text in lines if not text.startswith("#")), (len(lines) + 1, "")]:
+    for number, line in [
+        *((n, text) for n, text in lines if not text.startswith("#")),
+        (len(lines) + 1, ""),
+    ]:
         if line:
             block.append((number, line))
         elif block:
             blocks.append(block)
             block = []
     if not blocks:
-        raise DataError(f"{path}: no demonstration; expected at least one block that starts with 'Question:'")
+        raise DataError(
+            f"{path}: no demonstration; expected at least one block that starts with 'Question:'"
+        )
     return [_demonstration(path, block) for block in blocks]
 
 
@@ -69,7 +84,13 @@ def _demonstration(path: Path, block: list[tuple[int, str]]) -> Demonstration:
     head, choices, end = block[0][0], [], {}
     wanted = ["Question:", "Options:"]
     for number, line in block:
-        where, key = f"{path}:{number}", next((k for k in ("Question:", "Options:", "Reason:", "Answer:") if line.startswith(k)), None)
+        where, key = (
+            f"{path}:{number}",
+            next(
+                (k for k in ("Question:", "Options:", "Reason:", "Answer:") if line.startswith(k)),
+                None,
+            ),
+        )
         option = re.match(r"\(([A-Z])\)\s*(.+)", line)
         if wanted == ["option"] and option and option[1] == LETTERS[len(choices)]:
             choices.append(option[2])
@@ -79,11 +100,26 @@ def _demonstration(path: Path, block: list[tuple[int, str]]) -> Demonstration:
             end[key], wanted = line.removeprefix(key).strip(), wanted[1:]
             wanted = wanted or (["option"] if key == "Options:" else [])
         else:
-            expected = f"({LETTERS[len(choices)]}) or Reason:" if wanted == ["option"] else wanted[0] if wanted else "an empty line"
+            expected = (
+                f"({LETTERS[len(choices)]}) or Reason:"
+                if wanted == ["option"]
+                else wanted[0]
+                if wanted
+                else "an empty line"
+            )
             raise DataError(f"{where}: found {line[:40]!r}; expected {expected}")
     if "Answer:" not in end or not end["Reason:"]:
-        raise DataError(f"{path}:{head}: the block has no Reason: or no Answer: line; expected Question, Options, Reason, Answer")
-    example = make_example(f"demonstration at line {head}", end["Question:"], choices, end["Answer:"].strip("()"), f"{path}:{head}")
+        raise DataError(
+            f"{path}:{head}: the block has no Reason: or no Answer: line; expected "
+            "Question, Options, Reason, Answer"
+        )
+    example = make_example(
+        f"demonstration at line {head}",
+        end["Question:"],
+        choices,
+        end["Answer:"].strip("()"),
+        f"{path}:{head}",
+    )
     return Demonstration(example, end["Reason:"])
 
 
@@ -96,27 +132,47 @@ def _asked(example: Example, mode: str) -> str:
     return text.removesuffix("Reason:") + given + "Reason:"
 
 
-def build_messages(example: Example, demonstrations: list[Demonstration], mode: str, instruction: str | None = None) -> list[dict]:
-    """The prompt as chat messages: each demonstration a question by the user and an answer by the assistant, the
-    instruction at the top of the first user message (several templates know no system role)."""
+def build_messages(
+    example: Example, demonstrations: list[Demonstration], mode: str, instruction: str | None = None
+) -> list[dict]:
+    """The prompt as chat messages.
+
+    Each demonstration a question by the user and an answer by the assistant, the instruction at the
+    top of the first user message (several templates know no system role).
+    """
     if mode not in MODES:
         raise DataError(f"mode '{mode}'; expected one of {', '.join(MODES)}")
     messages = []
     for shown in demonstrations:
-        messages += [{"role": "user", "content": _asked(shown.example, mode)},
-                     {"role": "assistant", "content": f"{shown.reason}\nAnswer: ({LETTERS[shown.example.answer]})"}]
+        messages += [
+            {"role": "user", "content": _asked(shown.example, mode)},
+            {
+                "role": "assistant",
+                "content": f"{shown.reason}\nAnswer: ({LETTERS[shown.example.answer]})",
+            },
+        ]
     messages.append({"role": "user", "content": _asked(example, mode)})
     head = INSTRUCTIONS[mode] if instruction is None else instruction
-    messages[0] = {"role": "user", "content": f"{head}\n\n{messages[0]['content']}" if head else messages[0]["content"]}
+    messages[0] = {
+        "role": "user",
+        "content": f"{head}\n\n{messages[0]['content']}" if head else messages[0]["content"],
+    }
     return messages
 
 
-def build_prompt(example: Example, demonstrations: list[Demonstration], mode: str = "blind", tokenizer=None,
-                 instruction: str | None = None) -> Prompt:
-    """The prompt as text: with the chat template of `tokenizer` where one is given, else plain few-shot text.
+def build_prompt(
+    example: Example,
+    demonstrations: list[Demonstration],
+    mode: str = "blind",
+    tokenizer=None,
+    instruction: str | None = None,
+) -> Prompt:
+    """The prompt as text: with the chat template of `tokenizer` where one is given, else plain
+    few-shot text.
 
-    Prompt.prefix does not depend on the example (with at least one demonstration). instruction=None takes ours.
-    Raises DataError for an unknown mode and for a tokenizer without a chat template."""
+    Prompt.prefix does not depend on the example (with at least one demonstration). instruction=None
+    takes ours. Raises DataError for an unknown mode and for a tokenizer without a chat template.
+    """
     messages = build_messages(example, demonstrations, mode, instruction)
     if tokenizer is None:
         *shown, last = [m["content"] for m in messages]
@@ -125,11 +181,17 @@ def build_prompt(example: Example, demonstrations: list[Demonstration], mode: st
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template; expected chat=False for a base model")
     mark = "\x02question\x02"
-    shape = tokenizer.apply_chat_template([*messages[:-1], {"role": "user", "content": mark}], tokenize=False,
-                                          add_generation_prompt=True)
+    shape = tokenizer.apply_chat_template(
+        [*messages[:-1], {"role": "user", "content": mark}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
     prefix, found, tail = shape.partition(mark)
     if not found:
-        raise DataError("the tokenizer's chat template changes the user's text; expected one that keeps it, or chat=False")
+        raise DataError(
+            "the tokenizer's chat template changes the user's text; expected one "
+            "that keeps it, or chat=False"
+        )
     return Prompt(prefix, messages[-1]["content"], tail)
 
 
@@ -139,8 +201,11 @@ def prompt_hash(prompt: str | list[dict]) -> str:
 
 
 def prompt_ids(student, prompt: Prompt) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt as (prefix, rest). The pieces are tokenised by themselves; markup is read in the template's
-    parts and never in the question, so that a question that quotes a special token stays text."""
+    """Token ids of a prompt as (prefix, rest).
+
+    The pieces are tokenised by themselves; markup is read in the template's parts and never in the
+    question, so that a question that quotes a special token stays text.
+    """
     markup = lambda text: student.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not prompt.tail:
         return [*student.bos_ids, *student.encode(prompt.prefix)], student.encode(prompt.question)

@@ -17,15 +17,34 @@ from cotdistill.errors import DataError, disk_error
 from cotdistill.examples import LETTERS, Example, Rationale
 from cotdistill.files import fingerprint, held, read_bytes, whole
 
-FIELDS = ("id", "sample", "prompt_hash", "prefix", "question", "mode", "teacher", "revision", "decoding", "raw",
-          "rationale", "answer", "contradicts", "cut_off", "malformed", "seconds")
+FIELDS = (
+    "id",
+    "sample",
+    "prompt_hash",
+    "prefix",
+    "question",
+    "mode",
+    "teacher",
+    "revision",
+    "decoding",
+    "raw",
+    "rationale",
+    "answer",
+    "contradicts",
+    "cut_off",
+    "malformed",
+    "seconds",
+)
 
 
 # the record file
 def read_records(path: str | Path) -> list[dict]:
-    """All whole records of a file, in the order written. A last line that was torn by a kill is left out.
+    """All whole records of a file, in the order written.
 
-    Raises DataError for any other line that is not one of our records."""
+    A last line that was torn by a kill is left out.
+
+    Raises DataError for any other line that is not one of our records.
+    """
     return _read(Path(path))[0]
 
 
@@ -41,14 +60,21 @@ def _read(path: Path) -> tuple[list[dict], int]:
         except (ValueError, RecursionError):
             if number == len(lines) - 1:  # the last line, ended but not whole
                 break
-            raise DataError(f"{path}:{number}: malformed JSON; expected one record per line") from None
+            raise DataError(
+                f"{path}:{number}: malformed JSON; expected one record per line"
+            ) from None
         missing = [field for field in FIELDS if not isinstance(record, dict) or field not in record]
         if missing:
-            raise DataError(f"{path}:{number}: no field '{missing[0]}'; expected a record written by elicit_*")
+            raise DataError(
+                f"{path}:{number}: no field '{missing[0]}'; expected a record written by elicit_*"
+            )
         seal = record.pop("seal", None)
         if seal is not None and seal != fingerprint(record):
-            raise DataError(f"{path}:{number} (id {record['id']}): changed after it was written; expected the record of its seal: delete the "
-                            "line, the question is asked again")
+            raise DataError(
+                f"{path}:{number} (id {record['id']}): changed after it was written; "
+                "expected the record of its seal: delete the "
+                "line, the question is asked again"
+            )
         records.append(record)
         whole += len(line) + 1
     return records, whole
@@ -56,25 +82,36 @@ def _read(path: Path) -> tuple[list[dict], int]:
 
 @contextmanager
 def _recording(path: Path):
-    """(records so far by key, the file opened for appending). A torn last line is dropped. A second writer waits, then finds
-    what the first one recorded."""
+    """(records so far by key, the file opened for appending).
+
+    A torn last line is dropped. A second writer waits, then finds what the first one recorded.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(held(path.with_name(f"{path.name}.lock"), f"the records {path}"))
             file = stack.enter_context(open(path, "ab", buffering=0))
         except OSError as error:
-            raise disk_error(error, path.parent) or DataError(f"{path}: can't be written ({error.strerror}); expected a file of records") from None
+            raise disk_error(error, path.parent) or DataError(
+                f"{path}: can't be written ({error.strerror}); expected a file of records"
+            ) from None
         records, length = _read(path)
         if length < path.stat().st_size:
-            print(f"{path}: dropped a torn last line of {path.stat().st_size - length} bytes; it is asked again", flush=True)
+            print(
+                f"{path}: dropped a torn last line of {path.stat().st_size - length} bytes; it "
+                "is asked again",
+                flush=True,
+            )
             file.truncate(length)
         yield {_key(record): record for record in records}, file
 
 
 def _append(file, record: dict) -> None:
-    """One record, sealed, on the disk whole or not at all. Raises DataError where the disk takes no more.
+    """One record, sealed, on the disk whole or not at all.
 
-    JSON escapes everything that is not ASCII, so that half a surrogate pair can be written too."""
+    Raises DataError where the disk takes no more.
+
+    JSON escapes everything that is not ASCII, so that half a surrogate pair can be written too.
+    """
     line = json.dumps({**record, "seal": fingerprint(record)}).encode() + b"\n"
     before = os.fstat(file.fileno()).st_size
     try:
@@ -88,7 +125,9 @@ def _append(file, record: dict) -> None:
 
 
 def _key(record: dict) -> tuple:
-    return tuple(record[f] for f in ("id", "sample", "prompt_hash", "teacher", "revision")) + (json.dumps(record["decoding"], sort_keys=True),)
+    return tuple(record[f] for f in ("id", "sample", "prompt_hash", "teacher", "revision")) + (
+        json.dumps(record["decoding"], sort_keys=True),
+    )
 
 
 def prefixes_path(path: str | Path) -> Path:
@@ -106,39 +145,79 @@ def _keep_prefixes(path: Path, prefixes: dict) -> None:
         known = {}
     if set(prefixes) - set(known):
         with whole(side) as part:
-            part.write_text(json.dumps({**known, **prefixes}, indent=1, ensure_ascii=False), encoding="utf-8")
+            part.write_text(
+                json.dumps({**known, **prefixes}, indent=1, ensure_ascii=False), encoding="utf-8"
+            )
 
 
 def rebuild_prompt(record: dict, path: str | Path) -> str | list[dict]:
-    """The exact prompt of a record, text or chat messages, from the record and the prefixes beside its file.
+    """The exact prompt of a record, text or chat messages, from the record and the prefixes beside
+    its file.
 
-    Raises DataError where the prefix is unknown or the hash does not agree."""
+    Raises DataError where the prefix is unknown or the hash does not agree.
+    """
     side = prefixes_path(path)
-    shared = json.loads(side.read_text(encoding="utf-8")).get(record["prefix"]) if side.is_file() else None
+    shared = (
+        json.loads(side.read_text(encoding="utf-8")).get(record["prefix"])
+        if side.is_file()
+        else None
+    )
     if shared is None:
-        raise DataError(f"{side}: no prefix {record['prefix']} (id {record['id']}); expected the file written with {path}")
-    prompt = (shared["messages"] + [{"role": "user", "content": record["question"]}] if "messages" in shared
-              else shared["prefix"] + record["question"] + shared["tail"])
+        raise DataError(
+            f"{side}: no prefix {record['prefix']} (id {record['id']}); expected the "
+            f"file written with {path}"
+        )
+    prompt = (
+        shared["messages"] + [{"role": "user", "content": record["question"]}]
+        if "messages" in shared
+        else shared["prefix"] + record["question"] + shared["tail"]
+    )
     if prompt_hash(prompt) != record["prompt_hash"]:
-        raise DataError(f"{path} (id {record['id']}): the prompt's hash is {prompt_hash(prompt)}; expected {record['prompt_hash']}")
+        raise DataError(
+            f"{path} (id {record['id']}): the prompt's hash is "
+            f"{prompt_hash(prompt)}; expected {record['prompt_hash']}"
+        )
     return prompt
 
 
 def _decoding(sampling: Sampling, leave_out: tuple[str, ...] = ()) -> dict:
-    """The part of a record that says how it was decoded. Raises DataError for a value out of range."""
+    """The part of a record that says how it was decoded.
+
+    Raises DataError for a value out of range.
+    """
     temperature, top_p, top_k = sampling.temperature, sampling.top_p, sampling.top_k
     max_new_tokens, n = sampling.max_new_tokens, sampling.n
-    if not 0 <= temperature < float("inf") or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1 or n < 1:
-        raise DataError(f"temperature {temperature}, top_p {top_p}, top_k {top_k}, max_new_tokens {max_new_tokens}, n {n}; "
-                        "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), max_new_tokens >= 1, n >= 1")
+    if (
+        not 0 <= temperature < float("inf")
+        or not 0 < top_p <= 1
+        or top_k < 0
+        or max_new_tokens < 1
+        or n < 1
+    ):
+        raise DataError(
+            f"temperature {temperature}, top_p {top_p}, top_k {top_k}, "
+            f"max_new_tokens {max_new_tokens}, n {n}; "
+            "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), "
+            "max_new_tokens >= 1, n >= 1"
+        )
     if temperature == 0 and n > 1 and "temperature" not in leave_out:
-        raise DataError(f"n is {n} at temperature 0; expected n = 1 (every sample would be the same) or a temperature")
-    how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": sampling.seed} if temperature else {"temperature": 0}
+        raise DataError(
+            f"n is {n} at temperature 0; expected n = 1 (every sample would be the "
+            "same) or a temperature"
+        )
+    how = (
+        {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": sampling.seed}
+        if temperature
+        else {"temperature": 0}
+    )
     return {**how, "max_new_tokens": max_new_tokens, "stop": STOP}
 
 
 def sample_seed(seed: int, id: str, sample: int) -> int:
-    """The seed of one answer, 31 bits: it depends on the question, never on what else is in the batch."""
+    """The seed of one answer, 31 bits.
+
+    It depends on the question, never on what else is in the batch.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}|{sample}|{id}".encode()).digest()[:4], "big") >> 1
 
 
@@ -146,7 +225,8 @@ class Answer(NamedTuple):
     """What a teacher sent for one question.
 
     message is the server's own object, whatever its form (None: a local model); finish_reason
-    "length" means cut off; problem says why there is no usable text."""
+    "length" means cut off; problem says why there is no usable text.
+    """
 
     text: str = ""
     finish_reason: str = "stop"
@@ -161,7 +241,8 @@ CUT_OFF = ("length", "max_tokens", "model_length")  # the finish reasons of seve
 def join_parts(content) -> str:
     """The text of a message's content: a text, or a list of parts whose texts are joined.
 
-    Parts without a text (images, thoughts, null) add nothing."""
+    Parts without a text (images, thoughts, null) add nothing.
+    """
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -178,14 +259,18 @@ def join_thoughts(message: dict) -> str:
             return text
     content = message.get("content")
     parts = content if isinstance(content, list) else []
-    return "".join(join_parts(part.get("thinking")) for part in parts
-                   if isinstance(part, dict) and part.get("type") == "thinking")
+    return "".join(
+        join_parts(part.get("thinking"))
+        for part in parts
+        if isinstance(part, dict) and part.get("type") == "thinking"
+    )
 
 
 def completion_parts(record: dict) -> tuple[str, str, str]:
     """(text, thoughts sent beside it, finish reason) of a record: what `parse_completion` reads.
 
-    Records of local teachers and older ones hold the text only."""
+    Records of local teachers and older ones hold the text only.
+    """
     message = record.get("message")
     thoughts = join_thoughts(message) if isinstance(message, dict) else ""
     reason = record.get("finish_reason") or ("length" if record["cut_off"] else "stop")
@@ -193,9 +278,17 @@ def completion_parts(record: dict) -> tuple[str, str, str]:
 
 
 def _finish(job: dict, example: Example, answer: Answer, secret: str | None = None) -> dict:
-    """The record of an answer. A key that the server echoed goes out before the text is read."""
-    record = {**job, "raw": clean_text(answer.text), "malformed": answer.problem,
-              "cut_off": answer.finish_reason in CUT_OFF, "seconds": round(answer.seconds, 4)}
+    """The record of an answer.
+
+    A key that the server echoed goes out before the text is read.
+    """
+    record = {
+        **job,
+        "raw": clean_text(answer.text),
+        "malformed": answer.problem,
+        "cut_off": answer.finish_reason in CUT_OFF,
+        "seconds": round(answer.seconds, 4),
+    }
     if answer.message is not None:
         record |= {"message": answer.message, "finish_reason": answer.finish_reason}
     if secret:
@@ -206,18 +299,24 @@ def _finish(job: dict, example: Example, answer: Answer, secret: str | None = No
     record["cut_off"] = record["cut_off"] or not reading.finished
     if record["malformed"].startswith("refused"):  # a text that a filter broke off is no rationale
         parsed = Parsed("", None, False)
-    record |= {"rationale": parsed.rationale, "contradicts": parsed.contradicts,
-               "answer": None if parsed.answer is None else LETTERS[parsed.answer]}
+    record |= {
+        "rationale": parsed.rationale,
+        "contradicts": parsed.contradicts,
+        "answer": None if parsed.answer is None else LETTERS[parsed.answer],
+    }
     missing = "no rationale" if reading.finished else "unfinished thought"
     record["malformed"] = record["malformed"] or ("" if parsed.rationale else missing)
     return {field: record[field] for field in [*FIELDS, *(f for f in record if f not in FIELDS)]}
 
 
 def answer_kind(record: dict) -> str:
-    """"usable" where training has a rationale to learn from, else why not: "refused" (by the model
-    or its server), "cut off" (before the rationale was there), "empty" (no rationale in it).
+    """ "usable" where training has a rationale to learn from, else why not.
 
-    A rationale that breaks off in mid text is usable; `cut_off` of the record says so."""
+    "refused" (by the model or its server), "cut off" (before the rationale was there), "empty" (no
+    rationale in it).
+
+    A rationale that breaks off in mid text is usable; `cut_off` of the record says so.
+    """
     if record["rationale"].strip():
         return "usable"
     if record["malformed"].startswith("refused"):
@@ -226,18 +325,25 @@ def answer_kind(record: dict) -> str:
 
 
 def is_asked_again(record: dict, ask_again: tuple[str, ...]) -> bool:
-    """Whether a record is of a kind that is to be asked again. All that was cut off counts as
-    "cut_off", also where a usable text came of it."""
-    return ("cut_off" in ask_again and record["cut_off"]
-            or answer_kind(record).replace(" ", "_") in ask_again)
+    """Whether a record is of a kind that is to be asked again.
+
+    All that was cut off counts as "cut_off", also where a usable text came of it.
+    """
+    return (
+        "cut_off" in ask_again
+        and record["cut_off"]
+        or answer_kind(record).replace(" ", "_") in ask_again
+    )
 
 
-def count_usable(found: dict[str, Rationale], records: list[dict], questions: list[Example],
-                 asked: list[Example]) -> str:
-    """"38 of 40 training questions have a usable rationale: 1 refused, 1 cut off".
+def count_usable(
+    found: dict[str, Rationale], records: list[dict], questions: list[Example], asked: list[Example]
+) -> str:
+    """ "38 of 40 training questions have a usable rationale: 1 refused, 1 cut off".
 
     found: rationales by id; records: the teacher's (none where nothing was asked); asked: the
-    questions that were put to it. Of those that end in mid text the number is said as well."""
+    questions that were put to it. Of those that end in mid text the number is said as well.
+    """
     usable = {e.id for e in questions if e.id in found and found[e.id].text.strip()}
     kinds, ids, rows = Counter(), {e.id for e in asked}, {}
     for record in records:
@@ -252,15 +358,20 @@ def count_usable(found: dict[str, Rationale], records: list[dict], questions: li
         else:
             kinds["not answered" if records else "without one"] += 1
     why = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    broken = sum(any(r["cut_off"] and r["rationale"] == found[id].text for r in rows.get(id, []))
-                 for id in usable)
+    broken = sum(
+        any(r["cut_off"] and r["rationale"] == found[id].text for r in rows.get(id, []))
+        for id in usable
+    )
     more = f"; {broken} of them break off at max_teacher_tokens" if broken else ""
     have = f"{len(usable)} of {len(questions)} training questions have a usable rationale"
     return have + (f": {why}" if why else "") + more
 
 
 def _progress(total: int, before: int, what: str, every: float = 10.0):
-    """A function to call with the number of answers so far: prints a line at most every `every` seconds, and the last."""
+    """A function to call with the number of answers so far.
+
+    Prints a line at most every `every` seconds, and the last.
+    """
     start = last = time.monotonic()
 
     def show(done: int) -> None:
@@ -276,11 +387,16 @@ def _progress(total: int, before: int, what: str, every: float = 10.0):
 
 
 def _plan(examples, n, make_job):
-    """All jobs in order. A job is a record without its answer."""
+    """All jobs in order.
+
+    A job is a record without its answer.
+    """
     jobs = [make_job(example, sample) for example in examples for sample in range(n)]
     keys = Counter(map(_key, jobs))
     if keys and max(keys.values()) > 1:
-        raise DataError(f"duplicate id '{keys.most_common(1)[0][0][0]}' among the questions; ids must be unique")
+        raise DataError(
+            f"duplicate id '{keys.most_common(1)[0][0][0]}' among the questions; ids must be unique"
+        )
     return jobs
 
 
@@ -293,15 +409,19 @@ def find_answers(jobs: list[dict], records: dict[tuple, dict]) -> dict[tuple, di
     """The recorded answers of jobs, by the job's key.
 
     An answer that ended by itself under a smaller max_new_tokens is the answer under a larger one
-    too: after the limit was raised only what was cut off is asked again."""
+    too: after the limit was raised only what was cut off is asked again.
+    """
     found, ended = {}, {}
     for record in records.values():
         if not record["cut_off"]:
             ended.setdefault(_limitless_key(record), []).append(record)
     for job in jobs:
         limit = job["decoding"]["max_new_tokens"]
-        shorter = [r for r in ended.get(_limitless_key(job), [])
-                   if r["decoding"].get("max_new_tokens", limit) < limit]
+        shorter = [
+            r
+            for r in ended.get(_limitless_key(job), [])
+            if r["decoding"].get("max_new_tokens", limit) < limit
+        ]
         if _key(job) in records:
             found[_key(job)] = records[_key(job)]
         elif shorter:
@@ -309,14 +429,23 @@ def find_answers(jobs: list[dict], records: dict[tuple, dict]) -> dict[tuple, di
     return found
 
 
-def ask_all(jobs: list[dict], answer, examples: list[Example], path: Path, prefixes: dict, *,
-            ask_again: tuple[str, ...] = (), secret: str | None = None) -> list[dict]:
+def ask_all(
+    jobs: list[dict],
+    answer,
+    examples: list[Example],
+    path: Path,
+    prefixes: dict,
+    *,
+    ask_again: tuple[str, ...] = (),
+    secret: str | None = None,
+) -> list[dict]:
     """Ask for the jobs that have no record yet, and record every answer as it comes.
 
     answer(todo, found) yields (job, Answer) in any order; found holds what is recorded, by key, and
     grows meanwhile. A job that it leaves out is asked by the next call. ask_again: see
     `TeacherSettings`. secret: a key that may stand nowhere. Returns the records there are, in the
-    order of the jobs. Raises what `answer` raises, and DataError where the disk takes no more."""
+    order of the jobs. Raises what `answer` raises, and DataError where the disk takes no more.
+    """
     by_id = {example.id: example for example in examples}
     with _recording(path) as (records, file):
         _keep_prefixes(path, prefixes)

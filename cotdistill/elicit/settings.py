@@ -22,7 +22,8 @@ class Sampling:
     """How a teacher writes: `n` rationales per question, greedy at temperature 0.
 
     Else they are sampled with top_p and top_k (0: all), each from its own seed. An answer longer
-    than max_new_tokens is cut off."""
+    than max_new_tokens is cut off.
+    """
 
     n: int = 1
     temperature: float = 0.0
@@ -42,7 +43,8 @@ class TeacherSettings:
     ask_again    recorded answers that are asked once more at the same settings: of "cut_off",
                  "empty" (no rationale in it), "refused". The old record stays in the file.
 
-    Raises DataError for an unknown item of ask_again."""
+    Raises DataError for an unknown item of ask_again.
+    """
 
     mode: str = "blind"
     chat: bool | None = None
@@ -66,7 +68,8 @@ class Connection:
     leave_out    fields of the request that the model refuses: of stop, temperature, top_p, seed
     token_limit  what the server calls the limit: "max_tokens" or "max_completion_tokens"
 
-    Raises DataError for a value out of range."""
+    Raises DataError for a value out of range.
+    """
 
     concurrency: int = 8
     timeout: float = 60.0
@@ -86,15 +89,17 @@ class Connection:
             raise DataError(f"max_failed is {self.max_failed}; expected a share from 0 to 1")
         _check_items("leave_out", self.leave_out, LEAVE_OUT)
         if self.token_limit not in TOKEN_LIMITS:
-            raise DataError(f"token_limit is '{self.token_limit}'; "
-                            f"expected one of {', '.join(TOKEN_LIMITS)}")
+            raise DataError(
+                f"token_limit is '{self.token_limit}'; expected one of {', '.join(TOKEN_LIMITS)}"
+            )
 
 
 @dataclass(frozen=True)
 class TeacherSource:
     """Where rationales come from: a recorded file, a local model, or a model at a server.
 
-    batch_size is the local model's; connection the server's."""
+    batch_size is the local model's; connection the server's.
+    """
 
     recorded: str = ""
     model: str = ""
@@ -107,7 +112,8 @@ def parse_extra_body(items: list[str]) -> dict:
     """["reasoning_effort=low", "min_p=0.1"] -> {"reasoning_effort": "low", "min_p": 0.1}.
 
     A value is JSON, or plain text where it is not. Raises DataError for an item without a key and
-    for a key that stands there twice."""
+    for a key that stands there twice.
+    """
     found = {}
     for item in items:
         key, sign, value = item.partition("=")

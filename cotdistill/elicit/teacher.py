@@ -1,10 +1,11 @@
 """Rationales out of a teacher: ask, record every answer once, and know how good they are.
 
-A teacher is a local model (`elicit_transformers`) or any server that speaks the OpenAI protocol (`elicit_openai`: vLLM,
-llama.cpp, a hosted Mistral). Recorded sets are read by `data.load_rationales`, gold ones come with the dataset.
+A teacher is a local model (`elicit_transformers`) or any server that speaks the OpenAI protocol
+(`elicit_openai`: vLLM, llama.cpp, a hosted Mistral). Recorded sets are read by
+`data.load_rationales`, gold ones come with the dataset.
 
-Demonstrations are plain text, `demonstrations/<dataset>.txt` or a file of your own. Lines that start with `#` are
-skipped, an empty line parts the blocks, and a block is
+Demonstrations are plain text, `demonstrations/<dataset>.txt` or a file of your own. Lines that
+start with `#` are skipped, an empty line parts the blocks, and a block is
 
     Question: one line
     Options:
@@ -13,11 +14,13 @@ skipped, an empty line parts the blocks, and a block is
     Reason: one line, the rationale
     Answer: (B)
 
-Two modes. `blind`: question and options, the teacher reasons and then answers. `label_conditioned`: a line
-"Correct answer: (B) ..." stands before the cue, the teacher explains it and closes with the answer it has reached.
-A completion is the same in both: " <rationale>\\nAnswer: (B)", ended by "\\nQuestion:", by the end token, or cut off.
+Two modes. `blind`: question and options, the teacher reasons and then answers. `label_conditioned`:
+a line "Correct answer: (B) ..." stands before the cue, the teacher explains it and closes with the
+answer it has reached. A completion is the same in both: " <rationale>\\nAnswer: (B)", ended by
+"\\nQuestion:", by the end token, or cut off.
 
-Answers go to an append-only JSONL, one record a line, never asked again by the same settings. Beside it stands
+Answers go to an append-only JSONL, one record a line, never asked again by the same settings.
+Beside it stands
 `<name>.prefixes.json` with the few-shot prefixes by hash, so that `rebuild_prompt(record, path)` gives the exact prompt.
 """
 
@@ -34,38 +37,76 @@ from cotdistill.sources import load_rationales
 
 
 # what notebook 01 calls
-def from_teacher(teacher: str, examples: list[Example], data, out_path: str | Path, *,
-                 demonstrations: list[Demonstration], source: TeacherSource = TeacherSource(),
-                 settings: TeacherSettings = TeacherSettings()) -> tuple[dict[str, Rationale], list[dict]]:
-    """One rationale per question from any teacher: (rationales by id, records; no records where nothing was asked).
+def from_teacher(
+    teacher: str,
+    examples: list[Example],
+    data,
+    out_path: str | Path,
+    *,
+    demonstrations: list[Demonstration],
+    source: TeacherSource = TeacherSource(),
+    settings: TeacherSettings = TeacherSettings(),
+) -> tuple[dict[str, Rationale], list[dict]]:
+    """One rationale per question from any teacher.
 
-    gold: what the data bring along (`data.rationales`). recorded: a JSONL file. transformers: a local
-    model, asked; it may be a Student already. openai: a model at the server `base_url`, asked.
-    Raises DataError for an unknown teacher and for one that lacks its file, model or address."""
+    (rationales by id, records; no records where nothing was asked).
+
+    gold: what the data bring along (`data.rationales`). recorded: a JSONL file. transformers: a
+    local model, asked; it may be a Student already. openai: a model at the server `base_url`,
+    asked. Raises DataError for an unknown teacher and for one that lacks its file, model or
+    address.
+    """
     recorded, model, base_url = source.recorded, source.model, source.base_url
-    needs = {"gold": data.rationales, "recorded": recorded, "transformers": model, "openai": model and base_url}
-    names = {"gold": "rationales in the data (microworld, or a `rationale` field)", "recorded": "`rationales`, a JSONL file",
-             "transformers": "`teacher_model`", "openai": "`teacher_model` and `base_url`"}
+    needs = {
+        "gold": data.rationales,
+        "recorded": recorded,
+        "transformers": model,
+        "openai": model and base_url,
+    }
+    names = {
+        "gold": "rationales in the data (microworld, or a `rationale` field)",
+        "recorded": "`rationales`, a JSONL file",
+        "transformers": "`teacher_model`",
+        "openai": "`teacher_model` and `base_url`",
+    }
     if settings.mode not in MODES:
         raise DataError(f"mode '{settings.mode}'; expected one of {', '.join(MODES)}")
     if teacher not in needs:
         raise DataError(f"teacher '{teacher}'; expected one of {', '.join(needs)}")
     if not needs[teacher]:
         raise DataError(f"teacher '{teacher}' has nothing to go by; expected {names[teacher]}")
-    uses = {"gold": (), "recorded": ("rationales",), "transformers": ("teacher_model",), "openai": ("teacher_model", "base_url")}
+    uses = {
+        "gold": (),
+        "recorded": ("rationales",),
+        "transformers": ("teacher_model",),
+        "openai": ("teacher_model", "base_url"),
+    }
     for name, value in (("rationales", recorded), ("teacher_model", model), ("base_url", base_url)):
         if value and name not in uses[teacher]:
-            raise DataError(f"{name} is '{value}', but teacher is '{teacher}', which does not read it; expected teacher "
-                            f"{' or '.join(t for t in uses if name in uses[t])}, or {name} left empty")
+            raise DataError(
+                f"{name} is '{value}', but teacher is '{teacher}', which does not "
+                "read it; expected teacher "
+                f"{' or '.join(t for t in uses if name in uses[t])}, or {name} left "
+                "empty"
+            )
     if teacher == "gold":
         return dict(data.rationales), []
     if teacher == "recorded":
         return load_rationales(recorded, data.explained), []
     how = {"demonstrations": demonstrations, "settings": settings}
     if teacher == "transformers":
-        records = elicit_transformers(examples, model, out_path, batch_size=source.batch_size, **how)
+        records = elicit_transformers(
+            examples, model, out_path, batch_size=source.batch_size, **how
+        )
     else:
         name, _, revision = model.partition("@")
-        records = elicit_openai(examples, out_path, model=name, revision=revision, base_url=base_url,
-                                connection=source.connection, **how)
+        records = elicit_openai(
+            examples,
+            out_path,
+            model=name,
+            revision=revision,
+            base_url=base_url,
+            connection=source.connection,
+            **how,
+        )
     return choose(records, examples), records

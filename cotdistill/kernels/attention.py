@@ -9,39 +9,88 @@ from transformers.modeling_utils import AttentionInterface
 from cotdistill.errors import DataError
 
 
-def attention_after(module, query, key, value, attention_mask=None, dropout=0.0, scaling=None, sliding_window=None, *,
-                    known: Cache, starts: list[int], lengths: list[int], masks: dict, **kwargs):
-    """Attention of several continuations of one known text, each from its own place, laid end to end in one row without
-    padding (`attending(model, "after")`).
+def attention_after(
+    module,
+    query,
+    key,
+    value,
+    attention_mask=None,
+    dropout=0.0,
+    scaling=None,
+    sliding_window=None,
+    *,
+    known: Cache,
+    starts: list[int],
+    lengths: list[int],
+    masks: dict,
+    **kwargs,
+):
+    """Attention of several continuations of one known text, each from its own place, laid end to
+    end in one row without padding (`attending(model, "after")`).
 
-    query [1, heads, T, d], key and value [1, kv_heads, T, d] with T = sum(lengths): continuation i has lengths[i] tokens and sees the
-    first starts[i] tokens of `known`, and itself up to each token. masks: an empty dict that the layers of one pass share: what each
-    token sees is the same in all layers of one sliding window."""
+    query [1, heads, T, d], key and value [1, kv_heads, T, d] with T = sum(lengths): continuation i
+    has lengths[i] tokens and sees the first starts[i] tokens of `known`, and itself up to each
+    token. masks: an empty dict that the layers of one pass share: what each token sees is the same
+    in all layers of one sliding window.
+    """
     layer, groups = known.layers[module.layer_idx], query.shape[1] // key.shape[1]
-    old, new = ((k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)) if groups > 1 else (k, v)
-                for k, v in ((layer.keys, layer.values), (key, value)))
+    old, new = (
+        (k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)) if groups > 1 else (k, v)
+        for k, v in ((layer.keys, layer.values), (key, value))
+    )
     if sliding_window not in masks:
         places = torch.arange(layer.keys.shape[2] + max(lengths), device=query.device)
         back = places[:, None] - places  # how far back a token looks
         unseen = (back < 0) | (back >= sliding_window) if sliding_window else back < 0
-        bias = torch.zeros(unseen.shape, dtype=query.dtype, device=query.device).masked_fill_(unseen, -torch.inf)
-        masks[sliding_window] = [bias[a:a + n, :a + n] for a, n in zip(starts, lengths)]
-    outs = [torch.nn.functional.scaled_dot_product_attention(
-        q, torch.cat([old[0][:, :, :a], k], 2), torch.cat([old[1][:, :, :a], v], 2), attn_mask=mask, dropout_p=dropout, scale=scaling)
-        for q, k, v, a, mask in zip(query.split(lengths, 2), new[0].split(lengths, 2), new[1].split(lengths, 2), starts, masks[sliding_window])]
+        bias = torch.zeros(unseen.shape, dtype=query.dtype, device=query.device).masked_fill_(
+            unseen, -torch.inf
+        )
+        masks[sliding_window] = [bias[a : a + n, : a + n] for a, n in zip(starts, lengths)]
+    outs = [
+        torch.nn.functional.scaled_dot_product_attention(
+            q,
+            torch.cat([old[0][:, :, :a], k], 2),
+            torch.cat([old[1][:, :, :a], v], 2),
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+        )
+        for q, k, v, a, mask in zip(
+            query.split(lengths, 2),
+            new[0].split(lengths, 2),
+            new[1].split(lengths, 2),
+            starts,
+            masks[sliding_window],
+        )
+    ]
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("after", attention_after)
 
 
-def shared_prefix_attention(module, query, key, value, attention_mask=None, scaling=None, sliding_window=None, *, prefix,
-                            visible, **kwargs):
-    """Attention of a batch over one shared prefix and each row's own tokens: the prefix's keys and values are read once
-    for the whole batch, not copied to every row (the idea of Hydragen, arXiv 2402.05099, with one softmax over both).
+def shared_prefix_attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask=None,
+    scaling=None,
+    sliding_window=None,
+    *,
+    prefix,
+    visible,
+    **kwargs,
+):
+    """Attention of a batch over one shared prefix and each row's own tokens.
 
-    query [rows, heads, q, d]; key, value [rows, kv_heads, own, d]; prefix: per layer (key, value), [1, kv_heads, length, d];
-    visible(window) -> bool [rows, 1, q, length + own], from positions, so sliding windows are those of a plain run."""
+    The prefix's keys and values are read once for the whole batch, not copied to every row (the
+    idea of Hydragen, arXiv 2402.05099, with one softmax over both).
+
+    query [rows, heads, q, d]; key, value [rows, kv_heads, own, d]; prefix: per layer (key, value),
+    [1, kv_heads, length, d]; visible(window) -> bool [rows, 1, q, length + own], from positions, so
+    sliding windows are those of a plain run.
+    """
     import torch
 
     rows, heads, q, d = query.shape
@@ -51,53 +100,93 @@ def shared_prefix_attention(module, query, key, value, attention_mask=None, scal
     flat = query.transpose(0, 1).reshape(kv_heads, -1, d)
     first = (flat @ shared_key.mT).reshape(kv_heads, rows, -1, length).transpose(0, 1)
     scores = torch.cat([first, query @ key.mT], -1).reshape(rows, heads, q, -1)
-    weights = scores.float().masked_fill(~visible(sliding_window), float("-inf")).softmax(-1).to(value.dtype)
+    weights = (
+        scores.float()
+        .masked_fill(~visible(sliding_window), float("-inf"))
+        .softmax(-1)
+        .to(value.dtype)
+    )
     weights = weights.reshape(rows, kv_heads, -1, weights.shape[-1])
     first = weights[..., :length].transpose(0, 1).reshape(kv_heads, -1, length) @ shared_value
     out = first.reshape(kv_heads, rows, -1, d).transpose(0, 1) + weights[..., length:] @ value
     return out.reshape(rows, heads, q, d).transpose(1, 2).contiguous(), None
 
 
-def packed_attention(module, query, key, value, attention_mask=None, dropout=0.0, scaling=None, sliding_window=None,
-                     *, cu_seq_lens_q, **kwargs):
-    """Attention over sequences laid end to end in one row, without padding and without a mask: training runs on it
-    (`attending(model, "packed")`), generation and scoring on torch's sdpa.
+def packed_attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask=None,
+    dropout=0.0,
+    scaling=None,
+    sliding_window=None,
+    *,
+    cu_seq_lens_q,
+    **kwargs,
+):
+    """Attention over sequences laid end to end in one row, without padding and without a mask:
+    training runs on it (`attending(model, "packed")`), generation and scoring on torch's sdpa.
 
-    query [1, heads, T, d], key and value [1, kv_heads, T, d]; cu_seq_lens_q holds the T-borders of the sequences
-    (int, [n + 1], on the CPU). Each sequence runs through torch's causal attention alone, so nothing can leak between them, and
-    linear layers see only real tokens."""
+    query [1, heads, T, d], key and value [1, kv_heads, T, d]; cu_seq_lens_q holds the T-borders of
+    the sequences (int, [n + 1], on the CPU). Each sequence runs through torch's causal attention
+    alone, so nothing can leak between them, and linear layers see only real tokens.
+    """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     borders = cu_seq_lens_q.tolist()
     lengths = [b - a for a, b in zip(borders, borders[1:])]
     if sliding_window and max(lengths) > sliding_window:
-        raise DataError(f"a sequence is longer than the model's sliding window of {sliding_window}; expected max_length below it")
+        raise DataError(
+            "a sequence is longer than the model's sliding window of "
+            f"{sliding_window}; expected max_length below it"
+        )
     if query.device.type == "cuda":  # one fused call instead of one per sequence
         return _side_by_side(query, key, value, lengths, dropout, scaling), None
-    # split, not slices: the gradient of a split is one cat, that of each slice a full-size tensor of zeros to be added
-    outs = [torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=n > 1, dropout_p=dropout, scale=scaling)
-            for q, k, v, n in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), lengths)]
+    # split, not slices: the gradient of a split is one cat, that of each slice a full-size tensor
+    # of zeros to be added
+    outs = [
+        torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=n > 1, dropout_p=dropout, scale=scaling
+        )
+        for q, k, v, n in zip(
+            query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), lengths
+        )
+    ]
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
 
 
-def _side_by_side(query, key, value, lengths: list[int], dropout: float, scaling: float | None) -> torch.Tensor:
-    """The same attention with the sequences side by side, padded at their ends: under a causal mask no real token sees the
-    padding, so no other mask is needed and torch can take its flash kernel. Returns [1, T, heads, d]."""
-    real = torch.arange(max(lengths), device=query.device) < torch.tensor(lengths, device=query.device)[:, None]
+def _side_by_side(
+    query, key, value, lengths: list[int], dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """The same attention with the sequences side by side, padded at their ends.
+
+    Under a causal mask no real token sees the padding, so no other mask is needed and torch can
+    take its flash kernel. Returns [1, T, heads, d].
+    """
+    real = (
+        torch.arange(max(lengths), device=query.device)
+        < torch.tensor(lengths, device=query.device)[:, None]
+    )
 
     def lay(x):
         padded = x.new_zeros(*real.shape, x.shape[1], x.shape[3])
         padded[real] = x[0].transpose(0, 1)
         return padded.transpose(1, 2)
 
-    out = torch.nn.functional.scaled_dot_product_attention(lay(query), lay(key), lay(value), is_causal=True, dropout_p=dropout, scale=scaling)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        lay(query), lay(key), lay(value), is_causal=True, dropout_p=dropout, scale=scaling
+    )
     return out.transpose(1, 2)[real][None]
 
 
 @contextmanager
 def attending(model: torch.nn.Module, by: str):
-    """While open, the model attends by that implementation ("packed", "sdpa", "eager", ...); then by the one it had."""
+    """While open, the model attends by that implementation ("packed", "sdpa", "eager", ...).
+
+    Then by the one it had.
+    """
     before = model.config._attn_implementation
     model.set_attn_implementation(by)
     try:

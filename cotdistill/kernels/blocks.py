@@ -10,7 +10,9 @@ from torch import nn
 def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The transformer blocks of a causal language model, the lowest first."""
     depth = model.config.num_hidden_layers
-    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth)
+    return next(
+        m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth
+    )
 
 
 @contextmanager
@@ -30,9 +32,12 @@ def calling(forwards: dict[torch.nn.Module, object]):
 
 @contextmanager
 def last_block_at_places(model: torch.nn.Module):
-    """While open, a call with `places` [S] computes the last block's queries, attention output and MLP there only, in every row: its
-    output is read nowhere else. The keys and values, which those places attend to, are computed everywhere. Gradients are the same; of
-    eight trained blocks it saves one twentieth of the work, of smollm2's thirty 1 to 3 %."""
+    """While open, a call with `places` [S] computes the last block's queries, attention output and
+    MLP there only, in every row: its output is read nowhere else.
+
+    The keys and values, which those places attend to, are computed everywhere. Gradients are the
+    same; of eight trained blocks it saves one twentieth of the work, of smollm2's thirty 1 to 3 %.
+    """
     block, seen = blocks_of(model)[-1], {}
 
     def enter(module, given, named):
@@ -44,9 +49,14 @@ def last_block_at_places(model: torch.nn.Module):
                 return forward(x)
             out = forward(x[:, seen["places"]])
             return out.new_zeros(*x.shape[:-1], out.shape[-1]).index_copy(1, seen["places"], out)
+
         return called
 
-    alone = [m for name, m in block.named_modules() if name.split(".")[-1] in ("q_proj", "o_proj", "dense", "mlp") or name == "attn.c_proj"]
+    alone = [
+        m
+        for name, m in block.named_modules()
+        if name.split(".")[-1] in ("q_proj", "o_proj", "dense", "mlp") or name == "attn.c_proj"
+    ]
     hook = block.register_forward_pre_hook(enter, with_kwargs=True)
     try:
         with calling({module: there(module.forward) for module in alone}):
@@ -56,8 +66,15 @@ def last_block_at_places(model: torch.nn.Module):
 
 
 def has_trunk(model: nn.Module, layers: int) -> bool:
-    """Whether the lowest `layers` blocks make the same of a sequence every time: they are frozen, and drop nothing at random."""
-    dropped = (value for name, value in model.config.to_dict().items() if "dropout" in name or "pdrop" in name)
+    """Whether the lowest `layers` blocks make the same of a sequence every time.
+
+    They are frozen, and drop nothing at random.
+    """
+    dropped = (
+        value
+        for name, value in model.config.to_dict().items()
+        if "dropout" in name or "pdrop" in name
+    )
     return layers > 0 and not any(isinstance(value, float) and value for value in dropped)
 
 
@@ -67,7 +84,9 @@ def _unless_trunk(forward, hidden_states, *args, **kwargs):
 
 @contextmanager
 def starting_from_trunk(model: nn.Module, layers: int):
-    """While open, a call with `trunk` [1, T, width] leaves out the lowest `layers` blocks and goes on from those states."""
+    """While open, a call with `trunk` [1, T, width] leaves out the lowest `layers` blocks and goes
+    on from those states.
+    """
     blocks = blocks_of(model)
 
     def enter(module, given, named):

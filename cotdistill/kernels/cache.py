@@ -5,17 +5,25 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):
-    """One layer's keys and values in a buffer with room to grow: a new token is written into its place. The library's own
-    layer copies everything at every step (a tenth of the time of decoding a batch)."""
+    """One layer's keys and values in a buffer with room to grow.
+
+    A new token is written into its place. The library's own layer copies everything at every step
+    (a tenth of the time of decoding a batch).
+    """
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = self._appended("key_buffer", self.keys, key_states), self._appended("value_buffer", self.values, value_states)
+        self.keys, self.values = (
+            self._appended("key_buffer", self.keys, key_states),
+            self._appended("value_buffer", self.values, value_states),
+        )
         return self.keys, self.values
 
     def _appended(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """`old` [rows, heads, n, width] is a view of the buffer's first n places (after a selection of rows: of its own memory)."""
+        """`old` [rows, heads, n, width] is a view of the buffer's first n places (after a selection
+        of rows: of its own memory).
+        """
         n, q = (old.shape[2] if old.numel() else 0), new.shape[2]
         buffer = getattr(self, name, None)
         if buffer is None or old.data_ptr() != buffer.data_ptr() or n + q > buffer.shape[2]:
@@ -23,16 +31,19 @@ class GrowingLayer(DynamicLayer):
             if n:
                 buffer[:, :, :n] = old
             setattr(self, name, buffer)
-        buffer[:, :, n:n + q] = new
-        return buffer[:, :, :n + q]
+        buffer[:, :, n : n + q] = new
+        return buffer[:, :, : n + q]
 
 
 def growing_cache() -> Cache:
-    """An empty cache of keys and values for decoding, full length in every layer (also where a model's window slides)."""
+    """An empty cache of keys and values for decoding, full length in every layer (also where a
+    model's window slides).
+    """
     return Cache(layer_class_to_replicate=GrowingLayer)
 
 
-TRUNK_LIMIT = 2 * 1024**3  # bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
+# Bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
+TRUNK_LIMIT = 2 * 1024**3
 
 
 def stored(store: dict) -> int:

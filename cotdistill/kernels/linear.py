@@ -4,16 +4,19 @@ import torch
 
 from cotdistill.kernels.blocks import calling
 
-PREPACK_LIMIT = 2 * 1024**3  # bytes of weights laid out a second time; a larger student goes without: a laptop has to hold both
+# Bytes of weights laid out a second time; a larger student goes without: a laptop has to hold both
+PREPACK_LIMIT = 2 * 1024**3
 
 
 class Prepacked:
-    """A linear layer whose weights oneDNN has laid out once in the order in which its kernels read them ("prepacking", which
-    torch.compile does to a frozen model): 1.2 times the speed of a plain product at 400 rows, twice at 8 to 64 (float32, measured on
-    AVX-512; plain BLAS reads the weights anew for every few rows).
+    """A linear layer whose weights oneDNN has laid out once in the order in which its kernels read
+    them ("prepacking", which torch.compile does to a frozen model): 1.2 times the speed of a
+    plain product at 400 rows, twice at 8 to 64 (float32, measured on AVX-512; plain BLAS reads
+    the weights anew for every few rows).
 
-    For weights that stay as they are: where they are trained, or torch was built without oneDNN, the call is the layer's own. Weights that
-    were changed in place since are laid out again."""
+    For weights that stay as they are: where they are trained, or torch was built without oneDNN,
+    the call is the layer's own. Weights that were changed in place since are laid out again.
+    """
 
     def __init__(self, layer: torch.nn.Linear):
         self.layer, self.version, self.packs = layer, None, {}
@@ -24,26 +27,43 @@ class Prepacked:
         if self.version != own._version:
             self.version, self.packs = own._version, {}
         if transposed not in self.packs:
-            self.packs[transposed] = torch.ops.mkldnn._reorder_linear_weight(own.t() if transposed else own, 64)
+            self.packs[transposed] = torch.ops.mkldnn._reorder_linear_weight(
+                own.t() if transposed else own, 64
+            )
         return self.packs[transposed]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         learns = torch.is_grad_enabled()
         if learns and self.layer.weight.requires_grad or not _by_onednn(x, self.layer.weight):
             return torch.nn.functional.linear(x, self.layer.weight, self.layer.bias)
-        return _InputGradient.apply(x, self) if learns and x.requires_grad else product(x, self.weight(), self.layer.bias)
+        return (
+            _InputGradient.apply(x, self)
+            if learns and x.requires_grad
+            else product(x, self.weight(), self.layer.bias)
+        )
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether oneDNN can take a product: float32 on a CPU, in a torch that was built with it."""
-    return x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 and torch.backends.mkldnn.is_available()
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and torch.backends.mkldnn.is_available()
+    )
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [..., in] times weight [out, in] transposed, plus bias [out]: torch's `linear`, which takes the BLAS it was built with, by oneDNN.
+def product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [..., in] times weight [out, in] transposed, plus bias [out].
 
-    Measured in float32 on AVX-512 against MKL at the students' shapes, 300 to 1100 rows: 1.1 to 1.3 times as fast, for logits over a
-    vocabulary 1.2 to 1.9 times (`benchmark`). Above 512 rows oneDNN wants them in fours, hence ROWS. Elsewhere it is `linear`."""
+    Torch's `linear`, which takes the BLAS it was built with, by oneDNN.
+
+    Measured in float32 on AVX-512 against MKL at the students' shapes, 300 to 1100 rows: 1.1 to 1.3
+    times as fast, for logits over a vocabulary 1.2 to 1.9 times (`benchmark`). Above 512 rows
+    oneDNN wants them in fours, hence ROWS. Elsewhere it is `linear`.
+    """
     if not _by_onednn(x, weight):
         return torch.nn.functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -63,8 +83,11 @@ class _InputGradient(torch.autograd.Function):
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """gradient [n, out] transposed times x [n, in], the sum running over the rows: [out, in]. torch's own product (MKL) is the faster one
-    here, but for weights at least twice as wide as high: keys and values of grouped heads, an MLP's way back."""
+    """gradient [n, out] transposed times x [n, in], the sum running over the rows: [out, in].
+
+    torch's own product (MKL) is the faster one here, but for weights at least twice as wide as
+    high: keys and values of grouped heads, an MLP's way back.
+    """
     return product(gradient.t(), x.t()) if x.shape[1] >= 2 * gradient.shape[1] else gradient.t() @ x
 
 
@@ -80,17 +103,31 @@ class LinearFunction(torch.autograd.Function):
     def backward(ctx, gradient):
         (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
-        return (product(gradient, weight.t()) if for_x else None, weight_gradient(rows, x.flatten(0, -2)) if for_weight else None,
-                rows.sum(0) if for_bias else None)
+        return (
+            product(gradient, weight.t()) if for_x else None,
+            weight_gradient(rows, x.flatten(0, -2)) if for_weight else None,
+            rows.sum(0) if for_bias else None,
+        )
 
 
 def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
     """Those of a float32 model on a CPU; elsewhere none."""
-    return [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]
+    return [
+        m
+        for m in model.modules()
+        if type(m) is torch.nn.Linear
+        and m.weight.dtype == torch.float32
+        and m.weight.device.type == "cpu"
+    ]
 
 
 def learning(model: torch.nn.Module):
-    """While open, the linear layers of a float32 model on a CPU train on the products of `LinearFunction`. A context manager."""
+    """While open, the linear layers of a float32 model on a CPU train on the products of
+    `LinearFunction`.
+
+    A context manager.
+    """
+
     def through(layer):
         return lambda x: LinearFunction.apply(x, layer.weight, layer.bias)
 
@@ -98,11 +135,15 @@ def learning(model: torch.nn.Module):
 
 
 def prepacked(model: torch.nn.Module):
-    """While open, the linear layers of a float32 model on a CPU are `Prepacked`, for passes that don't train it: scoring, generation,
-    attribution, the outputs of frozen blocks. It takes the memory of the weights once more (twice with gradients), until it closes.
-    A context manager.
+    """While open, the linear layers of a float32 model on a CPU are `Prepacked`, for passes that
+    don't train it: scoring, generation, attribution, the outputs of frozen blocks.
 
-    On another device, in another dtype, and where the weights take more than PREPACK_LIMIT bytes, nothing changes."""
+    It takes the memory of the weights once more (twice with gradients), until it closes. A context
+    manager.
+
+    On another device, in another dtype, and where the weights take more than PREPACK_LIMIT bytes,
+    nothing changes.
+    """
     layers = [m for m in _linear_layers(model) if not isinstance(vars(m).get("forward"), Prepacked)]
     fits = sum(m.weight.nbytes for m in layers) <= PREPACK_LIMIT
     return calling({layer: Prepacked(layer) for layer in layers if fits})

@@ -11,29 +11,46 @@ from cotdistill.processes import ranks
 
 
 def _asked(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """The S positions that predict a supervised token, those tokens, and what a model is called with."""
+    """The S positions that predict a supervised token, those tokens, and what a model is called
+    with.
+    """
     labels = batch["labels"][0]
     places = (labels != -100).nonzero().squeeze(1)
-    named = {key: batch[key] for key in ("input_ids", "position_ids", "cu_seq_lens_q", "trunk") if key in batch}
+    named = {
+        key: batch[key]
+        for key in ("input_ids", "position_ids", "cu_seq_lens_q", "trunk")
+        if key in batch
+    }
     return places, labels[places], named | {"use_cache": False, "places": places}
 
 
 def token_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy in nats of every supervised token, [S], in float32 (of a float64 model: in float64). The head is applied at the S
-    positions that predict them."""
+    """Cross-entropy in nats of every supervised token, [S], in float32 (of a float64 model.
+
+    In float64). The head is applied at the S positions that predict them.
+    """
     places, wanted, named = _asked(batch)
     logits = model(**named, logits_to_keep=places).logits[0]
-    return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), wanted, reduction="none")
+    return cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), wanted, reduction="none"
+    )
 
 
 class HeadLoss(torch.autograd.Function):
-    """The head and its cross-entropy, a slice of positions at a time, with the gradients made on the way: the logits of a slice become
-    their own gradient in place, so that two of them never exist, let alone all positions' (gemma: a megabyte each)."""
+    """The head and its cross-entropy, a slice of positions at a time, with the gradients made on
+    the way: the logits of a slice become their own gradient in place, so that two of them never
+    exist, let alone all positions' (gemma: a megabyte each).
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, share, limit):
-        """hidden [S, D], weight [V, D], targets [S], share [S] -> (sum of share * loss, losses [S] in nats)."""
-        for_hidden, for_weight = (torch.empty_like(x) if need else None for x, need in zip((hidden, weight), ctx.needs_input_grad))
+        """hidden [S, D], weight [V, D], targets [S], share [S] -> (sum of share * loss, losses [S]
+        in nats).
+        """
+        for_hidden, for_weight = (
+            torch.empty_like(x) if need else None
+            for x, need in zip((hidden, weight), ctx.needs_input_grad)
+        )
         size, slices = len(hidden), -(-4 * hidden.shape[0] * weight.shape[0] // limit)
         n = -(-size // min(size, slices))  # positions in a slice: slices of about one length
         losses = hidden.new_empty(size)
@@ -42,14 +59,17 @@ class HeadLoss(torch.autograd.Function):
             x, asked = hidden[part], (torch.arange(len(targets[part])), targets[part])
             logits = product(x, weight)
             top, hit = logits.amax(1), logits[asked]
-            total = logits.sub_(top[:, None]).exp_().sum(1)  # log_softmax loses 1e-5 of gemma's loss here, in float32
+            # log_softmax loses 1e-5 of gemma's loss here, in float32
+            total = logits.sub_(top[:, None]).exp_().sum(1)
             losses[part] = total.log() + top - hit
             logits[asked] -= total
             scale = (share[part] / total)[:, None]
             if for_hidden is not None:
                 for_hidden[part] = product(logits, weight.t()).mul_(scale)
             if for_weight is not None:
-                torch.mm(logits.t(), x * scale, out=for_weight) if not a else for_weight.addmm_(logits.t(), x * scale)
+                torch.mm(logits.t(), x * scale, out=for_weight) if not a else for_weight.addmm_(
+                    logits.t(), x * scale
+                )
             del logits  # before the next slice's are made
         ctx.gradients, ctx.weight = (for_hidden, for_weight), weight
         ctx.mark_non_differentiable(losses)
@@ -57,21 +77,38 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, outer, _):
-        (for_hidden, for_weight), weight = (g if g is None or outer == 1 else g.mul_(outer) for g in ctx.gradients), ctx.weight
+        (for_hidden, for_weight), weight = (
+            (g if g is None or outer == 1 else g.mul_(outer) for g in ctx.gradients),
+            ctx.weight,
+        )
         del ctx.gradients, ctx.weight
-        if for_weight is not None and weight.is_leaf:  # put where it belongs: autograd would copy it to add a tied embedding's rows
-            weight.grad, for_weight = for_weight if weight.grad is None else weight.grad.add_(for_weight), None
+        # Put where it belongs: autograd would copy it to add a tied embedding's rows
+        if for_weight is not None and weight.is_leaf:
+            weight.grad, for_weight = (
+                for_weight if weight.grad is None else weight.grad.add_(for_weight),
+                None,
+            )
         return for_hidden, for_weight, None, None, None
 
 
-def weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], share: torch.Tensor, limit: int = 2**27) -> tuple[torch.Tensor, torch.Tensor]:
-    """What training minimises: (sum over supervised tokens of share [S] times cross-entropy, the cross-entropies [S] in nats).
+def weighted_loss(
+    model: nn.Module, batch: dict[str, torch.Tensor], share: torch.Tensor, limit: int = 2**27
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What training minimises.
 
-    On a CPU through `HeadLoss`, with slices of at most `limit` bytes of logits; a GPU, a torchrun and a head with a bias or a cap
-    take the plain way. Both are the same function, up to rounding."""
+    (sum over supervised tokens of share [S] times cross-entropy, the cross-entropies [S] in nats).
+
+    On a CPU through `HeadLoss`, with slices of at most `limit` bytes of logits; a GPU, a torchrun
+    and a head with a bias or a cap take the plain way. Both are the same function, up to rounding.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if (head is None or head.bias is not None or getattr(model.config, "final_logit_softcapping", None)
-            or head.weight.dtype != torch.float32 or head.weight.device.type != "cpu"):
+    if (
+        head is None
+        or head.bias is not None
+        or getattr(model.config, "final_logit_softcapping", None)
+        or head.weight.dtype != torch.float32
+        or head.weight.device.type != "cpu"
+    ):
         losses = token_losses(model, batch)
         return (losses * share).sum(), losses.detach()
     places, wanted, named = _asked(batch)
@@ -81,10 +118,18 @@ def weighted_loss(model: nn.Module, batch: dict[str, torch.Tensor], share: torch
 
 @contextmanager
 def sparse_embedding(model: nn.Module):
-    """While open, the embeddings' gradient holds the batch's rows only, where it is added to the dense one of a tied head anyway: for
-    gemma a matrix of 671 MB less to fill and add. On a CPU, in one process (processes can't average such gradients)."""
+    """While open, the embeddings' gradient holds the batch's rows only, where it is added to the
+    dense one of a tied head anyway: for gemma a matrix of 671 MB less to fill and add.
+
+    On a CPU, in one process (processes can't average such gradients).
+    """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    fits = head.weight is embedding.weight and embedding.weight.requires_grad and model.device.type == "cpu" and ranks()[1] == 1
+    fits = (
+        head.weight is embedding.weight
+        and embedding.weight.requires_grad
+        and model.device.type == "cpu"
+        and ranks()[1] == 1
+    )
     before, embedding.sparse = embedding.sparse, fits
     try:
         yield

@@ -10,12 +10,20 @@ def _glibc():
 
 
 def keep_memory(keep: bool = True) -> None:
-    """Keep what tensors free for the next ones instead of handing it back to the kernel, which clears every page of it before it comes
-    again (a third of a training step of gemma, whose gradients are large). It stays until `release_memory`. glibc only; elsewhere,
-    nothing. keep=False: the thresholds at which glibc's own adaptation ends, blocks of 32 MB are given back."""
+    """Keep what tensors free for the next ones instead of handing it back to the kernel, which
+    clears every page of it before it comes again (a third of a training step of gemma, whose
+    gradients are large).
+
+    It stays until `release_memory`. glibc only; elsewhere, nothing. keep=False: the thresholds at
+    which glibc's own adaptation ends, blocks of 32 MB are given back.
+    """
     mmap_threshold, trim_threshold, mmap_max = -3, -1, -4  # mallopt(3)
     if libc := _glibc():
-        for name, value in ((mmap_max, 0 if keep else 65536), (trim_threshold, -1), (mmap_threshold, 2**25)):
+        for name, value in (
+            (mmap_max, 0 if keep else 65536),
+            (trim_threshold, -1),
+            (mmap_threshold, 2**25),
+        ):
             libc.mallopt(name, value)
 
 

@@ -9,34 +9,61 @@ from cotdistill.microworld.knowledge import _plain, _upper, facts_of, overlaps, 
 
 
 def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
-    """Every question that the templates of one side ("train", "test") can ask about the facts `keys`.
+    """Every question that the templates of one side ("train", "test") can ask about the facts
+    `keys`.
 
-    Each is a dict: question, answer, true (values never offered as wrong), pool (whose values are the
-    options), relation, fact (its key), steps, said (what the rationale states, (fact, sentence) pairs), keys
-    (its key words)."""
+    Each is a dict: question, answer, true (values never offered as wrong), pool (whose values are
+    the options), relation, fact (its key), steps, said (what the rationale states, (fact, sentence)
+    pairs), keys (its key words).
+    """
     found, clues = [], {"use": "the thing used for {v}", "does": "the one known for {v}"}
     for concept, relation in keys:
         value, row = facts[concept, relation][0], world["relations"][relation]
-        base = dict(answer=value, true=facts[concept, relation], pool=relation, relation=relation,
-                    fact=(concept, relation), steps=1, keys=[_plain(concept), value],
-                    said=[((concept, relation), state(world, relation, concept, value))])
-        if "via" in row:   # two steps forward: a sweater, wool, sheep
+        base = dict(
+            answer=value,
+            true=facts[concept, relation],
+            pool=relation,
+            relation=relation,
+            fact=(concept, relation),
+            steps=1,
+            keys=[_plain(concept), value],
+            said=[((concept, relation), state(world, relation, concept, value))],
+        )
+        if "via" in row:  # two steps forward: a sweater, wool, sheep
             middle = facts[concept, row["via"]][0]
-            base |= dict(steps=2, keys=[_plain(concept), middle, value],
-                         said=[((concept, row["via"]), state(world, row["via"], concept, middle)),
-                               ((concept, relation), state(world, relation, concept, value, middle))])
+            base |= dict(
+                steps=2,
+                keys=[_plain(concept), middle, value],
+                said=[
+                    ((concept, row["via"]), state(world, row["via"], concept, middle)),
+                    ((concept, relation), state(world, relation, concept, value, middle)),
+                ],
+            )
         found += [base | dict(question=template.format(S=concept)) for template in row[side]]
-        for template in row.get(f"inverse_{side}", []):   # from the value to the concept
-            found.append(base | dict(question=template.format(v=value), pool=f"which {relation}",
-                                     answer=_plain(concept), true=[_plain(concept)]))
-        for clue, words in clues.items():   # two steps from a use: cutting bread, a knife, steel
+        for template in row.get(f"inverse_{side}", []):  # from the value to the concept
+            found.append(
+                base
+                | dict(
+                    question=template.format(v=value),
+                    pool=f"which {relation}",
+                    answer=_plain(concept),
+                    true=[_plain(concept)],
+                )
+            )
+        for clue, words in clues.items():  # two steps from a use: cutting bread, a knife, steel
             if clue != relation and "via" not in row and (concept, clue) in facts:
                 thing = facts[concept, clue][0]
                 said = [((concept, clue), state(world, clue, concept, thing)), *base["said"]]
-                found += [base | dict(question=template.format(S=words.format(v=thing)), steps=2, said=said)
-                          for template in row[side]]
-    return [q | dict(question=_upper(q["question"])) for q in found
-            if not any(overlaps(q["question"], true) for true in q["true"][:1] + [q["answer"]])]
+                found += [
+                    base
+                    | dict(question=template.format(S=words.format(v=thing)), steps=2, said=said)
+                    for template in row[side]
+                ]
+    return [
+        q | dict(question=_upper(q["question"]))
+        for q in found
+        if not any(overlaps(q["question"], true) for true in q["true"][:1] + [q["answer"]])
+    ]
 
 
 def _near(world: dict) -> dict[str, set[str]]:
@@ -50,10 +77,15 @@ def _near(world: dict) -> dict[str, set[str]]:
 def _balance(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[set], dict]:
     """Pick k different allowed values for each question so that value v is picked quota[v] times.
 
-    A random greedy start, then augmenting paths (Berge 1957), so the picks are as many as the constraints
-    permit. Returns the picks of each question (fewer than k where it cannot be) and what is left of the
-    quota."""
-    left, picks, sets = Counter(quota), [set() for _ in allowed], [set(values) for values in allowed]
+    A random greedy start, then augmenting paths (Berge 1957), so the picks are as many as the
+    constraints permit. Returns the picks of each question (fewer than k where it cannot be) and
+    what is left of the quota.
+    """
+    left, picks, sets = (
+        Counter(quota),
+        [set() for _ in allowed],
+        [set(values) for values in allowed],
+    )
     for i in sorted(range(len(allowed)), key=lambda i: (len(allowed[i]), rng.random())):
         for v in sorted(allowed[i], key=lambda v: -left[v] * rng.random()):
             if len(picks[i]) < k and left[v] > 0:
@@ -64,7 +96,7 @@ def _balance(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[set], 
         for v in values:
             holders[v].add(i)
     for i in [i for i, values in enumerate(picks) for _ in range(k - len(values))]:
-        came, queue, end = {}, [], None   # value -> (question that takes it, value it gives up)
+        came, queue, end = {}, [], None  # value -> (question that takes it, value it gives up)
         for v in sorted(sets[i] - picks[i]):
             came[v] = (i, None)
             queue.append(v)
@@ -90,16 +122,21 @@ def _balance(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[set], 
 
 
 def _allowed(q: dict, values, near: dict):
-    """The values that may stand as a wrong option: false, not close to a true one, no word shared with the
-    question."""
+    """The values that may stand as a wrong option.
+
+    False, not close to a true one, no word shared with the question.
+    """
     bad = set(q["true"]).union({q["answer"]}, *(near[v] for v in [*q["true"], q["answer"]]))
     return (v for v in values if v not in bad and not overlaps(q["question"], v))
 
 
 def _apart(picks: list[set], allowed: list[list], near: dict) -> None:
-    """Exchange wrong options between questions, in place, until no two of a question are close to each other, where that can be. The
-    right option is close to none of the others (`_allowed`): what has a like one among the options would be known to be wrong.
-    An exchange keeps how often each value is offered."""
+    """Exchange wrong options between questions, in place, until no two of a question are close to
+    each other, where that can be.
+
+    The right option is close to none of the others (`_allowed`): what has a like one among the
+    options would be known to be wrong. An exchange keeps how often each value is offered.
+    """
     sets = [set(values) for values in allowed]
     for i, mine in enumerate(picks):
         for v in sorted(mine):
@@ -108,7 +145,16 @@ def _apart(picks: list[set], allowed: list[list], near: dict) -> None:
             for j, other in enumerate(picks):
                 if j == i or v in other or v not in sets[j]:
                     continue
-                swap = next((w for w in sorted(other - mine) if w in sets[i] and not near[w] & (mine - {v}) and not near[v] & (other - {w})), None)
+                swap = next(
+                    (
+                        w
+                        for w in sorted(other - mine)
+                        if w in sets[i]
+                        and not near[w] & (mine - {v})
+                        and not near[v] & (other - {w})
+                    ),
+                    None,
+                )
                 if swap is not None:
                     mine ^= {v, swap}
                     other ^= {v, swap}
@@ -116,10 +162,14 @@ def _apart(picks: list[set], allowed: list[list], near: dict) -> None:
 
 
 def _fill(items: list[dict], size: int, near: dict, rng) -> tuple[list[set], set[int]]:
-    """The wrong options of questions that share a pool, from the right answers of the others: a value is
-    offered wrongly size - 1 times per time it is right. Second, the questions that stand in the way of
-    that."""
-    quota = {v: count * (size - 1) for v, count in Counter(item["answer"] for item in items).items()}
+    """The wrong options of questions that share a pool, from the right answers of the others.
+
+    A value is offered wrongly size - 1 times per time it is right. Second, the questions that stand
+    in the way of that.
+    """
+    quota = {
+        v: count * (size - 1) for v, count in Counter(item["answer"] for item in items).items()
+    }
     allowed = [list(_allowed(item, quota, near)) for item in items]
     picks, left = _balance(allowed, quota, size - 1, rng)
     _apart(picks, allowed, near)
@@ -131,9 +181,12 @@ def _fill(items: list[dict], size: int, near: dict, rng) -> tuple[list[set], set
     return picks, bad
 
 
-def _choose(questions: list[dict], size: int, two_step: int, taken: set, uses: Counter, rng) -> list[dict]:
-    """Up to `size` questions, so many of them with two steps, no text twice (`taken`), least asked facts
-    first (`uses`)."""
+def _choose(
+    questions: list[dict], size: int, two_step: int, taken: set, uses: Counter, rng
+) -> list[dict]:
+    """Up to `size` questions, so many of them with two steps, no text twice (`taken`), least asked
+    facts first (`uses`).
+    """
     picked = []
     for steps, wanted in ((2, two_step), (1, size), (2, size)):
         by_fact = defaultdict(list)
@@ -156,10 +209,13 @@ def _choose(questions: list[dict], size: int, two_step: int, taken: set, uses: C
 
 
 def _source(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = False):
-    """A function count -> questions that draws from several lists. parts: (share, questions), shares of all
-    that stand; what one list lacks, the others give. `removed` are questions that were given and are exchanged
-    now, the first for the first, as many with two steps for as many. exact: never more than `count`; else there
-    may be a few more where one-step questions stood in for two-step ones (worlds drawn so stay as they are)."""
+    """A function count -> questions that draws from several lists.
+
+    parts: (share, questions), shares of all that stand; what one list lacks, the others give.
+    `removed` are questions that were given and are exchanged now, the first for the first, as many
+    with two steps for as many. exact: never more than `count`; else there may be a few more where
+    one-step questions stood in for two-step ones (worlds drawn so stay as they are).
+    """
     uses, given = Counter(), [0] * len(parts)
 
     def pick(count: int, removed: list[dict] = ()) -> list[dict]:
@@ -174,7 +230,7 @@ def _source(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = 
             new = _choose(parts[i][1], want, min(two, want) if exact else two, taken, uses, rng)
             given[i], owed = given[i] + len(new), max(0, owed - sum(q["steps"] == 2 for q in new))
             found += [q | dict(part=i) for q in new]
-        for q in removed[len(found):]:  # nothing is left to exchange them for
+        for q in removed[len(found) :]:  # nothing is left to exchange them for
             given[q["part"]] += 1
         return found
 
@@ -182,9 +238,10 @@ def _source(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = 
 
 
 def _with_options(pick, size: int, n_options, near: dict, spare: dict, rng) -> list[dict]:
-    """`size` questions with their wrong options, under the key "wrong". `pick(count)` supplies questions;
-    those that would break the balance are exchanged for others, twelve times at most, and an option that is
-    still missing in the end is any value of the relation (it happens in splits of a few questions)."""
+    """`size` questions with their wrong options, under the key "wrong".
+
+    `pick(count)` supplies questions; those that would break the balance are exchanged for others, twelve times at most, and an option that is still missing in the end is any value of the relation (it happens in splits of a few questions).
+    """
     groups, done = defaultdict(list), {}
 
     def add(items):
@@ -213,33 +270,65 @@ def _with_options(pick, size: int, n_options, near: dict, spare: dict, rng) -> l
     for pool, n in sorted(groups):
         for item, values in zip(groups[pool, n], done[pool, n][0]):
             others = [v for v in _allowed(item, spare[pool], near) if v not in values]
-            more = sorted((others[i] for i in rng.permutation(len(others))), key=lambda v: bool(near[v] & values))  # the unlike ones first
-            rows.append(item | dict(wrong=sorted(values) + more[:n - 1 - len(values)]))
+            # The unlike ones first
+            more = sorted(
+                (others[i] for i in rng.permutation(len(others))),
+                key=lambda v: bool(near[v] & values),
+            )
+            rows.append(item | dict(wrong=sorted(values) + more[: n - 1 - len(values)]))
     return rows
 
 
-def _roles(asked: list, rng, rationale_only: float, label_seen: float, unseen_concepts: float) -> dict:
-    """What each fact is for: "label" may be asked in training; the others never are: "validation" is asked
-    there only, "rationale" in test, while training rationales state it, "none" in test, and training never
-    states it.
+def _roles(
+    asked: list, rng, rationale_only: float, label_seen: float, unseen_concepts: float
+) -> dict:
+    """What each fact is for: "label" may be asked in training; the others never are.
+
+    "validation" is asked there only, "rationale" in test, while training rationales state it,
+    "none" in test, and training never states it.
 
     45 % of the facts are held out, first all those of the unseen concepts; a fifth of them goes to
-    validation."""
+    validation.
+    """
     concepts = sorted({concept for concept, _ in asked})
-    unseen = {concepts[i] for i in rng.permutation(len(concepts))[:round(unseen_concepts * len(concepts))]}
+    unseen = {
+        concepts[i]
+        for i in rng.permutation(len(concepts))[: round(unseen_concepts * len(concepts))]
+    }
     facts = [asked[i] for i in rng.permutation(len(asked))]
-    facts = [fact for fact in facts if fact[0] in unseen] + [fact for fact in facts if fact[0] not in unseen]
+    facts = [fact for fact in facts if fact[0] in unseen] + [
+        fact for fact in facts if fact[0] not in unseen
+    ]
     n_held = max(round(0.45 * len(facts)), sum(fact[0] in unseen for fact in facts))
     held = [facts[i] for i in rng.permutation(n_held)]
     a = round(0.2 * n_held)
     b = a + round((n_held - a) * rationale_only / max(1 - label_seen, 1e-9))
-    return {"label": facts[n_held:], "validation": held[:a], "rationale": held[a:b], "none": held[b:]}
+    return {
+        "label": facts[n_held:],
+        "validation": held[:a],
+        "rationale": held[a:b],
+        "none": held[b:],
+    }
 
 
-def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float,
-              two_step: float, n_options, relations, mentions: int, apart: tuple | None = None) -> dict[str, list[dict]]:
-    """See `generate`; apart: (n_core, a generator for each name of STREAMS). Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
-    often none)."""
+def _everyday(
+    world: dict,
+    sizes: dict,
+    rng,
+    rationale_only: float,
+    label_seen: float,
+    unseen_concepts: float,
+    two_step: float,
+    n_options,
+    relations,
+    mentions: int,
+    apart: tuple | None = None,
+) -> dict[str, list[dict]]:
+    """See `generate`; apart: (n_core, a generator for each name of STREAMS).
+
+    Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
+    often none).
+    """
     facts, near = facts_of(world), _near(world)
     asked = [key for key in facts if relations is None or key[1] in relations]
     roles = _roles(asked, rng, rationale_only, label_seen, unseen_concepts)
@@ -251,8 +340,11 @@ def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: 
     most, taken, rows = 5 if n_options == "mix" else n_options, set(), {}
 
     def ask(keys, side):
-        return [q for q in _questions(world, facts, keys, side)
-                if len(list(islice(_allowed(q, spare[q["pool"]], near), most - 1))) == most - 1]
+        return [
+            q
+            for q in _questions(world, facts, keys, side)
+            if len(list(islice(_allowed(q, spare[q["pool"]], near), most - 1))) == most - 1
+        ]
 
     def fill(split, *parts):
         pick = _source(parts, two_step, taken, rng)
@@ -260,18 +352,32 @@ def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: 
 
     def fill_apart(split, size, stream, *parts):
         pick = _source(parts, two_step, taken, stream, exact=True)
-        rows[split] = rows.get(split, []) + _with_options(pick, size, n_options, near, spare, stream)
+        rows[split] = rows.get(split, []) + _with_options(
+            pick, size, n_options, near, spare, stream
+        )
 
-    silent = set(roles["validation"]) | set(roles["none"])   # not even as the first of two steps
+    silent = set(roles["validation"]) | set(roles["none"])  # not even as the first of two steps
     untold = set(roles["rationale"])  # by labels: what covers a cat says what kind of animal it is
-    fair = [q for q in ask(roles["label"], "train")
-            if not any(fact in silent for fact, _ in q["said"]) and _first_step(world, q["fact"]) not in untold]
-    if apart:  # validation has its own tenth of what training could ask, whatever is drawn from either
+    fair = [
+        q
+        for q in ask(roles["label"], "train")
+        if not any(fact in silent for fact, _ in q["said"])
+        and _first_step(world, q["fact"]) not in untold
+    ]
+    # Validation has its own tenth of what training could ask, whatever is drawn from either
+    if apart:
         n_core, streams = apart
         own = streams["world"].random(len(fair)) < 0.1
-        checked, fair = ([q for q, is_own in zip(fair, own) if is_own == side] for side in (True, False))
-        fill_apart("validation", sizes["validation"], streams["validation"], (label_seen, checked),
-                   (1 - label_seen, ask(roles["validation"], "train")))
+        checked, fair = (
+            [q for q, is_own in zip(fair, own) if is_own == side] for side in (True, False)
+        )
+        fill_apart(
+            "validation",
+            sizes["validation"],
+            streams["validation"],
+            (label_seen, checked),
+            (1 - label_seen, ask(roles["validation"], "train")),
+        )
         fill_apart("train", n_core, streams["train"], (1, fair))
         rng = streams["train"]
     else:
@@ -282,20 +388,51 @@ def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: 
     labelled = {q["fact"] for q in rows["train"]}
     told = {q["support"][-1][0] for q in rows["train"] if q["support"]}
     known = _sentences(rows["train"])
-    hidden = [key for key in roles["rationale"] if key in told and _first_step(world, key) not in labelled]
-    tested = ((rationale_only, [q for q in ask(hidden, "test") if _all_said(q, known)]),
-              (label_seen, [q for q in ask([key for key in roles["label"] if key in labelled], "test") if _all_said(q, known)]),
-              (1 - rationale_only - label_seen, [q for q in ask(roles["none"], "test") if not _all_said(q, known)
-                                                 and (not apart or _never_said(world, q, silent))]))
+    hidden = [
+        key for key in roles["rationale"] if key in told and _first_step(world, key) not in labelled
+    ]
+    tested = (
+        (rationale_only, [q for q in ask(hidden, "test") if _all_said(q, known)]),
+        (
+            label_seen,
+            [
+                q
+                for q in ask([key for key in roles["label"] if key in labelled], "test")
+                if _all_said(q, known)
+            ],
+        ),
+        (
+            1 - rationale_only - label_seen,
+            [
+                q
+                for q in ask(roles["none"], "test")
+                if not _all_said(q, known) and (not apart or _never_said(world, q, silent))
+            ],
+        ),
+    )
     if apart:
-        most = min((int(len({q["question"] for q in questions}) / share)
-                    for share, questions in tested if share > 1e-9), default=0)
+        most = min(
+            (
+                int(len({q["question"] for q in questions}) / share)
+                for share, questions in tested
+                if share > 1e-9
+            ),
+            default=0,
+        )
         if sizes["test"] > most:
-            raise DataError(f"microworld: n_test is {sizes['test']}; with n_core {n_core} and these shares the "
-                            f"knowledge base gives at most {most} (a larger n_core teaches more)")
+            raise DataError(
+                f"microworld: n_test is {sizes['test']}; with n_core {n_core} and "
+                "these shares the "
+                f"knowledge base gives at most {most} (a larger n_core teaches more)"
+            )
         fill_apart("test", sizes["test"], streams["test"], *tested)
         firsts, core = {_first_step(world, key) for key in hidden}, len(rows["train"])
-        fill_apart("train", sizes["train"] - core, streams["more"], (1, [q for q in fair if q["fact"] not in firsts]))
+        fill_apart(
+            "train",
+            sizes["train"] - core,
+            streams["more"],
+            (1, [q for q in fair if q["fact"] not in firsts]),
+        )
         more = rows["train"][core:]
         _add_supports(world, facts, more, hidden, roles["label"], mentions, streams["more"])
         for split in ("validation", "test"):
@@ -308,13 +445,18 @@ def _everyday(world: dict, sizes: dict, rng, rationale_only: float, label_seen: 
 
 
 def _never_said(world: dict, q: dict, silent: set) -> bool:
-    """Whether a question needs a fact of `silent` that names its concept: no training rationale can state it,
-    whatever else training asks (where wool comes from may be said of another thing of wool)."""
+    """Whether a question needs a fact of `silent` that names its concept.
+
+    No training rationale can state it, whatever else training asks (where wool comes from may be
+    said of another thing of wool).
+    """
     return any(fact in silent and not _first_step(world, fact) for fact, _ in q["said"])
 
 
 def _first_step(world: dict, key: tuple) -> tuple | None:
-    """The fact that a linked one starts from (what a sweater is made of, for where that comes from); None of others."""
+    """The fact that a linked one starts from (what a sweater is made of, for where that comes
+    from); None of others.
+    """
     via = world["relations"][key[1]].get("via")
     return (key[0], via) if via else None
 
@@ -332,10 +474,11 @@ def _all_said(q: dict, known: set[str]) -> bool:
 def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> None:
     """One more fact for each rationale, said before the fact asked: its "support".
 
-    First the facts of `stated`, each in up to `mentions` rationales: of the same concept, or of a wrong
-    option ("A pencil is made of wood. A knife is made of steel."). Then, in one-step rationales that are
-    still free, any fact of `allowed` about the same concept. A two-step rationale, longer already, is taken
-    only where there is no other."""
+    First the facts of `stated`, each in up to `mentions` rationales: of the same concept, or of a
+    wrong option ("A pencil is made of wood. A knife is made of steel."). Then, in one-step
+    rationales that are still free, any fact of `allowed` about the same concept. A two-step
+    rationale, longer already, is taken only where there is no other.
+    """
     first = {key: _first_step(world, key) for key in facts}
     concept_rows, wrong_rows, free = defaultdict(list), defaultdict(list), set(range(len(rows)))
     for i, q in enumerate(rows):
@@ -356,8 +499,11 @@ def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> No
 
     for _ in range(mentions):
         for key in (stated[i] for i in rng.permutation(len(stated))):
-            places = [*concept_rows[key[0]], *wrong_rows[key[1], facts[key][0]],
-                      *wrong_rows[f"which {key[1]}", _plain(key[0])]]
+            places = [
+                *concept_rows[key[0]],
+                *wrong_rows[key[1], facts[key][0]],
+                *wrong_rows[f"which {key[1]}", _plain(key[0])],
+            ]
             places = [i for i in places if i in free and new(i, key)]
             short = [i for i in places if rows[i]["steps"] == 1]
             places = short or ([] if first[key] else places)

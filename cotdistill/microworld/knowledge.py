@@ -12,39 +12,56 @@ from cotdistill.errors import DataError
 
 KNOWLEDGE = Path(__file__).with_name("microworld.yaml")
 PARTS = ("everyday", "relations", "invented", "strata")
-INVENTED = 40  # concepts of an invented world: few enough for a small student to meet each fact several times in a few hundred questions
+# Concepts of an invented world: few enough for a small student to meet each fact several times in a
+# few hundred questions
+INVENTED = 40
 SPLITS = ("train", "validation", "test")
-STREAMS = ("world", "train", "validation", "test", "more")  # the generators of a world whose splits are drawn apart
+# The generators of a world whose splits are drawn apart
+STREAMS = ("world", "train", "validation", "test", "more")
 DONOR_SEED = 2**31  # added to the seed of a world that gives its rationales away: no study's own
-STOP = set("a an and as at by for from in is it of on or such that the this to with what which "
-           "who whose where why how does do be its their your".split())
+STOP = set(
+    "a an and as at by for from in is it of on or such that the this to with what which "
+    "who whose where why how does do be its their your".split()
+)
 
 
 @cache
 def knowledge(path: Path = KNOWLEDGE) -> dict:
-    """The knowledge base as read from microworld.yaml (its head says what stands where). Values become lists:
-    the one asked first, then the others that are also true. Raises DataError for a relation or a link that is
-    not declared."""
-    world = yaml.load(Path(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """The knowledge base as read from microworld.yaml (its head says what stands where).
+
+    Values become lists: the one asked first, then the others that are also true. Raises DataError
+    for a relation or a link that is not declared.
+    """
+    world = yaml.load(
+        Path(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
     for section in ("concepts", "links"):
         for name, row in world[section].items():
             unknown = (set(row) if section == "concepts" else {name}) - set(world["relations"])
             if unknown:
-                raise DataError(f"{path}: {name} has relation {sorted(unknown)}; "
-                                f"expected some of {sorted(world['relations'])}")
-            lists = {key: [value] if isinstance(value, str) else value for key, value in row.items()}
+                raise DataError(
+                    f"{path}: {name} has relation {sorted(unknown)}; "
+                    f"expected some of {sorted(world['relations'])}"
+                )
+            lists = {
+                key: [value] if isinstance(value, str) else value for key, value in row.items()
+            }
             world[section][name] = {key: values for key, values in lists.items() if values}
     return world
 
 
 def facts_of(world: dict) -> dict[tuple[str, str], list[str]]:
-    """(concept, relation) -> values, stated ones and those that follow by one link (concept -> material ->
-    origin).
+    """(concept, relation) -> values, stated ones and those that follow by one link (concept ->
+    material -> origin).
 
-    A linked value follows from the first value of the concept; what follows from its other values is also
-    true."""
-    facts = {(concept, relation): values for concept, row in world["concepts"].items()
-             for relation, values in row.items()}
+    A linked value follows from the first value of the concept; what follows from its other values
+    is also true.
+    """
+    facts = {
+        (concept, relation): values
+        for concept, row in world["concepts"].items()
+        for relation, values in row.items()
+    }
     for relation, links in world["links"].items():
         via = world["relations"][relation]["via"]
         for concept, row in world["concepts"].items():
@@ -57,8 +74,10 @@ def facts_of(world: dict) -> dict[tuple[str, str], list[str]]:
 
 @lru_cache(maxsize=20000)
 def stems(text: str) -> set[str]:
-    """Content words cut to five letters, so that "reading" and "read" meet: what an overlap heuristic could
-    see."""
+    """Content words cut to five letters, so that "reading" and "read" meet.
+
+    What an overlap heuristic could see.
+    """
     return {word[:5].rstrip("s") for word in re.findall(r"[a-z]+", text.lower())} - STOP
 
 
@@ -68,8 +87,12 @@ def _heads(text: str) -> set[str]:
 
 
 def overlaps(question: str, option: str) -> bool:
-    """Whether a content word of the option, or a longer or shorter form of it, stands in the question."""
-    return not (stems(option).isdisjoint(_heads(question)) and stems(question).isdisjoint(_heads(option)))
+    """Whether a content word of the option, or a longer or shorter form of it, stands in the
+    question.
+    """
+    return not (
+        stems(option).isdisjoint(_heads(question)) and stems(question).isdisjoint(_heads(option))
+    )
 
 
 def _plain(concept: str) -> str:
@@ -77,15 +100,19 @@ def _plain(concept: str) -> str:
 
 
 def invented(world: dict, rng: np.random.Generator, size: int = INVENTED) -> dict:
-    """The knowledge base of a world that does not exist: `size` concepts of `world` under made-up names ("a mavox"), and the values of each
-    relation dealt anew among those that have one. Neither the name nor any other fact about a thing then tells a value, but by the links
-    from value to value, which stay (whatever is made of wool comes from sheep).
+    """The knowledge base of a world that does not exist.
 
-    A list of values moves as one, so what is also true stays so. Names are consonant-vowel, twice, and a last consonant that English words
-    of that shape hardly have; none shares a beginning with a word of the world."""
+    `size` concepts of `world` under made-up names ("a mavox"), and the values of each relation dealt anew among those that have one. Neither the name nor any other fact about a thing then tells a value, but by the links from value to value, which stay (whatever is made of wool comes from sheep).
+
+    A list of values moves as one, so what is also true stays so. Names are consonant-vowel, twice,
+    and a last consonant that English words of that shape hardly have; none shares a beginning with
+    a word of the world.
+    """
     names = _made_up_names(world)
     names = [f"a {names[i]}" for i in rng.permutation(len(names))[:size]]
-    concepts = [list(world["concepts"].values())[i] for i in rng.permutation(len(world["concepts"]))[:size]]
+    concepts = [
+        list(world["concepts"].values())[i] for i in rng.permutation(len(world["concepts"]))[:size]
+    ]
     rows = {name: {} for name in names}
     for relation in world["relations"]:
         having = [i for i, row in enumerate(concepts) if relation in row]
@@ -95,7 +122,10 @@ def invented(world: dict, rng: np.random.Generator, size: int = INVENTED) -> dic
 
 
 def _made_up_names(world: dict) -> list[str]:
-    """Every name that a made-up thing may have, in alphabetical order of its letters; see `invented`."""
+    """Every name that a made-up thing may have, in alphabetical order of its letters.
+
+    See `invented`.
+    """
     known = {word[:3] for text in _texts(world) for word in re.findall(r"[a-z]+", text.lower())}
     letters = ("bdfgklmnprtvz", "aeiou", "jvxz", "aiou", "bgpx")
     return [name for name in map("".join, product(*letters)) if name[:3] not in known]
@@ -105,7 +135,11 @@ def _texts(part) -> list[str]:
     """Every text in a piece of the knowledge base, keys too."""
     if isinstance(part, str):
         return [part]
-    return [text for one in ([*part, *part.values()] if isinstance(part, dict) else part) for text in _texts(one)]
+    return [
+        text
+        for one in ([*part, *part.values()] if isinstance(part, dict) else part)
+        for text in _texts(one)
+    ]
 
 
 def _upper(text: str) -> str:
@@ -114,22 +148,34 @@ def _upper(text: str) -> str:
 
 def _some(noun: str) -> str:
     """A part with its article, none for a plural or a mass: "a blade", "webbed feet", "bark"."""
-    return noun if re.search(r"([^s]s|feet|teeth|bark)$", noun) else f"a{'n' * (noun[0] in 'aeiou')} {noun}"
+    return (
+        noun
+        if re.search(r"([^s]s|feet|teeth|bark)$", noun)
+        else f"a{'n' * (noun[0] in 'aeiou')} {noun}"
+    )
 
 
 def state(world: dict, relation: str, concept: str, value: str, middle: str = "") -> str:
-    """One fact as one sentence: "A knife is made of steel."; of a linked relation its second link, about
-    `middle`: "People get wool from sheep."."""
+    """One fact as one sentence.
+
+    "A knife is made of steel."; of a linked relation its second link, about `middle`: "People get
+    wool from sheep.".
+    """
     v = _some(value) if relation == "part" else value
     return _upper(world["relations"][relation]["state"].format(S=concept, v=v, V=middle))
 
 
 def _spans(text: str, words: list[str], start: int = 0) -> tuple[tuple[int, int], ...]:
     """Character spans of the words, each found from `start` on at a word border, sorted and without
-    overlaps."""
+    overlaps.
+    """
     spans = set()
     for word in words:
-        spans |= {m.span() for m in re.finditer(rf"\b{re.escape(word)}\b", text, re.I) if m.start() >= start}
+        spans |= {
+            m.span()
+            for m in re.finditer(rf"\b{re.escape(word)}\b", text, re.I)
+            if m.start() >= start
+        }
     kept = []
     for a, b in sorted(spans, key=lambda s: (s[0], -s[1])):
         if not kept or a >= kept[-1][1]:

@@ -6,36 +6,64 @@ import numpy as np
 
 from cotdistill.microworld.knowledge import _upper, knowledge, stems
 
-NAMES = {"train": ["Ana", "Ben", "Carl", "Dora", "Emma", "Finn", "Gina", "Hugo"],
-         "test": ["Ivy", "Jack", "Kate", "Leo", "Mia", "Noah"]}
-COMPARE = {"train": ["The {c} of {A} is {w} than that of {B}. Whose {e} is {w2}?",   # relations, two people
-                     "{A} has the {w} {c}, not {B}. Who has the {w2} {e}?",
-                     "Unlike {B}, {A} has the {w} {c}. Who gets the {w2} {e}?"],
-           "test": ["{A} and {B} differ: {A} has the {w} {c}. Whose {e} is {w2}?",
-                    "It is {A}, not {B}, with the {w} {c}. Who sees the {w2} {e}?"]}
-DIRECTION = {"train": ["The {c} gets {w}. What does the {e} get?", "If the {c} is {w}, how will the {e} be?",
-                       "What is the {e} like once the {c} is {w}?", "Make the {c} {w}. What about the {e}?"],
-             "test": ["Suppose the {c} becomes {w}. How does the {e} change?",
-                      "How is the {e} when the {c} turns {w}?",
-                      "Today the {c} is {w} than before. And the {e}?"]}
+NAMES = {
+    "train": ["Ana", "Ben", "Carl", "Dora", "Emma", "Finn", "Gina", "Hugo"],
+    "test": ["Ivy", "Jack", "Kate", "Leo", "Mia", "Noah"],
+}
+# Relations, two people
+COMPARE = {
+    "train": [
+        "The {c} of {A} is {w} than that of {B}. Whose {e} is {w2}?",
+        "{A} has the {w} {c}, not {B}. Who has the {w2} {e}?",
+        "Unlike {B}, {A} has the {w} {c}. Who gets the {w2} {e}?",
+    ],
+    "test": [
+        "{A} and {B} differ: {A} has the {w} {c}. Whose {e} is {w2}?",
+        "It is {A}, not {B}, with the {w} {c}. Who sees the {w2} {e}?",
+    ],
+}
+DIRECTION = {
+    "train": [
+        "The {c} gets {w}. What does the {e} get?",
+        "If the {c} is {w}, how will the {e} be?",
+        "What is the {e} like once the {c} is {w}?",
+        "Make the {c} {w}. What about the {e}?",
+    ],
+    "test": [
+        "Suppose the {c} becomes {w}. How does the {e} change?",
+        "How is the {e} when the {c} turns {w}?",
+        "Today the {c} is {w} than before. And the {e}?",
+    ],
+}
 
 
 def _paths(world: dict) -> list[dict]:
-    """Every chain of one to three links: its quantities [(noun, more, less)] and the signs of its links."""
+    """Every chain of one to three links.
+
+    Its quantities [(noun, more, less)] and the signs of its links.
+    """
     paths = []
     for t, theme in enumerate(world["quantities"]):
         for start in range(len(theme) - 1):
             for stop in range(start + 1, min(start + 4, len(theme))):
-                nodes = theme[start:stop + 1]
-                paths.append(dict(nodes=[tuple(node[:3]) for node in nodes],
-                                  signs=[1 if node[3] == "+" else -1 for node in nodes[:-1]],
-                                  fact=(t, start, stop), links=_links((t, start, stop))))
+                nodes = theme[start : stop + 1]
+                paths.append(
+                    dict(
+                        nodes=[tuple(node[:3]) for node in nodes],
+                        signs=[1 if node[3] == "+" else -1 for node in nodes[:-1]],
+                        fact=(t, start, stop),
+                        links=_links((t, start, stop)),
+                    )
+                )
     return paths
 
 
 def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
-    """Both forms on each chain. direction: options are the two words of the last quantity. comparison: two
-    people, of whom the first named has more (or less) of the first quantity; either may be asked for."""
+    """Both forms on each chain.
+
+    direction: options are the two words of the last quantity. comparison: two people, of whom the
+    first named has more (or less) of the first quantity; either may be asked for.
+    """
     found, names = [], NAMES[side]
     for path in paths:
         (c, more, less), (e, more2, less2) = path["nodes"][0], path["nodes"][-1]
@@ -43,32 +71,59 @@ def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
             continue
         for sign in (1, -1):
             signs = np.cumprod([sign, *path["signs"]])
-            said = [(node[0], node[1] if s > 0 else node[2]) for node, s in zip(path["nodes"], signs)]
-            links = [(fact, f"{_upper(w)} {a}, {w2} {b}.")
-                     for fact, (a, w), (b, w2) in zip(path["links"], said, said[1:])]
-            base = dict(steps=len(links), fact=path["fact"], links=path["links"], relation=f"{c} to {e}",
-                        keys=[w for _, w in said])
+            said = [
+                (node[0], node[1] if s > 0 else node[2]) for node, s in zip(path["nodes"], signs)
+            ]
+            links = [
+                (fact, f"{_upper(w)} {a}, {w2} {b}.")
+                for fact, (a, w), (b, w2) in zip(path["links"], said, said[1:])
+            ]
+            base = dict(
+                steps=len(links),
+                fact=path["fact"],
+                links=path["links"],
+                relation=f"{c} to {e}",
+                keys=[w for _, w in said],
+            )
             word, right = said[0][1], said[-1][1]
             wrong = less2 if right == more2 else more2
             for template in DIRECTION[side]:
-                found.append(base | dict(
-                    question=template.format(c=c, e=e, w=word), answer=right, wrong=wrong,
-                    form="direction", said=links, cells=(right, wrong)))
+                found.append(
+                    base
+                    | dict(
+                        question=template.format(c=c, e=e, w=word),
+                        answer=right,
+                        wrong=wrong,
+                        form="direction",
+                        said=links,
+                        cells=(right, wrong),
+                    )
+                )
             for template in COMPARE[side]:
-                for ask in (right, wrong) * 3:   # three pairs of people each
+                for ask in (right, wrong) * 3:  # three pairs of people each
                     a, b = (names[x] for x in rng.permutation(len(names))[:2])
                     who, other = (a, b) if ask == right else (b, a)
-                    found.append(base | dict(
-                        question=template.format(c=c, e=e, w=word, w2=ask, A=a, B=b), answer=who, wrong=other,
-                        form="comparison", said=links + [(None, f"So {who} has the {ask} {e}.")],
-                        keys=base["keys"] + [who, ask], cells=(who == a, who != a)))
+                    found.append(
+                        base
+                        | dict(
+                            question=template.format(c=c, e=e, w=word, w2=ask, A=a, B=b),
+                            answer=who,
+                            wrong=other,
+                            form="comparison",
+                            said=links + [(None, f"So {who} has the {ask} {e}.")],
+                            keys=base["keys"] + [who, ask],
+                            cells=(who == a, who != a),
+                        )
+                    )
     return [q | dict(question=_upper(q["question"])) for q in found]
 
 
 def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
-    """`size` questions in which each option is right as often as wrong, the first-named person too, and the
-    three lengths and two forms are as even as they can be. Greedy: a question that tips a balance waits for
-    its counterpart."""
+    """`size` questions in which each option is right as often as wrong, the first-named person too,
+    and the three lengths and two forms are as even as they can be.
+
+    Greedy: a question that tips a balance waits for its counterpart.
+    """
     tilt, picked = Counter(), []
     waiting = defaultdict(list)
     for i in rng.permutation(len(questions)):
@@ -82,8 +137,12 @@ def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
                 for at, q in enumerate(queue):
                     keys = [("text", q["answer"]), ("text", q["wrong"])]
                     keys += [("cell", q["form"], cell_) for cell_ in q["cells"]]
-                    if q["question"] not in taken and tilt[keys[0]] <= slack and tilt[keys[1]] >= -slack \
-                            and tilt[keys[2]] <= slack:
+                    if (
+                        q["question"] not in taken
+                        and tilt[keys[0]] <= slack
+                        and tilt[keys[1]] >= -slack
+                        and tilt[keys[2]] <= slack
+                    ):
                         break
                 else:
                     stuck.add(cell)
@@ -98,19 +157,29 @@ def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
     return picked
 
 
-def _relations(sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float) -> dict:
-    """See `generate`. A fact is a chain (theme, start, stop); "rationale" means all its links are stated in
-    training but the chain is never asked there, "none" that it belongs to a theme that training does not
-    know. A fifth of the chains that are held out are asked in validation, and not in test."""
+def _relations(
+    sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float
+) -> dict:
+    """See `generate`.
+
+    A fact is a chain (theme, start, stop); "rationale" means all its links are stated in training
+    but the chain is never asked there, "none" that it belongs to a theme that training does not
+    know. A fifth of the chains that are held out are asked in validation, and not in test.
+    """
     world = knowledge()
     paths = _paths(world)
     themes = [int(t) for t in rng.permutation(len(world["quantities"]))]
-    unseen = set(themes[:round(unseen_concepts * len(themes))])
+    unseen = set(themes[: round(unseen_concepts * len(themes))])
     known = [path for path in paths if path["fact"][0] not in unseen]
     known = [known[i] for i in rng.permutation(len(known))]
     n_held = round(len(known) * min(0.5, rationale_only / max(1e-9, rationale_only + label_seen)))
     n_check = round(0.2 * n_held)
-    check, held, label, none = known[:n_check], known[n_check:n_held], known[n_held:], [path for path in paths if path["fact"][0] in unseen]
+    check, held, label, none = (
+        known[:n_check],
+        known[n_check:n_held],
+        known[n_held:],
+        [path for path in paths if path["fact"][0] in unseen],
+    )
     taken, out = set(), {}
     rest = 1 - rationale_only - label_seen
 
@@ -121,14 +190,21 @@ def _relations(sizes: dict, rng, rationale_only: float, label_seen: float, unsee
             rows += _even(_relation_questions(part, side, rng), want, taken, rng)
         return rows
 
-    out["validation"] = mixed(sizes["validation"], "train", [(rationale_only, check), (label_seen, label)])
+    out["validation"] = mixed(
+        sizes["validation"], "train", [(rationale_only, check), (label_seen, label)]
+    )
     out["train"] = mixed(sizes["train"], "train", [(1, label)])
     told = {link for q in out["train"] for link in q["links"]}
     asked = {q["fact"] for q in out["train"]}
     held = [path for path in held if told.issuperset(path["links"])]
     label = [path for path in label if path["fact"] in asked]
-    out["test"] = mixed(sizes["test"], "test", [(rationale_only, held), (rest, none), (label_seen, label)])
-    return {split: [q | dict(wrong=[q["wrong"]], support=[]) for q in rows] for split, rows in out.items()}
+    out["test"] = mixed(
+        sizes["test"], "test", [(rationale_only, held), (rest, none), (label_seen, label)]
+    )
+    return {
+        split: [q | dict(wrong=[q["wrong"]], support=[]) for q in rows]
+        for split, rows in out.items()
+    }
 
 
 def _links(chain: tuple) -> list[tuple]:

@@ -30,7 +30,8 @@ def _strata_values(world: dict, relations: list[str], size: int, rng) -> dict[st
     mentioned is then how often its facts are.
 
     Values that are alike never stand together, and none shares a word with a template of its
-    relation. Raises DataError where the knowledge base has fewer."""
+    relation. Raises DataError where the knowledge base has fewer.
+    """
     near, chosen = _near(world), {relation: [] for relation in relations}
     taken = set().union(
         *(stems(world["relations"][relation]["state"]) for relation in STRATA_RELATIONS)
@@ -61,10 +62,12 @@ def _strata_values(world: dict, relations: list[str], size: int, rng) -> dict[st
 
 
 def _strata_names(world: dict, concepts: int, seed: int) -> list[str]:
-    """Made-up names, other ones for every seed as long as they last: all names stand in one fixed
-    random order, and a seed takes the next `concepts` of them. Even places are for studies, odd
-    ones for donors (`draw_donors`), so a study's world never shares a name with its donors'
-    world."""
+    """Made-up names, other ones for every seed as long as they last.
+
+    All names stand in one fixed random order, and a seed takes the next `concepts` of them. Even
+    places are for studies, odd ones for donors (`draw_donors`), so a study's world never shares a
+    name with its donors' world.
+    """
     names = _made_up_names(world)
     order = np.random.default_rng(0).permutation(len(names))
     blocks = len(names) // concepts // 2
@@ -73,9 +76,12 @@ def _strata_names(world: dict, concepts: int, seed: int) -> list[str]:
 
 
 def _strata_roles(concepts: list[str], relations: list[str], rng) -> dict[tuple, str]:
-    """(concept, relation) -> its stratum. Of each relation a third of the concepts is in each
-    stratum, and of each concept a third of its relations: for every three relations the concepts
-    are put in threes at random, and each three gets a random Latin square."""
+    """(concept, relation) -> its stratum.
+
+    Of each relation a third of the concepts is in each stratum, and of each concept a third of its
+    relations: for every three relations the concepts are put in threes at random, and each three
+    gets a random Latin square.
+    """
     roles = {}
     for start in range(0, len(relations), 3):
         order = rng.permutation(len(concepts))
@@ -92,7 +98,8 @@ def _strata_world(world: dict, concepts: int, relations: list[str], seed: int) -
     """A world of `concepts` made-up things: (concept, relation) -> value, and -> stratum.
 
     In each stratum each value of a relation belongs to exactly one concept, so that a value is
-    asked, stated and tested as often as any other."""
+    asked, stated and tested as often as any other.
+    """
     rng = np.random.default_rng([seed, PARTS.index("strata"), 0])
     names = _strata_names(world, concepts, seed)
     values = _strata_values(world, relations, concepts // 3, rng)
@@ -112,7 +119,8 @@ def _strata_block(world: dict, facts: dict, keys: list, template: str, n: int, r
     The wrong options are the right ones of others: the values stand in a random circle, and each
     question takes those at n - 1 random distances from its own, so every value is offered wrongly n
     - 1 times for once that it is right. A block of fewer facts than options takes what is missing
-    from the other values."""
+    from the other values.
+    """
     keys = [keys[i] for i in rng.permutation(len(keys))]
     circle, relation = [facts[key] for key in keys], keys[0][1]
     others = sorted({v for (_, about), v in facts.items() if about == relation} - set(circle))
@@ -141,9 +149,11 @@ def _strata_questions(
     world, facts, keys, side: str, size: int, n_options, rng, last: bool = False
 ) -> list:
     """`size` questions about the facts `keys`, or as many as the templates of one side can ask.
+
     They come in blocks (a relation, a template): first a block of every relation, then a second
     one, and so on, so each fact is asked equally often, give or take one. last: begin with the
-    template that others come to last."""
+    template that others come to last.
+    """
     by_relation = defaultdict(list)
     for key in sorted(keys):
         by_relation[key[1]].append(key)
@@ -165,8 +175,10 @@ def _state_in_rationales(
     world: dict, facts: dict, rows: list[dict], keys: list, mentions: int, rng
 ) -> None:
     """State each of the facts `keys` in exactly `mentions` of the rationales `rows` of its own
-    concept, before the fact asked (their "support"), the shortest rationales first. Raises
-    DataError where a concept is asked about less often than that."""
+    concept, before the fact asked (their "support"), the shortest rationales first.
+
+    Raises DataError where a concept is asked about less often than that.
+    """
     about = defaultdict(list)
     for q in rows:
         about[q["fact"][0]].append(q)
@@ -194,11 +206,13 @@ def _strata(
     mentions: int,
     concepts: int,
 ) -> dict[str, list[dict]]:
-    """See `generate`. Training asks the facts of the stratum "label" and states, in the rationales
-    of these questions, those of "rationale"; validation asks facts of "label" in training words
-    that training has left over. Training, validation and test each have a generator of their own,
-    and what a world is does not depend on the sizes: none of the sizes changes another split's
-    questions."""
+    """See `generate`.
+
+    Training asks the facts of the stratum "label" and states, in the rationales of these questions,
+    those of "rationale"; validation asks facts of "label" in training words that training has left
+    over. Training, validation and test each have a generator of their own, and what a world is does
+    not depend on the sizes: none of the sizes changes another split's questions.
+    """
     world, relations = knowledge(), list(relations or STRATA_RELATIONS)
     most = 5 if n_options == "mix" else n_options
     if concepts % 3 or concepts < 3 * most:
@@ -216,8 +230,10 @@ def _strata(
     n_facts, n_forms = len(keys["label"]), len(world["relations"][relations[0]]["train"])
     if not n_facts <= sizes["train"] <= n_facts * n_forms - sizes["validation"]:
         raise DataError(
-            f"microworld/strata: n_train is {sizes['train']}, validation_size {sizes['validation']}; "
-            f"with {concepts} concepts expected n_train from {n_facts} (each of the {n_facts} label "
+            f"microworld/strata: n_train is {sizes['train']}, validation_size "
+            f"{sizes['validation']}; "
+            f"with {concepts} concepts expected n_train from {n_facts} (each of the {n_facts} "
+            "label "
             f"facts once) and at most {n_facts * n_forms} for both together"
         )
     streams = {
@@ -250,7 +266,8 @@ def _strata(
         if len(found) < size:
             raise DataError(
                 f"microworld/strata: n_test is {sizes['test']}, {size} of them of stratum "
-                f"'{stratum}'; with {concepts} concepts there are at most {len(found)} of each stratum"
+                f"'{stratum}'; with {concepts} concepts there are at most {len(found)} of each "
+                "stratum"
             )
         rows["test"] += found
     _add_true_facts(world, facts, rows["validation"], streams["validation"])
@@ -260,7 +277,8 @@ def _strata(
 
 def _add_true_facts(world: dict, facts: dict, rows: list[dict], rng) -> None:
     """Before the fact asked, a gold rationale outside training states another fact of the same
-    concept, of any stratum: it is about as long as one of training."""
+    concept, of any stratum: it is about as long as one of training.
+    """
     about = defaultdict(list)
     for key in facts:
         about[key[0]].append(key)

@@ -9,9 +9,10 @@
     COTDISTILL_SHARED        1: the workers write into this store, on a file system that all see; 0: they write into one of
                              their own and the files of a run travel back; empty: each worker looks whether it sees this store
 
-A worker needs the environment and the student's weights, nothing else: code, questions, rationales and scores come with the
-task. It makes a run by the same `runs.run_one`, after it has checked that the run's config, computed anew from what it has,
-is the driver's. On a CPU the number of threads is part of a sum's last bits, so the workers use the driver's.
+A worker needs the environment and the student's weights, nothing else: code, questions, rationales
+and scores come with the task. It makes a run by the same `runs.run_one`, after it has checked that
+the run's config, computed anew from what it has, is the driver's. On a CPU the number of threads is
+part of a sum's last bits, so the workers use the driver's.
 
 *One run on many devices*, where it takes too long on one or its batch does not fit: data parallel through the Trainer, into the store
 where `make train` then finds the run.
@@ -49,7 +50,10 @@ def _versions() -> dict[str, str]:
 
 
 def settings() -> dict:
-    """What the environment asks for: gpus, cpus, shared ("", "0", "1"). Raises DataError for what is not a number."""
+    """What the environment asks for: gpus, cpus, shared ("", "0", "1").
+
+    Raises DataError for what is not a number.
+    """
     found = {}
     for name, default in (("gpus", 0), ("cpus", 0)):
         text = os.environ.get(f"COTDISTILL_{name.upper()}_PER_RUN") or str(default)
@@ -58,8 +62,10 @@ def settings() -> dict:
         except ValueError:
             found[name] = -1
         if found[name] < 0:
-            raise DataError(f"COTDISTILL_{name.upper()}_PER_RUN is '{text}'; expected a number"
-                            + (" such as 0, 0.5 or 1" if name == "gpus" else " of cores"))
+            raise DataError(
+                f"COTDISTILL_{name.upper()}_PER_RUN is '{text}'; expected a number"
+                + (" such as 0, 0.5 or 1" if name == "gpus" else " of cores")
+            )
     found["cpus"] = found["cpus"] or (1 if found["gpus"] else torch.get_num_threads())
     found["shared"] = os.environ.get("COTDISTILL_SHARED", "")
     if found["shared"] not in ("", "0", "1"):
@@ -68,61 +74,110 @@ def settings() -> dict:
 
 
 def connect(cpus: int):
-    """The ray module, connected: to $RAY_ADDRESS, or to a cluster of this machine alone. Raises DataError, in one line.
+    """The ray module, connected: to $RAY_ADDRESS, or to a cluster of this machine alone.
 
-    This package goes to the workers as it is here, and each computes with `cpus` threads."""
+    Raises DataError, in one line.
+
+    This package goes to the workers as it is here, and each computes with `cpus` threads.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start --head` decides; a driver would not, and be turned away
+        # As `ray start --head` decides; a driver would not, and be turned away
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
-        raise DataError("backend ray: the package ray is not installed; run: pip install -e '.[cluster]'") from None
+        raise DataError(
+            "backend ray: the package ray is not installed; run: pip install -e '.[cluster]'"
+        ) from None
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"
         commit, changed = git_state()
-        variables = {"OMP_NUM_THREADS": str(cpus), "MKL_NUM_THREADS": str(cpus), "TOKENIZERS_PARALLELISM": "false",
-                     "COTDISTILL_GIT": f"{commit} {'changed' if changed else ''}"}
+        variables = {
+            "OMP_NUM_THREADS": str(cpus),
+            "MKL_NUM_THREADS": str(cpus),
+            "TOKENIZERS_PARALLELISM": "false",
+            "COTDISTILL_GIT": f"{commit} {'changed' if changed else ''}",
+        }
         host, _, port = address.rpartition(":")
         try:
             if port.isdigit() and "/" not in host:
-                socket.create_connection((host, int(port)), timeout=20).close()  # Ray itself would try for minutes
-            ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if address == "local" else {}),
-                     runtime_env={"py_modules": [str(Path(__file__).parents[1])], "env_vars": variables})
+                # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=20).close()
+            ray.init(
+                address,
+                log_to_driver=False,
+                logging_level="ERROR",
+                **({"include_dashboard": False} if address == "local" else {}),
+                runtime_env={"py_modules": [str(Path(__file__).parents[1])], "env_vars": variables},
+            )
         except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"RAY_ADDRESS '{address}': no cluster ({str(error).splitlines()[0][:120]}); expected auto, or host:port of "
-                            "its head (and, where it asks for a token, RAY_AUTH_MODE=token and the token)") from None
+            raise DataError(
+                f"RAY_ADDRESS '{address}': no cluster "
+                f"({str(error).splitlines()[0][:120]}); expected auto, or host:port "
+                "of "
+                "its head (and, where it asks for a token, RAY_AUTH_MODE=token and "
+                "the token)"
+            ) from None
     return ray
 
 
 def places(ray, gpus: float, cpus: int) -> int:
     """How many runs the living nodes can hold at once."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(int(min(n.get("CPU", 0) / cpus, n.get("GPU", 0) / gpus if gpus else float("inf"))) for n in nodes)
+    return sum(
+        int(min(n.get("CPU", 0) / cpus, n.get("GPU", 0) / gpus if gpus else float("inf")))
+        for n in nodes
+    )
 
 
 def on_ray(base: dict, rows: list[dict], stage: str, say):
-    """The Ray backend: yields (row, metrics, whether made now, its seconds, runs at a time) as runs are there, those of the
-    store first.
+    """The Ray backend: yields (row, metrics, whether made now, its seconds, runs at a time) as runs
+    are there, those of the store first.
 
-    A run whose worker or node is lost is asked for again, elsewhere; one that raises is not. What a killed driver had
-    collected is in its store; what its workers had finished, or a checkpoint of, is in theirs. Raises DataError where a run ends in
-    one, where a run is lost `RETRIES` times, or where what came back does not match its checksums."""
+    A run whose worker or node is lost is asked for again, elsewhere; one that raises is not. What a
+    killed driver had collected is in its store; what its workers had finished, or a checkpoint of,
+    is in theirs. Raises DataError where a run ends in one, where a run is lost `RETRIES` times, or
+    where what came back does not match its checksums.
+    """
     wanted, folder = settings(), study_dir(base["study"])
     if not wanted["gpus"] and base["device"] not in ("auto", "cpu"):
-        raise DataError(f"device '{base['device']}' with GPUS_PER_RUN 0; expected a GPUS_PER_RUN above 0, or device auto or cpu")
+        raise DataError(
+            f"device '{base['device']}' with GPUS_PER_RUN 0; expected a GPUS_PER_RUN "
+            "above 0, or device auto or cpu"
+        )
     if not wanted["gpus"] and torch.cuda.is_available():
         say("    GPUS_PER_RUN is 0: runs use the CPU only", flush=True)
     ray = connect(wanted["cpus"])
-    with held(folder / f"{stage}.ray.lock", f"stage {stage} of {base['study']}", say):  # a second driver of this stage waits, then finds the runs
+    # A second driver of this stage waits, then finds the runs
+    with held(folder / f"{stage}.ray.lock", f"stage {stage} of {base['study']}", say):
         mark, token = folder / f"{stage}.ray", uuid.uuid4().hex
         mark.write_text(token)
-        place = wanted | {"artifacts": str(artifacts().resolve()), "mark": str(mark.resolve()), "token": token}
-        task = ray.remote(num_cpus=wanted["cpus"], num_gpus=wanted["gpus"], max_retries=RETRIES, retry_exceptions=False,
-                          scheduling_strategy="SPREAD")(work)
-        here = base | {"student": resolve(base["student"])} | ({} if wanted["gpus"] else {"device": "cpu"})  # Ray hides no GPU from a task that asks for none
-        given, put, pending, found = ray.put((here, study_data(base), _versions())), {"": None}, {}, []
+        place = wanted | {
+            "artifacts": str(artifacts().resolve()),
+            "mark": str(mark.resolve()),
+            "token": token,
+        }
+        task = ray.remote(
+            num_cpus=wanted["cpus"],
+            num_gpus=wanted["gpus"],
+            max_retries=RETRIES,
+            retry_exceptions=False,
+            scheduling_strategy="SPREAD",
+        )(work)
+        # Ray hides no GPU from a task that asks for none
+        here = (
+            base
+            | {"student": resolve(base["student"])}
+            | ({} if wanted["gpus"] else {"device": "cpu"})
+        )
+        given, put, pending, found = (
+            ray.put((here, study_data(base), _versions())),
+            {"": None},
+            {},
+            [],
+        )
         for row in rows:
             metrics = load_metrics(row["key"])
             if metrics and (not row["keep"] or "weights.safetensors" in metrics["files"]):
@@ -140,8 +195,17 @@ def on_ray(base: dict, rows: list[dict], stage: str, say):
                 done, _ = ray.wait(list(pending), num_returns=1, timeout=60)
                 at_once = places(ray, wanted["gpus"], wanted["cpus"])
                 if not done:
-                    say(f"    {len(pending)} runs asked for, {min(at_once, len(pending))} at a time, {time.time() - started:.0f} s"
-                        + ("" if at_once else f"; waiting for a node with {wanted['cpus']} CPUs and {wanted['gpus']:g} GPUs"), flush=True)
+                    say(
+                        f"    {len(pending)} runs asked for, {min(at_once, len(pending))} at a "
+                        f"time, {time.time() - started:.0f} s"
+                        + (
+                            ""
+                            if at_once
+                            else f"; waiting for a node with {wanted['cpus']} CPUs "
+                            f"and {wanted['gpus']:g} GPUs"
+                        ),
+                        flush=True,
+                    )
                 for ref in done:
                     row = pending.pop(ref)
                     yield row, *_receive(ray, ref, row, say), max(1, at_once)
@@ -152,14 +216,24 @@ def on_ray(base: dict, rows: list[dict], stage: str, say):
 
 
 def _receive(ray, ref, row: dict, say) -> tuple[dict, bool, float]:
-    """One finished task: its files into the store where they came along, its lines shown. (metrics, made now, seconds)."""
+    """One finished task: its files into the store where they came along, its lines shown.
+
+    (metrics, made now, seconds).
+    """
     name = f"{row['label']} seed {row['seed']}"
     try:
         answer = ray.get(ref)
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError,
-            ray.exceptions.ObjectLostError) as error:
-        raise DataError(f"{name}: its worker was lost {RETRIES + 1} times, last by {type(error).__name__}: "
-                        f"{str(error).strip().splitlines()[0][:160]}") from None
+    except (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.ObjectLostError,
+    ) as error:
+        raise DataError(
+            f"{name}: its worker was lost {RETRIES + 1} times, last by "
+            f"{type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0][:160]}"
+        ) from None
     if "error" in answer:
         raise DataError(f"{name}, on {answer['node']}: {answer['error']}")
     for line in answer["said"]:
@@ -168,17 +242,29 @@ def _receive(ray, ref, row: dict, say) -> tuple[dict, bool, float]:
         store_files(row["key"], answer["files"])
     metrics = load_metrics(row["key"])
     if metrics is None:
-        raise DataError(f"{name}, on {answer['node']}: the run is not in {artifacts() / 'runs'}; expected it there (COTDISTILL_SHARED=0 "
-                        "brings the files back)")
+        raise DataError(
+            f"{name}, on {answer['node']}: the run is not in {artifacts() / 'runs'}; "
+            "expected it there (COTDISTILL_SHARED=0 "
+            "brings the files back)"
+        )
     return metrics, answer["fresh"], answer["seconds"]
 
 
 def store_files(key: str, files: dict[str, np.ndarray]) -> None:
-    """A run's files, as bytes, into the store: checksums first, then all at once. Raises DataError where one does not match."""
+    """A run's files, as bytes, into the store: checksums first, then all at once.
+
+    Raises DataError where one does not match.
+    """
     metrics = json.loads(files["metrics.json"].tobytes())
-    wrong = [name for name in metrics["files"] if hashlib.sha256(files.get(name, b"")).hexdigest() != metrics["files"][name]]
+    wrong = [
+        name
+        for name in metrics["files"]
+        if hashlib.sha256(files.get(name, b"")).hexdigest() != metrics["files"][name]
+    ]
     if wrong or not set(files) <= {*metrics["files"], "metrics.json"}:
-        raise DataError(f"run {key[:12]}: {', '.join(wrong) or 'a file too many'} came back damaged; run again")
+        raise DataError(
+            f"run {key[:12]}: {', '.join(wrong) or 'a file too many'} came back damaged; run again"
+        )
     final = artifacts() / "runs" / key
     part = part_of(final)
     shutil.rmtree(part, ignore_errors=True)
@@ -191,33 +277,63 @@ def store_files(key: str, files: dict[str, np.ndarray]) -> None:
 
 
 def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
-    """In a worker: make one run and say how it went: node, fresh, seconds, said (progress lines), files (empty where the
-    store is shared); or node and error, for what no other worker would do better."""
+    """In a worker: make one run and say how it went.
+
+    Node, fresh, seconds, said (progress lines), files (empty where the store is shared); or node
+    and error, for what no other worker would do better.
+    """
     base, data, pinned = given
     node, said, started = socket.gethostname(), [], time.time()
     torch.set_num_threads(place["cpus"])
     try:
         if _versions() != pinned:
             other = {k: v for k, v in _versions().items() if v != pinned[k]}
-            raise DataError(f"found {other}; expected the driver's { {k: pinned[k] for k in other} }")
+            raise DataError(
+                f"found {other}; expected the driver's { {k: pinned[k] for k in other} }"
+            )
         shared = _sees(place)
-        os.environ["COTDISTILL_ARTIFACTS"] = place["artifacts"] if shared else str(cache_dir() / "worker")
+        os.environ["COTDISTILL_ARTIFACTS"] = (
+            place["artifacts"] if shared else str(cache_dir() / "worker")
+        )
         give_data(base, data)
         config = make_config(base, row["arm"], row["seed"], row["config"].get("scores", ""))
         if config != row["config"]:
-            raise DataError(f"{', '.join(k for k in row['config'] if config.get(k) != row['config'][k])} differ from the driver's; "
-                            "expected the same student and code")
-        metrics, fresh = run_one(base, row["arm"], row["seed"], config, scores=scores, keep_weights=row["keep"],
-                                      say=lambda line, **_: said.append(line))
+            raise DataError(
+                f"{', '.join(k for k in row['config'] if config.get(k) != row['config'][k])} "
+                "differ from the driver's; "
+                "expected the same student and code"
+            )
+        metrics, fresh = run_one(
+            base,
+            row["arm"],
+            row["seed"],
+            config,
+            scores=scores,
+            keep_weights=row["keep"],
+            say=lambda line, **_: said.append(line),
+        )
     except DataError as error:
         return {"node": node, "error": str(error)}
     folder = artifacts() / "runs" / row["key"]
-    files = {} if shared else {n: np.fromfile(folder / n, np.uint8) for n in [*metrics["files"], "metrics.json"]}
-    return {"node": node, "fresh": fresh, "seconds": time.time() - started, "said": said, "files": files}
+    files = (
+        {}
+        if shared
+        else {n: np.fromfile(folder / n, np.uint8) for n in [*metrics["files"], "metrics.json"]}
+    )
+    return {
+        "node": node,
+        "fresh": fresh,
+        "seconds": time.time() - started,
+        "said": said,
+        "files": files,
+    }
 
 
 def _sees(place: dict) -> bool:
-    """Whether this worker writes into the driver's store: a mark that only this driver made must be there."""
+    """Whether this worker writes into the driver's store.
+
+    A mark that only this driver made must be there.
+    """
     if place["shared"] == "0":
         return False
     try:
@@ -225,5 +341,8 @@ def _sees(place: dict) -> bool:
     except OSError:
         there = False
     if place["shared"] == "1" and not there:
-        raise DataError(f"{place['mark']} is not seen here; COTDISTILL_SHARED=1 expects the driver's artifacts on a shared file system")
+        raise DataError(
+            f"{place['mark']} is not seen here; COTDISTILL_SHARED=1 expects the "
+            "driver's artifacts on a shared file system"
+        )
     return there

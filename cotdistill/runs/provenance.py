@@ -14,8 +14,21 @@ from cotdistill.processes import ranks
 
 
 def provenance() -> dict:
-    """Where a result came from: versions, machine, threads, git state, time. No paths, no names of people."""
-    packages = ("torch", "transformers", "datasets", "captum", "papermill", "accelerate", "numpy", "pandas", "scipy")
+    """Where a result came from: versions, machine, threads, git state, time.
+
+    No paths, no names of people.
+    """
+    packages = (
+        "torch",
+        "transformers",
+        "datasets",
+        "captum",
+        "papermill",
+        "accelerate",
+        "numpy",
+        "pandas",
+        "scipy",
+    )
     found = {}
     for package in packages:
         try:
@@ -24,20 +37,30 @@ def provenance() -> dict:
             found[package] = "missing"
 
     commit, changed = git_state()
-    return {"python": platform.python_version(), **found, "system": platform.system(), "machine": platform.machine(),
-            "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "instructions": torch.backends.cpu.get_cpu_capability(), "blas": "mkl" if torch.backends.mkl.is_available() else "other",
-            **({"processes": ranks()[1]} if ranks()[1] > 1 else {}),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-            "git": commit, "git_changes": changed,
-            "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    return {
+        "python": platform.python_version(),
+        **found,
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "blas": "mkl" if torch.backends.mkl.is_available() else "other",
+        **({"processes": ranks()[1]} if ranks()[1] > 1 else {}),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "git": commit,
+        "git_changes": changed,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
 
 
 def git_state() -> tuple[str, bool]:
     """The commit ("none" outside git) and whether files differ from it.
 
-    The published notebooks don't count: no result depends on them. In a cluster's worker, whose code
-    came from the driver, both are the driver's ($COTDISTILL_GIT)."""
+    The published notebooks don't count: no result depends on them. In a cluster's worker, whose
+    code came from the driver, both are the driver's ($COTDISTILL_GIT).
+    """
     told = os.environ.get("COTDISTILL_GIT", "").split()
     if told:
         return told[0], told[1:] == ["changed"]
@@ -49,12 +72,16 @@ def git_state() -> tuple[str, bool]:
             return ""
         return out.stdout.strip() if out.returncode == 0 else ""
 
-    return git("rev-parse", "--short", "HEAD") or "none", bool(git("status", "--porcelain", "--", ".", ":!notebooks/executed"))
+    return git("rev-parse", "--short", "HEAD") or "none", bool(
+        git("status", "--porcelain", "--", ".", ":!notebooks/executed")
+    )
 
 
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or "unknown"

@@ -14,34 +14,65 @@ from cotdistill.train import HISTORY
 
 
 def check_trained_with(base: dict, rows: list[dict], stage: str) -> None:
-    """Before a later stage trains: the runs of stage train must have been made with the data, student and training that its own will
-    be. rows: of `plan_rows`. Raises DataError naming what differs. (Where stage train has not run, the notebooks say so.)"""
+    """Before a later stage trains.
+
+    The runs of stage train must have been made with the data, student and training that its own
+    will be. rows: of `plan_rows`. Raises DataError naming what differs. (Where stage train has not
+    run, the notebooks say so.)
+    """
     path = study_dir(base["study"]) / "train.json"
     if stage == "train" or not path.is_file():
         return
     now = {}
     for row in rows:
         for name in (name for name in SHARED + SHARED_BY_SEED if name in row["config"]):
-            now.setdefault((name, row["seed"] if name in SHARED_BY_SEED else None), row["config"][name])
+            now.setdefault(
+                (name, row["seed"] if name in SHARED_BY_SEED else None), row["config"][name]
+            )
     for made in read_json(path, f"`make train STUDY={base['study']}`"):
         try:
-            config = json.loads((artifacts() / "runs" / made["key"] / "config.json").read_text(encoding="utf-8"))
-            pairs = [(name, made["seed"] if name in SHARED_BY_SEED else None) for name in SHARED + SHARED_BY_SEED if name in config]
-        except (OSError, ValueError, TypeError, KeyError):  # `load_stage` names it when it is needed
+            config = json.loads(
+                (artifacts() / "runs" / made["key"] / "config.json").read_text(encoding="utf-8")
+            )
+            pairs = [
+                (name, made["seed"] if name in SHARED_BY_SEED else None)
+                for name in SHARED + SHARED_BY_SEED
+                if name in config
+            ]
+        # `load_stage` names it when it is needed
+        except (OSError, ValueError, TypeError, KeyError):
             continue
-        other = next((name for name, seed in pairs if now.get((name, seed), config[name]) != config[name]), None)
+        other = next(
+            (name for name, seed in pairs if now.get((name, seed), config[name]) != config[name]),
+            None,
+        )
         if other:
-            raise DataError(f"study '{base['study']}': {made['label']}, seed {made['seed']} of stage train was made with other {other} than stage "
-                            f"{stage} would be; expected one setting in all stages: run `make train STUDY={base['study']}` again, then {stage}")
+            raise DataError(
+                f"study '{base['study']}': {made['label']}, seed {made['seed']} of "
+                f"stage train was made with other {other} than stage "
+                f"{stage} would be; expected one setting in all stages: run `make "
+                f"train STUDY={base['study']}` again, then {stage}"
+            )
 
 
 def load_stage(study: str, stage: str) -> list[dict]:
-    """The plan of a stage with each run's metrics and config. Raises DataError where a run is missing: run the stage first."""
+    """The plan of a stage with each run's metrics and config.
+
+    Raises DataError where a run is missing: run the stage first.
+    """
     path = study_dir(study) / f"{stage}.json"
-    plan, damaged = read_json(path, f"`make {stage} STUDY={study}`"), f"{path}: damaged; expected the plan of stage {stage}: run `make {stage} STUDY={study}`"
+    plan, damaged = (
+        read_json(path, f"`make {stage} STUDY={study}`"),
+        (f"{path}: damaged; expected the plan of stage {stage}: run `make {stage} STUDY={study}`"),
+    )
     try:
         keys = fingerprint([[row["label"], row["seed"], row["key"]] for row in plan])
-        fits = plan and all(RUN_KEY.fullmatch(row["key"]) and Arm(**row["arm"]).label == row["label"] and row.get("plan", keys) == keys for row in plan)
+        fits = plan and all(
+            RUN_KEY.fullmatch(row["key"])
+            and Arm(**row["arm"]).label == row["label"]
+            and row.get("plan", keys) == keys
+            for row in plan
+        )
     except (TypeError, KeyError, AttributeError, ValueError):
         fits = False
     if not fits:
@@ -49,18 +80,27 @@ def load_stage(study: str, stage: str) -> list[dict]:
     for row in plan:
         row["metrics"] = load_metrics(row["key"])
         if row["metrics"] is None:
-            raise DataError(f"study '{study}': run {row['key'][:12]} ({row['label']}, seed {row['seed']}) is not complete; "
-                            f"run `make {stage} STUDY={study}`")
-        row["config"] = config = read_json(artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`")
+            raise DataError(
+                f"study '{study}': run {row['key'][:12]} ({row['label']}, seed "
+                f"{row['seed']}) is not complete; "
+                f"run `make {stage} STUDY={study}`"
+            )
+        row["config"] = config = read_json(
+            artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`"
+        )
         own = Arm(**row["arm"])
-        if config["arm"] not in (own.config, corrupt.full_mask_as_filler(own).config) or config["seed"] != row["seed"]:
+        if (
+            config["arm"] not in (own.config, corrupt.full_mask_as_filler(own).config)
+            or config["seed"] != row["seed"]
+        ):
             raise DataError(damaged)
     return plan
 
 
 def as_intact(study: str, stages: list[str]) -> dict[str, float]:
-    """Corrupted arm -> the share of its training sequences that are those of the intact arm (`train.share_as_intact`), mean over seeds; arms
-    whose runs do not say are left out."""
+    """Corrupted arm -> the share of its training sequences that are those of the intact arm
+    (`train.share_as_intact`), mean over seeds; arms whose runs do not say are left out.
+    """
     shares = {}
     for row in (row for stage in stages for row in load_stage(study, stage)):
         if "as_intact" in row["metrics"]:
@@ -68,52 +108,90 @@ def as_intact(study: str, stages: list[str]) -> dict[str, float]:
     return {label: sum(found) / len(found) for label, found in shares.items()}
 
 
-SHARED = ("student", "dtype", "label_format", "test", "max_label_tokens", "max_new_tokens", "training", "loss", "validation")  # by all runs of a study
+# By all runs of a study
+SHARED = (
+    "student",
+    "dtype",
+    "label_format",
+    "test",
+    "max_label_tokens",
+    "max_new_tokens",
+    "training",
+    "loss",
+    "validation",
+)
 SHARED_BY_SEED = ("train", "rationales")  # by the runs of a seed
 
 
 def split_loss(row: dict) -> None:
-    """Take the loss out of the hyperparameters of a plan's row, into "loss" where it is the study's: an arm that names a loss
-    of its own stands beside the others on purpose."""
+    """Take the loss out of the hyperparameters of a plan's row, into "loss" where it is the
+    study's: an arm that names a loss of its own stands beside the others on purpose.
+    """
     training = row["config"].get("training")
     if training is not None:
         loss = [training.get("loss", "token_mean"), training.get("loss_lambda")]
-        row["config"]["training"] = {name: value for name, value in training.items() if name not in ("loss", "loss_lambda")}
+        row["config"]["training"] = {
+            name: value for name, value in training.items() if name not in ("loss", "loss_lambda")
+        }
         if not row["arm"].get("loss"):
             row["config"]["loss"] = loss
 
 
-def load_predictions(study: str, stages: list[str], *, dataset: str = "", student: str = "") -> pd.DataFrame:
-    """All predictions of the stages' runs, a row per run and question: study, dataset, student, arm, seed, id, gold,
-    generated (NA: parse failure), choice, correct_generated, correct_choice, tokens_generated, cut_off. A run that two
-    stages share stands there once.
+def load_predictions(
+    study: str, stages: list[str], *, dataset: str = "", student: str = ""
+) -> pd.DataFrame:
+    """All predictions of the stages' runs, a row per run and question.
 
-    Raises DataError where the runs of two stages differ in more than their arm and seed: a setting was changed, and one stage not run again."""
+    Study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
+    correct_generated, correct_choice, tokens_generated, cut_off. A run that two stages share stands
+    there once.
+
+    Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
+    was changed, and one stage not run again.
+    """
     frames, seen, setting = [], set(), {}
     for stage in stages:
         for row in load_stage(study, stage):
-            if (row["label"], row["key"]) in seen:  # under another label it is another arm, whose training is the same
+            # Under another label it is another arm, whose training is the same
+            if (row["label"], row["key"]) in seen:
                 continue
             seen.add((row["label"], row["key"]))
             split_loss(row)
             for name in (name for name in SHARED + SHARED_BY_SEED if name in row["config"]):
-                first, value = setting.setdefault((name, row["seed"] if name in SHARED_BY_SEED else None), (stage, row["config"][name]))
+                first, value = setting.setdefault(
+                    (name, row["seed"] if name in SHARED_BY_SEED else None),
+                    (stage, row["config"][name]),
+                )
                 if value != row["config"][name]:
-                    raise DataError(f"study '{study}': {row['label']}, seed {row['seed']} of stage {stage} was made with other {name} than the runs of stage "
-                                    f"{first}; expected one setting in all stages: run `make {stage} STUDY={study}`")
-            frame = pd.read_json(artifacts() / "runs" / row["key"] / "predictions.jsonl", lines=True, dtype={"id": str})
+                    raise DataError(
+                        f"study '{study}': {row['label']}, seed {row['seed']} of "
+                        f"stage {stage} was made with other {name} than the runs of "
+                        "stage "
+                        f"{first}; expected one setting in all stages: run `make "
+                        f"{stage} STUDY={study}`"
+                    )
+            frame = pd.read_json(
+                artifacts() / "runs" / row["key"] / "predictions.jsonl",
+                lines=True,
+                dtype={"id": str},
+            )
             frame = frame.assign(arm=row["label"], seed=row["seed"], key=row["key"][:12])
             frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
     table["generated"] = table["generated"].astype("Int64")
     table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
     table["correct_choice"] = table["choice"] == table["gold"]
-    return table.rename(columns={"tokens": "tokens_generated"}).assign(study=study, dataset=dataset, student=student)
+    return table.rename(columns={"tokens": "tokens_generated"}).assign(
+        study=study, dataset=dataset, student=student
+    )
 
 
 def load_history(study: str, stages: list[str]) -> pd.DataFrame:
-    """Learning curves of the stages' runs: study, arm, seed, epoch, step, loss, label_loss, rationale_loss,
-    validation_accuracy, validation_label_nll."""
+    """Learning curves of the stages' runs.
+
+    Study, arm, seed, epoch, step, loss, label_loss, rationale_loss, validation_accuracy,
+    validation_label_nll.
+    """
     frames, seen = [], set()
     for stage in stages:
         for row in load_stage(study, stage):
@@ -122,7 +200,11 @@ def load_history(study: str, stages: list[str]) -> pd.DataFrame:
             seen.add((row["label"], row["key"]))
             frame = pd.read_csv(artifacts() / "runs" / row["key"] / "history.csv")
             frames.append(frame.assign(study=study, arm=row["label"], seed=row["seed"]))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["study", "arm", "seed", *HISTORY])
+    return (
+        pd.concat(frames, ignore_index=True)
+        if frames
+        else pd.DataFrame(columns=["study", "arm", "seed", *HISTORY])
+    )
 
 
 def stages_done(study: str) -> list[str]:

@@ -18,9 +18,12 @@ FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
 
 
 def load_metrics(key: str, folder: Path | None = None) -> dict | None:
-    """The metrics of a whole run; None where there is none, or where a file does not match its checksum (then it says so).
+    """The metrics of a whole run.
 
-    folder: where else than in its place in the store."""
+    None where there is none, or where a file does not match its checksum (then it says so).
+
+    folder: where else than in its place in the store.
+    """
     folder = folder or artifacts() / "runs" / key
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -28,39 +31,62 @@ def load_metrics(key: str, folder: Path | None = None) -> dict | None:
         body = {k: v for k, v in metrics.items() if k != "seal"}
         if metrics["seal"] != fingerprint(body) or not set(FILES) <= set(metrics["files"]):
             bad.append("metrics.json")
-        if not bad and run_key(json.loads((folder / "config.json").read_text(encoding="utf-8"))) != key:
+        if (
+            not bad
+            and run_key(json.loads((folder / "config.json").read_text(encoding="utf-8"))) != key
+        ):
             bad.append("config.json (of another run)")
     except FileNotFoundError as error:
         if folder.is_dir():
-            print(f"{folder.name[:12]}: {Path(error.filename).name} is missing; the run will be made again", flush=True)
+            print(
+                f"{folder.name[:12]}: {Path(error.filename).name} is missing; the run will be "
+                "made again",
+                flush=True,
+            )
         return None
     except OSError as error:
         bad = [f"{Path(error.filename or '').name} ({error.strerror})"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         bad = ["metrics.json"]
     if bad:
-        print(f"{folder.name[:12]}: {', '.join(bad)} damaged; the run will be made again", flush=True)
+        print(
+            f"{folder.name[:12]}: {', '.join(bad)} damaged; the run will be made again", flush=True
+        )
         return None
     return metrics
 
 
-def run_one(base: dict, arm: Arm, seed: int, config: dict, *, scores: dict | None = None, keep_weights: bool = False,
-            say=print) -> tuple[dict, bool]:
-    """The run of a config, from the store or made now. Returns (metrics, whether it was made now).
+def run_one(
+    base: dict,
+    arm: Arm,
+    seed: int,
+    config: dict,
+    *,
+    scores: dict | None = None,
+    keep_weights: bool = False,
+    say=print,
+) -> tuple[dict, bool]:
+    """The run of a config, from the store or made now.
 
-    A lock per key lets two processes share a store: the second waits and then finds the run complete. Raises DataError where
-    the store can't be written (full, read-only): what was whole before stays, and the same call goes on from there."""
+    Returns (metrics, whether it was made now).
+
+    A lock per key lets two processes share a store: the second waits and then finds the run
+    complete. Raises DataError where the store can't be written (full, read-only): what was whole
+    before stays, and the same call goes on from there.
+    """
     key, store = run_key(config), artifacts() / "runs"
     try:
         return _run_one(base, arm, seed, config, key, store, scores, keep_weights, say)
     except DataError:
         raise
-    except Exception as error:  # OSError, safetensors' own error, torch's RuntimeError: each says a full disk in its way
+    # OSError, safetensors' own error, torch's RuntimeError: each says a full disk in its way
+    except Exception as error:
         raise disk_error(error, store) or error
 
 
 def _run_one(base, arm, seed, config, key, store, scores, keep_weights, say) -> tuple[dict, bool]:
     store.mkdir(parents=True, exist_ok=True)
+
     def serves(metrics):
         return metrics and (not keep_weights or "weights.safetensors" in metrics["files"])
 
@@ -70,11 +96,14 @@ def _run_one(base, arm, seed, config, key, store, scores, keep_weights, say) -> 
             return metrics, False
         work, final = store / f"{key}.work", store / key
         metrics = load_metrics(key, work) if (work / "metrics.json").is_file() else None
-        fresh = not serves(metrics)  # else it was killed between its last file and its move into place
+        # Else it was killed between its last file and its move into place
+        fresh = not serves(metrics)
         if fresh:
             work.mkdir(exist_ok=True)
             write_json(work / "config.json", config)
-            metrics = distil(base, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say)
+            metrics = distil(
+                base, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say
+            )
             write_json(work / "provenance.json", provenance())
             names = [*FILES, *(["weights.safetensors"] if keep_weights else [])]
             metrics |= {"files": {name: checksum(work / name) for name in names}}
@@ -92,13 +121,23 @@ def _run_one(base, arm, seed, config, key, store, scores, keep_weights, say) -> 
 
 @functools.lru_cache(maxsize=1)
 def report_old_runs() -> int:
-    """Say, once per process, how many runs in the store are of another store version: they stay where they are, and are never used."""
+    """Say, once per process, how many runs in the store are of another store version.
+
+    They stay where they are, and are never used.
+    """
     old = 0
     for path in (artifacts() / "runs").glob("*/config.json"):
         try:
-            old += RUN_KEY.fullmatch(path.parent.name) is not None and json.loads(path.read_text(encoding="utf-8"))["store"] != STORE_VERSION
+            old += (
+                RUN_KEY.fullmatch(path.parent.name) is not None
+                and json.loads(path.read_text(encoding="utf-8"))["store"] != STORE_VERSION
+            )
         except (OSError, ValueError, KeyError, TypeError):
             pass
     if old:
-        print(f"{artifacts() / 'runs'}: {old} run(s) of another store version than {STORE_VERSION} are left there and not used", flush=True)
+        print(
+            f"{artifacts() / 'runs'}: {old} run(s) of another store version than "
+            f"{STORE_VERSION} are left there and not used",
+            flush=True,
+        )
     return old

@@ -16,8 +16,11 @@ from cotdistill.study import check_base, check_positions, study_base
 
 
 def one_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
-    """Make one run of a study with all processes of this torchrun; the first one keeps the store and answers the test
-    questions. Returns its metrics (None on the others). Raises DataError for an unknown arm or a study without notebook 01."""
+    """Make one run of a study with all processes of this torchrun.
+
+    The first one keeps the store and answers the test questions. Returns its metrics (None on the
+    others). Raises DataError for an unknown arm or a study without notebook 01.
+    """
     base, arm = study_base(study), arm_from_name(arm_name)
     check_base(base | {"seeds": [seed]})
     check_positions(base, [arm])
@@ -27,18 +30,30 @@ def one_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
             train_arm(base, arm, seed, Path(folder))
         return None
     keep = base["keep_weights"] and (arm.label, seed) == ("pre_cot", base["seeds"][0])
-    metrics, fresh = run_one(base, arm, seed, make_config(base, arm, seed), keep_weights=keep, say=say)
+    metrics, fresh = run_one(
+        base, arm, seed, make_config(base, arm, seed), keep_weights=keep, say=say
+    )
     if not fresh or arm.placement == "zero_shot":
         told("")
-    say(f"{arm.label} seed {seed}, {ranks()[1]} processes: forced choice {100 * metrics['accuracy']:.1f} % of {metrics['n']}, "
-        + (f"{metrics['train_seconds'] + metrics['evaluate_seconds']:.0f} s" if fresh else "from the store"), flush=True)
+    say(
+        f"{arm.label} seed {seed}, {ranks()[1]} processes: forced choice "
+        f"{100 * metrics['accuracy']:.1f} % of {metrics['n']}, "
+        + (
+            f"{metrics['train_seconds'] + metrics['evaluate_seconds']:.0f} s"
+            if fresh
+            else "from the store"
+        ),
+        flush=True,
+    )
     return metrics
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Make one run; 0, or 1 after one line that says what went wrong."""
-    parser = argparse.ArgumentParser(prog="python -m cotdistill.runs.torchrun",
-                                     description="Make one run of a study; under torchrun, with all its processes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cotdistill.runs.torchrun",
+        description="Make one run of a study; under torchrun, with all its processes.",
+    )
     run = parser.add_subparsers(dest="command", required=True).add_parser("run")
     run.add_argument("study")
     run.add_argument("--arm", required=True)
