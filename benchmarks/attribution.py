@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.compare import close, compare
+from benchmarks.compare import compare, nearly_equal
 from benchmarks.limits import _least_weights, vocabulary_of
 from cotdistill.attribution.methods import aggregate_to_words, attribute_all
 from cotdistill.attribution.score import Attribution, Parts, split_sequence
@@ -112,7 +112,7 @@ def time_gradients(
     repeats: int,
     ways: list[str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Integrated gradients: `attribute` against captum on the whole sequence, in the `ways` of
+    """Integrated gradients: `attribute_rationale` against captum on the whole sequence, in the `ways` of
     `captum_gradients`.
 
     Attributions must agree to 1e-4 of the largest.
@@ -156,7 +156,7 @@ def time_gradients(
         f"integrated gradients, {n_steps} steps",
         {"run": ours, "sizes": own_sizes},
         peers,
-        lambda a, b: close(a, b, 1e-4, "attributions"),
+        lambda a, b: nearly_equal(a, b, 1e-4, "attributions"),
         repeats,
         gflop=least,
         vocabulary=vocabulary_of(student),
@@ -171,7 +171,7 @@ def time_occlusion(
     repeats: int,
     target: float | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Occlusion of every rationale word: `attribute` against captum's FeatureAblation.
+    """Occlusion of every rationale word: `attribute_rationale` against captum's FeatureAblation.
 
     The falls must agree to 1e-5 of the largest log probability's scale.
     """

@@ -8,18 +8,18 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cotdistill.kernels.linear import Prepacked
+from cotdistill.kernels.linear import PrepackedLinear
 from cotdistill.students import Student
 
 
-def timed(call, *given) -> tuple[float, object]:
+def time_call(call, *given) -> tuple[float, object]:
     """Wall seconds of call(*given), and what it returned."""
     started = time.perf_counter()
     found = call(*given)
     return time.perf_counter() - started, found
 
 
-def turn_about(calls: dict, tries: int) -> dict:
+def interleaved_medians(calls: dict, tries: int) -> dict:
     """Median wall seconds of each call, one of each in a turn.
 
     A first turn, which warms up, is not counted.
@@ -27,7 +27,7 @@ def turn_about(calls: dict, tries: int) -> dict:
     seconds = {name: [] for name in calls}
     for turn in range(tries + 1):
         for name, call in calls.items():
-            seconds[name] += [timed(call)[0]][:turn]
+            seconds[name] += [time_call(call)[0]][:turn]
     return {name: float(np.median(spent)) for name, spent in seconds.items()}
 
 
@@ -37,15 +37,17 @@ def square_rate(size: int = 2048, tries: int = 3, product=torch.mm) -> float:
     The median of some tries.
     """
     a, b = torch.randn(2, size, size)
-    return 2.0 * size**3 / float(np.median([timed(product, a, b)[0] for _ in range(tries)])) / 1e9
+    return (
+        2.0 * size**3 / float(np.median([time_call(product, a, b)[0] for _ in range(tries)])) / 1e9
+    )
 
 
 def best_rate(size: int = 2048, tries: int = 3) -> float:
     """`square_rate` of the faster one of two libraries.
 
-    Plain products and those of `prepacked` weights.
+    Plain products and those of `use_prepacked_linears` weights.
     """
-    layer = Prepacked(nn.Linear(size, size, bias=False).requires_grad_(False))
+    layer = PrepackedLinear(nn.Linear(size, size, bias=False).requires_grad_(False))
     layer(torch.randn(1, size))  # laying the weights out is not counted
     return max(square_rate(size, tries), square_rate(size, tries, lambda a, _: layer(a)))
 
@@ -111,7 +113,7 @@ class Clock(TorchDispatchMode):
         self.vocabulary, self.spent = vocabulary, {}
 
     def __torch_dispatch__(self, called, types, given=(), named=None):
-        seconds, found = timed(lambda: called(*given, **(named or {})))
+        seconds, found = time_call(lambda: called(*given, **(named or {})))
         group = next(
             (g for g, marks in GROUPS if any(m in str(called) for m in marks)),
             "norms and activations",
@@ -140,10 +142,10 @@ def profile(call, vocabulary: int) -> pd.Series:
 
     It runs once without the clock, once with it.
     """
-    wall, own, clock = timed(call)[0], Student.encode, Clock(vocabulary)
+    wall, own, clock = time_call(call)[0], Student.encode, Clock(vocabulary)
 
     def encode_timed(self, text):
-        seconds, found = timed(own, self, text)
+        seconds, found = time_call(own, self, text)
         clock.add("tokenisation", seconds)
         return found
 

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 import pandas as pd
 
-from benchmarks.clock import best_rate, kernel_share, profile, timed
+from benchmarks.clock import best_rate, kernel_share, profile, time_call
 from cotdistill.kernels.memory import keep_memory
 
 LOSS_LIMIT = 1e-5  # how far the losses of two sides may differ, relatively
@@ -43,7 +43,7 @@ def compare(
         spent = {}
         keep_memory(name == "ours")
         for size in side["sizes"]:
-            spent[size], results[name] = timed(side["run"], size)
+            spent[size], results[name] = time_call(side["run"], size)
         best[name] = min(spent, key=spent.get)
         tried += [
             {"work": work, "side": name, "batch": size, "seconds": s, "chosen": size == best[name]}
@@ -54,15 +54,15 @@ def compare(
     for _ in range(repeats):
         for name, side in sides.items():
             keep_memory(name == "ours")
-            seconds[name].append(timed(side["run"], best[name])[0])
+            seconds[name].append(time_call(side["run"], best[name])[0])
         keep_memory()
         if floor or gflop:
             floors.append(
-                (timed(floor, best["ours"])[0] if floor else 0.0)
+                (time_call(floor, best["ours"])[0] if floor else 0.0)
                 + (gflop / best_rate() if gflop else 0.0)
             )
     rows = [
-        row(
+        result_row(
             work,
             name,
             peer.get("settings", ""),
@@ -85,7 +85,7 @@ def compare(
     ), pd.DataFrame(tried)
 
 
-def row(
+def result_row(
     work: str,
     peer: str,
     settings: str,
@@ -131,7 +131,7 @@ def row(
     }
 
 
-def close(a, b, tolerance: float, what: str) -> tuple[bool, str]:
+def nearly_equal(a, b, tolerance: float, what: str) -> tuple[bool, str]:
     """Whether two arrays agree to `tolerance`, relative to the largest absolute value.
 
     And the difference in words.

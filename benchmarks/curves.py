@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from benchmarks.clock import turn_about
+from benchmarks.clock import interleaved_medians
 from benchmarks.inputs import random_batch, small_student
 from benchmarks.profiles import backward_step
 from cotdistill.arms import label_text
-from cotdistill.attribution.methods import attribute
+from cotdistill.attribution.methods import attribute_rationale
 from cotdistill.attribution.score import split_sequence
 from cotdistill.evaluate import evaluate
 from cotdistill.examples import Example
@@ -74,9 +74,11 @@ def measure_curves(
     for n in steps:
         points["integrated gradients: steps", n] = (
             n * len(parts.rationale),
-            lambda n=n: attribute(one, asked, rationale, "integrated_gradients", n_steps=n),
+            lambda n=n: attribute_rationale(
+                one, asked, rationale, "integrated_gradients", n_steps=n
+            ),
         )
-    seconds = turn_about({point: call for point, (_, call) in points.items()}, repeats)
+    seconds = interleaved_medians({point: call for point, (_, call) in points.items()}, repeats)
     table = pd.DataFrame(
         [
             {"curve": c, "x": x, "tokens": points[c, x][0], "seconds": s}

@@ -23,7 +23,7 @@ from statistics import mean, median
 
 from cotdistill.arms import CORRUPTIONS, Arm, arm_from_name
 from cotdistill.errors import DataError
-from cotdistill.files import whole
+from cotdistill.files import atomic_write
 from cotdistill.parameters import all_parameters, load_study
 from cotdistill.paths import artifacts, root
 
@@ -260,7 +260,7 @@ def gather() -> dict:
     from cotdistill.encode import encode_all
     from cotdistill.files import read_json
     from cotdistill.paths import artifacts
-    from cotdistill.runs.results import load_stage, stages_done
+    from cotdistill.runs.results import completed_stages, load_stage
     from cotdistill.study import (
         load_base,
         study_data,
@@ -297,7 +297,7 @@ def gather() -> dict:
     model, (world, size) = study_student(base).model, lengths(base)
     head, layers = model.get_output_embeddings().weight.numel(), model.config.num_hidden_layers
     body = model.num_parameters() - head
-    for row in (row for stage in stages_done("quick") for row in load_stage("quick", stage)):
+    for row in (row for stage in completed_stages("quick") for row in load_stage("quick", stage)):
         m, arm = row["metrics"], Arm(**row["arm"])
         # Which were kept: not needed
         learnt = (
@@ -463,7 +463,7 @@ def main(arguments: list[str] | None = None) -> int:
                 json.loads((root() / COSTS).read_text(encoding="utf-8")),
             )
             found = render(path.read_text(encoding="utf-8"), costs)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(found, encoding="utf-8")
         return 0
     except (DataError, FileNotFoundError) as error:

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from benchmarks.compare import close, compare, equal
+from benchmarks.compare import compare, equal, nearly_equal
 from benchmarks.limits import weights_of
 from cotdistill.arms import label_text, parse_answer, prompt_text, split_generation
-from cotdistill.decode import generate, prefix_cache, start
+from cotdistill.decode import generate, prefill, prefix_cache
 from cotdistill.elicit import local
 from cotdistill.elicit.prompts import STOP, build_prompt, prompt_ids
 from cotdistill.evaluate import evaluate
 from cotdistill.examples import Example
-from cotdistill.kernels.linear import prepacked
+from cotdistill.kernels.linear import use_prepacked_linears
 from cotdistill.students import Student
 
 
@@ -44,7 +44,7 @@ def time_scoring(
         picks = equal(
             [int(np.argmax(s)) for s in a], [int(np.argmax(s)) for s in b], "options picked alike"
         )
-        logps = close(np.concatenate(a), np.concatenate(b), 1e-4, "log probabilities")
+        logps = nearly_equal(np.concatenate(a), np.concatenate(b), 1e-4, "log probabilities")
         return picks[0] and logps[0], f"{picks[1]}; {logps[1]}"
 
     peer = {
@@ -74,9 +74,9 @@ def prompts_only(
     prompts = sorted(
         (student.bos_ids + student.encode(prompt_text(e, placement)) for e in examples), key=len
     )
-    with prepacked(student.model):
+    with use_prepacked_linears(student.model):
         for begin in range(0, len(prompts), batch_size):
-            start(student, prompts[begin : begin + batch_size])
+            prefill(student, prompts[begin : begin + batch_size])
 
 
 def steps_only(student: Student, steps: int) -> None:
@@ -317,7 +317,7 @@ def time_elicitation(
 
     def ours(size):
         order, texts_ = sorted(range(len(ids)), key=lambda i: len(ids[i][1])), [""] * len(ids)
-        with prepacked(student.model):
+        with use_prepacked_linears(student.model):
             shared = prefix_cache(student, ids[0][0])
             for begin in range(0, len(order), size):
                 rows = order[begin : begin + size]

@@ -22,7 +22,7 @@ from cotdistill.train import fine_tune
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
 
 
-def texts(
+def synthetic_questions(
     n: int,
     seed: int = 0,
     *,
@@ -147,7 +147,7 @@ def encode_placements(
     }
 
 
-def taught(
+def briefly_trained(
     student: Student,
     placement: str,
     examples: list[Example],

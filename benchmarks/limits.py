@@ -7,14 +7,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from benchmarks.clock import best_rate, square_rate, timed, turn_about
-from cotdistill.encode import PROMPT, ROWS, Encoded, collate
+from benchmarks.clock import best_rate, interleaved_medians, square_rate, time_call
+from cotdistill.encode import PROMPT, ROW_MULTIPLE, Encoded, pack_batch
 from cotdistill.kernels.blocks import blocks_of
-from cotdistill.kernels.linear import Prepacked, product, weight_gradient
+from cotdistill.kernels.linear import PrepackedLinear, onednn_linear, weight_gradient
 from cotdistill.students import Student
 
 
-def needed_flops(model: nn.Module, batch: list[Encoded], least: bool = False) -> float:
+def required_flops(model: nn.Module, batch: list[Encoded], least: bool = False) -> float:
     """Floating-point operations that one training step on a batch needs.
 
     6 per weight of a linear layer and token (forward, and two products backward), the head at
@@ -22,7 +22,7 @@ def needed_flops(model: nn.Module, batch: list[Encoded], least: bool = False) ->
     and the optimiser count nothing.
 
     least: without what nothing is learnt from: a sequence's last token, which only follows
-    (`collate`), and the last block's weights but the keys' and values' at positions that predict no
+    (`pack_batch`), and the last block's weights but the keys' and values' at positions that predict no
     supervised token (`last_block_at_places`).
     """
     config, (linear, head) = model.config, weights_of(model)
@@ -84,7 +84,7 @@ def vocabulary_of(student: Student) -> int:
 def layer_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFrame:
     """GFLOP/s of all linear layers of the model's blocks one after the other (so the weights come
     from memory, as they do in use), by the rows of their input: plain (torch's own, MKL), oneDNN
-    (`product`) and `prepacked`, the last two also as ratios to plain.
+    (`onednn_linear`) and `use_prepacked_linears`, the last two also as ratios to plain.
 
     Medians, turn about; laying the weights out is not counted.
     """
@@ -93,8 +93,8 @@ def layer_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFra
         [],
         {
             "plain": layers,
-            "oneDNN": [partial(product, weight=m.weight, bias=m.bias) for m in layers],
-            "prepacked": [Prepacked(m) for m in layers],
+            "oneDNN": [partial(onednn_linear, weight=m.weight, bias=m.bias) for m in layers],
+            "prepacked": [PrepackedLinear(m) for m in layers],
         },
     )
     with torch.no_grad():
@@ -103,7 +103,7 @@ def layer_rates(model: nn.Module, rows: list[int], tries: int = 5) -> pd.DataFra
                 {m.in_features: torch.randn(n, m.in_features) for m in layers},
                 2e-9 * n * sum(m.weight.numel() for m in layers),
             )
-            seconds = turn_about(
+            seconds = interleaved_medians(
                 {
                     side: lambda called=called: [
                         f(inputs[m.in_features]) for f, m in zip(called, layers)
@@ -127,7 +127,7 @@ def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd
     weight (of all linear layers of the blocks one after the other), logits and the gradient of
     their input. Medians, turn about.
     """
-    laid = collate(batch)
+    laid = pack_batch(batch)
     tokens, asked = laid["input_ids"].shape[1], len(laid["weights"])
     layers = [
         m.weight for block in blocks_of(model) for m in block.modules() if isinstance(m, nn.Linear)
@@ -143,29 +143,29 @@ def training_rates(model: nn.Module, batch: list[Encoded], tries: int = 3) -> pd
         "forward": (
             body,
             lambda: [into[w.shape[1]] @ w.t() for w in layers],
-            lambda: [product(into[w.shape[1]], w) for w in layers],
+            lambda: [onednn_linear(into[w.shape[1]], w) for w in layers],
         ),
         "gradient of the input": (
             body,
             lambda: [out[w.shape[0]] @ w for w in layers],
-            lambda: [product(out[w.shape[0]], w.t()) for w in layers],
+            lambda: [onednn_linear(out[w.shape[0]], w.t()) for w in layers],
         ),
         "gradient of the weight": (
             body,
             lambda: [out[w.shape[0]].t() @ into[w.shape[1]] for w in layers],
             lambda: [weight_gradient(out[w.shape[0]], into[w.shape[1]]) for w in layers],
         ),
-        "logits": (top, lambda: hidden @ head.t(), lambda: product(hidden, head)),
+        "logits": (top, lambda: hidden @ head.t(), lambda: onednn_linear(hidden, head)),
         "gradient of the logits' input": (
             top,
             lambda: logits @ head,
-            lambda: product(logits, head.t()),
+            lambda: onednn_linear(logits, head.t()),
         ),
     }
     found = []
     with torch.no_grad():
         for name, (gflop, *sides) in works.items():
-            seconds = turn_about(dict(zip(("plain", "ours"), sides)), tries)
+            seconds = interleaved_medians(dict(zip(("plain", "ours"), sides)), tries)
             found.append({"product": name, **{side: gflop / s for side, s in seconds.items()}})
     table = pd.DataFrame(found).set_index("product")
     return table.assign(ratio=table["ours"] / table["plain"])
@@ -184,11 +184,13 @@ def product_rates(
     for m in model.modules():
         if isinstance(m, nn.Linear) and m is not model.get_output_embeddings():
             shapes[tuple(m.weight.shape)] = shapes.get(tuple(m.weight.shape), 0) + 1
-    own, flops, tokens = [], 0.0, tokens + -tokens % ROWS
+    own, flops, tokens = [], 0.0, tokens + -tokens % ROW_MULTIPLE
     for (out, into), count in shapes.items():
         x, w, y = torch.randn(tokens, into), torch.randn(out, into), torch.randn(tokens, out)
         spent = [
-            timed(lambda: (product(x, w), product(y, w.t()), weight_gradient(y, x)))[0]
+            time_call(
+                lambda: (onednn_linear(x, w), onednn_linear(y, w.t()), weight_gradient(y, x))
+            )[0]
             for _ in range(tries)
         ]
         own.append(float(np.median(spent)) * count)

@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.clock import Clock, _with_rest, kernel_share, profile, turn_about
+from benchmarks.clock import Clock, _with_rest, interleaved_medians, kernel_share, profile
 from benchmarks.inputs import PLACEMENTS
 from benchmarks.limits import vocabulary_of
 from benchmarks.trainers import train_side
-from cotdistill.attribution.methods import attribute
-from cotdistill.encode import Encoded, collate
+from cotdistill.attribution.methods import attribute_rationale
+from cotdistill.encode import Encoded, pack_batch
 from cotdistill.evaluate import evaluate
 from cotdistill.examples import Example, Rationale
 from cotdistill.hyperparameters import TrainConfig
 from cotdistill.kernels.loss import weighted_loss
 from cotdistill.students import Student
-from cotdistill.train import training
+from cotdistill.train import fast_training
 
 WARM = 3  # steps of one length until its time no longer falls
 
@@ -94,7 +94,7 @@ def profiles(
         "pre_cot generation": lambda: evaluate(
             writer, examples, "pre_cot", max_new_tokens=max_new_tokens
         ),
-        "integrated gradients": lambda: attribute(
+        "integrated gradients": lambda: attribute_rationale(
             student, first, rationales[first.id].text, "integrated_gradients", n_steps=n_steps
         ),
     }
@@ -138,7 +138,7 @@ def at_threads(
         call()
 
     try:
-        seconds = turn_about(
+        seconds = interleaved_medians(
             {(name, n): partial(at, n, call) for n in threads for name, call in works.items()},
             repeats,
         )
@@ -152,8 +152,8 @@ def backward_step(student: Student, batch: list[Encoded]) -> float:
 
     The loss in nats per token.
     """
-    found = collate(batch)
-    with training(student.model):
+    found = pack_batch(batch)
+    with fast_training(student.model):
         loss, _ = weighted_loss(student.model, found, found["weights"] / len(found["weights"]))
         loss.backward()
     student.model.zero_grad(set_to_none=True)

@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.trainers import be_a_side
+from benchmarks.trainers import serve_trainer
 from cotdistill.errors import DataError
 from cotdistill.execute import execute_notebook
 from cotdistill.parameters import check_value, notebook_parameters
 from cotdistill.paths import artifacts, root
-from cotdistill.tidy import tidy
+from cotdistill.tidy import tidy_notebook
 
 
 def run(values: dict, out: Path) -> Path:
@@ -38,7 +38,7 @@ def run(values: dict, out: Path) -> Path:
             0
         ]
         raise DataError(f"benchmark: {said} (the notebook up to the error: {part})") from None
-    tidy(part, seconds=time.time() - started)
+    tidy_notebook(part, seconds=time.time() - started)
     os.replace(part, out / "benchmark.ipynb")
     return out / "benchmark.ipynb"
 
@@ -46,7 +46,7 @@ def run(values: dict, out: Path) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """`run [values.yaml] [--executed DIR]` executes the notebook.
 
-    `side` is a child of `train_turn_about`.
+    `side` is a child of `train_interleaved`.
     """
     import yaml
 
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("side")
     chosen = parser.parse_args(arguments)
     if chosen.command == "side":
-        be_a_side()
+        serve_trainer()
         return 0
     try:
         values = (

@@ -205,7 +205,7 @@ def findings(rows: pd.DataFrame, rounding: dict[tuple[str, str], float]) -> str:
 
     How many targets are reached, and for those that are not, what forbids them, the strictest
     first. rounding: (student, peer) -> how far the peer's loss is from the float64 one with the
-    same weights (`whose_rounding`); it speaks for the rows of that student only.
+    same weights (`compare_rounding`); it speaks for the rows of that student only.
     """
 
     def off(r):

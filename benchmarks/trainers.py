@@ -53,7 +53,7 @@ TRAINERS = {
 }
 
 
-class Enough(Exception):
+class StopTraining(Exception):
     """Raised inside a training loop after the last measured step.
 
     No checkpoint is written, no epoch ends.
@@ -91,7 +91,7 @@ def train_side(
         seconds.append(time.perf_counter() - since[0])
         stepped(seconds[-1], losses[-1])
         if len(seconds) >= len(batches):
-            raise Enough
+            raise StopTraining
         since[0] = time.perf_counter()
 
     hook, Trainer.training_step = register_optimizer_step_post_hook(after_step), training_step
@@ -103,7 +103,7 @@ def train_side(
                 _peer_trainer(side, student, batches, config, seed, folder).train()
             else:
                 _ours(student, batches, config, seed, folder)
-    except Enough:
+    except StopTraining:
         pass
     finally:
         Trainer.training_step = own
@@ -117,7 +117,7 @@ def train_side(
         )
 
 
-def train_turn_about(
+def train_interleaved(
     sides: list[str],
     student: str,
     batches: list[list[Encoded]],
@@ -201,8 +201,8 @@ class Process:
         return json.loads(line)
 
 
-def be_a_side() -> None:
-    """The child of `train_turn_about`.
+def serve_trainer() -> None:
+    """The child of `train_interleaved`.
 
     Its settings on the first line of standard input, then a line for every step to make; on
     standard output a line once it is ready and one per step. What libraries print goes to standard

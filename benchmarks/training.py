@@ -20,19 +20,19 @@ import pandas as pd
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from benchmarks.compare import LOSS_LIMIT, close, row
+from benchmarks.compare import LOSS_LIMIT, nearly_equal, result_row
 from benchmarks.inputs import PLACEMENTS
-from benchmarks.limits import needed_flops, product_rates
+from benchmarks.limits import product_rates, required_flops
 from benchmarks.trainers import (
     TRAINERS,
     _features,
     _padding_collator,
     _padding_tokenizer,
     is_peer,
+    train_interleaved,
     train_side,
-    train_turn_about,
 )
-from cotdistill.encode import Encoded, collate
+from cotdistill.encode import Encoded, pack_batch
 from cotdistill.hyperparameters import TrainConfig
 from cotdistill.kernels.loss import token_losses
 from cotdistill.students import Student
@@ -98,7 +98,7 @@ def time_training(
     square: int = 2048,
 ) -> pd.DataFrame:
     """Every optimiser step of every peer among `sides` and of ours beside it on the same batches
-    (`train_turn_about`, of the student as it is loaded by its name): side, beside (the peer),
+    (`train_interleaved`, of the student as it is loaded by its name): side, beside (the peer),
     repeat, step, placement, tokens, seconds, loss, the machine's product rates right after that
     step of the pair (GFLOP/s: square, best, own shapes) and the step's needed GFLOP.
     """
@@ -112,7 +112,7 @@ def time_training(
         for peer in there:
             pair, work = [_ours_beside(peer), peer], batches[TRAINERS[peer][1]]
             tokens = int(np.mean([sum(len(e.ids) for e in b) for _, b in work]))
-            found = train_turn_about(
+            found = train_interleaved(
                 pair,
                 student.name,
                 [b for _, b in work],
@@ -131,8 +131,8 @@ def time_training(
                             "tokens": sum(len(e.ids) for e in batch),
                             "seconds": made["seconds"][step],
                             "loss": made["losses"][step],
-                            "gflop": needed_flops(student.model, batch) / 1e9,
-                            "least_gflop": needed_flops(student.model, batch, True) / 1e9,
+                            "gflop": required_flops(student.model, batch) / 1e9,
+                            "least_gflop": required_flops(student.model, batch, True) / 1e9,
                             **made["between"][step],
                         }
                     )
@@ -165,14 +165,14 @@ def training_rows(
             mine = steps[steps["side"] == _ours_beside(side)]
         if len(theirs):
             a, b = (x.sort_values(["repeat", "step"])["loss"].to_numpy() for x in (mine, theirs))
-            known = {"check": close(a, b, LOSS_LIMIT, "losses")}
+            known = {"check": nearly_equal(a, b, LOSS_LIMIT, "losses")}
         for placement in PLACEMENTS:
             ours, their = (
                 x[x["placement"] == placement].sort_values(["repeat", "step"])
                 for x in (mine, theirs)
             )
             if len(ours):
-                found = row(
+                found = result_row(
                     f"{work}, {placement}",
                     side,
                     TRAINERS[side][2],
@@ -193,7 +193,7 @@ def training_rows(
     return pd.DataFrame(rows)
 
 
-def whose_rounding(
+def compare_rounding(
     student: Student,
     steps: pd.DataFrame,
     batches: dict[bool, list[tuple[str, list[Encoded]]]],
@@ -275,7 +275,7 @@ def _losses_with(
         plain.double().set_attn_implementation("packed")
         return {
             "transformers": theirs,
-            "float64": float(token_losses(plain, collate(batch)).mean()),
+            "float64": float(token_losses(plain, pack_batch(batch)).mean()),
         }
 
 
@@ -324,7 +324,7 @@ def peak_memory(
     for side in sides:
         found = {"loaded_gb": np.nan, "peak_gb": np.nan}
         if not TRAINERS[side][0] or find_spec(TRAINERS[side][0]):
-            (found,) = train_turn_about(
+            (found,) = train_interleaved(
                 [side],
                 student.name,
                 pick_batches(sequences, config.batch_size, 2, TRAINERS[side][1]),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cotdistill.files import changed, sha256
+from cotdistill.files import damaged_files, sha256
 
 # And rng_state.pth, of a single process
 CHECKPOINT = ("trainable.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -25,7 +25,7 @@ def seal_checkpoint(folder: Path) -> None:
     part.replace(folder / "seal.json")
 
 
-def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) of each checkpoint, the first step first."""
     found = [
         (re.fullmatch(r"checkpoint-(\d+)", path.name), path)
@@ -35,14 +35,14 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def broken(checkpoint: Path) -> str:
+def checkpoint_problem(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, or with the best epoch it refers to.
 
     Empty where both are as they were written.
     """
     try:
         seal = json.loads((checkpoint / "seal.json").read_text(encoding="utf-8"))
-        bad = changed(checkpoint, dict.fromkeys(CHECKPOINT, "") | seal)
+        bad = damaged_files(checkpoint, dict.fromkeys(CHECKPOINT, "") | seal)
         if bad:
             return f"{', '.join(bad)} damaged"
         best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))[
@@ -55,20 +55,20 @@ def broken(checkpoint: Path) -> str:
     if not best or Path(best) == checkpoint:
         return ""
     problem = (
-        broken(checkpoint.with_name(Path(best).name))
+        checkpoint_problem(checkpoint.with_name(Path(best).name))
         if Path(best).parent == checkpoint.parent
         else "it is in another folder"
     )
     return f"its best epoch, {Path(best).name}: {problem}" if problem else ""
 
 
-def last_whole_checkpoint(folder: Path) -> str | None:
+def last_good_checkpoint(folder: Path) -> str | None:
     """The checkpoint that a killed run goes on from.
 
     Those that are not whole are named and deleted. None: it starts anew.
     """
-    for _, path in reversed(checkpoints(folder)):
-        problem = broken(path)
+    for _, path in reversed(list_checkpoints(folder)):
+        problem = checkpoint_problem(path)
         if not problem:
             return str(path)
         print(
@@ -80,14 +80,14 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+def trainable_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name -> tensor of the parameters that training changes (a tied head once)."""
     return {
         name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
     }
 
 
-def restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def restore_parameters(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Copy weights back in place: no reload between the runs of a grid."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -50,7 +50,7 @@ class Given:
     """What a function that changes tokens may use beside them.
 
     units: the positions of each unit's tokens; on_label: for each token whether its word is one of
-    the answer's; the rest as in `corrupt`.
+    the answer's; the rest as in `corrupt_tokens`.
     """
 
     units: list[list[int]]
@@ -200,7 +200,7 @@ def n_kept(amount: float, n: int) -> int:
     )
 
 
-def corrupt(
+def corrupt_tokens(
     ids: list[int],
     arm: Arm,
     rng: np.random.Generator | None,
@@ -419,7 +419,7 @@ def corrupt_text(
     label: str = "",
     corpus: Corpus | None = None,
 ) -> list[int]:
-    """`corrupt` for one student.
+    """`corrupt_tokens` for one student.
 
     Groups from its tokenizer, its filler token for masks, dots for the filler arm.
 
@@ -430,7 +430,7 @@ def corrupt_text(
     filler_id = dots_id(student) if arm.corruption == "filler" else student.filler_id
     groups = unit_groups(student, text, arm.unit) if "unit" in entry.fields else None
     on_label = label_tokens(student, text, label) if "label" in entry.needs else None
-    return corrupt(
+    return corrupt_tokens(
         ids,
         arm,
         rng,
@@ -469,7 +469,7 @@ def swap_among_same_answers(examples, lengths, texts, rng) -> dict[str, str]:
     A rationale that fits the answer, and not the question.
 
     A question whose answer no other one has keeps its own rationale. That is counted: its sequence
-    is the intact arm's, whose share every run records (`train.share_as_intact`), notebook 04 shows,
+    is the intact arm's, whose share every run records (`encode.unchanged_share`), notebook 04 shows,
     and verdicts heed. So a difference from the intact arm is understated, never made up. Raises
     DataError where no question has a partner.
     """

@@ -13,9 +13,9 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from cotdistill.elicit.prompts import STOP
 from cotdistill.kernels.attention import shared_prefix_attention
-from cotdistill.kernels.blocks import blocks_of, starting_from_trunk
-from cotdistill.kernels.cache import TRUNK_LIMIT, GrowingLayer, growing_cache, stored
-from cotdistill.kernels.linear import prepacked
+from cotdistill.kernels.blocks import blocks_of, start_from_trunk
+from cotdistill.kernels.cache import TRUNK_CACHE_BYTES, GrowingLayer, growing_cache, stored_bytes
+from cotdistill.kernels.linear import use_prepacked_linears
 from cotdistill.students import Student
 
 
@@ -93,9 +93,9 @@ def generate(
     """
     import torch
 
-    from cotdistill.kernels.attention import attending
+    from cotdistill.kernels.attention import use_attention
     from cotdistill.kernels.cache import growing_cache
-    from cotdistill.kernels.linear import prepacked
+    from cotdistill.kernels.linear import use_prepacked_linears
 
     model, ends, clock = student.model, {student.eos_id, *end_ids}, time.perf_counter()
     length, known = max(map(len, rows)), shared[0][0].shape[2] if shared else 0
@@ -108,7 +108,10 @@ def generate(
     positions, cache = known + (mask.cumsum(-1) - 1).clamp(min=0), growing_cache()
     live, new, spent = list(range(len(rows))), [[] for _ in rows], [0.0] * len(rows)
     draws = [np.random.default_rng(seed) for seed in seeds or [0] * len(rows)]
-    with attending(model, "shared_prefix") if shared else nullcontext(), prepacked(model):
+    with (
+        use_attention(model, "shared_prefix") if shared else nullcontext(),
+        use_prepacked_linears(model),
+    ):
         for step in range(max_new_tokens):
             seen = (
                 dict(prefix=shared, visible=_visible(mask, positions, known))
@@ -186,7 +189,7 @@ def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inpu
     if not trunk:
         return model.base_model(**inputs).last_hidden_state
     (layers, store), seen = trunk, []
-    with starting_from_trunk(model, layers):
+    with start_from_trunk(model, layers):
         if (layers, *key) in store:
             return model.base_model(**inputs, trunk=store[layers, *key]).last_hidden_state
         hook = blocks_of(model)[layers].register_forward_pre_hook(
@@ -196,7 +199,7 @@ def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inpu
             found = model.base_model(**inputs).last_hidden_state
         finally:
             hook.remove()
-    if stored(store) + seen[0].nbytes <= TRUNK_LIMIT:
+    if stored_bytes(store) + seen[0].nbytes <= TRUNK_CACHE_BYTES:
         store[layers, *key] = seen[0]
     return found
 
@@ -206,7 +209,7 @@ def _prompts_key(prompts: list[list[int]]) -> tuple:
 
 
 @torch.no_grad()
-def start(
+def prefill(
     student: Student, sequences: list[list[int]], trunk: tuple[int, dict] | None = None
 ) -> Decoding:
     """Run the prompts, padded on the left to one length.
@@ -234,7 +237,9 @@ def start(
 
 
 @torch.no_grad()
-def feed(student: Student, state: Decoding, tokens: torch.Tensor, real: torch.Tensor) -> None:
+def append_tokens(
+    student: Student, state: Decoding, tokens: torch.Tensor, real: torch.Tensor
+) -> None:
     """Append tokens [B, k] (left-aligned.
 
     `real` [B, k] says which count) to every sequence, in place.
@@ -257,7 +262,7 @@ def feed(student: Student, state: Decoding, tokens: torch.Tensor, real: torch.Te
     state.lengths = state.lengths + real.sum(1)
 
 
-def select(state: Decoding, rows: list[int]) -> Decoding:
+def select_rows(state: Decoding, rows: list[int]) -> Decoding:
     """Some of the sequences, with a cache of their own."""
     index, cache = torch.tensor(rows), growing_cache()
     for layer in state.cache.layers:
@@ -267,7 +272,7 @@ def select(state: Decoding, rows: list[int]) -> Decoding:
     return Decoding(cache, state.real[index], state.lengths[index], state.logits[index])
 
 
-def join(states: list[Decoding], order: list[int]) -> Decoding:
+def concat_rows(states: list[Decoding], order: list[int]) -> Decoding:
     """Sequences of several batches as one, row i being number order[i] of theirs in turn.
 
     Shorter caches get unreal slots.
@@ -305,7 +310,7 @@ def line_ids(student: Student) -> set[int]:
     return student.tokenizer._line_ids
 
 
-def greedy(
+def decode_greedily(
     student: Student, state: Decoding, limit: int, stop: list[int] | set[int]
 ) -> tuple[list[list[int]], Decoding]:
     """Decode until the ids end with the sequence `stop` or a member of the set `stop` (included),
@@ -323,7 +328,7 @@ def greedy(
         [],
     )
     going = torch.ones(len(live), dtype=torch.bool)
-    with prepacked(student.model):
+    with use_prepacked_linears(student.model):
         for _ in range(limit):
             token = state.logits.argmax(1)
             going &= token != student.eos_id
@@ -334,15 +339,15 @@ def greedy(
                     (~going).nonzero().flatten().tolist(),
                     going.nonzero().flatten().tolist(),
                 )
-                parked.append(select(state, out))
+                parked.append(select_rows(state, out))
                 order += [live[slot] for slot in out]
                 state, live, token, going = (
-                    select(state, stay),
+                    select_rows(state, stay),
                     [live[slot] for slot in stay],
                     token[stay],
                     going[stay],
                 )
-            feed(student, state, token[:, None], going[:, None].clone())
+            append_tokens(student, state, token[:, None], going[:, None].clone())
             for slot in going.nonzero().flatten().tolist():
                 mine = written[live[slot]]
                 mine.append(int(token[slot]))
@@ -350,7 +355,7 @@ def greedy(
                     going[slot] = False
     if not parked:
         return written, state
-    return written, join([*parked, state], np.argsort([*order, *live]).tolist())
+    return written, concat_rows([*parked, state], np.argsort([*order, *live]).tolist())
 
 
 def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from cotdistill.students import Student
 
 # A training batch's tokens are filled up to a multiple of this: products of other lengths are up to
 # 15 % slower
-ROWS = 8
+ROW_MULTIPLE = 8
 # What a token is: frame = "Reason:", "\nAnswer:" and the end of the sequence
 PROMPT, LABEL, RATIONALE, FRAME = range(4)
 KINDS = {"label": LABEL, "rationale": RATIONALE, "frame": FRAME}
@@ -122,7 +122,7 @@ def encode_all(
     return passes if arm.fresh else passes * epochs
 
 
-def share_as_intact(
+def unchanged_share(
     passes: list[list[Encoded]],
     student: Student,
     examples: list[Example],
@@ -141,7 +141,7 @@ def share_as_intact(
     return float(np.mean([a.ids == b.ids for a, b in zip(passes[0], plain, strict=True)]))
 
 
-def fitting(
+def usable_questions(
     student: Student,
     examples: list[Example],
     rationales: dict[str, Rationale],
@@ -212,7 +212,7 @@ def choose_train(examples: list[Example], size: int, seed: int) -> list[Example]
     return [examples[i] for i in order[: size or len(examples)]]
 
 
-def collate(
+def pack_batch(
     batch: list[Encoded], arm_weight: float = 1.0, rationale_weight: float = 1.0
 ) -> dict[str, torch.Tensor]:
     """Lay sequences end to end.
@@ -226,7 +226,7 @@ def collate(
     their own (cu_seq_lens: [n + 2]).
     """
     lengths = [len(e.ids) - 1 for e in batch]
-    fill = -sum(lengths) % ROWS
+    fill = -sum(lengths) % ROW_MULTIPLE
     ids = torch.tensor([i for e in batch for i in e.ids[:-1]] + [0] * fill)
     next_ids = torch.tensor([i for e in batch for i in e.ids[1:]] + [0] * fill)
     kinds = torch.tensor([k for e in batch for k in e.kinds[1:]] + [PROMPT] * fill)

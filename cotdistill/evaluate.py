@@ -21,16 +21,16 @@ from cotdistill.decode import (
     Decoding,
     _hidden,
     _prompts_key,
-    feed,
-    greedy,
+    append_tokens,
+    decode_greedily,
     line_ids,
     next_token_logits,
-    select,
-    start,
+    prefill,
+    select_rows,
 )
 from cotdistill.examples import Example, first_equal
 from cotdistill.kernels.blocks import has_trunk
-from cotdistill.kernels.linear import prepacked
+from cotdistill.kernels.linear import use_prepacked_linears
 from cotdistill.students import Student
 
 
@@ -52,7 +52,7 @@ def score_options(
 
     All options of a question run in one row after its cached prefix, without their last tokens
     (nothing is asked of these); a mask lets each see the prefix and itself only. The cache is left
-    as it was. trunk: as in `start`; prompts: what that was given.
+    as it was. trunk: as in `prefill`; prompts: what that was given.
     """
     device, prefix = student.model.device, state.real.shape[1]
     width = max(sum(len(option) - 1 for option in row) for row in options)
@@ -162,7 +162,7 @@ def evaluate(
     trunk = (
         trunk if trunk and placement != "pre_cot" and has_trunk(student.model, trunk[0]) else None
     )
-    with prepacked(student.model):
+    with use_prepacked_linears(student.model):
         for begin in range(0, len(order), batch_size):
             rows = order[begin : begin + batch_size]
             asked = [prompts[i] for i in rows]
@@ -183,10 +183,10 @@ def evaluate(
             )
             # The store may have had room for the prompts only: their caches lack the frozen blocks
             above = trunk if len(known) == 1 else None
-            state = start(student, asked, above)
+            state = prefill(student, asked, above)
             thoughts, cut = [[]] * len(rows), [False] * len(rows)
             if placement == "pre_cot":
-                thoughts, state = greedy(student, state, max_new_tokens, rationale_stop)
+                thoughts, state = decode_greedily(student, state, max_new_tokens, rationale_stop)
                 missing = [not ids[-len(rationale_stop) :] == rationale_stop for ids in thoughts]
                 cut = [
                     missed and len(ids) >= max_new_tokens for missed, ids in zip(missing, thoughts)
@@ -194,7 +194,7 @@ def evaluate(
                 # A rationale that never ended is asked for its answer all the same
                 add = torch.tensor([rationale_stop] * len(rows))
                 if any(missing):
-                    feed(
+                    append_tokens(
                         student,
                         state,
                         add,
@@ -208,9 +208,13 @@ def evaluate(
             ]
             if generate and left:
                 open_ended = (
-                    start(student, [asked[row] for row in left]) if above else select(state, left)
+                    prefill(student, [asked[row] for row in left])
+                    if above
+                    else select_rows(state, left)
                 )
-                for row, label in zip(left, greedy(student, open_ended, max_label_tokens, line)[0]):
+                for row, label in zip(
+                    left, decode_greedily(student, open_ended, max_label_tokens, line)[0]
+                ):
                     labels[row] = label
             for row, i in enumerate(rows):
                 example, label = examples[i], labels[row] if generate else []

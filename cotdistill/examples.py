@@ -40,7 +40,7 @@ class Rationale:
     key_spans: tuple[tuple[int, int], ...] = ()
 
 
-def is_text(value) -> bool:
+def is_plain_text(value) -> bool:
     """A str that is not blank and can be written as UTF-8 (JSON may hold half a surrogate pair)."""
     return (
         isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
@@ -109,10 +109,10 @@ def make_example(id, question, choices, answer, where: str) -> Example:
     stands there twice (in some official questions), the first of the two is the answer: equal texts
     are one answer.
     """
-    if not is_text(id):
+    if not is_plain_text(id):
         raise DataError(f"{where}: id {reprlib.repr(id)}; expected a text that is not empty")
     where = f"{where} (id {id})"
-    if not is_text(question):
+    if not is_plain_text(question):
         found = (
             f"question {reprlib.repr(question)}"
             if not isinstance(question, str) or question.strip()
@@ -125,7 +125,7 @@ def make_example(id, question, choices, answer, where: str) -> Example:
     if len(choices) > len(LETTERS):
         raise DataError(f"{where}: {len(choices)} choices; expected at most {len(LETTERS)}")
     for choice in choices:
-        if not is_text(choice):
+        if not is_plain_text(choice):
             raise DataError(
                 f"{where}: choice {reprlib.repr(choice)}; expected a text that is not empty"
             )
@@ -145,7 +145,7 @@ def check_rationale(text, where: str) -> None:
 
     Raises DataError.
     """
-    if not isinstance(text, str) or text.strip() and not is_text(text):
+    if not isinstance(text, str) or text.strip() and not is_plain_text(text):
         raise DataError(
             f"{where}: rationale is "
             f"{type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; "

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from cotdistill.errors import DataError, disk_error, one_line
-from cotdistill.files import part_of, read_text, sweep, whole
-from cotdistill.kernel import QUIET, alive, make_kernel, start_kernel, stop_kernel
+from cotdistill.files import atomic_write, read_text, remove_stale_parts, temporary_path
+from cotdistill.kernel import QUIET, kernel_is_alive, make_kernel, start_kernel, stop_kernel
 from cotdistill.parameters import (
     _parameters_file,
     all_parameters,
@@ -27,7 +27,7 @@ from cotdistill.parameters import (
 )
 from cotdistill.paths import FOLDER, NOTEBOOKS, RUN_KEY, RUN_STAGES, artifacts, enter_study, root
 from cotdistill.publish import FIGURES, evidence_folder, notebook_folder
-from cotdistill.tidy import tidy
+from cotdistill.tidy import tidy_notebook
 
 
 def run_stages(stages: list[str], values: dict, executed: Path) -> None:
@@ -61,7 +61,7 @@ def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> Non
     """
     import papermill
 
-    own = kernel if kernel and alive(kernel) else make_kernel()
+    own = kernel if kernel and kernel_is_alive(kernel) else make_kernel()
     try:
         papermill.execute_notebook(
             str(source),
@@ -111,11 +111,11 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
     """
     name, folder = NOTEBOOKS[stage], executed / values["study"]
     source = root() / "notebooks" / f"{name}.ipynb"
-    part = part_of(folder / f".{name}", ".ipynb")
+    part = temporary_path(folder / f".{name}", ".ipynb")
     broken = folder / f".{name}.part.ipynb"  # of a run that ended in an error, to be looked at
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, artifacts() / "studies" / values["study"], artifacts() / "runs"):
-        sweep(place)
+        remove_stale_parts(place)
     mine = {key: value for key, value in values.items() if key in notebook_parameters(source)}
     failed = artifacts() / "studies" / values["study"] / f"{stage}.failed"
     failed.unlink(missing_ok=True)
@@ -130,15 +130,15 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
             failed.write_text(reason + "\n", encoding="utf-8")
         if part.is_file():
             with suppress(OSError, ValueError, KeyError):  # as far as it got is better than nothing
-                tidy(part, seconds=time.time() - started)
+                tidy_notebook(part, seconds=time.time() - started)
             os.replace(part, broken)
         raise DataError(f"{name}: {reason} (the notebook up to the error: {broken})") from None
-    tidy(part, seconds=time.time() - started)
+    tidy_notebook(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
     if os.environ.get(FOLDER):  # of this machine, and so not in what the notebooks hand on
-        with whole(_parameters_file(values["study"], stage).with_name("folder.txt")) as made:
+        with atomic_write(_parameters_file(values["study"], stage).with_name("folder.txt")) as made:
             made.write_text(os.environ[FOLDER] + "\n", encoding="utf-8")
-    with whole(_parameters_file(values["study"], stage)) as made:
+    with atomic_write(_parameters_file(values["study"], stage)) as made:
         made.write_text(
             json.dumps(stage_parameters(stage, values), indent=1, sort_keys=True), encoding="utf-8"
         )
@@ -147,7 +147,7 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
     if stage == "figures":
         made = artifacts() / "studies" / values["study"]
         for file in (made / "verdicts.json", *(made / "figures" / figure for figure in FIGURES)):
-            with whole(folder / file.name) as copy:
+            with atomic_write(folder / file.name) as copy:
                 shutil.copy(file, copy)
 
 

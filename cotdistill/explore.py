@@ -27,7 +27,7 @@ from cotdistill.encode import FRAME, LABEL, PROMPT, RATIONALE, encode, example_r
 from cotdistill.errors import DataError
 from cotdistill.examples import Example, Rationale
 from cotdistill.paths import artifacts
-from cotdistill.runs.results import load_predictions, stages_done
+from cotdistill.runs.results import completed_stages, load_predictions
 from cotdistill.show import table
 from cotdistill.students import Student
 from cotdistill.study import load_base, test_questions
@@ -145,9 +145,9 @@ def agreement_with(selected: list[int], attributions: dict[str, Attribution]) ->
 def scores_of(
     student: Student, example: Example, rationale: str, methods: list[str], **options
 ) -> dict[str, Attribution]:
-    """`attribute.attribute` by several methods, `random` from the question's own generator."""
+    """`methods.attribute_rationale` by several methods, `random` from the question's own generator."""
     return {
-        m: methods_module.attribute(
+        m: methods_module.attribute_rationale(
             student, example, rationale, m, rng=example_rng(example.id, 0, 4), **options
         )
         for m in methods
@@ -179,7 +179,7 @@ def select_by_hand(
     What `selector: human` trains on.
 
     Positions are those of this student's tokens. Earlier selections of the file are shown again;
-    after a save, the agreement with each method. options go to `attribute.attribute` (n_steps,
+    after a save, the agreement with each method. options go to `methods.attribute_rationale` (n_steps,
     baseline).
     """
     path = Path(path)
@@ -424,7 +424,7 @@ def replot(bootstrap: int = 1000) -> w.Widget:
             loaded["chance"] = float(np.mean([1 / len(e.choices) for e in test_questions(base)]))
             loaded["rows"] = load_predictions(
                 study.value,
-                stages_done(study.value),
+                completed_stages(study.value),
                 dataset=base["data"]["dataset"],
                 student=base["student"],
             )

@@ -108,7 +108,7 @@ def write_json(path: Path, value) -> None:
     if isinstance(value, dict) and artifacts() / "studies" in path.parents:
         value = value | {"seal": fingerprint(json.loads(json.dumps(value)))}
     try:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(
                 json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n",
                 encoding="utf-8",
@@ -148,7 +148,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def changed(folder: Path, files: dict[str, str]) -> list[str]:
+def damaged_files(folder: Path, files: dict[str, str]) -> list[str]:
     """Which of a folder's files (name -> SHA-256) are missing, can't be read or hold something
     else.
     """
@@ -163,7 +163,7 @@ def changed(folder: Path, files: dict[str, str]) -> list[str]:
     return bad
 
 
-def part_of(path: Path, suffix: str = "") -> Path:
+def temporary_path(path: Path, suffix: str = "") -> Path:
     """Where this process writes what is then moved to `path`.
 
     Beside it, under a name that no other process on any host uses.
@@ -172,14 +172,14 @@ def part_of(path: Path, suffix: str = "") -> Path:
 
 
 @contextmanager
-def whole(path: Path):
+def atomic_write(path: Path):
     """Gives a path to write to.
 
     It becomes `path` when the block ends and is deleted when the block raises; a kill leaves it to
-    `sweep`. A reader sees the old file or the new one.
+    `remove_stale_parts`. A reader sees the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
+    part = temporary_path(path)
     try:
         yield part
         os.replace(part, path)
@@ -189,7 +189,7 @@ def whole(path: Path):
         raise
 
 
-def sweep(folder: Path) -> None:
+def remove_stale_parts(folder: Path) -> None:
     """Delete the parts that killed processes of this host left in a folder and the folders in it.
 
     Those of living processes and of other hosts stay.
@@ -212,7 +212,7 @@ def _lives(pid: int) -> bool:
 
 
 @contextmanager
-def held(path: Path, what: str, say=print):
+def file_lock(path: Path, what: str, say=print):
     """Hold the lock file `path`.
 
     Who has to wait longer than a second says once for what and for whom, then waits.
@@ -227,7 +227,7 @@ def held(path: Path, what: str, say=print):
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        say(f"waiting for {what}: held by {owner(path)}", flush=True)
+        say(f"waiting for {what}: held by {lock_owner(path)}", flush=True)
         lock.acquire()
     ours = not isinstance(lock, SoftFileLock)  # a marker file is filelock's own to write
     try:
@@ -250,7 +250,7 @@ def _note(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def owner(path: Path) -> str:
+def lock_owner(path: Path) -> str:
     """Who holds a lock file, in words, as far as it says so."""
     try:
         pid, host, since = [*path.read_text(encoding="utf-8").splitlines(), "", "", ""][:3]

@@ -14,7 +14,7 @@ class TrainConfig:
 
     Every field but `compile`, which changes speed only, is part of its run key.
 
-    `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select` is "best"
+    `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select_rows` is "best"
     (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last".
     `compile` is a backend of torch.compile ("inductor"; on a CPU it needs a C++ compiler) for the
     blocks' MLPs and RMS norms, "" for none. Attention stays out: it depends on the lengths of each

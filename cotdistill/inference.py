@@ -2,7 +2,7 @@
 
 A run answers test questions with one seed, so an arm is a table of seeds x questions. A contrast of
 arms is formed per seed and question (paired), and its mean would differ in a repetition for two
-reasons: other seeds (training luck) and other questions. As in `stats.two_level`,
+reasons: other seeds (training luck) and other questions. As in `stats.two_level_bootstrap`,
 
     variance of the mean = (variance of the seed means) / S + (variance of the question means
                            beyond noise) / N,
@@ -432,7 +432,7 @@ def join_parts(
     """Join the seeds' and the questions' variance to one standard error.
 
     V = s~^2 / S + questions - noise, at least the questions' alone (the formula of
-    `stats.two_level`); degrees of freedom by Satterthwaite (1946, doi:10.2307/3002019). With worlds
+    `stats.two_level_bootstrap`); degrees of freedom by Satterthwaite (1946, doi:10.2307/3002019). With worlds
     as units V = s~^2 / S, with the same floor.
 
     A seed variance that is not shrunk is often far too small by luck, and Satterthwaite's formula

@@ -91,7 +91,7 @@ def stop_kernel(kernel) -> None:
     shutil.rmtree(kernel.kernel_spec.env["IPYTHONDIR"], ignore_errors=True)
 
 
-def alive(kernel) -> bool:
+def kernel_is_alive(kernel) -> bool:
     """Whether a kernel of `start_kernel` still runs: it may have been killed before its turn came."""
     from jupyter_core.utils import run_sync
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cotdistill.arms import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
-from cotdistill.files import whole
+from cotdistill.files import atomic_write
 
 # placement -> colour (Okabe and Ito 2008; also apart in lightness), hatch, marker, dashes
 LOOKS = {
@@ -96,7 +96,7 @@ def save(fig: Figure, stem: str | Path) -> tuple[Path, Path]:
         (pdf, "pdf", {"CreationDate": None}),
         (png, "png", {"Software": None}),
     ):
-        with whole(path) as part:
+        with atomic_write(path) as part:
             fig.savefig(part, format=kind, metadata=metadata)
     return pdf, png
 

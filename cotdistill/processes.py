@@ -3,15 +3,15 @@
 import torch
 
 
-def ranks() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(this process, processes) of a torchrun; (0, 1) without one."""
     on = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if on else (0, 1)
 
 
-def told(value):
+def broadcast_from_first(value):
     """The first process's value, on every process of a torchrun."""
-    if ranks()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         box = [value]
         torch.distributed.broadcast_object_list(box, 0)
         return box[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from cotdistill.errors import DataError
-from cotdistill.files import part_of, read_text, sweep
+from cotdistill.files import read_text, remove_stale_parts, temporary_path
 from cotdistill.parameters import load_study, notebook_parameters
 from cotdistill.paths import NOTEBOOKS, artifacts, root
 from cotdistill.tidy import INJECTED
@@ -131,9 +131,9 @@ def publish(study: str, stages: list[str] | None = None) -> Path:
             f"{target}: {lost[0]} is published too; expected all of its stages at once, "
             "so that they go together"
         )
-    part, old = part_of(target), part_of(target.with_name(f"{target.name}.old"))
+    part, old = temporary_path(target), temporary_path(target.with_name(f"{target.name}.old"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target.parent)
+    remove_stale_parts(target.parent)
     try:
         part.mkdir()
         for file in files:

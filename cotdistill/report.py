@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from cotdistill.errors import DataError
-from cotdistill.files import part_of, sweep
+from cotdistill.files import remove_stale_parts, temporary_path
 from cotdistill.parameters import load_study, stage_parameters
 from cotdistill.paths import NOTEBOOKS, root
 from cotdistill.publish import notebook_folder
@@ -229,7 +229,7 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
             f"{folder}: no executed notebook; expected them from `make reproduce STUDY={study}`"
         )
     base["fingerprints"] = fingerprints(base)
-    part = part_of(out)
+    part = temporary_path(out)
     shutil.rmtree(part, ignore_errors=True)
     (part / "figures").mkdir(parents=True)
     figures = []
@@ -261,7 +261,7 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
     card = pd.read_csv(study_dir(study) / "data_card.csv").round(2)
     front = front_page(record, base, _table(card.to_dict("records")), times, figures)
     (part / "index.html").write_text(page(f"cotdistill: {study}", front, links), encoding="utf-8")
-    sweep(out.parent)
+    remove_stale_parts(out.parent)
     shutil.rmtree(out, ignore_errors=True)
     part.replace(out)
     return out / "index.html"

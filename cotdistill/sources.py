@@ -24,7 +24,7 @@ from cotdistill.examples import (
     question_key,
     without_repeats,
 )
-from cotdistill.files import read_jsonl, whole
+from cotdistill.files import atomic_write, read_jsonl
 from cotdistill.tables import question_rows, split_path
 
 # Where each dataset lives on the hub (pinned), which of its splits play which role, and how the
@@ -197,9 +197,9 @@ def load_examples(
 
 def expected_data() -> str:
     """What may stand in `dataset`, for an error's end."""
-    from cotdistill.microworld.knowledge import PARTS  # which imports this module
+    from cotdistill.microworld.knowledge import WORLDS  # which imports this module
 
-    known = ", ".join([*SOURCES, *(f"microworld/{part}" for part in PARTS)])
+    known = ", ".join([*SOURCES, *(f"microworld/{part}" for part in WORLDS)])
     return f"expected a dataset ({known}) or a folder with train.jsonl and test.jsonl"
 
 
@@ -335,7 +335,7 @@ def write_rationales(
         }
         for r in rationales.values()
     ]
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
         )

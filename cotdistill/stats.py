@@ -2,9 +2,9 @@
 
 A run answers the same test questions with one seed, so a measure is a table of seeds x questions,
 and two things would differ in a repetition: the seeds and the questions. Every estimate here is a
-mean over that table, with both resampled (`two_level`): the questions once for all seeds, because
+mean over that table, with both resampled (`two_level_bootstrap`): the questions once for all seeds, because
 seeds share them. How the two are joined decides whether the answer can be trusted with three seeds;
-the choice made, and its measured false-positive rates, are in `two_level`.
+the choice made, and its measured false-positive rates, are in `two_level_bootstrap`.
 
 Effects are fractions (0.02 is two points) of accuracy; `correct_per_100_tokens` is in right answers
 per 100 tokens.
@@ -177,7 +177,7 @@ def mean_squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return of_seeds, of_questions, np.maximum(rest, 0) / ((seeds - 1) * (questions - 1))
 
 
-def two_level(
+def two_level_bootstrap(
     values: np.ndarray,
     rng: np.random.Generator,
     n_boot: int = 2000,
@@ -281,7 +281,7 @@ def accuracy_table(
     for key, group in predictions.groupby(keys, sort=False, observed=True, dropna=False):
         table = seed_table(group, key[-1], measure)
         guard = () if measure == "correct_per_100_tokens" else (1.0, 1.0, 0.0, 0.0)
-        level = two_level(table.to_numpy(), rng, n_boot, guard)
+        level = two_level_bootstrap(table.to_numpy(), rng, n_boot, guard)
         half, top = half_width(level), np.inf if measure == "correct_per_100_tokens" else 1.0
         rows.append(
             dict(zip(keys, key))
@@ -301,11 +301,11 @@ def accuracy_table(
     return pd.DataFrame(rows)
 
 
-def _result(
+def estimate_contrast(
     table: pd.DataFrame, measure: str, rng: np.random.Generator, n_boot: int
 ) -> tuple[dict, TwoLevel]:
     """Estimate, 95 % interval and p of a contrast table, and the two-level estimate behind them."""
-    level = two_level(
+    level = two_level_bootstrap(
         table.to_numpy(), rng, n_boot, () if measure == "correct_per_100_tokens" else (1.0, -1.0)
     )
     half = half_width(level)
@@ -339,7 +339,7 @@ def paired_difference(
     seeds matter. Raises DataError where the arms' questions differ.
     """
     table = contrast_table(predictions, {arm_a: 1.0, arm_b: -1.0}, measure)
-    result, _ = _result(table, measure, rng, n_boot)
+    result, _ = estimate_contrast(table, measure, rng, n_boot)
     binary = measure != "correct_per_100_tokens"
     rows = []
     for seed, row in table.iterrows() if binary else ():
@@ -421,7 +421,7 @@ def equivalence_test(
     +margin. Returns its entries with p the larger of the two one-sided p, margin, and low_90,
     high_90: equivalence at 5 % is the 90 % interval lying inside the margin.
     """
-    result, level = _result(
+    result, level = estimate_contrast(
         contrast_table(predictions, {arm_a: 1.0, arm_b: -1.0}, measure), measure, rng, n_boot
     )
     p = max(one_sided(level, -margin, True), one_sided(level, margin, False))
@@ -456,7 +456,9 @@ def interaction(
         raise DataError(
             f"interaction of {arm_a}, {arm_b}, {arm_c}, {arm_d}: expected four different arms"
         )
-    result, _ = _result(contrast_table(predictions, weights, measure), measure, rng, n_boot)
+    result, _ = estimate_contrast(
+        contrast_table(predictions, weights, measure), measure, rng, n_boot
+    )
     return dict(contrast=f"({arm_a} − {arm_b}) − ({arm_c} − {arm_d})", **result)
 
 
@@ -541,7 +543,7 @@ def power(
     )
 
 
-def needed(
+def required_size(
     variances: dict[str, float],
     seeds: int,
     questions: int,

@@ -28,8 +28,8 @@ from transformers.utils.hub import resolve_revision
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from cotdistill.errors import DataError, disk_error
-from cotdistill.files import changed, held, part_of, sha256
-from cotdistill.kernels.attention import attending
+from cotdistill.files import damaged_files, file_lock, sha256, temporary_path
+from cotdistill.kernels.attention import use_attention
 from cotdistill.kernels.cache import growing_cache
 from cotdistill.kernels.memory import keep_memory
 from cotdistill.paths import cache_dir
@@ -335,7 +335,7 @@ def _packed_logits(model, rows: list[list[int]]) -> torch.Tensor:
         [0, *torch.tensor([len(row) for row in rows]).cumsum(0)], dtype=torch.int32
     )
     positions = torch.cat([torch.arange(len(row)) for row in rows])[None].to(model.device)
-    with attending(model, "packed"):
+    with use_attention(model, "packed"):
         return _logits(
             model, sum(rows, []), position_ids=positions, cu_seq_lens_q=borders, use_cache=False
         )
@@ -534,7 +534,7 @@ def gguf_path(name: str) -> Path:
         try:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                module.assemble(part_of(path), overwrite=True).replace(path)
+                module.assemble(temporary_path(path), overwrite=True).replace(path)
             return Path(module.assemble(path))
         except (OSError, ValueError, ImportError) as error:
             raise DataError(
@@ -585,7 +585,7 @@ def _bundled(name: str) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # A second process waits and finds the copy made
-        with held(folder.with_name(f"{name}.lock"), f"the conversion of {name}"):
+        with file_lock(folder.with_name(f"{name}.lock"), f"the conversion of {name}"):
             if _whole(folder):
                 return folder
             # Of a killed conversion: under the lock nobody writes to it
@@ -644,7 +644,7 @@ def _whole(folder: Path) -> bool:
         return False
     try:
         record = json.loads((folder / "cotdistill.json").read_text())
-        bad = changed(folder, record["files"])
+        bad = damaged_files(folder, record["files"])
         bad += ["model.safetensors has no checksum"] * (
             "model.safetensors" not in record["files"] or len(record["sha256"]) != 64
         )

@@ -16,9 +16,9 @@ from cotdistill.encode import (
     check_labels,
     choose_train,
     encode_all,
-    fitting,
     length_to_keep,
     training_length,
+    usable_questions,
 )
 from cotdistill.errors import DataError
 from cotdistill.examples import Dataset
@@ -253,7 +253,7 @@ def teacher_student(name: str) -> Student:
 def _fitting(canonical: str):
     base = json.loads(canonical)
     data = study_data(base)
-    return fitting(
+    return usable_questions(
         study_student(base), data.train, data.rationales, base["label_format"], base["max_length"]
     )
 

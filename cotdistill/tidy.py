@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
-from cotdistill.files import whole
+from cotdistill.files import atomic_write
 from cotdistill.paths import artifacts, root
 
 INJECTED = "injected-parameters"  # papermill's tag of the cell with a study's values; its id too
 
 
-def tidy(path: Path, seconds: float) -> None:
+def tidy_notebook(path: Path, seconds: float) -> None:
     """Make an executed notebook fit to publish; two executions that say the same are then equal.
 
     No widgets, no paths of this machine, stream output in one piece, one id for the cell that
@@ -44,7 +44,7 @@ def tidy(path: Path, seconds: float) -> None:
             cell["outputs"] = [
                 clean_output(output, places) for output in merge_streams(cell["outputs"])
             ]
-    with whole(path) as made:
+    with atomic_write(path) as made:
         made.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -33,28 +33,28 @@ from transformers import Trainer, TrainingArguments
 
 from cotdistill.arms import Arm
 from cotdistill.checkpoints import (
-    checkpoints,
-    last_whole_checkpoint,
-    restore,
+    last_good_checkpoint,
+    list_checkpoints,
+    restore_parameters,
     seal_checkpoint,
-    trainable,
+    trainable_parameters,
 )
-from cotdistill.encode import LABEL, PROMPT, Encoded, collate, loss_shares, other_weight
+from cotdistill.encode import LABEL, PROMPT, Encoded, loss_shares, other_weight, pack_batch
 from cotdistill.errors import DataError
 from cotdistill.hyperparameters import TrainConfig
-from cotdistill.kernels.attention import attending
+from cotdistill.kernels.attention import use_attention
 from cotdistill.kernels.blocks import (
     blocks_of,
-    calling,
     has_trunk,
     last_block_at_places,
-    starting_from_trunk,
+    replace_forward,
+    start_from_trunk,
 )
-from cotdistill.kernels.cache import TRUNK_LIMIT, stored
-from cotdistill.kernels.linear import learning, prepacked
+from cotdistill.kernels.cache import TRUNK_CACHE_BYTES, stored_bytes
+from cotdistill.kernels.linear import use_prepacked_linears, use_trainable_onednn_linears
 from cotdistill.kernels.loss import sparse_embedding, weighted_loss
 from cotdistill.kernels.memory import release_memory
-from cotdistill.processes import ranks, told
+from cotdistill.processes import broadcast_from_first, rank_and_world_size
 from cotdistill.students import Student
 
 
@@ -139,7 +139,7 @@ class DistilTrainer(Trainer):
         )
         # We divide by the number of supervised tokens of the whole optimiser step
         self.model_accepts_loss_kwargs = True
-        self._loss_shifts_labels = False  # `collate` has
+        self._loss_shifts_labels = False  # `pack_batch` has
         # [label | other][sum of losses, tokens] since the epoch began
         self.sums = torch.zeros(2, 2, dtype=torch.float64)
 
@@ -215,7 +215,11 @@ class DistilTrainer(Trainer):
             self.sums = total.cpu()
         means = (self.sums[:, 0] / self.sums[:, 1].clamp(min=1)).tolist()
         total = (self.sums[:, 0].sum() / self.sums[:, 1].sum().clamp(min=1)).item()
-        found = told(self.validate() if ranks()[0] == 0 else {}) if self.validate else {}
+        found = (
+            broadcast_from_first(self.validate() if rank_and_world_size()[0] == 0 else {})
+            if self.validate
+            else {}
+        )
         # Of the epoch's last update
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             self.check_loss(math.nan)
@@ -230,10 +234,10 @@ class DistilTrainer(Trainer):
         }
         self.sums.zero_()
         self.state.log_history.append({"distil": row})
-        if ranks()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             self.progress(row)
         # Without validation the last epoch is the best one
-        metrics = {"eval_selection": selection(row) if found else row["epoch"]}
+        metrics = {"eval_selection": selection_score(row) if found else row["epoch"]}
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
@@ -255,26 +259,28 @@ class DistilTrainer(Trainer):
                 self.state.global_step,
                 self.state.best_global_step if self.args.load_best_model_at_end else None,
             }
-            for step, old in checkpoints(folder):
+            for step, old in list_checkpoints(folder):
                 if step not in best:
                     shutil.rmtree(old, ignore_errors=True)
 
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trainable(self.model), folder / "trainable.safetensors")
+        save_file(trainable_parameters(self.model), folder / "trainable.safetensors")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        restore(self.model, load_file(Path(resume_from_checkpoint) / "trainable.safetensors"))
+        restore_parameters(
+            self.model, load_file(Path(resume_from_checkpoint) / "trainable.safetensors")
+        )
 
     def _load_best_model(self):
         self.accelerator.wait_for_everyone()  # the first process may still be writing it
-        restore(
+        restore_parameters(
             self.model, load_file(Path(self.state.best_model_checkpoint) / "trainable.safetensors")
         )
 
 
-def selection(row: dict) -> float:
+def selection_score(row: dict) -> float:
     """What epochs are compared by: validation label accuracy; ties go to the lower label loss."""
     return row["validation_accuracy"] - 1e-6 * min(row["validation_label_nll"], 1e5)
 
@@ -285,7 +291,7 @@ def epochs_since_best(log: list[dict]) -> int:
     It is all that `patience` depends on, so a killed run that goes on from its checkpoint stops
     where one that was left alone does; the library's own callback would count anew.
     """
-    found = [selection(row["distil"]) for row in log if "distil" in row]
+    found = [selection_score(row["distil"]) for row in log if "distil" in row]
     return len(found) - 1 - int(np.argmax(found)) if found else 0
 
 
@@ -305,7 +311,7 @@ HISTORY = [
 def trunk_states(
     student: Student, data: list[Encoded], layers: int, store: dict
 ) -> list[torch.Tensor] | None:
-    """What the lowest `layers` blocks make of each sequence but its last token (`collate`), [tokens
+    """What the lowest `layers` blocks make of each sequence but its last token (`pack_batch`), [tokens
 
     - 1, width] each; None where there is nothing to gain (no frozen block), where dropout makes
     each pass another one, or where it would take more than TRUNK_LIMIT bytes.
@@ -320,28 +326,28 @@ def trunk_states(
         * model.config.hidden_size
         * next(model.parameters()).element_size()
     )
-    if not has_trunk(model, layers) or size > TRUNK_LIMIT:
+    if not has_trunk(model, layers) or size > TRUNK_CACHE_BYTES:
         return None
     blocks, seen, found = blocks_of(model), [], [None] * len(data)
     order = sorted(range(len(data)), key=lambda i: data[i].id)
     parts = [order[a : a + 16] for a in range(0, len(order), 16)]
     keys = [(layers, tuple(data[i].ids for i in part)) for part in parts]
     if (
-        stored(store) + size - stored({key: store[key] for key in keys if key in store})
-        > TRUNK_LIMIT
+        stored_bytes(store) + size - stored_bytes({key: store[key] for key in keys if key in store})
+        > TRUNK_CACHE_BYTES
     ):
         store.clear()
     hook = blocks[layers].register_forward_pre_hook(lambda module, given: seen.append(given[0][0]))
     try:
         with (
-            attending(model, "packed"),
-            prepacked(model),
-            calling({block: _nothing for block in blocks[layers:]}),
+            use_attention(model, "packed"),
+            use_prepacked_linears(model),
+            replace_forward({block: _nothing for block in blocks[layers:]}),
         ):
             for part, key in zip(parts, keys):
                 if key not in store:
                     group = [data[i] for i in part]
-                    batch, lengths = collate(group), [len(e.ids) - 1 for e in group]
+                    batch, lengths = pack_batch(group), [len(e.ids) - 1 for e in group]
                     model.base_model(
                         use_cache=False,
                         **{
@@ -366,7 +372,7 @@ def _nothing(hidden_states, *args, **kwargs):
 
 
 @contextmanager
-def compiled(model: nn.Module, backend: str):
+def use_compiled_blocks(model: nn.Module, backend: str):
     """While open, the blocks' MLPs and RMS norms go through torch.compile, once for all lengths: a
     few fused loops instead of a dozen passes over memory.
 
@@ -392,17 +398,17 @@ def compiled(model: nn.Module, backend: str):
 
 
 @contextmanager
-def training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
-    """While open, the model takes `collate`'s batches, and a step costs what it must.
+def fast_training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
+    """While open, the model takes `pack_batch`'s batches, and a step costs what it must.
 
     Sequences attend apart from each other, linear layers run on the faster products (a compiler
     can't look into these), and what nothing is learnt from is left out.
     """
     with (
-        attending(model, "packed"),
-        nullcontext() if compile else learning(model),
-        compiled(model, compile),
-        starting_from_trunk(model, frozen_layers),
+        use_attention(model, "packed"),
+        nullcontext() if compile else use_trainable_onednn_linears(model),
+        use_compiled_blocks(model, compile),
+        start_from_trunk(model, frozen_layers),
         last_block_at_places(model),
         sparse_embedding(model),
     ):
@@ -499,7 +505,7 @@ def fine_tune(
 
     def collator(batch):
         batch = batch or [silent]
-        found = collate(batch, arm.label_weight, config.rationale_weight)
+        found = pack_batch(batch, arm.label_weight, config.rationale_weight)
         if states:
             joined = torch.cat([states[id(e)] for e in batch])
             found["trunk"] = nn.functional.pad(
@@ -507,7 +513,7 @@ def fine_tune(
             )[None]
         return found
 
-    patience, checkpoint = config.patience if select_best else 0, last_whole_checkpoint(folder)
+    patience, checkpoint = config.patience if select_best else 0, last_good_checkpoint(folder)
     log = (
         json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))[
             "log_history"
@@ -532,7 +538,7 @@ def fine_tune(
     )
     trainer.remove_callback(_printer())
     try:
-        with training(student.model, config.compile, config.frozen_layers):
+        with fast_training(student.model, config.compile, config.frozen_layers):
             trainer.train(resume_from_checkpoint=checkpoint)
     # Torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named
     # here
@@ -575,8 +581,8 @@ def _in_eval(student: Student, validate):
     def run():
         student.model.eval()
         try:
-            # A compiler can't look into `prepacked` weights
-            with attending(student.model, "sdpa"), torch.compiler.set_stance("force_eager"):
+            # A compiler can't look into `use_prepacked_linears` weights
+            with use_attention(student.model, "sdpa"), torch.compiler.set_stance("force_eager"):
                 return validate()
         finally:
             student.model.train()

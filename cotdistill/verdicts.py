@@ -12,7 +12,7 @@ from scipy import stats as sps
 from statsmodels.stats.meta_analysis import combine_effects
 
 from cotdistill.errors import DataError
-from cotdistill.files import read_json, whole, write_json
+from cotdistill.files import atomic_write, read_json, write_json
 from cotdistill.paths import root, study_dir
 from cotdistill.runs.provenance import provenance
 from cotdistill.stats import (
@@ -21,12 +21,12 @@ from cotdistill.stats import (
     MIN_SEEDS,
     SHARED_SEED,
     TwoLevel,
-    _result,
     contrast_table,
+    estimate_contrast,
     holm,
-    needed,
     one_sided,
     p_value,
+    required_size,
     variance_parts,
 )
 from cotdistill.study import student_note
@@ -51,7 +51,7 @@ def save_verdicts(
             "accuracy_written": json.loads(written.to_json(orient="records")),
         },
     )
-    with whole(folder / "verdicts.csv") as part:
+    with atomic_write(folder / "verdicts.csv") as part:
         verdicts.to_csv(part, index=False)
 
 
@@ -70,13 +70,13 @@ def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataF
     """
     from cotdistill.files import read_json
     from cotdistill.paths import study_dir
-    from cotdistill.runs.results import as_intact, load_predictions, stages_done
+    from cotdistill.runs.results import completed_stages, load_predictions, unchanged_shares
     from cotdistill.stats import accuracy_table
     from cotdistill.study import load_base
 
     base, rng = load_base(study), np.random.default_rng(0)
     predictions = load_predictions(
-        study, stages_done(study), dataset=base["data"]["dataset"], student=base["student"]
+        study, completed_stages(study), dataset=base["data"]["dataset"], student=base["student"]
     )
     forced = accuracy_table(predictions, "correct_choice", rng=rng, n_boot=n_boot)
     written = accuracy_table(predictions, "correct_generated", rng=rng, n_boot=n_boot)
@@ -86,7 +86,7 @@ def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataF
         rng,
         alpha=alpha,
         n_boot=n_boot,
-        as_intact=as_intact(study, stages_done(study)),
+        as_intact=unchanged_shares(study, completed_stages(study)),
     )
     save_verdicts(study, base, table, forced, written)
     return read_json(study_dir(study) / "verdicts.json", "this command"), table
@@ -307,7 +307,7 @@ def _needed_text(
     bounded = claim["rule"] in ("equivalence", "noninferiority")
     seeds, questions = values.shape
     some = MIN_SEEDS if seeds == 1 else max(seeds, 10)
-    size = needed(
+    size = required_size(
         variance_parts(values),
         some,
         questions,
@@ -352,9 +352,9 @@ def verdicts(
     fewer than MIN_SEEDS seeds whatever p is, because the interval then leaves out, or hardly knows,
     how much seeds vary, and where support would say nothing: the claim that this one `requires` is
     not supported, or an equivalence is of two arms of which more than MAX_AS_INTACT of the training
-    texts are the same (as_intact: arm -> that share, `runs.as_intact`); else "supported" or
+    texts are the same (as_intact: arm -> that share, `results.unchanged_shares`); else "supported" or
     "contradicted" where p_holm < alpha, on the side that `_judge` says, and "inconclusive"
-    otherwise. `needed` is filled where inconclusive: the size for 80 % power of a verdict, at alpha
+    otherwise. `required_size` is filled where inconclusive: the size for 80 % power of a verdict, at alpha
     / (number of measured claims), so that Holm is paid for. Raises DataError on predictions of
     several studies and on arms that do not share their questions.
     """
@@ -403,7 +403,7 @@ def verdicts(
             )
             row["contrast"] += MEASURED_BY[claim["measure"]]
             table = contrast_table(predictions, weights, claim["measure"])
-            result, level = _result(table, claim["measure"], rng, n_boot)
+            result, level = estimate_contrast(table, claim["measure"], rng, n_boot)
             p, side = _judge(claim, level)
             row |= result | dict(p=p, verdict=side, arm=found["a"])
         rows.append(row)

@@ -19,10 +19,10 @@ torch.set_num_threads(1)
 from safetensors.torch import save_file
 
 from cotdistill.arms import Arm, arm_from_name
-from cotdistill.checkpoints import restore, trainable
+from cotdistill.checkpoints import restore_parameters, trainable_parameters
 from cotdistill.encode import encode_all
 from cotdistill.hyperparameters import TrainConfig
-from cotdistill.processes import ranks
+from cotdistill.processes import rank_and_world_size
 from cotdistill.students import load_student
 from cotdistill.study import study_data
 from cotdistill.train import fine_tune
@@ -59,7 +59,7 @@ def main(out: Path) -> None:
     before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
     validations, curves = iter([(0.5, 2.0), (0.75, 1.0), (0.25, 0.5)]), {}
     for name, (arm, more) in CASES.items():
-        restore(student.model, before)
+        restore_parameters(student.model, before)
         config = TrainConfig(**dict(lr=3e-3, epochs=3, select="last") | more)
         passes = encode_all(student, data.train, data.rationales, arm, "text", 0, config.epochs)
         steps = []
@@ -78,9 +78,9 @@ def main(out: Path) -> None:
             "summary": summary,
             "shown": len(steps),
         }
-        if ranks()[0] == 0:
-            save_file(trainable(student.model), out / f"{name}.safetensors")
-    (out / f"curves{ranks()[0]}.json").write_text(json.dumps(curves))
+        if rank_and_world_size()[0] == 0:
+            save_file(trainable_parameters(student.model), out / f"{name}.safetensors")
+    (out / f"curves{rank_and_world_size()[0]}.json").write_text(json.dumps(curves))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

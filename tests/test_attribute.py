@@ -26,13 +26,13 @@ from cotdistill.attribution.checks import (
     mean_intervals,
     random_average_precision,
     randomisation_check,
-    randomise,
+    randomise_weights,
 )
 from cotdistill.attribution.methods import (
     METHODS,
     aggregate_to_words,
-    attribute,
     attribute_all,
+    attribute_rationale,
     top_k,
 )
 from cotdistill.attribution.score import Attribution, removal_logps, split_sequence
@@ -142,7 +142,7 @@ def test_integrated_gradients_equal_plain_captum(name):
     )
     reference, delta = plain.attribute(ids, base, n_steps=12, return_convergence_delta=True)
     reference = reference.sum(-1)[0].detach().numpy()
-    found = attribute(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=12, batch_size=5)
+    found = attribute_rationale(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=12, batch_size=5)
     assert np.abs(found.scores - reference[place(parts)]).max() < 1e-4 * np.abs(reference).max()
     assert found.delta == pytest.approx(delta.item(), abs=2e-4)
     assert found.ids == tuple(parts.rationale) and found.words == tuple(parts.words)
@@ -155,11 +155,11 @@ def test_gradient_methods_equal_plain_captum(name):
     embeds = s.model.get_input_embeddings()(whole_ids(parts)).detach().requires_grad_()
     forward = forward_from_embeds(s.model, parts)
     times = InputXGradient(forward).attribute(embeds).sum(-1)[0, place(parts)].detach().numpy()
-    found = attribute(s, EXAMPLE, TEXT, "input_x_gradient")
+    found = attribute_rationale(s, EXAMPLE, TEXT, "input_x_gradient")
     assert np.allclose(found.scores, times, atol=1e-4 * np.abs(times).max())
     assert found.logp_full == pytest.approx(whole_logp(s.model, parts), abs=1e-4)
     length = Saliency(forward).attribute(embeds).norm(dim=-1)[0, place(parts)].detach().numpy()
-    assert np.allclose(attribute(s, EXAMPLE, TEXT, "saliency").scores, length, rtol=1e-3)
+    assert np.allclose(attribute_rationale(s, EXAMPLE, TEXT, "saliency").scores, length, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
@@ -174,7 +174,7 @@ def test_gradients_equal_finite_differences(name):
         s.model.get_input_embeddings()(whole_ids(parts)).detach(),
         forward_from_embeds(s.model, parts),
     )
-    found = attribute(s, EXAMPLE, TEXT, "input_x_gradient").scores
+    found = attribute_rationale(s, EXAMPLE, TEXT, "input_x_gradient").scores
     # Llama's norms compute in float32 whatever the dtype: a wider step and tolerance there.
     step, tolerance = (1e-5, 1e-6) if name == "tiny-gpt2" else (2e-2, 2e-3)
     for token in range(0, len(found), 5):
@@ -201,10 +201,10 @@ def test_occlusion_equals_brute_force(name):
         )
 
     n = len(parts.rationale)
-    found = attribute(s, EXAMPLE, TEXT, "occlusion", batch_size=7)
+    found = attribute_rationale(s, EXAMPLE, TEXT, "occlusion", batch_size=7)
     assert np.allclose(found.scores, [fall({i}) for i in range(n)], atol=1e-4)
     assert found.logp_baseline == pytest.approx(full - fall(set(range(n))), abs=1e-4)
-    words = attribute(s, EXAMPLE, TEXT, "occlusion_word")
+    words = attribute_rationale(s, EXAMPLE, TEXT, "occlusion_word")
     expected = [
         fall({i for i in range(n) if parts.words[i] == w}) for w in range(len(TEXT.split()))
     ]
@@ -244,7 +244,7 @@ def test_the_last_blocks_mlp_runs_where_the_label_is_predicted_and_nowhere_else(
     hook = inner.register_forward_pre_hook(
         lambda _, given: rows.append(given[0].shape[:-1].numel())
     )
-    attribute(s, EXAMPLE, TEXT, method, n_steps=8)
+    attribute_rationale(s, EXAMPLE, TEXT, method, n_steps=8)
     hook.remove()
     prompt = (
         len(parts.prefix)
@@ -260,7 +260,9 @@ def test_the_last_blocks_mlp_runs_where_the_label_is_predicted_and_nowhere_else(
 @pytest.mark.parametrize("baseline", ["filler", "mean"])
 def test_scores_are_complete_and_the_ends_are_right(name, baseline):
     s = student(name)
-    found = attribute(s, EXAMPLE, TEXT, "integrated_gradients", n_steps=64, baseline=baseline)
+    found = attribute_rationale(
+        s, EXAMPLE, TEXT, "integrated_gradients", n_steps=64, baseline=baseline
+    )
     assert abs(found.delta) < 1e-3 * max(1, abs(found.logp_full - found.logp_baseline))
     parts = split_sequence(s, EXAMPLE, TEXT)
     assert found.logp_full == pytest.approx(whole_logp(s.model, parts), abs=1e-4)
@@ -280,8 +282,8 @@ def test_attention_is_the_models_own(name):
     s = load_student(name)
     parts = split_sequence(s, EXAMPLE, TEXT)
     before = s.model.config._attn_implementation
-    last = attribute(s, EXAMPLE, TEXT, "attention").scores
-    rollout = attribute(s, EXAMPLE, TEXT, "rollout").scores
+    last = attribute_rationale(s, EXAMPLE, TEXT, "attention").scores
+    rollout = attribute_rationale(s, EXAMPLE, TEXT, "rollout").scores
     assert s.model.config._attn_implementation == before == "sdpa"
     s.model.set_attn_implementation("eager")
     ids = whole_ids(parts)[:, :-1]
@@ -304,7 +306,7 @@ def test_attention_is_the_models_own(name):
 def test_similarity_finds_the_labels_own_tokens():
     s = student("tiny-llama")
     example = Example("q", "What?", ("steel", "oak"), 0)
-    found = attribute(s, example, "It is steel", "embedding_similarity")
+    found = attribute_rationale(s, example, "It is steel", "embedding_similarity")
     weight = s.model.get_input_embeddings().weight.detach().numpy()
     target = weight[s.encode(" steel")].mean(0)
     by_hand = [
@@ -358,7 +360,7 @@ def test_random_and_human():
         attribute_all(s, [EXAMPLE], RATIONALES, "random", seed=seed)[0].scores for seed in (1, 2)
     )
     assert not np.allclose(a, b) and ((0 <= a) & (a < 1)).all()
-    human = attribute(s, EXAMPLE, TEXT, "human", selections=selections)
+    human = attribute_rationale(s, EXAMPLE, TEXT, "human", selections=selections)
     assert top_k(human.scores, 2) == [0, 3] and set(human.scores) == {0, 1}
 
 
@@ -366,8 +368,8 @@ def test_random_and_human():
 def test_an_empty_and_a_short_rationale(method):
     s = student("tiny-gpt2")
     options = dict(rng=np.random.default_rng(0), selections={"q1": []}, n_steps=3)
-    assert attribute(s, EXAMPLE, "", method, **options).scores.shape == (0,)
-    assert np.isfinite(attribute(s, EXAMPLE, ".", method, **options).scores).all()
+    assert attribute_rationale(s, EXAMPLE, "", method, **options).scores.shape == (0,)
+    assert np.isfinite(attribute_rationale(s, EXAMPLE, ".", method, **options).scores).all()
 
 
 def test_words_and_top_k():
@@ -386,10 +388,11 @@ def test_words_and_top_k():
 def test_scores_come_back_as_written(tmp_path):
     s, made = student("tiny-llama"), {"student": "x", "steps": 4}
     found = [
-        attribute(s, e, RATIONALES[e.id].text, "integrated_gradients", n_steps=4) for e in EXAMPLES
+        attribute_rationale(s, e, RATIONALES[e.id].text, "integrated_gradients", n_steps=4)
+        for e in EXAMPLES
     ]
     found.append(
-        attribute(
+        attribute_rationale(
             s, Example("q4", "?", ("a", "b"), 0), "So", "random", rng=np.random.default_rng(0)
         )
     )
@@ -447,7 +450,7 @@ def test_selections_are_appended_and_the_last_counts(tmp_path):
 )
 def test_bad_input_has_one_clear_error(options, words):
     with pytest.raises(DataError, match=words):
-        attribute(student("tiny-gpt2"), EXAMPLE, TEXT, **options)
+        attribute_rationale(student("tiny-gpt2"), EXAMPLE, TEXT, **options)
 
 
 # ----------------------------------------------------------------------------------------
@@ -459,7 +462,7 @@ def test_faithfulness_equals_erasing_by_hand():
     parts = split_sequence(s, EXAMPLE, TEXT)
     n = len(parts.rationale)
     scores = {
-        "occlusion": attribute(s, EXAMPLE, TEXT, "occlusion").scores,
+        "occlusion": attribute_rationale(s, EXAMPLE, TEXT, "occlusion").scores,
         "random": np.random.default_rng(0).random(n),
     }
     table = faithfulness(s, EXAMPLE, TEXT, scores, fractions=(0, 0.01, 0.2, 0.5, 1), batch_size=3)
@@ -482,21 +485,23 @@ def test_faithfulness_equals_erasing_by_hand():
 
 def test_randomising_changes_what_it_says_and_the_check_sees_it():
     s = student("tiny-llama")
-    top = randomise(s, 1, 0)
+    top = randomise_weights(s, 1, 0)
     for (name, a), (_, b) in zip(s.model.named_parameters(), top.model.named_parameters()):
         assert torch.equal(a, b) != ("layers.1." in name and a.std() > 0), name
-    everything = randomise(s, None, 0)
+    everything = randomise_weights(s, None, 0)
     assert not torch.equal(
         everything.model.get_input_embeddings().weight, s.model.get_input_embeddings().weight
     )
-    assert torch.equal(randomise(s, None, 0).model.lm_head.weight, everything.model.lm_head.weight)
+    assert torch.equal(
+        randomise_weights(s, None, 0).model.lm_head.weight, everything.model.lm_head.weight
+    )
     table = randomisation_check(s, EXAMPLES[:2], RATIONALES, "occlusion", layers=(0, None))
     assert (
         np.allclose(table.loc[table["layers"] == 0, "rho"], 1)
         and (table.loc[table["layers"] == "all", "rho"] < 0.9).all()
     )
-    own = attribute(s, EXAMPLE, TEXT, "occlusion").scores
-    other = attribute(everything, EXAMPLE, TEXT, "occlusion").scores
+    own = attribute_rationale(s, EXAMPLE, TEXT, "occlusion").scores
+    other = attribute_rationale(everything, EXAMPLE, TEXT, "occlusion").scores
     ranks = [pd.Series(x).rank() for x in (own, other)]
     assert table["rho"].iloc[2] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
@@ -627,7 +632,7 @@ def test_what_is_selected():
 
 def test_scores_train_the_arms_that_need_them():
     s = student("tiny-llama")
-    found = attribute(s, EXAMPLE, TEXT, "occlusion")
+    found = attribute_rationale(s, EXAMPLE, TEXT, "occlusion")
     kept = encode(
         s,
         EXAMPLE,
@@ -677,4 +682,4 @@ def test_selectors_without_a_model_against_counting_by_hand():
     match = dict(zip(text.split(), by_word["frequency_matched"]))
     # Cup, jar, holds and "and" twice, net four times, the most often
     assert match["cup"] == -1 < match["the"] < match["net"] < match["jar"] == 1.0
-    assert attribute(s, example, "", "tfidf").scores.shape == (0,)
+    assert attribute_rationale(s, example, "", "tfidf").scores.shape == (0,)

@@ -27,8 +27,8 @@ from benchmarks import clock as clock_module
 from benchmarks import summary as summary_module
 from benchmarks import trainers
 from benchmarks.attribution import time_gradients, time_occlusion
-from benchmarks.clock import Clock, kernel_share, profile, turn_about
-from benchmarks.compare import close, compare, equal
+from benchmarks.clock import Clock, interleaved_medians, kernel_share, profile
+from benchmarks.compare import compare, equal, nearly_equal
 from benchmarks.curves import fit_laws
 from benchmarks.inference import (
     harness_scores,
@@ -38,27 +38,33 @@ from benchmarks.inference import (
     time_rationales,
     time_scoring,
 )
-from benchmarks.inputs import PLACEMENTS, encode_placements, length_table, taught, texts
-from benchmarks.limits import layer_rates, needed_flops, product_rates, training_rates, weights_of
+from benchmarks.inputs import (
+    PLACEMENTS,
+    briefly_trained,
+    encode_placements,
+    length_table,
+    synthetic_questions,
+)
+from benchmarks.limits import layer_rates, product_rates, required_flops, training_rates, weights_of
 from benchmarks.profiles import WARM, profile_training, training_kernels
 from benchmarks.run import run
 from benchmarks.summary import count_reached, limit_rows, memory_rows, out_of_reach, read_shares
-from benchmarks.trainers import TRAINERS, Process, train_side, train_turn_about
+from benchmarks.trainers import TRAINERS, Process, train_interleaved, train_side
 from benchmarks.training import (
+    compare_rounding,
     limit_share,
     pick_batches,
     time_training,
     training_batches,
     training_rows,
-    whose_rounding,
 )
 from cotdistill.arms import Arm, label_text, prompt_text
 from cotdistill.elicit.prompts import demonstrations_path, load_demonstrations
-from cotdistill.encode import PROMPT, ROWS, collate, encode
+from cotdistill.encode import PROMPT, ROW_MULTIPLE, encode, pack_batch
 from cotdistill.errors import DataError
 from cotdistill.hyperparameters import TrainConfig
 from cotdistill.kernels.blocks import blocks_of
-from cotdistill.kernels.linear import product
+from cotdistill.kernels.linear import onednn_linear
 from cotdistill.kernels.loss import token_losses
 from cotdistill.parameters import check_value, notebook_parameters
 
@@ -69,7 +75,7 @@ HALF = pd.Series(0.5, list(PLACEMENTS))
 
 @pytest.fixture(scope="module")
 def inputs():
-    return texts(40)
+    return synthetic_questions(40)
 
 
 def alike(rows: pd.DataFrame, peers: int) -> bool:
@@ -86,11 +92,15 @@ def alike(rows: pd.DataFrame, peers: int) -> bool:
 
 def test_texts_are_a_function_of_the_seed_and_have_the_asked_lengths(inputs, llama):
     examples, rationales = inputs
-    assert texts(40)[0] == examples and texts(40, 1)[0] != examples and len(examples) == 40
+    assert (
+        synthetic_questions(40)[0] == examples
+        and synthetic_questions(40, 1)[0] != examples
+        and len(examples) == 40
+    )
     words = [len(rationales[e.id].text.split()) for e in examples]
     assert 34 < np.mean(words) < 50 and np.std(words) > 6  # spread: padding costs depend on it
     assert all(rationales[e.id].text.endswith(f"So it is {e.label}.") for e in examples)
-    five, none = texts(0, n_options=5, option_words=0, test=6)
+    five, none = synthetic_questions(0, n_options=5, option_words=0, test=6)
     assert len(five) == 6 and none == {} and all(len(e.choices) == 5 for e in five)
     table = length_table(llama, examples, rationales)
     assert table.loc["prompt", "mean"] == np.mean(
@@ -149,7 +159,9 @@ def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
     assert len(losses) == 7 and abs(losses[-1] - losses[0]) > 1e-3
     with torch.no_grad():  # the first loss, by the definition
         student.model.set_attn_implementation("packed")
-        first = token_losses(student.model, collate(batches[TRAINERS[peer][1]][0][1])).mean().item()
+        first = (
+            token_losses(student.model, pack_batch(batches[TRAINERS[peer][1]][0][1])).mean().item()
+        )
         student.model.set_attn_implementation("sdpa")
     assert abs(first - losses[0]) < 1e-5 * first
 
@@ -190,7 +202,7 @@ def test_the_loss_furthest_from_ours_is_judged_by_hf_in_float64(inputs, llama, w
         ]
     )
     before = {k: v.clone() for k, v in llama.model.state_dict().items()}
-    table, rounding = whose_rounding(llama, steps, batches, config)
+    table, rounding = compare_rounding(llama, steps, batches, config)
     assert all(torch.equal(v, before[k]) for k, v in llama.model.state_dict().items())
 
     double, total, count = copy.deepcopy(llama.model).double(), 0.0, 0
@@ -240,7 +252,7 @@ def test_watching_leaves_the_trainer_as_it_was_and_a_step_alone_is_the_step_besi
         Trainer.training_step is own and len(seen) == 2 and all(seconds > 0 for seconds, _ in seen)
     )
     # In processes of their own
-    sides = train_turn_about(["ours", "Trainer as it comes"], "tiny-llama", batches, config)
+    sides = train_interleaved(["ours", "Trainer as it comes"], "tiny-llama", batches, config)
     assert [loss for _, loss in seen] == sides[0]["losses"]
     for side in sides:
         assert len(side["losses"]) == 2 and np.isnan(side["seconds"][0]) and side["seconds"][1] > 0
@@ -271,7 +283,7 @@ def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said
     with pytest.raises(
         DataError, match="Trainer as it comes: its process ended with 1: .*tiny-lama"
     ):
-        train_turn_about(
+        train_interleaved(
             ["Trainer as it comes"], "./tiny-lama", [sequences], TrainConfig(batch_size=4)
         )
 
@@ -288,7 +300,7 @@ def test_sides_take_turns(inputs, llama, monkeypatch):
     monkeypatch.setattr(trainers, "Process", Noted)
     sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
     pair = ["ours", "Trainer as it comes"]
-    sides = train_turn_about(
+    sides = train_interleaved(
         pair,
         "tiny-llama",
         [sequences] * 3,
@@ -304,8 +316,10 @@ def test_sides_take_turns(inputs, llama, monkeypatch):
 
 def test_calls_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
     order, clock = [], iter([100.0, 200.0, 1.0, 5.0, 3.0, 7.0, 2.0, 6.0])
-    monkeypatch.setattr(clock_module, "timed", lambda call: (next(clock), call()))
-    assert turn_about({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3) == {
+    monkeypatch.setattr(clock_module, "time_call", lambda call: (next(clock), call()))
+    assert interleaved_medians(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3
+    ) == {
         "a": 2.0,
         "b": 6.0,
     }
@@ -389,7 +403,7 @@ def test_needed_operations_are_those_that_torch_counts(inputs, llama):
     batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:3]]
     llama.model.set_attn_implementation("packed")
     with FlopCounterMode(display=False) as counter:
-        token_losses(llama.model, collate(batch)).mean().backward()
+        token_losses(llama.model, pack_batch(batch)).mean().backward()
     llama.model.set_attn_implementation("sdpa")
     products = sum(v for k, v in counter.get_flop_counts()["Global"].items() if "mm" in str(k))
     config, linear = llama.model.config, weights_of(llama.model)[0]
@@ -401,11 +415,11 @@ def test_needed_operations_are_those_that_torch_counts(inputs, llama):
     )
     tokens, asked = sum(len(e.ids) for e in batch), sum(k != PROMPT for e in batch for k in e.kinds)
     (needed, least), inputs = (
-        (needed_flops(llama.model, batch, only) for only in (False, True)),
+        (required_flops(llama.model, batch, only) for only in (False, True)),
         tokens - len(batch),
     )
     assert (
-        needed - attention == products - 6 * linear * (-inputs % ROWS - len(batch))
+        needed - attention == products - 6 * linear * (-inputs % ROW_MULTIPLE - len(batch))
         and 0 < asked < inputs
     )
     spared = sum(
@@ -474,7 +488,7 @@ def test_rates_of_products(llama, inputs):
 
 
 def test_scores_are_those_of_plain_forward_passes(llama):
-    examples, _ = texts(0, n_options=5, option_words=0, test=4)
+    examples, _ = synthetic_questions(0, n_options=5, option_words=0, test=4)
     rows, _ = time_scoring(llama, examples, [3], [2], 1, 3.0)
     if find_spec("lm_eval"):
         assert alike(rows, 1) and "4 of 4 options picked alike" in rows["same"][0]
@@ -485,7 +499,7 @@ def test_scores_are_those_of_plain_forward_passes(llama):
 
 @pytest.mark.skipif(not find_spec("lm_eval"), reason="the bench extra (lm-eval) is not installed")
 def test_the_harness_scores_what_a_plain_pass_scores(llama):
-    (example, *_), _ = texts(0, n_options=5, option_words=0, test=1)
+    (example, *_), _ = synthetic_questions(0, n_options=5, option_words=0, test=1)
     prompt, label = (
         llama.encode(prompt_text(example, "label_only")),
         llama.encode(label_text(example, 2)),
@@ -497,11 +511,11 @@ def test_the_harness_scores_what_a_plain_pass_scores(llama):
 
 
 def test_answers_and_rationales_are_those_of_hf_generate(inputs, llama):
-    asked, _ = texts(0, test=5)
+    asked, _ = synthetic_questions(0, test=5)
     for placement in ("label_only", "post_cot"):
-        writer = taught(llama, placement, inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
+        writer = briefly_trained(llama, placement, inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
         assert alike(time_answers(writer, asked, placement, 10, [2, 5], [5], 1, 4.0)[0], 1)
-    writer = taught(llama, "pre_cot", inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
+    writer = briefly_trained(llama, "pre_cot", inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
     rows, tried = time_rationales(writer, asked, 12, 6, [5], [2], 1, 1.5)
     assert alike(rows, 1) and "5 of 5 texts alike" in rows["same"][0] and tried["chosen"].all()
 
@@ -515,13 +529,13 @@ def test_attributions_are_captums(inputs, llama):
 
 
 def test_elicited_texts_are_those_of_hf_generate(llama):
-    asked, _ = texts(0, test=3)
+    asked, _ = synthetic_questions(0, test=3)
     shown = load_demonstrations(demonstrations_path("microworld/everyday"))[:2]
     assert alike(time_elicitation(llama, asked, shown, 8, [2], [3], 1, 4.0)[0], 1)
 
 
 def test_a_stop_text_ends_hf_generate(llama):
-    prompt = [llama.encode(prompt_text(e, "pre_cot")) for e in texts(0, test=1)[0]]
+    prompt = [llama.encode(prompt_text(e, "pre_cot")) for e in synthetic_questions(0, test=1)[0]]
     (whole,) = hf_generate(llama, prompt, 12, 1)
     stop = llama.decode(whole[3:4])
     (cut,) = hf_generate(llama, prompt, 12, 1, stop=stop)
@@ -570,8 +584,8 @@ def test_the_best_batch_size_is_taken_and_a_wrong_result_never_reaches_its_targe
     )
     assert rows["reached"][0] == "no" and rows["same"][0] == "NO: 1 of 2 numbers"
     assert (
-        close([1.0, 2.0], [1.0, 2.1], 1e-2, "x")[0] is False
-        and close([1.0], [1.0, 2.0], 1.0, "x")[0] is False
+        nearly_equal([1.0, 2.0], [1.0, 2.1], 1e-2, "x")[0] is False
+        and nearly_equal([1.0], [1.0, 2.0], 1.0, "x")[0] is False
     )
 
 
@@ -685,7 +699,7 @@ def test_the_clock_times_what_is_called_by_its_kind(llama):
         clock.spent.values()
     ) > 0
     with clock:
-        product(hidden, llama.model.get_output_embeddings().weight)
+        onednn_linear(hidden, llama.model.get_output_embeddings().weight)
         torch.log_softmax(hidden, 1)
     assert {"matrix products", "copies and indexing", "head", "loss"} == set(clock.spent)
     shares = profile(lambda: llama.encode("a plain text"), 7)

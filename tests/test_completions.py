@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cotdistill.elicit.completions import cut_closing, parse_completion, read_completion
-from cotdistill.elicit.quality import scrub
+from cotdistill.elicit.quality import remove_label
 from cotdistill.elicit.thoughts import clean_text, split_thought
 from cotdistill.errors import DataError
 from cotdistill.examples import LETTERS, Example, answer_index, first_equal
@@ -403,7 +403,9 @@ def test_closings_are_cut(text, left):
 )
 def test_an_ordinary_word_is_scrubbed_only_as_an_answer(label, text, wanted):
     # the case of the neutral phrase inside a text is left open
-    assert scrub(text, Example("x", "q", (label, "another"), 0)).casefold() == wanted.casefold()
+    assert (
+        remove_label(text, Example("x", "q", (label, "another"), 0)).casefold() == wanted.casefold()
+    )
 
 
 # --- the recorded sets

@@ -67,7 +67,7 @@ def is_subsequence(short, long):
 def test_a_shuffle_moves_whole_units_and_keeps_every_token(data, seed):
     ids, groups, _ = data
     before = list(ids)
-    out = corrupt.corrupt(
+    out = corrupt.corrupt_tokens(
         ids, arm("shuffled", unit="word"), rng(seed), filler_id=FILLER, groups=groups
     )
     assert Counter(out) == Counter(ids) and ids == before
@@ -75,7 +75,7 @@ def test_a_shuffle_moves_whole_units_and_keeps_every_token(data, seed):
     units = as_units(ids, groups)
     expected = [i for unit in rng(seed).permutation(len(units)) for i in units[unit]] if ids else []
     assert out == expected
-    assert out == corrupt.corrupt(
+    assert out == corrupt.corrupt_tokens(
         ids, arm("shuffled", unit="word"), rng(seed), filler_id=FILLER, groups=groups
     )
 
@@ -90,12 +90,14 @@ def test_a_shuffle_moves_whole_units_and_keeps_every_token(data, seed):
 def test_a_mask_hides_exactly_k_units(data, amount, order, fill, selector):
     ids, groups, scores = data
     setting = arm("masked", unit="word", amount=amount, order=order, fill=fill, selector=selector)
-    out = corrupt.corrupt(ids, setting, rng(), filler_id=FILLER, scores=scores, groups=groups)
+    out = corrupt.corrupt_tokens(
+        ids, setting, rng(), filler_id=FILLER, scores=scores, groups=groups
+    )
     n = len(set(groups))
     k = round(amount * n)
     if fill == "delete":
         assert is_subsequence(out, ids)
-        kept = corrupt.corrupt(
+        kept = corrupt.corrupt_tokens(
             ids,
             arm("masked", unit="word", amount=amount, order=order, selector=selector),
             rng(),
@@ -122,7 +124,7 @@ def test_a_mask_hides_exactly_k_units(data, amount, order, fill, selector):
 )
 def test_keeping_keeps_the_best_k_in_their_order(data, amount, selector):
     ids, groups, scores = data
-    out = corrupt.corrupt(
+    out = corrupt.corrupt_tokens(
         ids,
         arm("kept", unit="word", amount=amount, selector=selector),
         rng(),
@@ -149,7 +151,7 @@ def test_random_masks_and_keeps_are_nested(ids, a, b):
     for kind in ("masked", "kept"):
         small, large = (
             set(
-                corrupt.corrupt(
+                corrupt.corrupt_tokens(
                     places, arm(kind, amount=amount, fill="delete"), rng(), filler_id=FILLER
                 )
             )
@@ -160,7 +162,7 @@ def test_random_masks_and_keeps_are_nested(ids, a, b):
 
 def test_ties_go_to_the_earlier_unit_in_long_rationales_too():
     ids, scores = list(range(100)), [1.0] * 50 + [2.0] * 50
-    keep = corrupt.corrupt(
+    keep = corrupt.corrupt_tokens(
         ids, arm("kept", amount=60, selector="occlusion"), rng(), filler_id=FILLER, scores=scores
     )
     assert keep == [*range(10), *range(50, 100)]
@@ -170,7 +172,7 @@ def test_what_a_human_did_not_select_is_not_kept():
     selected = [float(i in (2, 5)) for i in range(8)]
     for amount, kept in ((1, [2]), (2, [2, 5]), (6, [2, 5])):
         assert (
-            corrupt.corrupt(
+            corrupt.corrupt_tokens(
                 list(range(8)),
                 arm("kept", amount=amount, selector="human"),
                 rng(),
@@ -182,9 +184,9 @@ def test_what_a_human_did_not_select_is_not_kept():
 
 
 def test_filler_matches_the_length_and_the_rest_is_untouched():
-    assert corrupt.corrupt([5, 6, 7], arm("filler"), None, filler_id=9) == [9, 9, 9]
-    assert corrupt.corrupt([5, 6, 7], arm(""), None, filler_id=9) == [5, 6, 7]
-    assert corrupt.corrupt([5, 6, 7], arm("swapped"), None, filler_id=9) == [5, 6, 7]
+    assert corrupt.corrupt_tokens([5, 6, 7], arm("filler"), None, filler_id=9) == [9, 9, 9]
+    assert corrupt.corrupt_tokens([5, 6, 7], arm(""), None, filler_id=9) == [5, 6, 7]
+    assert corrupt.corrupt_tokens([5, 6, 7], arm("swapped"), None, filler_id=9) == [5, 6, 7]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -326,28 +328,28 @@ def test_no_question_is_given_a_text_that_reads_like_its_own():
     [
         (lambda: corrupt.swap_partners({"a": 1}, rng()), "1 question"),
         (
-            lambda: corrupt.corrupt(
+            lambda: corrupt.corrupt_tokens(
                 [1, 2], arm("kept", amount=1, selector="human"), rng(), filler_id=0
             ),
             "no scores",
         ),
         (
-            lambda: corrupt.corrupt(
+            lambda: corrupt.corrupt_tokens(
                 [1, 2], arm("kept", amount=1, selector="human"), rng(), filler_id=0, scores=[1]
             ),
             "1 scores",
         ),
         (
-            lambda: corrupt.corrupt(
+            lambda: corrupt.corrupt_tokens(
                 [1], arm("kept", amount=1, selector="human"), rng(), filler_id=0, scores=[np.nan]
             ),
             "nan",
         ),
         (
-            lambda: corrupt.corrupt([1, 2], arm("shuffled"), rng(), filler_id=0, groups=[0]),
+            lambda: corrupt.corrupt_tokens([1, 2], arm("shuffled"), rng(), filler_id=0, groups=[0]),
             "1 groups",
         ),
-        (lambda: corrupt.corrupt([1, 2], arm("shuffled"), None, filler_id=0), "generator"),
+        (lambda: corrupt.corrupt_tokens([1, 2], arm("shuffled"), None, filler_id=0), "generator"),
     ],
 )
 def test_bad_input_has_one_clear_error(call, words):
@@ -375,7 +377,9 @@ def test_words_of_the_answer_are_removed_and_no_others(text, label, left):
 
 def test_a_bag_draws_by_frequency_and_a_length_is_matched():
     corpus = corrupt.Corpus(np.array([7] * 90 + [8] * 10), 5)
-    drawn = corrupt.corrupt(list(range(2000)), arm("bag"), rng(), filler_id=FILLER, corpus=corpus)
+    drawn = corrupt.corrupt_tokens(
+        list(range(2000)), arm("bag"), rng(), filler_id=FILLER, corpus=corpus
+    )
     assert len(drawn) == 2000 and set(drawn) == {7, 8} and 0.85 < drawn.count(7) / 2000 < 0.95
     for ids, matched in (
         ([1, 2], [1, 2, 1, 2, 1]),
@@ -383,7 +387,9 @@ def test_a_bag_draws_by_frequency_and_a_length_is_matched():
         ([], []),
     ):
         assert (
-            corrupt.corrupt(ids, arm("length_matched"), None, filler_id=FILLER, corpus=corpus)
+            corrupt.corrupt_tokens(
+                ids, arm("length_matched"), None, filler_id=FILLER, corpus=corpus
+            )
             == matched
         )
     s = student("tiny-llama")
@@ -448,7 +454,7 @@ def test_a_full_mask_is_the_filler_arm_where_the_filler_token_is_dots():
 )
 def test_a_control_that_lacks_what_it_needs_is_one_line(kind, words):
     with pytest.raises(DataError, match=words):
-        corrupt.corrupt([1, 2], arm(kind), rng(), filler_id=FILLER)
+        corrupt.corrupt_tokens([1, 2], arm(kind), rng(), filler_id=FILLER)
 
 
 @pytest.mark.parametrize("placement", ["pre_cot", "post_cot"])

@@ -26,11 +26,11 @@ from cotdistill import study as study_module
 from cotdistill.arms import Arm
 from cotdistill.attribution.score_files import read_scores
 from cotdistill.checkpoints import (
-    broken,
-    checkpoints,
-    last_whole_checkpoint,
+    checkpoint_problem,
+    last_good_checkpoint,
+    list_checkpoints,
     seal_checkpoint,
-    trainable,
+    trainable_parameters,
 )
 from cotdistill.elicit.local import elicit_transformers
 from cotdistill.elicit.prompts import Demonstration
@@ -48,8 +48,8 @@ from cotdistill.runs import store as store_module
 from cotdistill.runs.grid import plan_rows, run_grid
 from cotdistill.runs.one import STORE_VERSION
 from cotdistill.runs.results import load_predictions, load_stage
-from cotdistill.runs.scores import kept_table, score_file
-from cotdistill.runs.store import load_metrics, report_old_runs, run_one
+from cotdistill.runs.scores import load_or_make_scores, load_or_make_table
+from cotdistill.runs.store import load_metrics, load_or_make_run, report_old_runs
 from cotdistill.sources import write_rationales
 from cotdistill.study import load_base, study_data, study_student, train_questions
 from cotdistill.train import fine_tune
@@ -291,8 +291,8 @@ CHECKPOINT_FILES = (
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_not_used(made, copy, file, how, capsys):
-    ((_, checkpoint),) = checkpoints(half_made())
-    assert broken(checkpoint) == ""
+    ((_, checkpoint),) = list_checkpoints(half_made())
+    assert checkpoint_problem(checkpoint) == ""
     spoil(checkpoint / file, how)
     capsys.readouterr()
     grid()
@@ -331,7 +331,7 @@ def test_a_clock_set_back_keeps_the_newest_checkpoint(made, copy):
         patch.setattr(one, "evaluate", lambda *a, **k: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             grid(say=dies_later)
-    assert evaluate is real and [step for step, _ in checkpoints(folder)] == [6]
+    assert evaluate is real and [step for step, _ in list_checkpoints(folder)] == [6]
     grid(say=quiet)
     assert truth(copy) == truth(made)
 
@@ -363,7 +363,9 @@ def trained(folder, epochs=4, dies=0, best=2):
         validate,
         progress,
     )
-    return {name: value.clone() for name, value in trainable(student.model).items()}, summary
+    return {
+        name: value.clone() for name, value in trainable_parameters(student.model).items()
+    }, summary
 
 
 def test_the_last_whole_checkpoint_is_gone_back_to_and_the_best_is_kept(tmp_path, capsys):
@@ -371,9 +373,12 @@ def test_the_last_whole_checkpoint_is_gone_back_to_and_the_best_is_kept(tmp_path
     assert summary["best_epoch"] == 2
     with pytest.raises(Killed):
         trained(tmp_path / "cut", dies=4)
-    assert [step for step, _ in checkpoints(tmp_path / "cut")] == [2, 3]  # the best and the last
+    assert [step for step, _ in list_checkpoints(tmp_path / "cut")] == [
+        2,
+        3,
+    ]  # the best and the last
     spoil(tmp_path / "cut" / "checkpoint-3" / "optimizer.pt", "edited")
-    assert last_whole_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-2")
+    assert last_good_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-2")
     assert "checkpoint-3 of a killed run: optimizer.pt damaged" in capsys.readouterr().out
     again, summary = trained(tmp_path / "cut")
     assert summary["best_epoch"] == 2 and all(
@@ -411,7 +416,7 @@ class Malicious:
 @pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth"])
 def test_a_pickle_in_a_checkpoint_is_never_run(made, copy, file, tmp_path, capsys):
     folder = half_made()
-    ((_, checkpoint),) = checkpoints(folder)
+    ((_, checkpoint),) = list_checkpoints(folder)
     torch.save({"state": Malicious(tmp_path / "run"), "param_groups": []}, checkpoint / file)
     kept = tmp_path / "kept"
     shutil.copytree(folder, kept)
@@ -563,7 +568,7 @@ def test_rationales_are_those_that_were_written(store, tmp_path, how):
 
 def test_damaged_scores_are_made_again(copy, capsys):
     examples = train_questions(BASE, 0)[:3]
-    ask = lambda: score_file(BASE, study_student(BASE), "judge", "saliency", examples)
+    ask = lambda: load_or_make_scores(BASE, study_student(BASE), "judge", "saliency", examples)
     first, print_of = ask()
     (path,) = (study_dir("t") / "scores").glob("*.jsonl")
     good = path.read_bytes()
@@ -581,7 +586,7 @@ def test_damaged_scores_are_made_again(copy, capsys):
 
 
 def test_a_damaged_table_of_a_notebook_is_named(store):
-    make = lambda: kept_table(
+    make = lambda: load_or_make_table(
         "t", "faith", ["about"], lambda: pd.DataFrame({"a": [1.0, float("nan")], "b": ["x", "y"]})
     )
     first = make()
@@ -754,7 +759,7 @@ def test_a_read_only_store_is_read_and_a_write_says_so(copy, tmp_path, capsys):
         )
         row = plan_rows(BASE | {"test_size": 4}, ARMS)[0]
         with pytest.raises(DataError) as error:
-            run_one(BASE | {"test_size": 4}, row["arm"], row["seed"], row["config"])
+            load_or_make_run(BASE | {"test_size": 4}, row["arm"], row["seed"], row["config"])
         one_line_about(error, copy, "the folder is read-only")
         with pytest.raises(DataError) as error:
             ask(copy / "studies" / "t" / "teacher.jsonl")

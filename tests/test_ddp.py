@@ -18,7 +18,7 @@ from cotdistill.files import write_json
 from cotdistill.paths import study_dir
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.results import load_predictions
-from cotdistill.runs.torchrun import one_run
+from cotdistill.runs.torchrun import make_shared_run
 from cotdistill.study import load_base, study_base
 from cotdistill.train import OrderSampler, SlicedBatches
 
@@ -189,6 +189,6 @@ def test_what_cannot_be_made_is_one_line(store, tmp_path):
     study.write_text("student: tiny-llama\nepochs: 1\n")
     write_json(study_dir("own") / "data.json", WORLD)
     with pytest.raises(DataError, match="unknown arm 'cot'"):
-        one_run(str(study), "cot", 0)
+        make_shared_run(str(study), "cot", 0)
     with pytest.raises(DataError, match=r"run that first"):
-        one_run("smoke", "pre_cot", 0)
+        make_shared_run("smoke", "pre_cot", 0)

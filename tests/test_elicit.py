@@ -32,14 +32,14 @@ from cotdistill.elicit.prompts import (
     prompt_ids,
 )
 from cotdistill.elicit.quality import (
-    choose,
+    choose_rationales,
     compare_teachers,
     filter_rationales,
-    loops,
     names_letter,
     names_text,
     quality_card,
-    scrub,
+    remove_label,
+    repeats_itself,
 )
 from cotdistill.elicit.records import read_records, rebuild_prompt
 from cotdistill.elicit.teacher import from_teacher
@@ -112,7 +112,7 @@ def test_the_demonstrations_are_six_worked_questions(dataset):
         and len({d.example.answer for d in shown}) >= 2
     )
     for d in shown:
-        assert not names_letter(d.reason, d.example.answer) and not loops(d.reason)
+        assert not names_letter(d.reason, d.example.answer) and not repeats_itself(d.reason)
         assert parse_completion(
             f" {d.reason}\nAnswer: ({LETTERS[d.example.answer]})", d.example
         ) == (d.reason, d.example.answer, False)
@@ -498,15 +498,15 @@ def test_choose_takes_the_first_that_agrees():
         record("c", 0, "", "C"),
         record("c", 1, "none", None),
     ]
-    chosen = choose(rows, EXAMPLES)
+    chosen = choose_rationales(rows, EXAMPLES)
     assert {id: (r.text, r.answer) for id, r in chosen.items()} == {
         "a": ("good", 0),
         "b": ("only", 0),
         "c": ("", 2),
     }
-    assert choose(rows, EXAMPLES, "first")["a"].text == "bad"
+    assert choose_rationales(rows, EXAMPLES, "first")["a"].text == "bad"
     with pytest.raises(DataError, match="2 settings"):
-        choose([record("a"), record("b", mode="label_conditioned")], EXAMPLES)
+        choose_rationales([record("a"), record("b", mode="label_conditioned")], EXAMPLES)
 
 
 def test_quality_card_counts_what_it_says():
@@ -599,7 +599,7 @@ WORD = st.sampled_from(
 )
 def test_nothing_names_the_label_after_scrubbing(text, label):
     example = Example("x", "q", (label, "another"), 0)
-    scrubbed = scrub(text, example)
+    scrubbed = remove_label(text, example)
     words = re.findall(r"\w+", label.lower())
     if not set(words) & {"this", "option", "that", "one", "it", "such", "the", "a"}:
         assert not names_text(scrubbed, label)

@@ -19,7 +19,7 @@ from teachers import group_settings
 
 from cotdistill.elicit.local import elicit_transformers
 from cotdistill.elicit.prompts import Demonstration, build_messages, prompt_hash
-from cotdistill.elicit.quality import choose
+from cotdistill.elicit.quality import choose_rationales
 from cotdistill.elicit.records import (
     answer_kind,
     completion_parts,
@@ -538,12 +538,12 @@ def test_a_response_without_a_message_is_kept_too(scripted, tmp_path):
 def test_half_a_surrogate_pair_goes_through_to_the_rationales_file(scripted, tmp_path):
     half = {"content": " It is \ud83d so.\nAnswer: (A)"}
     rows = ask(scripted(lambda *_: dict(half)), tmp_path / "r.jsonl", 2)
-    found = choose(rows, questions(2))
+    found = choose_rationales(rows, questions(2))
     write_rationales(found, tmp_path / "rationales.jsonl")
     assert load_rationales(tmp_path / "rationales.jsonl", questions(2)) == found
     # As earlier versions recorded it
     old = [{**row, "rationale": " It is \ud83d so."} for row in rows]
-    write_rationales(choose(old, questions(2)), tmp_path / "rationales.jsonl")
+    write_rationales(choose_rationales(old, questions(2)), tmp_path / "rationales.jsonl")
 
 
 def test_the_count_says_what_is_usable(scripted, tmp_path):
@@ -554,7 +554,7 @@ def test_the_count_says_what_is_usable(scripted, tmp_path):
     }
     reply = lambda id, nth, body: (500, error_of("no")) if id == "q003" else dict(odd.get(id, GOOD))
     rows = ask(scripted(reply), tmp_path / "r.jsonl", 40, max_retries=1)
-    said = count_usable(choose(rows, questions(40)), rows, questions(42), questions(40))
+    said = count_usable(choose_rationales(rows, questions(40)), rows, questions(42), questions(40))
     assert said.startswith("37 of 42 training questions have a usable rationale: ")
     assert all(part in said for part in ("1 refused", "1 cut off", "1 not answered", "2 not asked"))
     assert said.endswith("; 1 of them break off at max_teacher_tokens")
@@ -580,7 +580,7 @@ def test_only_what_was_cut_off_is_asked_again_with_more_tokens(scripted, tmp_pat
         and len(read_records(path)) == 4
         and short[1] in read_records(path)
     )
-    assert set(choose(longer, questions(3))) == {"q000", "q001", "q002"}
+    assert set(choose_rationales(longer, questions(3))) == {"q000", "q001", "q002"}
     assert ask(server, path, 3, max_new_tokens=64) == longer and len(server.log) == 4
     ask(server, path, 3, max_new_tokens=8)  # a smaller limit is another question
     assert len(server.log) == 7
@@ -607,7 +607,7 @@ def test_kinds_that_are_asked_again(scripted, tmp_path):
     assert read_records(path)[:4] == sorted(first, key=read_records(path).index)
     assert ask(server, path, 4) == rows and len(server.log) == 7
     # The last answer counts
-    assert choose(read_records(path), questions(4))["q001"].text == "It is so."
+    assert choose_rationales(read_records(path), questions(4))["q001"].text == "It is so."
     with pytest.raises(
         DataError, match="ask_again holds 'all'; expected only cut_off, empty, refused"
     ):

@@ -5,7 +5,14 @@ import torch
 
 from cotdistill import decode
 from cotdistill.arms import Arm, label_text, parse_answer, prompt_text
-from cotdistill.decode import feed, greedy, join, line_ids, select, start
+from cotdistill.decode import (
+    append_tokens,
+    concat_rows,
+    decode_greedily,
+    line_ids,
+    prefill,
+    select_rows,
+)
 from cotdistill.encode import encode_all
 from cotdistill.evaluate import accuracy, evaluate, most_mentioned, score_options, validation_scores
 from cotdistill.examples import Example
@@ -53,7 +60,7 @@ def cut(ids, stop):
 
 
 def test_option_scores_equal_brute_force_and_leave_the_cache(student, questions):
-    state = start(student, [prompt_ids(student, e, "label_only") for e in questions])
+    state = prefill(student, [prompt_ids(student, e, "label_only") for e in questions])
     before = state.cache.get_seq_length()
     options = [[student.encode(label_text(e, o)) for o in range(len(e.choices))] for e in questions]
     first, again = (score_options(student, state, options)[0] for _ in range(2))
@@ -90,7 +97,7 @@ def test_equal_options_are_one_choice(llama):
 def test_greedy_equals_transformers_generate(student, questions):
     rows = [prompt_ids(student, e, "post_cot") for e in questions]
     stop = line_ids(student)
-    for ids, row in zip(greedy(student, start(student, rows), 10, stop)[0], rows):
+    for ids, row in zip(decode_greedily(student, prefill(student, rows), 10, stop)[0], rows):
         assert ids == cut(generate(student, row, 10), stop)
 
 
@@ -126,9 +133,9 @@ def test_batch_equals_single(student, questions, placement):
 
 def test_feeding_only_some_rows_leaves_the_others(llama, questions):
     rows = [prompt_ids(llama, e, "post_cot") for e in questions[:3]]
-    state = start(llama, rows)
+    state = prefill(llama, rows)
     before = state.logits.clone()
-    feed(
+    append_tokens(
         llama,
         state,
         torch.tensor([[5, 6]] * 3),
@@ -189,7 +196,7 @@ def test_a_trained_student_writes_what_transformers_generate_writes(
             llama.decode(label).strip(),
             len(thought) + len(label),
         )
-    state = start(llama, [prompt_ids(llama, e, placement) for e in questions])
+    state = prefill(llama, [prompt_ids(llama, e, placement) for e in questions])
     _, labels = score_options(
         llama,
         state,
@@ -200,11 +207,11 @@ def test_a_trained_student_writes_what_transformers_generate_writes(
 
 def test_selected_and_joined_sequences_go_on_as_before(student, questions):
     rows = [prompt_ids(student, e, "post_cot") for e in questions[:5]]
-    state, token = start(student, rows), torch.full((5, 1), 7)
-    parts = [select(state, [3, 0]), select(state, [4, 1, 2])]
-    feed(student, parts[0], token[:2], torch.ones(2, 1, dtype=torch.bool))
-    joined = join(parts, [1, 3, 4, 0, 2])
-    feed(student, joined, token, torch.ones(5, 1, dtype=torch.bool))
+    state, token = prefill(student, rows), torch.full((5, 1), 7)
+    parts = [select_rows(state, [3, 0]), select_rows(state, [4, 1, 2])]
+    append_tokens(student, parts[0], token[:2], torch.ones(2, 1, dtype=torch.bool))
+    joined = concat_rows(parts, [1, 3, 4, 0, 2])
+    append_tokens(student, joined, token, torch.ones(5, 1, dtype=torch.bool))
     with torch.no_grad():
         wanted = [
             student.model(input_ids=torch.tensor([row + [7] * (2 if i in (0, 3) else 1)])).logits[

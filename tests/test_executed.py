@@ -28,7 +28,14 @@ from cotdistill.kernel import QUIET, make_kernel, start_kernel, stop_kernel
 from cotdistill.parameters import load_study
 from cotdistill.paths import NOTEBOOKS, artifacts
 from cotdistill.publish import FIGURES, notebook_folder
-from cotdistill.tidy import INJECTED, clean_output, clean_paths, find_places, merge_streams, tidy
+from cotdistill.tidy import (
+    INJECTED,
+    clean_output,
+    clean_paths,
+    find_places,
+    merge_streams,
+    tidy_notebook,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = "word = 'nothing'  # what is said\nstudy = 'smoke'  # name"
@@ -65,7 +72,7 @@ def execute(source: Path, to: Path, word: str = "hello", seconds: float = 1.0) -
         )
     finally:
         stop_kernel(kernel)
-    tidy(to, seconds)
+    tidy_notebook(to, seconds)
     return json.loads(to.read_text(encoding="utf-8"))
 
 

@@ -144,10 +144,10 @@ def test_a_knob_that_does_not_fit_says_so(llama, world):
 
 
 def test_knobs_rank_tokens_by_the_label_that_is_shown(llama, world, monkeypatch):
-    asked, real = [], methods.attribute
+    asked, real = [], methods.attribute_rationale
     monkeypatch.setattr(
         methods,
-        "attribute",
+        "attribute_rationale",
         lambda *given, label_format, **more: (
             asked.append(label_format) or real(*given, label_format=label_format, **more)
         ),

@@ -200,7 +200,7 @@ def test_parts_are_the_mean_squares_of_today(rng):
     np.testing.assert_allclose(parts.noise, noise / 120)
     effect = inf.join_parts(parts)
     np.testing.assert_allclose(effect.se**2, (of_seeds + of_questions - noise) / 120)
-    boot = st.two_level(values, rng, n_boot=40_000, guard=())
+    boot = st.two_level_bootstrap(values, rng, n_boot=40_000, guard=())
     today = np.hypot(boot.se_seeds, boot.se_questions)
     np.testing.assert_allclose(effect.se, today, rtol=0.02)
 

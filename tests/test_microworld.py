@@ -21,10 +21,10 @@ from cotdistill.microworld import knowledge as knowledge_module
 from cotdistill.microworld.generate import draw_donors, generate
 from cotdistill.microworld.knowledge import (
     INVENTED,
-    PARTS,
     SPLITS,
+    WORLDS,
     facts_of,
-    invented,
+    invent_knowledge,
     knowledge,
     state,
     stems,
@@ -56,7 +56,7 @@ def knowledge_of(part, seed):
     return (
         real
         if part == "everyday"
-        else invented(real, np.random.default_rng([seed, PARTS.index(part)]))
+        else invent_knowledge(real, np.random.default_rng([seed, WORLDS.index(part)]))
     )
 
 
@@ -306,7 +306,7 @@ def test_an_invented_world_is_one_of_its_own():
     kinds = {thing: row.get("kind") for thing, row in real["concepts"].items()}
     together, by_chance = [], []
     for seed in range(200):
-        world = invented(real, np.random.default_rng(seed))
+        world = invent_knowledge(real, np.random.default_rng(seed))
         assert (
             len(world["concepts"]) == INVENTED
             and not {name[2:] for name in world["concepts"]} & told

@@ -22,9 +22,14 @@ from cotdistill.paths import artifacts, study_dir
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.one import make_config, run_key
 from cotdistill.runs.provenance import git_state, provenance
-from cotdistill.runs.results import as_intact, load_history, load_predictions
-from cotdistill.runs.scores import attributing_student, attribution_file, attributions, kept_table
-from cotdistill.runs.store import load_metrics, run_one
+from cotdistill.runs.results import load_history, load_predictions, unchanged_shares
+from cotdistill.runs.scores import (
+    attributing_student,
+    attribution_file,
+    attributions,
+    load_or_make_table,
+)
+from cotdistill.runs.store import load_metrics, load_or_make_run
 from cotdistill.study import (
     check_base,
     check_positions,
@@ -208,7 +213,7 @@ def test_half_made_runs_are_not_runs(base):
     work.mkdir(parents=True)
     (work / "metrics.json").write_text("{}")
     assert load_metrics(run_key(config)) is None
-    assert run_one(base, Arm("zero_shot"), 0, config)[1]
+    assert load_or_make_run(base, Arm("zero_shot"), 0, config)[1]
 
 
 def test_two_processes_make_each_run_once(base, store):
@@ -297,7 +302,7 @@ def test_a_corrupted_run_says_how_much_it_left_as_it_was(base):
         "attribute",
         seeds=[0],
     )
-    assert as_intact("t", ["attribute"]) == {
+    assert unchanged_shares("t", ["attribute"]) == {
         "post_cot_kept[200,random]": 1.0,
         "post_cot_filler": 0.0,
     }
@@ -474,7 +479,9 @@ def test_a_table_is_computed_once_for_what_it_depends_on(store):
         calls.append(n)
         return pd.DataFrame({"id": ["a", "b"][:n], "value": [scale * 0.5, float("nan")][:n]})
 
-    first, again = (kept_table("s", "t", ["judge", 1], table, 2, scale=3.0) for _ in range(2))
+    first, again = (
+        load_or_make_table("s", "t", ["judge", 1], table, 2, scale=3.0) for _ in range(2)
+    )
     assert (
         calls == [2]
         and first["id"].tolist() == ["a", "b"]
@@ -482,4 +489,7 @@ def test_a_table_is_computed_once_for_what_it_depends_on(store):
         and np.isnan(first["value"][1])
     )
     pd.testing.assert_frame_equal(first, again)
-    assert len(kept_table("s", "t", ["judge", 2], table, 1, scale=1.0)) == 1 and calls == [2, 1]
+    assert len(load_or_make_table("s", "t", ["judge", 2], table, 1, scale=1.0)) == 1 and calls == [
+        2,
+        1,
+    ]

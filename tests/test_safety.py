@@ -29,7 +29,7 @@ from cotdistill.examples import Rationale
 from cotdistill.paths import study_dir
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.provenance import provenance
-from cotdistill.runs.scores import score_file
+from cotdistill.runs.scores import load_or_make_scores
 from cotdistill.sources import SOURCES, load_dataset, write_rationales
 from cotdistill.study import check_base, study_student, train_questions
 from cotdistill.verdicts import load_verdicts
@@ -292,7 +292,7 @@ def test_ids_never_become_paths(tmp_path, monkeypatch):
     check_base(base)
     table = run_grid(base, [Arm("post_cot")], "train", say=lambda *a, **k: None)
     assert table["n"].tolist() == [len(ODD)]
-    score_file(base, study_student(base), "judge", "saliency", train_questions(base, 0))
+    load_or_make_scores(base, study_student(base), "judge", "saliency", train_questions(base, 0))
     made = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != own]
     assert len(made) > 8 and all(deep / "artifacts" in path.parents for path in made)
     allowed = r"[0-9a-f]{64}(\.lock)?|[\w.-]{1,80}"

@@ -30,7 +30,7 @@ from benchmarks.grid_cost import (
     train_flops,
 )
 from cotdistill.arms import Arm, arm_from_name
-from cotdistill.encode import collate, encode_all
+from cotdistill.encode import encode_all, pack_batch
 from cotdistill.errors import DataError
 from cotdistill.kernels.loss import token_losses
 from cotdistill.parameters import all_parameters, load_study
@@ -65,7 +65,7 @@ def test_flops_of_a_training_batch_are_those_a_counter_counts(questions, rationa
         config, attn_implementation="packed", dtype=torch.float32
     )
     encoded = encode_all(small, questions, rationales, Arm("post_cot"), "text", 0)[0]
-    batch = collate(encoded)
+    batch = pack_batch(encoded)
     head = model.get_output_embeddings().weight.numel()
     body = model.num_parameters() - head
     trained = None

@@ -96,7 +96,7 @@ def test_mean_squares_are_those_of_anova(rng):
 
 def test_one_seed_is_the_paired_t_test_and_scipys_bootstrap(rng):
     a, b = answers(rng, (1, 400), 0.5), answers(rng, (1, 400), 0.42)
-    level = st.two_level(a - b, rng, n_boot=20_000, guard=())
+    level = st.two_level_bootstrap(a - b, rng, n_boot=20_000, guard=())
     assert float(st.p_value(level)) == pytest.approx(sps.ttest_rel(a[0], b[0]).pvalue, rel=0.1)
     theirs = sps.bootstrap(((a - b)[0],), np.mean, n_resamples=5000, rng=rng)
     assert float(level.se_questions) == pytest.approx(theirs.standard_error, rel=0.05)
@@ -109,7 +109,7 @@ def test_one_seed_is_the_paired_t_test_and_scipys_bootstrap(rng):
 def test_seeds_alone_give_the_t_test_over_seeds(rng):
     # Questions agree: only seeds vary
     values = np.repeat(rng.normal(0.05, 0.04, (4, 1)), 50, axis=1)
-    level = st.two_level(values, rng, n_boot=20_000, guard=())
+    level = st.two_level_bootstrap(values, rng, n_boot=20_000, guard=())
     assert float(st.p_value(level)) == pytest.approx(
         sps.ttest_1samp(values[:, 0], 0).pvalue, rel=0.1
     )
@@ -117,7 +117,7 @@ def test_seeds_alone_give_the_t_test_over_seeds(rng):
 
 
 def test_p_value_is_where_the_interval_reaches_zero(rng):
-    level = st.two_level(answers(rng, (3, 100), 0.6) - answers(rng, (3, 100), 0.5), rng)
+    level = st.two_level_bootstrap(answers(rng, (3, 100), 0.6) - answers(rng, (3, 100), 0.5), rng)
     p = float(st.p_value(level))
     assert float(st.half_width(level, p)) == pytest.approx(abs(float(level.estimate)), rel=1e-6)
     assert st.one_sided(level, 0, True) + st.one_sided(level, 0, False) == pytest.approx(1)
@@ -158,7 +158,7 @@ def test_seeds_that_agree_by_luck_do_not_narrow_an_interval(rng):
     """
     data = answers(rng, (2, 160), 0.5) - answers(rng, (2, 160), 0.4)
     data[1] = rng.permutation(data[0])
-    level = st.two_level(data, rng, 20_000)
+    level = st.two_level_bootstrap(data, rng, 20_000)
     questions = np.concatenate([data.mean(0), [1, -1]])
     assert level.se_seeds == 0 and level.se_questions < level.se_alone == pytest.approx(
         questions.std() / np.sqrt(162), rel=0.02
@@ -282,7 +282,7 @@ def test_accuracy_per_token_is_a_ratio_with_its_spread(rng):
         [100 * (correct.sum() - c) / (tokens.sum() - t) for c, t in zip(correct, tokens)]
     )
     jackknife = np.sqrt(299 / 300 * ((without - without.mean()) ** 2).sum())
-    assert float(st.two_level(table, rng, guard=()).se_questions) == pytest.approx(
+    assert float(st.two_level_bootstrap(table, rng, guard=()).se_questions) == pytest.approx(
         jackknife, rel=0.06
     )
 
@@ -359,14 +359,14 @@ def test_false_positives_at_most_nominal(rng, seeds, seed_sd):
     tables = answers(rng, shape, 0.45, seed_sd, hard=hard) - answers(
         rng, shape, 0.45, seed_sd, hard=hard
     )
-    level = st.two_level(tables, rng, n_boot=500)
+    level = st.two_level_bootstrap(tables, rng, n_boot=500)
     for alpha in (0.05, 0.005):
         assert (np.abs(level.estimate) > st.half_width(level, alpha)).mean() <= at_most(alpha, 3000)
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_accuracy_intervals_cover(rng, seeds):
-    level = st.two_level(
+    level = st.two_level_bootstrap(
         answers(rng, (2000, seeds, 100), 0.5, 0.04 * (seeds > 1)), rng, 500, (1.0, 1.0, 0.0, 0.0)
     )
     assert (np.abs(level.estimate - 0.5) > st.half_width(level)).mean() <= at_most(0.05, 2000)
@@ -375,7 +375,7 @@ def test_accuracy_intervals_cover(rng, seeds):
 def test_equivalence_is_not_found_at_the_margin(rng):
     shape, hard = (3000, 3, 300), rng.normal(0, 0.15, (3000, 1, 300))
     tables = answers(rng, shape, 0.56, 0.02, hard=hard) - answers(rng, shape, 0.5, 0.02, hard=hard)
-    level, truth = st.two_level(tables, rng, 500), 0.06
+    level, truth = st.two_level_bootstrap(tables, rng, 500), 0.06
     assert (np.abs(level.estimate) + st.half_width(level, 0.10) < truth).mean() <= at_most(
         0.05, 3000
     )
@@ -387,7 +387,9 @@ def test_holm_keeps_the_error_of_a_whole_study(rng):
     The smallest p below alpha / claims.
     """
     shape = (1000, 8, 3, 150)
-    level = st.two_level(answers(rng, shape, 0.5, 0.03) - answers(rng, shape, 0.5, 0.03), rng, 300)
+    level = st.two_level_bootstrap(
+        answers(rng, shape, 0.5, 0.03) - answers(rng, shape, 0.5, 0.03), rng, 300
+    )
     p = st.p_value(
         st.TwoLevel(
             level.estimate[:5],
@@ -418,7 +420,7 @@ def test_power_keeps_its_promise(rng, seeds, seed_sd):
     )
     assert np.mean([v["noise"] for v in parts]) == pytest.approx(variances["noise"], rel=0.05)
     promised = st.power(variances, seeds, 300, tables.mean(), rng=rng, n_sim=20_000)
-    level = st.two_level(tables, rng, n_boot=500)
+    level = st.two_level_bootstrap(tables, rng, n_boot=500)
     assert (level.estimate - st.half_width(level) > 0).mean() == pytest.approx(promised, abs=0.05)
 
 
@@ -430,7 +432,7 @@ def test_power_of_the_bounded_rules(rng, rule):
         + rng.normal(0, 0.2**0.5, (1500, 5, 300))
         + rng.normal(0, 0.05**0.5, (1500, 1, 300))
     )
-    level = st.two_level(tables, rng, n_boot=500, guard=())
+    level = st.two_level_bootstrap(tables, rng, n_boot=500, guard=())
     shown = (
         np.abs(level.estimate) + st.half_width(level, 0.10) < margin
         if rule == "equivalence"
@@ -442,13 +444,13 @@ def test_power_of_the_bounded_rules(rng, rule):
 
 def test_needed_is_enough_and_not_too_much(rng):
     variances = dict(seed=0.0004, question=0.05, noise=0.2)
-    size = st.needed(variances, 10, 500, 0.03, rng=rng)
+    size = st.required_size(variances, 10, 500, 0.03, rng=rng)
     by = lambda seeds, questions: st.power(variances, seeds, questions, 0.03, rng=rng, n_sim=20_000)
     assert (
         by(size["seeds"], 500) == pytest.approx(0.8, abs=0.04) and by(size["seeds"] - 2, 500) < 0.8
     )
     assert by(10, size["questions"]) == pytest.approx(0.8, abs=0.04)
-    stuck = st.needed(dict(seed=0.01, question=0.05, noise=0.2), 3, 500, 0.02, rng=rng)
+    stuck = st.required_size(dict(seed=0.01, question=0.05, noise=0.2), 3, 500, 0.02, rng=rng)
     # Questions never make up for seeds
     assert stuck["questions"] is None
 

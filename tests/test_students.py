@@ -14,7 +14,7 @@ from huggingface_hub._revision import ResolvedRevision
 from cotdistill import students
 from cotdistill.errors import DataError
 from cotdistill.kernels import linear
-from cotdistill.kernels.linear import LinearFunction, Prepacked, prepacked
+from cotdistill.kernels.linear import LinearFunction, PrepackedLinear, use_prepacked_linears
 from cotdistill.students import BUNDLED, best_dtype, gguf_path, load_student
 
 
@@ -148,7 +148,7 @@ def test_a_prepacked_product_is_the_linear_layer_with_the_same_gradient(bias, sh
         torch.nn.Linear(6, 9, bias=bias).requires_grad_(False),
         torch.randn(shape, requires_grad=True),
     )
-    found, wanted = Prepacked(layer)(x), layer(x)
+    found, wanted = PrepackedLinear(layer)(x), layer(x)
     torch.testing.assert_close(found, wanted)
     weights = torch.randn(wanted.shape)
     (a,), (b,) = (torch.autograd.grad((out * weights).sum(), x) for out in (found, wanted))
@@ -187,7 +187,7 @@ def test_the_product_that_trains_is_the_linear_layer_with_the_same_gradients(bia
 
 def test_prepacked_weights_follow_a_change_and_leave_training_alone():
     layer, x = torch.nn.Linear(6, 9), torch.randn(5, 6)
-    fast = Prepacked(layer)
+    fast = PrepackedLinear(layer)
     (gradient,) = torch.autograd.grad(fast(x).sum(), layer.weight)
     torch.testing.assert_close(gradient, x.sum(0).expand(9, 6))
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_prepacked_leaves_a_student_as_it_was(student):
     ids = torch.tensor([student.encode("what is ice?")])
     with torch.no_grad():
         before = student.model(input_ids=ids).logits
-        with prepacked(student.model), prepacked(student.model):
+        with use_prepacked_linears(student.model), use_prepacked_linears(student.model):
             assert (
                 any("forward" in vars(m) for m in student.model.modules())
                 or student.name == "tiny-gpt2"
@@ -222,7 +222,7 @@ def test_prepacked_leaves_a_student_as_it_was(student):
 
 def test_a_student_too_large_to_be_held_twice_is_not_prepacked(llama, monkeypatch):
     monkeypatch.setattr(linear, "PREPACK_LIMIT", 1000)
-    with prepacked(llama.model):
+    with use_prepacked_linears(llama.model):
         assert not any("forward" in vars(m) for m in llama.model.modules())
 
 

@@ -24,7 +24,7 @@ from cotdistill import files
 from cotdistill.errors import DataError
 from cotdistill.execute import run_stage, run_stages
 from cotdistill.files import sha256
-from cotdistill.kernel import alive, start_kernel, stop_kernel
+from cotdistill.kernel import kernel_is_alive, start_kernel, stop_kernel
 from cotdistill.runs.provenance import provenance
 
 
@@ -205,7 +205,7 @@ def test_the_next_notebooks_kernel_is_started_ahead_and_a_dead_one_is_replaced(
     monkeypatch.setattr(papermill, "execute_notebook", works)
     run_stages(["evaluate", "shuffle"], {"study": "smoke"}, tmp_path / "executed")
     (first, first_started), (ahead, ahead_started) = given
-    assert not first_started and ahead_started and ahead is not first and not alive(ahead)
+    assert not first_started and ahead_started and ahead is not first and not kernel_is_alive(ahead)
     run_stage("evaluate", {"study": "smoke"}, tmp_path / "executed", ahead)
     stop_kernel(ahead)  # a second time: nothing happens
     third, third_started = given[2]
@@ -231,7 +231,7 @@ def test_a_kernel_started_ahead_has_an_empty_namespace_and_its_imports():
     finally:
         client.stop_channels()
         stop_kernel(kernel)
-    assert not alive(kernel)
+    assert not kernel_is_alive(kernel)
 
 
 # ---------------------------------------------------------------- locks and parts
@@ -282,7 +282,7 @@ def test_who_waits_says_for_whom_and_a_dead_owner_blocks_nobody(tmp_path, monkey
     child = holder(path, "" if flock else NO_FLOCK)
 
     def wait():
-        with files.held(path, "run abc", lambda line, **_: said.append(line)):
+        with files.file_lock(path, "run abc", lambda line, **_: said.append(line)):
             got.set()
 
     waiter = threading.Thread(target=wait, daemon=True)
@@ -302,7 +302,7 @@ def test_who_waits_says_for_whom_and_a_dead_owner_blocks_nobody(tmp_path, monkey
     child.wait()
     assert got.wait(20), "the lock of a dead process still blocks"
     waiter.join(10)
-    with files.held(path, "run abc", said.append):
+    with files.file_lock(path, "run abc", said.append):
         pass
     assert len(said) == 1
 
@@ -335,11 +335,11 @@ def test_two_makes_create_one_environment(tmp_path):
 def test_files_appear_whole_and_parts_of_the_dead_are_swept(tmp_path):
     path, here = tmp_path / "x.json", socket.gethostname()
     path.write_text("old")
-    with pytest.raises(RuntimeError), files.whole(path) as part:
+    with pytest.raises(RuntimeError), files.atomic_write(path) as part:
         part.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
-    with files.whole(path) as part:
+    with files.atomic_write(path) as part:
         assert path.read_text() == "old"
         part.write_text("new")
     assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
@@ -356,7 +356,7 @@ def test_files_appear_whole_and_parts_of_the_dead_are_swept(tmp_path):
     ):
         (tmp_path / name).write_text("")
     (tmp_path / f"g.{here}-{dead}.part").mkdir()
-    files.sweep(tmp_path)
+    files.remove_stale_parts(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == stays | {"scores"} and not list(
         (tmp_path / "scores").iterdir()
     )

@@ -14,30 +14,35 @@ from conftest import TINY, tiny
 from cotdistill import corrupt, train
 from cotdistill import train as train_module
 from cotdistill.arms import Arm, arm_from_name
-from cotdistill.checkpoints import checkpoints, trainable
+from cotdistill.checkpoints import list_checkpoints, trainable_parameters
 from cotdistill.encode import (
     LABEL,
     PROMPT,
     RATIONALE,
-    ROWS,
+    ROW_MULTIPLE,
     check_labels,
     choose_train,
-    collate,
     encode_all,
     example_rng,
-    fitting,
     label_share,
     loss_shares,
     other_weight,
-    share_as_intact,
+    pack_batch,
+    unchanged_share,
+    usable_questions,
 )
 from cotdistill.errors import DataError
 from cotdistill.evaluate import evaluate, validation_scores
 from cotdistill.hyperparameters import TrainConfig, training_key
 from cotdistill.kernels.blocks import blocks_of, last_block_at_places
-from cotdistill.kernels.cache import stored
-from cotdistill.kernels.linear import learning
-from cotdistill.kernels.loss import HeadLoss, sparse_embedding, token_losses, weighted_loss
+from cotdistill.kernels.cache import stored_bytes
+from cotdistill.kernels.linear import use_trainable_onednn_linears
+from cotdistill.kernels.loss import (
+    ChunkedLinearCrossEntropy,
+    sparse_embedding,
+    token_losses,
+    weighted_loss,
+)
 from cotdistill.train import OrderSampler, fine_tune, freeze
 
 ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
@@ -56,7 +61,7 @@ def test_loss_equals_hugging_face(student, questions, rationales, arm):
     batch = passes_of(student, questions, rationales, arm)[0]
     student.model.set_attn_implementation("packed")
     with torch.no_grad():
-        ours = token_losses(student.model, collate(batch)).mean()
+        ours = token_losses(student.model, pack_batch(batch)).mean()
     student.model.set_attn_implementation("sdpa")
     width = max(len(e.ids) for e in batch)
     ids, labels = (
@@ -79,7 +84,7 @@ def test_sliced_head_equals_autograd(student, questions, rationales, frozen, lim
     whatever the slices; also where the gradient is scaled from outside, where it is added to one
     that is there, and with the embeddings' gradient kept sparse.
     """
-    batch = collate(passes_of(student, questions, rationales)[0], arm_weight=3.0)
+    batch = pack_batch(passes_of(student, questions, rationales)[0], arm_weight=3.0)
     share, found = batch["weights"] / 7, []
     freeze(student.model, frozen)
     student.model.set_attn_implementation("packed")
@@ -117,7 +122,7 @@ def test_fast_products_and_a_last_block_at_its_places_train_as_the_plain_model_d
     """Losses and all gradients against torch's own products and the whole last block, for all four
     families.
     """
-    batch, found = collate(passes_of(student, questions, rationales)[0]), []
+    batch, found = pack_batch(passes_of(student, questions, rationales)[0]), []
     freeze(student.model, frozen)
     student.model.set_attn_implementation("packed")
     forwards = {name for name, m in student.model.named_modules() if "forward" in vars(m)}
@@ -125,7 +130,7 @@ def test_fast_products_and_a_last_block_at_its_places_train_as_the_plain_model_d
         student.model.zero_grad(set_to_none=True)
         with ExitStack() as opened:
             if fast:
-                opened.enter_context(learning(student.model))
+                opened.enter_context(use_trainable_onednn_linears(student.model))
                 opened.enter_context(last_block_at_places(student.model))
             losses = token_losses(student.model, batch)
         losses.mean().backward()
@@ -165,9 +170,9 @@ def test_a_batch_is_filled_up_with_tokens_that_nothing_is_learnt_from(llama, que
     """
     sequences = passes_of(llama, questions, rationales)[0]
     for n in range(1, 9):
-        batch, tokens = collate(sequences[:n]), sum(len(e.ids) - 1 for e in sequences[:n])
+        batch, tokens = pack_batch(sequences[:n]), sum(len(e.ids) - 1 for e in sequences[:n])
         fill = batch["input_ids"].shape[1] - tokens
-        assert batch["input_ids"].shape[1] % ROWS == 0 <= fill < ROWS and len(
+        assert batch["input_ids"].shape[1] % ROW_MULTIPLE == 0 <= fill < ROW_MULTIPLE and len(
             batch["cu_seq_lens_q"]
         ) == n + 1 + (fill > 0)
         assert (batch["labels"][0, tokens:] == -100).all() and len(batch["weights"]) == sum(
@@ -188,7 +193,7 @@ def test_the_head_of_a_large_vocabulary_adds_up_as_float64_does():
         torch.arange(6),
     )
     weight[targets, targets] = 15.0
-    _, losses = HeadLoss.apply(hidden, weight, targets, torch.ones(6), 2**27)
+    _, losses = ChunkedLinearCrossEntropy.apply(hidden, weight, targets, torch.ones(6), 2**27)
     exact = torch.nn.functional.cross_entropy(
         hidden.double() @ weight.double().t(), targets, reduction="none"
     )
@@ -200,7 +205,7 @@ def test_the_head_of_a_large_vocabulary_adds_up_as_float64_does():
 def test_only_the_target_is_supervised_and_the_end_is(student, questions, rationales):
     for arm in ARMS:
         one = passes_of(student, questions, rationales, arm)[0][0]
-        batch = collate([one])
+        batch = pack_batch([one])
         learnt = batch["labels"][0][batch["labels"][0] != -100].tolist()
         assert (
             learnt == [i for i, k in zip(one.ids, one.kinds) if k] and learnt[-1] == student.eos_id
@@ -213,7 +218,7 @@ def test_only_the_target_is_supervised_and_the_end_is(student, questions, ration
 
 
 def test_weights_reach_label_and_rationale(llama, questions, rationales):
-    batch = collate(
+    batch = pack_batch(
         passes_of(llama, questions, rationales)[0], arm_weight=4.0, rationale_weight=0.5
     )
     assert set(batch["weights"][batch["kinds"] == LABEL].tolist()) == {4.0}
@@ -290,7 +295,7 @@ def test_killed_run_resumes_to_the_same_weights(llama, questions, rationales, tm
     """
     config, passes = replace(QUICK, epochs=3), passes_of(llama, questions, rationales, epochs=3)
     whole, _ = fine_tune(llama, passes, Arm("post_cot"), config, 1, tmp_path / "whole")
-    wanted = {k: v.clone() for k, v in trainable(llama.model).items()}
+    wanted = {k: v.clone() for k, v in trainable_parameters(llama.model).items()}
     llama = tiny("tiny-llama")
 
     class Killed(Exception):
@@ -305,7 +310,7 @@ def test_killed_run_resumes_to_the_same_weights(llama, questions, rationales, tm
     llama = tiny("tiny-llama")
     again, _ = fine_tune(llama, passes, Arm("post_cot"), config, 1, tmp_path / "cut")
     assert again["epoch"].tolist() == [1, 2, 3] and again["loss"].tolist() == whole["loss"].tolist()
-    assert all(torch.equal(v, wanted[k]) for k, v in trainable(llama.model).items())
+    assert all(torch.equal(v, wanted[k]) for k, v in trainable_parameters(llama.model).items())
 
 
 def test_best_epoch_is_kept_by_validation_with_ties_to_the_lower_loss(
@@ -314,7 +319,7 @@ def test_best_epoch_is_kept_by_validation_with_ties_to_the_lower_loss(
     seen, scores = [], [(0.5, 2.0), (0.75, 3.0), (0.75, 1.0), (0.25, 0.5)]
 
     def validate():
-        seen.append({k: v.clone() for k, v in trainable(llama.model).items()})
+        seen.append({k: v.clone() for k, v in trainable_parameters(llama.model).items()})
         accuracy, nll = scores[len(seen) - 1]
         return {"accuracy": accuracy, "label_nll": nll}
 
@@ -328,7 +333,7 @@ def test_best_epoch_is_kept_by_validation_with_ties_to_the_lower_loss(
         validate,
     )
     assert summary["best_epoch"] == 3
-    assert all(torch.equal(v, seen[2][k]) for k, v in trainable(llama.model).items())
+    assert all(torch.equal(v, seen[2][k]) for k, v in trainable_parameters(llama.model).items())
 
 
 @pytest.mark.parametrize("killed_after", [3, 4])
@@ -358,7 +363,7 @@ def test_patience_stops_a_resumed_run_where_it_stops_one_left_alone(
         def validate():
             done = [
                 json.loads((path / "trainer_state.json").read_text())["epoch"]
-                for _, path in checkpoints(folder)
+                for _, path in list_checkpoints(folder)
             ]
             return {"accuracy": scores[int(max(done, default=0))], "label_nll": 1.0}
 
@@ -372,7 +377,12 @@ def test_patience_stops_a_resumed_run_where_it_stops_one_left_alone(
             validate,
             progress,
         )
-        return history, summary, {k: v.clone() for k, v in trainable(s.model).items()}, seen
+        return (
+            history,
+            summary,
+            {k: v.clone() for k, v in trainable_parameters(s.model).items()},
+            seen,
+        )
 
     wanted, best, weights, _ = train(tmp_path / "whole")
     assert wanted["epoch"].tolist() == [1, 2, 3, 4] and best["best_epoch"] == 1
@@ -400,14 +410,14 @@ def test_gradient_accumulation_equals_one_large_batch(llama, questions, rational
             0,
             tmp_path / str(size),
         )
-        weights.append({k: v.clone() for k, v in trainable(s.model).items()})
+        weights.append({k: v.clone() for k, v in trainable_parameters(s.model).items()})
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_layers_stay_and_bad_numbers_are_refused(student):
     freeze(student.model, 1)
-    names = set(trainable(student.model))
+    names = set(trainable_parameters(student.model))
     assert names and not any("embed" in n or "wte" in n for n in names)
     with pytest.raises(DataError, match="frozen_layers is 2; expected 0 to 1"):
         freeze(student.model, 2)
@@ -415,7 +425,7 @@ def test_frozen_layers_stay_and_bad_numbers_are_refused(student):
 
 def test_what_does_not_fit_is_left_out_for_every_arm_and_counted(llama, questions, rationales):
     some = {id: r for id, r in rationales.items() if id != "q3"}
-    kept, left = fitting(llama, questions, some, "text", 75)
+    kept, left = usable_questions(llama, questions, some, "text", 75)
     assert left["no rationale"] == 1 and 0 < left["over 75 tokens"] < 11
     assert len(kept) + sum(left.values()) == len(questions)
 
@@ -428,7 +438,7 @@ def test_the_share_of_texts_that_a_corruption_leaves_as_they_were(llama, questio
         ("post_cot_filler", {}, [False] * 12),
     ):
         arm = arm_from_name(name, **settings)
-        share = share_as_intact(
+        share = unchanged_share(
             passes_of(llama, questions, rationales, arm),
             llama,
             questions,
@@ -520,7 +530,7 @@ def test_seeds_share_the_frozen_blocks_outputs(llama, questions, rationales, mon
     data, store = passes_of(llama, questions, rationales)[0], {}
     first = train.trunk_states(llama, data, 1, store)
     entries = set(store)
-    monkeypatch.setattr(train_module, "TRUNK_LIMIT", stored(store))
+    monkeypatch.setattr(train_module, "TRUNK_LIMIT", stored_bytes(store))
     again = train.trunk_states(llama, data[::-1], 1, store)
     assert set(store) == entries and len(data) == len(first) > 1
     assert all(a is b and len(a) == len(e.ids) - 1 for a, b, e in zip(first, again[::-1], data))
@@ -606,7 +616,7 @@ def test_balanced_loss_equals_its_definition_in_float64(llama, questions, ration
     wanted = arm.label_weight * label + (0.7 * 0.5 * other if arm.uses_rationale else 0)
     wanted.backward()
     batches = [
-        collate(part, arm.label_weight, config.rationale_weight)
+        pack_batch(part, arm.label_weight, config.rationale_weight)
         for part in (sequences[:5], sequences[5:])
     ]
     is_label = [batch["kinds"] == LABEL for batch in batches]
@@ -668,7 +678,7 @@ def test_accumulation_equals_one_large_batch_under_the_balanced_loss(
             0,
             tmp_path / str(size),
         )
-        weights.append({k: v.clone() for k, v in trainable(s.model).items()})
+        weights.append({k: v.clone() for k, v in trainable_parameters(s.model).items()})
     for other in weights[1:]:
         for name in weights[0]:
             torch.testing.assert_close(weights[0][name], other[name], rtol=1e-4, atol=1e-5)
@@ -681,7 +691,7 @@ def test_accumulation_equals_one_large_batch_under_the_balanced_loss(
         0,
         tmp_path / "own",
     )
-    assert all(torch.equal(v, weights[0][k]) for k, v in trainable(s.model).items())
+    assert all(torch.equal(v, weights[0][k]) for k, v in trainable_parameters(s.model).items())
 
 
 def test_a_run_key_names_the_loss_only_where_it_is_not_the_token_mean():

@@ -16,11 +16,11 @@ from sklearn.metrics import average_precision_score
 
 from cotdistill import corrupt
 from cotdistill.attribution.methods import aggregate_to_words, attribute_all, top_k
-from cotdistill.attribution.score import Attribution, frozen, removal_logps
+from cotdistill.attribution.score import Attribution, freeze_parameters, removal_logps
 from cotdistill.errors import DataError
 from cotdistill.examples import Example, Rationale
 from cotdistill.kernels.blocks import blocks_of
-from cotdistill.kernels.linear import prepacked
+from cotdistill.kernels.linear import use_prepacked_linears
 from cotdistill.students import Student
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of tokens, as in ERASER
@@ -113,7 +113,7 @@ def faithfulness_all(
     """`faithfulness` of each question under each method's scores (attributions in the order of
     `examples`), as one table.
     """
-    with frozen(student.model), prepacked(student.model):
+    with freeze_parameters(student.model), use_prepacked_linears(student.model):
         return pd.concat(
             [
                 faithfulness(
@@ -129,7 +129,7 @@ def faithfulness_all(
         )
 
 
-def randomise(student: Student, layers: int | None, seed: int) -> Student:
+def randomise_weights(student: Student, layers: int | None, seed: int) -> Student:
     """A copy of the student whose `layers` highest blocks are re-drawn (None.
 
     Every parameter, embeddings too).
@@ -177,7 +177,7 @@ def randomisation_check(
     own, rows = attribute_all(student, examples, rationales, method, seed=seed, **settings), []
     for n in layers:
         other = attribute_all(
-            randomise(student, n, seed), examples, rationales, method, seed=seed, **settings
+            randomise_weights(student, n, seed), examples, rationales, method, seed=seed, **settings
         )
         rows += [
             {

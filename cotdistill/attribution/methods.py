@@ -28,7 +28,7 @@ from cotdistill.attribution.score import (
     Parts,
     _in_batches,
     embed_rationale,
-    frozen,
+    freeze_parameters,
     label_scorer,
     split_sequence,
     variant_logps,
@@ -36,9 +36,9 @@ from cotdistill.attribution.score import (
 from cotdistill.encode import example_rng
 from cotdistill.errors import DataError
 from cotdistill.examples import Example, Rationale
-from cotdistill.kernels.attention import attending
+from cotdistill.kernels.attention import use_attention
 from cotdistill.kernels.blocks import last_block_at_places
-from cotdistill.kernels.linear import prepacked
+from cotdistill.kernels.linear import use_prepacked_linears
 from cotdistill.students import Student
 
 
@@ -76,7 +76,7 @@ class Method:
     reads: str = "model"
 
 
-def attribute(
+def attribute_rationale(
     student: Student,
     example: Example,
     rationale: str,
@@ -123,7 +123,7 @@ def attribute(
         return replace(result, **METHODS[method].function(task))
     if not parts.rationale:
         return result
-    with frozen(student.model), last_block_at_places(student.model):
+    with freeze_parameters(student.model), last_block_at_places(student.model):
         return replace(result, **METHODS[method].function(task))
 
 
@@ -304,7 +304,7 @@ def _attention(student: Student, parts: Parts, method: str) -> np.ndarray:
     ids = torch.tensor(
         [parts.prefix + parts.rationale + parts.frame + parts.label[:-1]], device=model.device
     )
-    with attending(model, "eager"):
+    with use_attention(model, "eager"):
         layers = model(
             input_ids=ids, output_attentions=True, use_cache=False, logits_to_keep=1
         ).attentions
@@ -370,18 +370,18 @@ def attribute_all(
     progress: Callable[[int], None] = lambda done: None,
     **settings,
 ) -> list[Attribution]:
-    """`attribute` for many questions, in their order.
+    """`attribute_rationale` for many questions, in their order.
 
     `random` depends on the question's id and `seed`, not on its place; words are counted over the rationales of these questions.
 
-    progress is called with the number of questions done; settings go to `attribute`.
+    progress is called with the number of questions done; settings go to `attribute_rationale`.
     """
     found, texts = [], tuple(rationales[example.id].text for example in examples)
-    with frozen(student.model), prepacked(student.model):
+    with freeze_parameters(student.model), use_prepacked_linears(student.model):
         for example in examples:
             rng = example_rng(example.id, seed, 4)
             found.append(
-                attribute(
+                attribute_rationale(
                     student,
                     example,
                     rationales[example.id].text,

@@ -13,7 +13,7 @@ from cotdistill.arms import Arm, format_target, prompt_text
 from cotdistill.decode import keys_and_values
 from cotdistill.errors import DataError
 from cotdistill.examples import Example
-from cotdistill.kernels.attention import attending
+from cotdistill.kernels.attention import use_attention
 from cotdistill.kernels.blocks import last_block_at_places
 from cotdistill.students import Student
 
@@ -72,7 +72,7 @@ def split_sequence(
 
 
 @contextmanager
-def frozen(model: torch.nn.Module):
+def freeze_parameters(model: torch.nn.Module):
     """Evaluation mode and no gradient for any parameter (only inputs need one), then everything as
     it was before.
     """
@@ -192,7 +192,7 @@ def variant_logps(
         keys_and_values(student, parts.prefix + parts.rationale),
     )
     first = [int(row.argmin()) if not row.all() else len(row) for row in keep]
-    with attending(model, "after"):
+    with use_attention(model, "after"):
         for at in range(0, len(keep), batch_size):
             chosen = list(
                 zip(
@@ -247,7 +247,7 @@ def removal_logps(
     """
     parts = split_sequence(student, example, rationale, label_format)
     keep, back = np.unique(np.asarray(keep, dtype=bool), axis=0, return_inverse=True)
-    with frozen(student.model), last_block_at_places(student.model):
+    with freeze_parameters(student.model), last_block_at_places(student.model):
         return variant_logps(
             student, parts, *embed_rationale(student, parts, baseline), keep, batch_size
         )[back.ravel()]

@@ -9,7 +9,7 @@ import numpy as np
 
 from cotdistill.attribution.score import Attribution
 from cotdistill.errors import DataError
-from cotdistill.files import fingerprint, read_jsonl, whole
+from cotdistill.files import atomic_write, fingerprint, read_jsonl
 
 
 def write_scores(path: str | Path, attributions: list[Attribution], made_from: dict) -> str:
@@ -43,7 +43,7 @@ def write_scores(path: str | Path, attributions: list[Attribution], made_from: d
             "seal": fingerprint(rows),
         },
     )
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(
             "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8"
         )

@@ -262,7 +262,7 @@ _SECOND = re.compile(
 )
 
 
-def options_said(said: str, choices: tuple[str, ...], whole: bool = False) -> list[int]:
+def named_options(said: str, choices: tuple[str, ...], whole: bool = False) -> list[int]:
     """The options that a stated answer names.
 
     By text, by letter ("(B)", "B.", "option B"), or both (two options where they disagree, or where
@@ -286,18 +286,18 @@ def options_said(said: str, choices: tuple[str, ...], whole: bool = False) -> li
     first = _first_said(said, words, texts)
     if _DENIED.match(said) and not any(texts[i][0] in _NEGATIONS for i in first):
         instead = _INSTEAD.search(said)
-        return options_said(instead["said"], choices, whole) if instead else []
+        return named_options(instead["said"], choices, whole) if instead else []
     named = _letters_said(said, choices, texts, whole)
     if named or whole:
         return named
     if "=" in said and len(_terms(said.rpartition("=")[2])) > 0 and not first:  # "12 - 8 = 4"
-        return options_said(said.rpartition("=")[2], choices)
+        return named_options(said.rpartition("=")[2], choices)
     if (
         "=" in said
         and first
         and all(term[:1].isdigit() or term[:1] == "-" for text in texts for term in text)
     ):
-        return options_said(said.rpartition("=")[2], choices)
+        return named_options(said.rpartition("=")[2], choices)
     return first or _inside_said(said, texts)
 
 
@@ -432,7 +432,7 @@ def _answer_lines(text: str, choices: tuple[str, ...]) -> list[_Line]:
     lines += [
         _Line(m.start(), m.end(), m["said"], True, m.start("said"))
         for m in _INLINE.finditer(text)
-        if free(m.start()) and options_said(m["said"], choices, whole=True)
+        if free(m.start()) and named_options(m["said"], choices, whole=True)
     ]
     return sorted(lines + [line for line in _lone_lines(text, choices) if free(line.at)])
 
@@ -463,11 +463,11 @@ def _lone_lines(text: str, choices: tuple[str, ...]) -> list[_Line]:
     return [
         _Line(spans[i][0], spans[i][1], spans[i][2], True, spans[i][0])
         for i in sorted(wanted)
-        if options_said(spans[i][2].lstrip(" #>\t"), choices, whole=True)
+        if named_options(spans[i][2].lstrip(" #>\t"), choices, whole=True)
     ]
 
 
-def conclusions(text: str, choices: tuple[str, ...]) -> list[list[int]]:
+def stated_options(text: str, choices: tuple[str, ...]) -> list[list[int]]:
     """Every statement of an answer in reading order ("Answer.
 
     (B)", "the answer is ice", "actually, A"), each as the options it names. A statement in which no
@@ -498,11 +498,11 @@ def conclusions(text: str, choices: tuple[str, ...]) -> list[list[int]]:
                 or _SUPPOSED.search(text, max(0, match.start() - 60), match.start())
             ):
                 continue
-            found[match.start(name)] = options_said(match[name], choices, whole)
+            found[match.start(name)] = named_options(match[name], choices, whole)
     for match in _NAMED.finditer(text):
         found[match.start("said")] = _named_option(match, choices)
     for line in _answer_lines(text, choices):
-        found[line.at] = options_said(
+        found[line.at] = named_options(
             line.said.lstrip(" #>\t") if line.whole else line.said, choices, line.whole
         ) or found.get(line.at)
     return [found[start] for start in sorted(found) if found[start]]
@@ -513,11 +513,11 @@ def _named_option(match, choices: tuple[str, ...]) -> list[int]:
 
     Any text between must be the option's own.
     """
-    named = options_said(match["said"], choices, whole=True)
+    named = named_options(match["said"], choices, whole=True)
     return (
         named
         if not match["text"].strip()
-        else options_said(f"{match['said']} {match['text']}", choices, whole=True)
+        else named_options(f"{match['said']} {match['text']}", choices, whole=True)
     )
 
 
@@ -604,7 +604,7 @@ def read_completion(
     if not final:  # it thought and never answered
         return Reading("", None, False, thought, True)
     text = ("\n" + _from_tags(final)).split(STOP)[0].strip()
-    said = conclusions(text, example.choices)
+    said = stated_options(text, example.choices)
     body = _reason_of(text, example.choices) or _tidy_reason(thought, example.choices)
     answer = said[-1][0] if said and len(said[-1]) == 1 else None
     return Reading(body, answer, len({i for s in said for i in s}) > 1, thought, True)

@@ -108,11 +108,11 @@ def _generate_answers(
 
     ids: the token ids (prefix, rest) of each question's prompt.
     """
-    from cotdistill.kernels.linear import prepacked
+    from cotdistill.kernels.linear import use_prepacked_linears
 
     todo = sorted(todo, key=lambda job: len(ids[job["id"]][1]))
     prefix = ids[todo[0]["id"]][0] if todo and share_prefix else []
-    with prepacked(student.model):
+    with use_prepacked_linears(student.model):
         shared = prefix_cache(student, prefix) if prefix else None
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]

@@ -123,7 +123,7 @@ def _demonstration(path: Path, block: list[tuple[int, str]]) -> Demonstration:
     return Demonstration(example, end["Reason:"])
 
 
-def _asked(example: Example, mode: str) -> str:
+def teacher_question(example: Example, mode: str) -> str:
     """The question as it is put to the teacher, up to the cue."""
     text = prompt_text(example, "pre_cot", "letter")
     if mode == "blind":
@@ -145,13 +145,13 @@ def build_messages(
     messages = []
     for shown in demonstrations:
         messages += [
-            {"role": "user", "content": _asked(shown.example, mode)},
+            {"role": "user", "content": teacher_question(shown.example, mode)},
             {
                 "role": "assistant",
                 "content": f"{shown.reason}\nAnswer: ({LETTERS[shown.example.answer]})",
             },
         ]
-    messages.append({"role": "user", "content": _asked(example, mode)})
+    messages.append({"role": "user", "content": teacher_question(example, mode)})
     head = INSTRUCTIONS[mode] if instruction is None else instruction
     messages[0] = {
         "role": "user",

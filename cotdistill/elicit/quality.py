@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from cotdistill.elicit.completions import _ORDINARY, _bare, _contains, _words, conclusions
+from cotdistill.elicit.completions import _ORDINARY, _bare, _contains, _words, stated_options
 from cotdistill.elicit.prompts import Demonstration
 from cotdistill.elicit.thoughts import clean_text
 from cotdistill.errors import DataError
@@ -44,7 +44,7 @@ def _by_question(records: list[dict], examples: list[Example]) -> dict[str, list
     return {id: [rows[sample] for sample in sorted(rows)] for id, rows in found.items()}
 
 
-def choose(
+def choose_rationales(
     records: list[dict], examples: list[Example], prefer: str = "agreeing"
 ) -> dict[str, Rationale]:
     """One rationale per question, out of n samples.
@@ -89,7 +89,7 @@ def names_text(text: str, choice: str) -> bool:
     return _contains(_words(text), _bare(choice))
 
 
-def loops(text: str) -> bool:
+def repeats_itself(text: str) -> bool:
     """Whether a text repeats itself.
 
     Four words in a row at least three times, or a sentence of four or more words twice.
@@ -102,7 +102,7 @@ def loops(text: str) -> bool:
     )
 
 
-def copies(text: str, reasons: list[str], size: int = 5) -> bool:
+def copies_demonstration(text: str, reasons: list[str], size: int = 5) -> bool:
     """Whether at least half of a text's runs of `size` words stand in one demonstration's reason."""
     runs = lambda s: {
         tuple(w[i : i + size]) for w in [_words(s)] for i in range(max(1, len(w) - size + 1))
@@ -132,7 +132,7 @@ def quality_card(
     contradicts        different options are stated to be the answer
     names_letter, names_text, leaks   the rationale names the gold option by letter, by text, by
     either words_mean, words_median          length in words, of covered rationales loops, copies,
-    duplicates         see `loops` and `copies`; as many texts as are equal to an earlier one
+    duplicates         see `repeats_itself` and `copies_demonstration`; as many texts as are equal to an earlier one
     unfinished         does not end in . ! or ? (a sign of a cut-off that recorded sets also show)
     cut_off, malformed, seconds_mean  from the records
     """
@@ -154,7 +154,7 @@ def quality_card(
             if answer is None
             else answer_index(answer, len(example.choices), f"rationale {id}")
         )
-        stated = {i for said in conclusions(text, example.choices) for i in said} | (
+        stated = {i for said in stated_options(text, example.choices) for i in said} | (
             {answer} - {None}
         )
         rows.append(
@@ -166,8 +166,8 @@ def quality_card(
                 "contradicts": item["contradicts"] if record else len(stated) > 1,
                 "names_letter": names_letter(text, example.answer),
                 "names_text": names_text(text, example.label),
-                "loops": loops(text),
-                "copies": copies(text, [d.reason for d in demonstrations])
+                "loops": repeats_itself(text),
+                "copies": copies_demonstration(text, [d.reason for d in demonstrations])
                 if demonstrations
                 else np.nan,
                 "unfinished": bool(text) and text.rstrip("\"')*")[-1:] not in (".", "!", "?"),
@@ -239,7 +239,7 @@ def compare_teachers(cards: dict):
 
 
 def _scrub_ordinary(text: str, word: str, neutral: str) -> str:
-    """A text with an ordinary word replaced where it stands as an answer: see `scrub`."""
+    """A text with an ordinary word replaced where it stands as an answer: see `remove_label`."""
     word = rf"(?<!\w){re.escape(word)}(?![\w'’])"
     ends = r"(?=\s*(?:[.,;:!?)\"”*—–]|$)|\s+(?:because|since|as)\b)"
     stated = (
@@ -257,7 +257,7 @@ def _scrub_ordinary(text: str, word: str, neutral: str) -> str:
     )
 
 
-def scrub(text: str, example: Example) -> str:
+def remove_label(text: str, example: Example) -> str:
     """The rationale with the gold option, named by text or by letter, replaced by a neutral phrase.
 
     A label that is an ordinary word (yes, no, true, it, a, …: `_ORDINARY`) is replaced only where
@@ -296,7 +296,7 @@ def filter_rationales(
 
     with_text       always: a rationale without text is no rationale
     keep_agreeing   only those that conclude the gold answer (abstentions go)
-    scrub_label     `scrub` each: changes texts, removes none that still says something
+    scrub_label     `remove_label` each: changes texts, removes none that still says something
     max_tokens      only those of at most so many, as `count` counts (words; pass lambda t: len(student.encode(t)))
 
     counts is a DataFrame by filter: before, removed, changed, after. The caller trains every arm,
@@ -316,7 +316,7 @@ def filter_rationales(
         raise DataError(f"max_tokens is {max_tokens}; expected None or a number of at least 1")
 
     def scrubbed(r):
-        text = scrub(r.text, by_id[r.id])
+        text = remove_label(r.text, by_id[r.id])
         return r if text == r.text else Rationale(r.id, text, r.answer)
 
     steps = [

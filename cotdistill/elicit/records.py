@@ -15,7 +15,7 @@ from cotdistill.elicit.settings import Sampling
 from cotdistill.elicit.thoughts import clean_text
 from cotdistill.errors import DataError, disk_error
 from cotdistill.examples import LETTERS, Example, Rationale
-from cotdistill.files import fingerprint, held, read_bytes, whole
+from cotdistill.files import atomic_write, file_lock, fingerprint, read_bytes
 
 FIELDS = (
     "id",
@@ -88,7 +88,9 @@ def _recording(path: Path):
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(held(path.with_name(f"{path.name}.lock"), f"the records {path}"))
+            stack.enter_context(
+                file_lock(path.with_name(f"{path.name}.lock"), f"the records {path}")
+            )
             file = stack.enter_context(open(path, "ab", buffering=0))
         except OSError as error:
             raise disk_error(error, path.parent) or DataError(
@@ -144,7 +146,7 @@ def _keep_prefixes(path: Path, prefixes: dict) -> None:
         print(f"{side}: damaged; it is written again with the prefixes of this call", flush=True)
         known = {}
     if set(prefixes) - set(known):
-        with whole(side) as part:
+        with atomic_write(side) as part:
             part.write_text(
                 json.dumps({**known, **prefixes}, indent=1, ensure_ascii=False), encoding="utf-8"
             )

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from cotdistill.elicit.local import elicit_transformers
 from cotdistill.elicit.prompts import MODES, Demonstration
-from cotdistill.elicit.quality import choose
+from cotdistill.elicit.quality import choose_rationales
 from cotdistill.elicit.server import elicit_openai
 from cotdistill.elicit.settings import TeacherSettings, TeacherSource
 from cotdistill.errors import DataError
@@ -109,4 +109,4 @@ def from_teacher(
             connection=source.connection,
             **how,
         )
-    return choose(records, examples), records
+    return choose_rationales(records, examples), records

@@ -182,7 +182,7 @@ def _side_by_side(
 
 
 @contextmanager
-def attending(model: torch.nn.Module, by: str):
+def use_attention(model: torch.nn.Module, by: str):
     """While open, the model attends by that implementation ("packed", "sdpa", "eager", ...).
 
     Then by the one it had.

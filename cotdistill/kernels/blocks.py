@@ -16,7 +16,7 @@ def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 
 @contextmanager
-def calling(forwards: dict[torch.nn.Module, object]):
+def replace_forward(forwards: dict[torch.nn.Module, object]):
     """While open, each module is called through its entry of `forwards`; then as before."""
     before = {module: vars(module).get("forward") for module in forwards}
     for module, forward in forwards.items():
@@ -59,7 +59,7 @@ def last_block_at_places(model: torch.nn.Module):
     ]
     hook = block.register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        with calling({module: there(module.forward) for module in alone}):
+        with replace_forward({module: there(module.forward) for module in alone}):
             yield
     finally:
         hook.remove()
@@ -83,7 +83,7 @@ def _unless_trunk(forward, hidden_states, *args, **kwargs):
 
 
 @contextmanager
-def starting_from_trunk(model: nn.Module, layers: int):
+def start_from_trunk(model: nn.Module, layers: int):
     """While open, a call with `trunk` [1, T, width] leaves out the lowest `layers` blocks and goes
     on from those states.
     """
@@ -94,7 +94,9 @@ def starting_from_trunk(model: nn.Module, layers: int):
 
     hook = blocks[layers].register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        with calling({block: partial(_unless_trunk, block.forward) for block in blocks[:layers]}):
+        with replace_forward(
+            {block: partial(_unless_trunk, block.forward) for block in blocks[:layers]}
+        ):
             yield
     finally:
         hook.remove()

@@ -43,9 +43,9 @@ def growing_cache() -> Cache:
 
 
 # Bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
-TRUNK_LIMIT = 2 * 1024**3
+TRUNK_CACHE_BYTES = 2 * 1024**3
 
 
-def stored(store: dict) -> int:
+def stored_bytes(store: dict) -> int:
     """Bytes of what frozen blocks made, in a store of `trunk_states` and `evaluate`."""
     return sum(t.nbytes for group in store.values() for t in group)

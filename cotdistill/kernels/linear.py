@@ -2,13 +2,13 @@
 
 import torch
 
-from cotdistill.kernels.blocks import calling
+from cotdistill.kernels.blocks import replace_forward
 
 # Bytes of weights laid out a second time; a larger student goes without: a laptop has to hold both
 PREPACK_LIMIT = 2 * 1024**3
 
 
-class Prepacked:
+class PrepackedLinear:
     """A linear layer whose weights oneDNN has laid out once in the order in which its kernels read
     them ("prepacking", which torch.compile does to a frozen model): 1.2 times the speed of a
     plain product at 400 rows, twice at 8 to 64 (float32, measured on AVX-512; plain BLAS reads
@@ -39,7 +39,7 @@ class Prepacked:
         return (
             _InputGradient.apply(x, self)
             if learns and x.requires_grad
-            else product(x, self.weight(), self.layer.bias)
+            else onednn_linear(x, self.weight(), self.layer.bias)
         )
 
 
@@ -53,7 +53,7 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
-def product(
+def onednn_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x [..., in] times weight [out, in] transposed, plus bias [out].
@@ -70,16 +70,16 @@ def product(
 
 
 class _InputGradient(torch.autograd.Function):
-    """A `Prepacked` layer's product, differentiable in its input."""
+    """A `PrepackedLinear` layer's product, differentiable in its input."""
 
     @staticmethod
     def forward(ctx, x, layer):
         ctx.layer = layer
-        return product(x, layer.weight(), layer.layer.bias)
+        return onednn_linear(x, layer.weight(), layer.layer.bias)
 
     @staticmethod
     def backward(ctx, gradient):
-        return product(gradient, ctx.layer.weight(transposed=True)), None
+        return onednn_linear(gradient, ctx.layer.weight(transposed=True)), None
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -88,23 +88,27 @@ def weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     torch's own product (MKL) is the faster one here, but for weights at least twice as wide as
     high: keys and values of grouped heads, an MLP's way back.
     """
-    return product(gradient.t(), x.t()) if x.shape[1] >= 2 * gradient.shape[1] else gradient.t() @ x
+    return (
+        onednn_linear(gradient.t(), x.t())
+        if x.shape[1] >= 2 * gradient.shape[1]
+        else gradient.t() @ x
+    )
 
 
 class LinearFunction(torch.autograd.Function):
-    """`product`, differentiable in input, weight and bias: what a linear layer trains on."""
+    """`onednn_linear`, differentiable in input, weight and bias: what a linear layer trains on."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient):
         (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
         return (
-            product(gradient, weight.t()) if for_x else None,
+            onednn_linear(gradient, weight.t()) if for_x else None,
             weight_gradient(rows, x.flatten(0, -2)) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )
@@ -121,7 +125,7 @@ def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
     ]
 
 
-def learning(model: torch.nn.Module):
+def use_trainable_onednn_linears(model: torch.nn.Module):
     """While open, the linear layers of a float32 model on a CPU train on the products of
     `LinearFunction`.
 
@@ -131,11 +135,11 @@ def learning(model: torch.nn.Module):
     def through(layer):
         return lambda x: LinearFunction.apply(x, layer.weight, layer.bias)
 
-    return calling({layer: through(layer) for layer in _linear_layers(model)})
+    return replace_forward({layer: through(layer) for layer in _linear_layers(model)})
 
 
-def prepacked(model: torch.nn.Module):
-    """While open, the linear layers of a float32 model on a CPU are `Prepacked`, for passes that
+def use_prepacked_linears(model: torch.nn.Module):
+    """While open, the linear layers of a float32 model on a CPU are `PrepackedLinear`, for passes that
     don't train it: scoring, generation, attribution, the outputs of frozen blocks.
 
     It takes the memory of the weights once more (twice with gradients), until it closes. A context
@@ -144,6 +148,8 @@ def prepacked(model: torch.nn.Module):
     On another device, in another dtype, and where the weights take more than PREPACK_LIMIT bytes,
     nothing changes.
     """
-    layers = [m for m in _linear_layers(model) if not isinstance(vars(m).get("forward"), Prepacked)]
+    layers = [
+        m for m in _linear_layers(model) if not isinstance(vars(m).get("forward"), PrepackedLinear)
+    ]
     fits = sum(m.weight.nbytes for m in layers) <= PREPACK_LIMIT
-    return calling({layer: Prepacked(layer) for layer in layers if fits})
+    return replace_forward({layer: PrepackedLinear(layer) for layer in layers if fits})

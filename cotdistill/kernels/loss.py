@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cotdistill.kernels.linear import product
-from cotdistill.processes import ranks
+from cotdistill.kernels.linear import onednn_linear
+from cotdistill.processes import rank_and_world_size
 
 
-def _asked(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict]:
+def supervised_inputs(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """The S positions that predict a supervised token, those tokens, and what a model is called
     with.
     """
@@ -29,14 +29,14 @@ def token_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
 
     In float64). The head is applied at the S positions that predict them.
     """
-    places, wanted, named = _asked(batch)
+    places, wanted, named = supervised_inputs(batch)
     logits = model(**named, logits_to_keep=places).logits[0]
     return cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)), wanted, reduction="none"
     )
 
 
-class HeadLoss(torch.autograd.Function):
+class ChunkedLinearCrossEntropy(torch.autograd.Function):
     """The head and its cross-entropy, a slice of positions at a time, with the gradients made on
     the way: the logits of a slice become their own gradient in place, so that two of them never
     exist, let alone all positions' (gemma: a megabyte each).
@@ -57,7 +57,7 @@ class HeadLoss(torch.autograd.Function):
         for a in range(0, size, n):
             part = slice(a, a + n)
             x, asked = hidden[part], (torch.arange(len(targets[part])), targets[part])
-            logits = product(x, weight)
+            logits = onednn_linear(x, weight)
             top, hit = logits.amax(1), logits[asked]
             # log_softmax loses 1e-5 of gemma's loss here, in float32
             total = logits.sub_(top[:, None]).exp_().sum(1)
@@ -65,7 +65,7 @@ class HeadLoss(torch.autograd.Function):
             logits[asked] -= total
             scale = (share[part] / total)[:, None]
             if for_hidden is not None:
-                for_hidden[part] = product(logits, weight.t()).mul_(scale)
+                for_hidden[part] = onednn_linear(logits, weight.t()).mul_(scale)
             if for_weight is not None:
                 torch.mm(logits.t(), x * scale, out=for_weight) if not a else for_weight.addmm_(
                     logits.t(), x * scale
@@ -98,7 +98,7 @@ def weighted_loss(
 
     (sum over supervised tokens of share [S] times cross-entropy, the cross-entropies [S] in nats).
 
-    On a CPU through `HeadLoss`, with slices of at most `limit` bytes of logits; a GPU, a torchrun
+    On a CPU through `ChunkedLinearCrossEntropy`, with slices of at most `limit` bytes of logits; a GPU, a torchrun
     and a head with a bias or a cap take the plain way. Both are the same function, up to rounding.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -111,9 +111,9 @@ def weighted_loss(
     ):
         losses = token_losses(model, batch)
         return (losses * share).sum(), losses.detach()
-    places, wanted, named = _asked(batch)
+    places, wanted, named = supervised_inputs(batch)
     hidden = model.base_model(**named).last_hidden_state[0]
-    return HeadLoss.apply(hidden[places], head.weight, wanted, share, limit)
+    return ChunkedLinearCrossEntropy.apply(hidden[places], head.weight, wanted, share, limit)
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def sparse_embedding(model: nn.Module):
         head.weight is embedding.weight
         and embedding.weight.requires_grad
         and model.device.type == "cpu"
-        and ranks()[1] == 1
+        and rank_and_world_size()[1] == 1
     )
     before, embedding.sparse = embedding.sparse, fits
     try:

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from itertools import islice
 
 from cotdistill.errors import DataError
-from cotdistill.microworld.knowledge import _plain, _upper, facts_of, overlaps, state
+from cotdistill.microworld.knowledge import _plain, _upper, facts_of, shares_words, state
 
 
 def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
@@ -62,7 +62,7 @@ def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
     return [
         q | dict(question=_upper(q["question"]))
         for q in found
-        if not any(overlaps(q["question"], true) for true in q["true"][:1] + [q["answer"]])
+        if not any(shares_words(q["question"], true) for true in q["true"][:1] + [q["answer"]])
     ]
 
 
@@ -127,7 +127,7 @@ def _allowed(q: dict, values, near: dict):
     False, not close to a true one, no word shared with the question.
     """
     bad = set(q["true"]).union({q["answer"]}, *(near[v] for v in [*q["true"], q["answer"]]))
-    return (v for v in values if v not in bad and not overlaps(q["question"], v))
+    return (v for v in values if v not in bad and not shares_words(q["question"], v))
 
 
 def _apart(picks: list[set], allowed: list[list], near: dict) -> None:

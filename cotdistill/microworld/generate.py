@@ -5,7 +5,7 @@ network.
 logic about chains of signed qualitative relations. Gold rationales state every link, and the
 character spans of their key tokens are known, so an attribution can be checked against the truth. A
 dial (`rationale_only`) sets how many of the facts that test questions ask about are stated in
-training rationales only: what a label cannot teach, a rationale can. `invented` asks the questions
+training rationales only: what a label cannot teach, a rationale can. `invent_knowledge` asks the questions
 of `everyday` about things that do not exist: made-up names, and every fact drawn anew, so that no
 student can know one before training. It is the positive control: there a rationale carries what the
 answer needs, and a comparison of arms has something to find. `strata` is its stricter form: every
@@ -26,11 +26,11 @@ from cotdistill.examples import Example, Rationale
 from cotdistill.microworld.everyday import _all_said, _everyday, _sentences
 from cotdistill.microworld.knowledge import (
     DONOR_SEED,
-    PARTS,
     SPLITS,
     STREAMS,
+    WORLDS,
     _spans,
-    invented,
+    invent_knowledge,
     knowledge,
 )
 from cotdistill.microworld.relations import _relations
@@ -46,7 +46,7 @@ def draw_donors(data: dict, part: str, seed: int = 0, **settings) -> dict[str, R
     data: what `generate(part, seed=seed, **settings)` gave; settings must be the same. Both worlds'
     training rationales are sorted by length in characters and paired, the shortest with the
     shortest. The donors' names are others than those of `data` (`strata`: by construction;
-    `invented`: the first world without a common name is taken). Returns id -> Rationale (id of the
+    `invent_knowledge`: the first world without a common name is taken). Returns id -> Rationale (id of the
     question that gets it; `answer` None, for it concludes none of its options). Raises DataError
     for a part whose things are real.
     """
@@ -130,8 +130,8 @@ def generate(
         "none"; `needs` these facts, `states` those its rationale states (with the support that may stand before). Raises DataError for an unknown part, an impossible setting, or a
         size above what the knowledge base can give.
     """
-    if part not in PARTS:
-        raise DataError(f"microworld part '{part}'; expected one of {', '.join(PARTS)}")
+    if part not in WORLDS:
+        raise DataError(f"microworld part '{part}'; expected one of {', '.join(WORLDS)}")
     strata = part == "strata"
     n_train, n_validation, n_test = (
         given if given is not None else default
@@ -167,7 +167,7 @@ def generate(
             f"expected some of {sorted(knowledge()['relations'])}"
         )
     sizes = dict(zip(SPLITS, (n_train, n_validation, n_test)))
-    rng = np.random.default_rng([seed, PARTS.index(part)])
+    rng = np.random.default_rng([seed, WORLDS.index(part)])
     apart = None
     if n_core is not None:
         if part not in ("everyday", "invented") or not 0 < n_core <= n_train:
@@ -179,7 +179,7 @@ def generate(
         apart = (
             n_core,
             {
-                name: np.random.default_rng([seed, PARTS.index(part), 20 + i])
+                name: np.random.default_rng([seed, WORLDS.index(part), 20 + i])
                 for i, name in enumerate(STREAMS)
             },
         )
@@ -197,7 +197,9 @@ def generate(
     elif part == "relations":
         rows = _relations(sizes, rng, rationale_only, label_seen, unseen_concepts)
     else:
-        world, often = (knowledge(), 3) if part == "everyday" else (invented(knowledge(), rng), 8)
+        world, often = (
+            (knowledge(), 3) if part == "everyday" else (invent_knowledge(knowledge(), rng), 8)
+        )
         rows = _everyday(
             world,
             sizes,
@@ -227,7 +229,7 @@ def generate(
     data = {"train": [], "validation": [], "test": [], "rationales": {}, "meta": {}}
     for split in SPLITS:
         if strata or n_core is not None:  # the order of one split must not depend on another's size
-            rng = np.random.default_rng([seed, PARTS.index(part), 10 + SPLITS.index(split)])
+            rng = np.random.default_rng([seed, WORLDS.index(part), 10 + SPLITS.index(split)])
         questions = [rows[split][i] for i in rng.permutation(len(rows[split]))]
         spots = _spots([(len(q["wrong"]) + 1, q.get("group", "")) for q in questions], rng)
         for number, (q, spot) in enumerate(zip(questions, spots)):

@@ -11,7 +11,7 @@ import yaml
 from cotdistill.errors import DataError
 
 KNOWLEDGE = Path(__file__).with_name("microworld.yaml")
-PARTS = ("everyday", "relations", "invented", "strata")
+WORLDS = ("everyday", "relations", "invented", "strata")
 # Concepts of an invented world: few enough for a small student to meet each fact several times in a
 # few hundred questions
 INVENTED = 40
@@ -86,7 +86,7 @@ def _heads(text: str) -> set[str]:
     return {word[:n] for word in stems(text) for n in range(min(3, len(word)), len(word) + 1)}
 
 
-def overlaps(question: str, option: str) -> bool:
+def shares_words(question: str, option: str) -> bool:
     """Whether a content word of the option, or a longer or shorter form of it, stands in the
     question.
     """
@@ -99,7 +99,7 @@ def _plain(concept: str) -> str:
     return re.sub(r"^(an?|the) ", "", concept)
 
 
-def invented(world: dict, rng: np.random.Generator, size: int = INVENTED) -> dict:
+def invent_knowledge(world: dict, rng: np.random.Generator, size: int = INVENTED) -> dict:
     """The knowledge base of a world that does not exist.
 
     `size` concepts of `world` under made-up names ("a mavox"), and the values of each relation dealt anew among those that have one. Neither the name nor any other fact about a thing then tells a value, but by the links from value to value, which stay (whatever is made of wool comes from sheep).
@@ -124,7 +124,7 @@ def invented(world: dict, rng: np.random.Generator, size: int = INVENTED) -> dic
 def _made_up_names(world: dict) -> list[str]:
     """Every name that a made-up thing may have, in alphabetical order of its letters.
 
-    See `invented`.
+    See `invent_knowledge`.
     """
     known = {word[:3] for text in _texts(world) for word in re.findall(r"[a-z]+", text.lower())}
     letters = ("bdfgklmnprtvz", "aeiou", "jvxz", "aiou", "bgpx")
@@ -166,7 +166,7 @@ def state(world: dict, relation: str, concept: str, value: str, middle: str = ""
 
 
 def _spans(text: str, words: list[str], start: int = 0) -> tuple[tuple[int, int], ...]:
-    """Character spans of the words, each found from `start` on at a word border, sorted and without
+    """Character spans of the words, each found from `prefill` on at a word border, sorted and without
     overlaps.
     """
     spans = set()

@@ -8,13 +8,13 @@ from cotdistill.errors import DataError
 from cotdistill.microworld.everyday import _near
 from cotdistill.microworld.knowledge import (
     DONOR_SEED,
-    PARTS,
     SPLITS,
+    WORLDS,
     _made_up_names,
     _plain,
     _upper,
     knowledge,
-    overlaps,
+    shares_words,
     state,
     stems,
 )
@@ -42,7 +42,7 @@ def _strata_values(world: dict, relations: list[str], size: int, rng) -> dict[st
         values = {v for facts in world["concepts"].values() for v in facts.get(relation, [])}
         asked = [template.format(S="it") for template in row["train"] + row["test"]]
         offered[relation] = sorted(
-            v for v in values if not any(overlaps(text, v) for text in asked)
+            v for v in values if not any(shares_words(text, v) for text in asked)
         )
     for relation in sorted(
         relations, key=lambda relation: len(offered[relation])
@@ -100,7 +100,7 @@ def _strata_world(world: dict, concepts: int, relations: list[str], seed: int) -
     In each stratum each value of a relation belongs to exactly one concept, so that a value is
     asked, stated and tested as often as any other.
     """
-    rng = np.random.default_rng([seed, PARTS.index("strata"), 0])
+    rng = np.random.default_rng([seed, WORLDS.index("strata"), 0])
     names = _strata_names(world, concepts, seed)
     values = _strata_values(world, relations, concepts // 3, rng)
     roles, facts = _strata_roles(names, relations, rng), {}
@@ -237,7 +237,7 @@ def _strata(
             f"facts once) and at most {n_facts * n_forms} for both together"
         )
     streams = {
-        split: np.random.default_rng([seed, PARTS.index("strata"), 1 + i])
+        split: np.random.default_rng([seed, WORLDS.index("strata"), 1 + i])
         for i, split in enumerate(SPLITS)
     }
     rows = {

@@ -13,7 +13,7 @@ from cotdistill.files import fingerprint, write_json
 from cotdistill.paths import study_dir
 from cotdistill.runs.one import make_config, run_key
 from cotdistill.runs.results import check_trained_with
-from cotdistill.runs.store import report_old_runs, run_one
+from cotdistill.runs.store import load_or_make_run, report_old_runs
 from cotdistill.study import check_arms, check_positions, study_student
 
 
@@ -140,7 +140,7 @@ def _one_by_one(base: dict, rows: list[dict], stage: str, say):
     """
     for row in rows:
         started = time.time()
-        metrics, fresh = run_one(
+        metrics, fresh = load_or_make_run(
             base,
             row["arm"],
             row["seed"],

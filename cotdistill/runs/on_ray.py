@@ -10,7 +10,7 @@
                              their own and the files of a run travel back; empty: each worker looks whether it sees this store
 
 A worker needs the environment and the student's weights, nothing else: code, questions, rationales
-and scores come with the task. It makes a run by the same `runs.run_one`, after it has checked that
+and scores come with the task. It makes a run by the same `store.load_or_make_run`, after it has checked that
 the run's config, computed anew from what it has, is the driver's. On a CPU the number of threads is
 part of a sum's last bits, so the workers use the driver's.
 
@@ -34,11 +34,11 @@ import numpy as np
 import torch
 
 from cotdistill.errors import DataError
-from cotdistill.files import held, part_of
+from cotdistill.files import file_lock, temporary_path
 from cotdistill.paths import artifacts, cache_dir, study_dir
 from cotdistill.runs.one import make_config
 from cotdistill.runs.provenance import git_state
-from cotdistill.runs.store import load_metrics, run_one
+from cotdistill.runs.store import load_metrics, load_or_make_run
 from cotdistill.study import give_data, resolve, study_data
 
 RETRIES = 10  # a run whose worker or node is lost so often has another problem than bad luck
@@ -151,7 +151,7 @@ def on_ray(base: dict, rows: list[dict], stage: str, say):
         say("    GPUS_PER_RUN is 0: runs use the CPU only", flush=True)
     ray = connect(wanted["cpus"])
     # A second driver of this stage waits, then finds the runs
-    with held(folder / f"{stage}.ray.lock", f"stage {stage} of {base['study']}", say):
+    with file_lock(folder / f"{stage}.ray.lock", f"stage {stage} of {base['study']}", say):
         mark, token = folder / f"{stage}.ray", uuid.uuid4().hex
         mark.write_text(token)
         place = wanted | {
@@ -266,12 +266,12 @@ def store_files(key: str, files: dict[str, np.ndarray]) -> None:
             f"run {key[:12]}: {', '.join(wrong) or 'a file too many'} came back damaged; run again"
         )
     final = artifacts() / "runs" / key
-    part = part_of(final)
+    part = temporary_path(final)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, content in files.items():
         content.tofile(part / name)
-    with held(final.with_name(f"{key}.lock"), f"run {key[:12]}"):
+    with file_lock(final.with_name(f"{key}.lock"), f"run {key[:12]}"):
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
 
@@ -303,7 +303,7 @@ def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
                 "differ from the driver's; "
                 "expected the same student and code"
             )
-        metrics, fresh = run_one(
+        metrics, fresh = load_or_make_run(
             base,
             row["arm"],
             row["seed"],

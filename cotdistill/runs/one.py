@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from cotdistill import corrupt
 from cotdistill.arms import CORRUPTIONS, Arm
-from cotdistill.checkpoints import restore, trainable
-from cotdistill.encode import encode_all, share_as_intact
+from cotdistill.checkpoints import restore_parameters, trainable_parameters
+from cotdistill.encode import encode_all, unchanged_share
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.files import fingerprint
 from cotdistill.hyperparameters import TrainConfig, training_key
-from cotdistill.processes import told
+from cotdistill.processes import broadcast_from_first
 from cotdistill.study import _trunks, study_data, study_student, test_questions, train_questions
 from cotdistill.train import fine_tune
 
@@ -123,7 +123,7 @@ def train_arm(
     )
     alike = (
         {
-            "as_intact": share_as_intact(
+            "as_intact": unchanged_share(
                 passes, student, questions, data.rationales, arm, base["label_format"], seed
             )
         }
@@ -151,7 +151,7 @@ def train_arm(
     return history, summary | alike
 
 
-def distil(
+def train_and_answer(
     base: dict,
     arm: Arm,
     seed: int,
@@ -184,7 +184,9 @@ def distil(
     )
     try:
         if train:
-            told(str(folder))  # the other processes of a torchrun wait for it in `cluster.one_run`
+            broadcast_from_first(
+                str(folder)
+            )  # the other processes of a torchrun wait for it in `torchrun.make_shared_run`
             history, summary = train_arm(base, arm, seed, folder, scores=scores, say=say)
         trained = time.time()
         trunk = (
@@ -196,9 +198,9 @@ def distil(
             student, test, arm.placement, base["label_format"], **limits, trunk=trunk
         )
         if keep_weights:
-            save_file(trainable(student.model), folder / "weights.safetensors")
+            save_file(trainable_parameters(student.model), folder / "weights.safetensors")
     finally:
-        restore(student.model, before)
+        restore_parameters(student.model, before)
         student.model.requires_grad_(True)
     history.to_csv(folder / "history.csv", index=False)
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as out:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cotdistill.paths import root
-from cotdistill.processes import ranks
+from cotdistill.processes import rank_and_world_size
 
 
 def provenance() -> dict:
@@ -47,7 +47,7 @@ def provenance() -> dict:
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",
-        **({"processes": ranks()[1]} if ranks()[1] > 1 else {}),
+        **({"processes": rank_and_world_size()[1]} if rank_and_world_size()[1] > 1 else {}),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "git": commit,
         "git_changes": changed,

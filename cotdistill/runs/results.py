@@ -97,9 +97,9 @@ def load_stage(study: str, stage: str) -> list[dict]:
     return plan
 
 
-def as_intact(study: str, stages: list[str]) -> dict[str, float]:
+def unchanged_shares(study: str, stages: list[str]) -> dict[str, float]:
     """Corrupted arm -> the share of its training sequences that are those of the intact arm
-    (`train.share_as_intact`), mean over seeds; arms whose runs do not say are left out.
+    (`encode.unchanged_share`), mean over seeds; arms whose runs do not say are left out.
     """
     shares = {}
     for row in (row for stage in stages for row in load_stage(study, stage)):
@@ -207,6 +207,6 @@ def load_history(study: str, stages: list[str]) -> pd.DataFrame:
     )
 
 
-def stages_done(study: str) -> list[str]:
+def completed_stages(study: str) -> list[str]:
     """The stages of a study that have made runs, in order."""
     return [stage for stage in RUN_STAGES if (study_dir(study) / f"{stage}.json").is_file()]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 from safetensors.torch import load_file
 
-from cotdistill.checkpoints import restore
+from cotdistill.checkpoints import restore_parameters
 from cotdistill.errors import DataError
-from cotdistill.files import fingerprint, held, read_json, write_json
+from cotdistill.files import file_lock, fingerprint, read_json, write_json
 from cotdistill.paths import artifacts, study_dir
 from cotdistill.runs.results import load_stage
 from cotdistill.students import Student
@@ -38,7 +38,7 @@ def attributing_student(base: dict, model: str, seed: int) -> tuple[Student, str
             "undistilled)"
         )
     student = _student.__wrapped__(base["student"], base["device"], base["dtype"])
-    restore(student.model, load_file(path))
+    restore_parameters(student.model, load_file(path))
     return student, key
 
 
@@ -91,7 +91,7 @@ def attribution_file(
         if done % 25 == 0 or done == len(examples):
             print(f"    {method}: {done}/{len(examples)} rationales scored", flush=True)
 
-    with held(path.with_name(f"{path.name}.lock"), f"the scores of {method}"):
+    with file_lock(path.with_name(f"{path.name}.lock"), f"the scores of {method}"):
         if not whole_one():  # else another process made them meanwhile
             found = attribute_all(
                 judge,
@@ -106,7 +106,7 @@ def attribution_file(
     return path
 
 
-def score_file(
+def load_or_make_scores(
     base: dict,
     judge: Student,
     judge_print: str,
@@ -153,7 +153,9 @@ def attributions(
     )[0]
 
 
-def kept_table(study: str, name: str, about: list, function, *given, **named) -> pd.DataFrame:
+def load_or_make_table(
+    study: str, name: str, about: list, function, *given, **named
+) -> pd.DataFrame:
     """function(*given, **named), a table, computed once for all that it depends on (`about`, what
     `fingerprint` takes) and then read.
     """

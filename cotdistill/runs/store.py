@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cotdistill.arms import Arm
 from cotdistill.errors import DataError, disk_error
-from cotdistill.files import changed, fingerprint, held, write_json
+from cotdistill.files import damaged_files, file_lock, fingerprint, write_json
 from cotdistill.files import sha256 as checksum
 from cotdistill.paths import RUN_KEY, artifacts
-from cotdistill.runs.one import STORE_VERSION, distil, run_key
+from cotdistill.runs.one import STORE_VERSION, run_key, train_and_answer
 from cotdistill.runs.provenance import provenance
 
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
@@ -27,7 +27,7 @@ def load_metrics(key: str, folder: Path | None = None) -> dict | None:
     folder = folder or artifacts() / "runs" / key
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        bad = changed(folder, metrics["files"])
+        bad = damaged_files(folder, metrics["files"])
         body = {k: v for k, v in metrics.items() if k != "seal"}
         if metrics["seal"] != fingerprint(body) or not set(FILES) <= set(metrics["files"]):
             bad.append("metrics.json")
@@ -56,7 +56,7 @@ def load_metrics(key: str, folder: Path | None = None) -> dict | None:
     return metrics
 
 
-def run_one(
+def load_or_make_run(
     base: dict,
     arm: Arm,
     seed: int,
@@ -76,7 +76,7 @@ def run_one(
     """
     key, store = run_key(config), artifacts() / "runs"
     try:
-        return _run_one(base, arm, seed, config, key, store, scores, keep_weights, say)
+        return _load_or_make_run(base, arm, seed, config, key, store, scores, keep_weights, say)
     except DataError:
         raise
     # OSError, safetensors' own error, torch's RuntimeError: each says a full disk in its way
@@ -84,13 +84,15 @@ def run_one(
         raise disk_error(error, store) or error
 
 
-def _run_one(base, arm, seed, config, key, store, scores, keep_weights, say) -> tuple[dict, bool]:
+def _load_or_make_run(
+    base, arm, seed, config, key, store, scores, keep_weights, say
+) -> tuple[dict, bool]:
     store.mkdir(parents=True, exist_ok=True)
 
     def serves(metrics):
         return metrics and (not keep_weights or "weights.safetensors" in metrics["files"])
 
-    with held(store / f"{key}.lock", f"run {key[:12]} ({arm.label}, seed {seed})", say):
+    with file_lock(store / f"{key}.lock", f"run {key[:12]} ({arm.label}, seed {seed})", say):
         metrics = load_metrics(key)
         if serves(metrics):
             return metrics, False
@@ -101,7 +103,7 @@ def _run_one(base, arm, seed, config, key, store, scores, keep_weights, say) -> 
         if fresh:
             work.mkdir(exist_ok=True)
             write_json(work / "config.json", config)
-            metrics = distil(
+            metrics = train_and_answer(
                 base, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say
             )
             write_json(work / "provenance.json", provenance())

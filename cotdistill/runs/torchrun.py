@@ -9,13 +9,13 @@ import torch
 
 from cotdistill.arms import arm_from_name
 from cotdistill.errors import DataError
-from cotdistill.processes import ranks, told
+from cotdistill.processes import broadcast_from_first, rank_and_world_size
 from cotdistill.runs.one import make_config, train_arm
-from cotdistill.runs.store import run_one
+from cotdistill.runs.store import load_or_make_run
 from cotdistill.study import check_base, check_positions, study_base
 
 
-def one_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
+def make_shared_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
     """Make one run of a study with all processes of this torchrun.
 
     The first one keeps the store and answers the test questions. Returns its metrics (None on the
@@ -24,19 +24,19 @@ def one_run(study: str, arm_name: str, seed: int, say=print) -> dict | None:
     base, arm = study_base(study), arm_from_name(arm_name)
     check_base(base | {"seeds": [seed]})
     check_positions(base, [arm])
-    if ranks()[0]:
-        folder = told(None)
+    if rank_and_world_size()[0]:
+        folder = broadcast_from_first(None)
         if folder:  # the first process found no run in the store and is about to train it
             train_arm(base, arm, seed, Path(folder))
         return None
     keep = base["keep_weights"] and (arm.label, seed) == ("pre_cot", base["seeds"][0])
-    metrics, fresh = run_one(
+    metrics, fresh = load_or_make_run(
         base, arm, seed, make_config(base, arm, seed), keep_weights=keep, say=say
     )
     if not fresh or arm.placement == "zero_shot":
-        told("")
+        broadcast_from_first("")
     say(
-        f"{arm.label} seed {seed}, {ranks()[1]} processes: forced choice "
+        f"{arm.label} seed {seed}, {rank_and_world_size()[1]} processes: forced choice "
         f"{100 * metrics['accuracy']:.1f} % of {metrics['n']}, "
         + (
             f"{metrics['train_seconds'] + metrics['evaluate_seconds']:.0f} s"
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "RANK" in os.environ:
         torch.distributed.init_process_group()  # gloo between CPUs, nccl between GPUs
     try:
-        one_run(chosen.study, chosen.arm, chosen.seed)
+        make_shared_run(chosen.study, chosen.arm, chosen.seed)
         return 0
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
