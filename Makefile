@@ -26,7 +26,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env new reproduce $(STAGES) smoke publish status verdicts report readme scale bench test kill gemma lab clean
+.PHONY: help env new reproduce $(STAGES) smoke publish status verdicts report readme scale bench lint test kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -109,6 +109,10 @@ $(PEERS): $(READY)
 
 bench: $(PEERS) ## the benchmark beside TRL, lm-eval, HF generate and captum, in an hour and a half
 	@$(VENV)/bin/python -m benchmarks.run run benchmarks/benchmark.yaml
+
+lint: $(READY) ## ruff: rules and format, notebooks too
+	@$(VENV)/bin/ruff check -q .
+	@$(VENV)/bin/ruff format -q --check .
 
 test: $(RAY) ## the test suite
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup
