@@ -110,20 +110,6 @@ def test_executed_cells_keep_the_ids_of_the_source(smoke):
         assert first == second and len(first) == len(set(first))
 
 
-@pytest.mark.parametrize("path", EXECUTED, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_committed_evidence(path):
-    """Committed notebooks are whole, small and without paths, and their code is the source's code."""
-    check_executed(path)
-    folder = "benchmarks" if path.stem == "benchmark" else "notebooks"
-    source = nbformat.read(ROOT / folder / path.name, 4)
-    ran = [
-        c.source
-        for c in nbformat.read(path, 4).cells
-        if "injected-parameters" not in c.metadata.get("tags", [])
-    ]
-    assert ran == [c.source for c in source.cells]
-
-
 def intervals(folder):
     """arm -> what the tables of a study's notebooks say of its forced choice.
 
