@@ -409,7 +409,7 @@ def page(costs: dict) -> str:
         f"`openbookqa-probe`, {real['prompt']:.0f} tokens of prompt, "
         f"{real['label']:.0f} of label and {real['rationale']:.0f} of rationale, taken for all "
         "three datasets. Both stand in "
-        "[costs.json](notebooks/executed/quick/costs.json).",
+        "[costs.json](../notebooks/executed/quick/costs.json).",
         "",
         f"*Assumed*: an A100 computes at {gpu.train / 1e12:.0f} TFLOP/s (35 % of 312) and "
         f"reads {gpu.bandwidth / 1e12:.1f} TB/s; a training batch "

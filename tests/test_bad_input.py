@@ -37,7 +37,7 @@ from cotdistill.paths import NOTEBOOKS, study_dir
 from cotdistill.runs.results import load_predictions, load_stage
 from cotdistill.sources import load_dataset, load_rationales
 from cotdistill.students import best_device, load_student
-from cotdistill.study import Study
+from cotdistill.study import Setting, Study
 from cotdistill.verdicts import load_verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -1006,7 +1006,23 @@ CASES = {
     ),
     "base without its keys": (
         handed_on("base.json", '{"study": "t"}', lambda: Study.load("t")),
-        "base.json: found no data, label_format",
+        "base.json: found no data, device, dtype, eval_batch_size, label_format",
+        "run that again",
+    ),
+    "base with training of another version": (
+        lambda tmp: Setting.from_json(
+            make_study().setting.to_json() | {"train": {"lr": 1e-4, "momentum": 0.9}},
+            "base.json",
+            "t",
+        ),
+        "base.json: found train's momentum",
+        "expected what `make train STUDY=t` wrote",
+    ),
+    "base with training of another kind": (
+        lambda tmp: Setting.from_json(
+            make_study().setting.to_json() | {"train": 3}, "base.json", "t"
+        ),
+        "base.json: found a int as train",
         "run that again",
     ),
     "verdicts missing": (
