@@ -29,22 +29,22 @@ from cotdistill.stats import (
     required_size,
     variance_parts,
 )
-from cotdistill.study import student_note
+from cotdistill.study import Study
 
 
 def save_verdicts(
-    study: str, base: dict, verdicts: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame
+    study: Study, verdicts: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame
 ) -> None:
     """verdicts.json (with what they rest on, accuracies by forced choice and by the written answer)
     and verdicts.csv, for the report, the README and pooling.
     """
-    folder = study_dir(study)
+    folder = study.folder
     write_json(
         folder / "verdicts.json",
         {
-            "study": study,
-            "dataset": base["data"]["dataset"],
-            "student": student_note(base),
+            "study": study.name,
+            "dataset": study.setting.data["dataset"],
+            "student": study.note,
             "provenance": provenance(),
             "verdicts": json.loads(verdicts.to_json(orient="records")),
             "accuracy": json.loads(accuracies.to_json(orient="records")),
@@ -62,22 +62,18 @@ def load_verdicts(study: str) -> pd.DataFrame:
     )
 
 
-def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataFrame]:
+def make_verdicts(name: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataFrame]:
     """Judge a study's runs, as notebook 06 does with these parameters, and write verdicts.json and
     verdicts.csv.
 
     Returns (record, table).
     """
-    from cotdistill.files import read_json
-    from cotdistill.paths import study_dir
     from cotdistill.runs.results import completed_stages, load_predictions, unchanged_shares
     from cotdistill.stats import accuracy_table
-    from cotdistill.study import load_base
 
-    base, rng = load_base(study), np.random.default_rng(0)
-    predictions = load_predictions(
-        study, completed_stages(study), dataset=base["data"]["dataset"], student=base["student"]
-    )
+    study, rng = Study.load(name), np.random.default_rng(0)
+    stages = completed_stages(study)
+    predictions = load_predictions(study, stages)
     forced = accuracy_table(predictions, "correct_choice", rng=rng, n_boot=n_boot)
     written = accuracy_table(predictions, "correct_generated", rng=rng, n_boot=n_boot)
     table = verdicts(
@@ -86,10 +82,10 @@ def make_verdicts(study: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataF
         rng,
         alpha=alpha,
         n_boot=n_boot,
-        as_intact=unchanged_shares(study, completed_stages(study)),
+        as_intact=unchanged_shares(study, stages),
     )
-    save_verdicts(study, base, table, forced, written)
-    return read_json(study_dir(study) / "verdicts.json", "this command"), table
+    save_verdicts(study, table, forced, written)
+    return read_json(study.folder / "verdicts.json", "this command"), table
 
 
 RULES = {
