@@ -287,7 +287,9 @@ def prompt_text(example: Example, placement: str, label_format: str = "text") ->
     Options carry letters only where the label is one.
     """
     marks = [f"({letter})" if label_format != "text" else "-" for letter in LETTERS]
-    options = "\n".join(f"{mark} {choice}" for mark, choice in zip(marks, example.choices))
+    options = "\n".join(
+        f"{mark} {choice}" for mark, choice in zip(marks, example.choices, strict=False)
+    )
     return f"Question: {example.question}\nOptions:\n{options}\n{cue(placement)}"
 
 

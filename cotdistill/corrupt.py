@@ -26,10 +26,48 @@ from cotdistill.students import Student
 
 # A full stop after these does not end a sentence; neither does one after a number or letter that
 # opens it ("1.", "B.").
-ABBREVIATIONS = set("e.g. i.e. etc. vs. cf. mr. mrs. ms. dr. st. no. fig. approx.".split())
+ABBREVIATIONS = set(
+    [
+        "e.g.",
+        "i.e.",
+        "etc.",
+        "vs.",
+        "cf.",
+        "mr.",
+        "mrs.",
+        "ms.",
+        "dr.",
+        "st.",
+        "no.",
+        "fig.",
+        "approx.",
+    ]
+)
 # Words of an answer that say nothing by themselves: "a cup of tea" is about "cup" and "tea".
 FUNCTION_WORDS = set(
-    "a an the of to in on at for from by with and or is are was were be it its".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "for",
+        "from",
+        "by",
+        "with",
+        "and",
+        "or",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "it",
+        "its",
+    ]
 )
 
 
@@ -495,7 +533,7 @@ def _cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
     for i in range(len(donors) - 1, 0, -1):
         j = int(rng.integers(i))
         donors[i], donors[j] = donors[j], donors[i]
-    return dict(zip(ids, donors))
+    return dict(zip(ids, donors, strict=False))
 
 
 def draw_cycle(
@@ -542,6 +580,6 @@ def swap_partners(
     ids.sort(key=lengths.__getitem__)
     borders = [*range(0, max(1, len(ids) - bucket + 1), bucket), len(ids)]
     partners = {}
-    for a, b in zip(borders, borders[1:]):
+    for a, b in zip(borders, borders[1:], strict=False):
         partners |= draw_cycle(ids[a:b], rng, texts, tries)
     return {id: partners[id] for id in lengths}

@@ -133,7 +133,7 @@ def generate(
                 )
                 chosen = [
                     int(np.searchsorted(row, draws[i].random() * row[-1], side="right"))
-                    for row, i in zip(sums, live)
+                    for row, i in zip(sums, live, strict=False)
                 ]
             else:
                 chosen = logits.argmax(-1).tolist()
@@ -141,7 +141,7 @@ def generate(
             for i in live:
                 spent[i] += (now - clock) / len(live)
             clock = now
-            for slot, (i, token) in enumerate(zip(live, chosen)):
+            for slot, (i, token) in enumerate(zip(live, chosen, strict=False)):
                 ended = token in ends
                 new[i] += [] if ended else [token]
                 stopped = (
@@ -279,7 +279,7 @@ def concat_rows(states: list[Decoding], order: list[int]) -> Decoding:
     """
     width, index, cache = max(s.real.shape[1] for s in states), torch.tensor(order), growing_cache()
     longer = lambda part: torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[2]))
-    for layers in zip(*(s.cache.layers for s in states)):
+    for layers in zip(*(s.cache.layers for s in states), strict=False):
         mine = GrowingLayer()
         mine.update(
             torch.cat([longer(layer.keys) for layer in layers])[index],

@@ -46,7 +46,7 @@ def score_options(
     trunk: tuple[int, dict] | None = None,
     prompts: list[list[int]] = (),
 ) -> tuple[list[list[float]], list[list[int] | None]]:
-    """log p(option | sequence so far) in nats, the sum over its tokens, for each question's
+    """Log p(option | sequence so far) in nats, the sum over its tokens, for each question's
     options; and the greedy continuation where it is one of them or ends at once (None: it is
     neither, decode it).
 
@@ -104,10 +104,12 @@ def score_options(
         found = [
             _read(next_token_logits(student.model, part), wanted)
             for part, wanted in zip(
-                hidden[real.to(device)].split(256), following[real].to(device).split(256)
+                hidden[real.to(device)].split(256),
+                following[real].to(device).split(256),
+                strict=False,
             )
         ]
-        logps[real], best[real] = (torch.cat(parts).cpu() for parts in zip(*found))
+        logps[real], best[real] = (torch.cat(parts).cpu() for parts in zip(*found, strict=False))
     first, top = state.logits.log_softmax(1), state.logits.argmax(1)
     scores, labels = [], []
     for row, choices in enumerate(options):
@@ -187,9 +189,10 @@ def evaluate(
             thoughts, cut = [[]] * len(rows), [False] * len(rows)
             if placement == "pre_cot":
                 thoughts, state = decode_greedily(student, state, max_new_tokens, rationale_stop)
-                missing = [not ids[-len(rationale_stop) :] == rationale_stop for ids in thoughts]
+                missing = [ids[-len(rationale_stop) :] != rationale_stop for ids in thoughts]
                 cut = [
-                    missed and len(ids) >= max_new_tokens for missed, ids in zip(missing, thoughts)
+                    missed and len(ids) >= max_new_tokens
+                    for missed, ids in zip(missing, thoughts, strict=False)
                 ]
                 # A rationale that never ended is asked for its answer all the same
                 add = torch.tensor([rationale_stop] * len(rows))
@@ -213,7 +216,9 @@ def evaluate(
                     else select_rows(state, left)
                 )
                 for row, label in zip(
-                    left, decode_greedily(student, open_ended, max_label_tokens, line)[0]
+                    left,
+                    decode_greedily(student, open_ended, max_label_tokens, line)[0],
+                    strict=False,
                 ):
                     labels[row] = label
             for row, i in enumerate(rows):

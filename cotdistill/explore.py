@@ -446,9 +446,7 @@ def replot(bootstrap: int = 1000) -> w.Widget:
         )
         out.clear_output()
         with out:
-            ax = plots.placement_bars(
-                accuracies, chance=loaded["chance"], arms=[a for a in arms.value]
-            )
+            ax = plots.placement_bars(accuracies, chance=loaded["chance"], arms=list(arms.value))
             display(ax.figure)
             plt.close(ax.figure)
 

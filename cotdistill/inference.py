@@ -235,6 +235,7 @@ def split_variance(
 
     The same mean squares as `stats.mean_squares` (two-way ANOVA) where clusters are single
     questions. Raises DataError for fewer than two questions or clusters.
+
     """
     values = np.asarray(values, float)
     seeds, questions = values.shape[-2:]
@@ -642,6 +643,7 @@ def estimate_contrasts(
     (with 80 % power, as the only claim), seeds, questions, clusters, design_effect, seed_sd (of the
     contrast's seed means), seed_sd_shrunk, prior_df, flagged (share of its answers that followed a
     rationale cut off), covers.
+
     """
     valued = add_measure(predictions, measure, **measuring)
     prior, rows = study_prior(valued, worlds=worlds), []

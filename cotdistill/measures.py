@@ -91,6 +91,7 @@ def add_measure(
 
     `flagged` marks those rows under each rule, so that a table can show how many there are.
     Raises DataError for an unknown measure or rule, for missing texts and for bad scores.
+
     """
     for name, value, known in (("measure", measure, MEASURES), ("cut_off", cut_off, CUT_OFF)):
         if value not in known:

@@ -298,7 +298,7 @@ def shuffle_plot(
         dict.fromkeys(a.removeprefix(p).lstrip("_") for p, arms in parts.items() for a in arms)
     )
     ax = _axes(ax, max(5.0, 1.25 * len(kinds) + 1.5))
-    for shift, (placement, arms) in zip((-0.13, 0.13), parts.items()):
+    for shift, (placement, arms) in zip((-0.13, 0.13), parts.items(), strict=False):
         rows = accuracy.set_index("arm").loc[arms]
         x = np.array([kinds.index(a.removeprefix(placement).lstrip("_")) for a in arms]) + shift
         value, low, high = (100 * rows[c].to_numpy(float) for c in ("accuracy", "low", "high"))
@@ -716,7 +716,7 @@ def token_heatmap(
     lines = max(p[1] for p in places) + 1 if places else 1
     height = 0.27 * lines
     ax = _axes(ax, width, height + 0.75 + 0.25 * bool(title))
-    for (x, line, text), score in zip(places, scores):
+    for (x, line, text), score in zip(places, scores, strict=False):
         colour = (positive if score >= 0 else negative)(abs(score) / top)
         dark = mpl.colors.rgb_to_hsv(colour[:3])[2] < 0.8 or (abs(score) / top > 0.8)
         ax.add_patch(

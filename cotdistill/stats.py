@@ -257,7 +257,7 @@ def p_value(level: TwoLevel, null: float = 0.0) -> np.ndarray:
 
 
 def one_sided(level: TwoLevel, null: float, above: bool) -> float:
-    """p of "the effect is above (below) null" against its opposite."""
+    """P of "the effect is above (below) null" against its opposite."""
     p = float(p_value(level, null))
     return p / 2 if (level.estimate > null) == above else 1 - p / 2
 
@@ -284,7 +284,7 @@ def accuracy_table(
         level = two_level_bootstrap(table.to_numpy(), rng, n_boot, guard)
         half, top = half_width(level), np.inf if measure == "correct_per_100_tokens" else 1.0
         rows.append(
-            dict(zip(keys, key))
+            dict(zip(keys, key, strict=False))
             | dict(
                 n=level.questions,
                 seeds=level.seeds,
@@ -362,7 +362,7 @@ def paired_difference(
 
 
 def gee_p(predictions: pd.DataFrame, arm_a: str, arm_b: str, measure: str) -> float:
-    """p of the arm in a logistic GEE over single answers, clustered on the question, with a term
+    """P of the arm in a logistic GEE over single answers, clustered on the question, with a term
     per seed.
 
     Liang and Zeger 1986; NaN where the model cannot be fitted (an arm always right, always wrong,
@@ -612,6 +612,6 @@ def paper_table(accuracy: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd
     table["paper"] = ["not known" if x is None else f"{100 * x:.1f}" for x in numbers]
     table["difference"] = [
         "not known" if x is None else f"{100 * (a - x):+.1f}"
-        for a, x in zip(accuracy["accuracy"], numbers)
+        for a, x in zip(accuracy["accuracy"], numbers, strict=False)
     ]
     return table.reset_index(drop=True)

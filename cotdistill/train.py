@@ -311,7 +311,7 @@ HISTORY = [
 def trunk_states(
     student: Student, data: list[Encoded], layers: int, store: dict
 ) -> list[torch.Tensor] | None:
-    """What the lowest `layers` blocks make of each sequence but its last token (`pack_batch`), [tokens
+    """What the lowest `layers` blocks make of each sequence but its last token (`pack_batch`), [tokens.
 
     - 1, width] each; None where there is nothing to gain (no frozen block), where dropout makes
     each pass another one, or where it would take more than TRUNK_LIMIT bytes.
@@ -342,9 +342,9 @@ def trunk_states(
         with (
             use_attention(model, "packed"),
             use_prepacked_linears(model),
-            replace_forward({block: _nothing for block in blocks[layers:]}),
+            replace_forward(dict.fromkeys(blocks[layers:], _nothing)),
         ):
-            for part, key in zip(parts, keys):
+            for part, key in zip(parts, keys, strict=False):
                 if key not in store:
                     group = [data[i] for i in part]
                     batch, lengths = pack_batch(group), [len(e.ids) - 1 for e in group]
@@ -360,7 +360,7 @@ def trunk_states(
                     store[key] = [
                         states.clone() for states in seen.pop()[: sum(lengths)].split(lengths)
                     ]
-                for i, states in zip(part, store[key]):
+                for i, states in zip(part, store[key], strict=False):
                     found[i] = states
     finally:
         hook.remove()
@@ -500,7 +500,9 @@ def fine_tune(
         arguments._n_gpu = min(arguments.n_gpu, 1)
     trunk = trunk_states(student, data, config.frozen_layers, {} if trunks is None else trunks)
     states = (
-        {id(e): state for e, state in zip([*data, silent], [*trunk, trunk[0]])} if trunk else {}
+        {id(e): state for e, state in zip([*data, silent], [*trunk, trunk[0]], strict=False)}
+        if trunk
+        else {}
     )
 
     def collator(batch):

@@ -142,9 +142,7 @@ def test_a_student_that_looks_ahead_is_refused_by_what_it_does(monkeypatch):
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
-        lambda q, k, v, attn_mask=None, is_causal=False, **how: sdpa(
-            q, k, v, **{n: w for n, w in how.items()}
-        ),
+        lambda q, k, v, attn_mask=None, is_causal=False, **how: sdpa(q, k, v, **dict(how.items())),
     )
     with pytest.raises(DataError, match="a later token changes an earlier logit.*logits differ by"):
         check_attention(student)

@@ -65,7 +65,7 @@ def test_option_scores_equal_brute_force_and_leave_the_cache(student, questions)
     options = [[student.encode(label_text(e, o)) for o in range(len(e.choices))] for e in questions]
     first, again = (score_options(student, state, options)[0] for _ in range(2))
     assert state.cache.get_seq_length() == before
-    for e, row, row2, encoded in zip(questions, first, again, options):
+    for e, row, row2, encoded in zip(questions, first, again, options, strict=False):
         wanted = [brute_score(student, prompt_ids(student, e, "label_only"), o) for o in encoded]
         assert row == pytest.approx(wanted, abs=2e-4) and row2 == pytest.approx(row, abs=1e-5)
 
@@ -97,7 +97,9 @@ def test_equal_options_are_one_choice(llama):
 def test_greedy_equals_transformers_generate(student, questions):
     rows = [prompt_ids(student, e, "post_cot") for e in questions]
     stop = line_ids(student)
-    for ids, row in zip(decode_greedily(student, prefill(student, rows), 10, stop)[0], rows):
+    for ids, row in zip(
+        decode_greedily(student, prefill(student, rows), 10, stop)[0], rows, strict=False
+    ):
         assert ids == cut(generate(student, row, 10), stop)
 
 
@@ -107,7 +109,7 @@ def test_scores_after_the_own_rationale(student, questions):
     """
     found = evaluate(student, questions, "pre_cot", **LIMITS)
     cue = student.encode("\nAnswer:")
-    for example, one in zip(questions, found):
+    for example, one in zip(questions, found, strict=False):
         prefix = prompt_ids(student, example, "pre_cot")
         thought = cut(generate(student, prefix, LIMITS["max_new_tokens"]), cue)
         prefix += thought if thought[-len(cue) :] == cue else thought + cue
@@ -124,7 +126,7 @@ def test_scores_after_the_own_rationale(student, questions):
 def test_batch_equals_single(student, questions, placement):
     together = evaluate(student, questions, placement, batch_size=12, **LIMITS)
     alone = evaluate(student, questions, placement, batch_size=1, **LIMITS)
-    for a, b in zip(together, alone):
+    for a, b in zip(together, alone, strict=False):
         assert {k: v for k, v in a.items() if k != "scores"} == {
             k: v for k, v in b.items() if k != "scores"
         }
@@ -186,7 +188,7 @@ def test_a_trained_student_writes_what_transformers_generate_writes(
         sum(p["generated"] is not None for p in found) >= 9
         and len({p["tokens"] for p in found}) > 1
     )
-    for example, one in zip(questions, found):
+    for example, one in zip(questions, found, strict=False):
         prefix, thought = prompt_ids(llama, example, placement), []
         if placement == "pre_cot":
             thought = cut(generate(llama, prefix, limits["max_new_tokens"]), cue)

@@ -45,7 +45,9 @@ def test_pieces_join_to_the_text_and_spans_are_exact(
         pieces = format_target(example, rationales[example.id].text, arm, label_format)
         assert student.decode(one.ids) == prompt + "".join(text for _, text in pieces)
         assert one.ids[-1] == student.eos_id and one.kinds[-1] == FRAME
-        span = lambda kind: student.decode([i for i, k in zip(one.ids, one.kinds) if k == kind])
+        span = lambda kind: student.decode(
+            [i for i, k in zip(one.ids, one.kinds, strict=False) if k == kind]
+        )
         assert span(LABEL) == label_text(example, example.answer, label_format)
         assert span(PROMPT) == prompt
         assert span(RATIONALE) == (f" {rationales[example.id].text}" if arm.uses_rationale else "")
@@ -72,7 +74,7 @@ def test_bos_stands_once_and_only_where_the_tokenizer_adds_it(student, questions
 def test_label_is_the_same_tokens_in_every_arm(student, questions, rationales):
     for example in questions:
         labels = {
-            tuple(i for i, k in zip(e.ids, e.kinds) if k == LABEL)
+            tuple(i for i, k in zip(e.ids, e.kinds, strict=False) if k == LABEL)
             for e in (encode(student, example, rationales[example.id].text, arm) for arm in ARMS)
         }
         assert len(labels) == 1

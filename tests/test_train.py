@@ -70,7 +70,9 @@ def test_loss_equals_hugging_face(student, questions, rationales, arm):
     )
     for row, e in enumerate(batch):
         ids[row, : len(e.ids)] = torch.tensor(e.ids)
-        labels[row, : len(e.ids)] = torch.tensor([i if k else -100 for i, k in zip(e.ids, e.kinds)])
+        labels[row, : len(e.ids)] = torch.tensor(
+            [i if k else -100 for i, k in zip(e.ids, e.kinds, strict=False)]
+        )
     mask = torch.arange(width) < torch.tensor([len(e.ids) for e in batch])[:, None]
     with torch.no_grad():
         theirs = student.model(input_ids=ids, attention_mask=mask.long(), labels=labels).loss
@@ -208,7 +210,8 @@ def test_only_the_target_is_supervised_and_the_end_is(student, questions, ration
         batch = pack_batch([one])
         learnt = batch["labels"][0][batch["labels"][0] != -100].tolist()
         assert (
-            learnt == [i for i, k in zip(one.ids, one.kinds) if k] and learnt[-1] == student.eos_id
+            learnt == [i for i, k in zip(one.ids, one.kinds, strict=False) if k]
+            and learnt[-1] == student.eos_id
         )
         # The end is predicted, nothing is predicted from it
         assert batch["input_ids"][0, : len(one.ids) - 1].tolist() == list(one.ids[:-1])
@@ -266,7 +269,9 @@ def test_corruptions_leave_prompt_and_label_alone(student, questions, rationales
         for one in passes_of(
             student, questions, rationales, arm_from_name(f"post_cot_{name}", **settings)
         )[0]:
-            span = lambda e: [(i, k) for i, k in zip(e.ids, e.kinds) if k in (0, LABEL)]
+            span = lambda e: [
+                (i, k) for i, k in zip(e.ids, e.kinds, strict=False) if k in (0, LABEL)
+            ]
             assert span(one) == span(plain[one.id])
 
 
@@ -286,7 +291,7 @@ def test_training_is_the_same_each_time_and_learns(student, questions, rationale
             (history["loss"].tolist(), [p.detach().clone() for p in s.model.parameters()])
         )
     assert results[0][0] == results[1][0] and results[0][0][1] < results[0][0][0]
-    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1]))
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=False))
 
 
 def test_killed_run_resumes_to_the_same_weights(llama, questions, rationales, tmp_path):
@@ -533,7 +538,10 @@ def test_seeds_share_the_frozen_blocks_outputs(llama, questions, rationales, mon
     monkeypatch.setattr(train_module, "TRUNK_LIMIT", stored_bytes(store))
     again = train.trunk_states(llama, data[::-1], 1, store)
     assert set(store) == entries and len(data) == len(first) > 1
-    assert all(a is b and len(a) == len(e.ids) - 1 for a, b, e in zip(first, again[::-1], data))
+    assert all(
+        a is b and len(a) == len(e.ids) - 1
+        for a, b, e in zip(first, again[::-1], data, strict=False)
+    )
 
 
 def test_a_compiled_student_learns_the_same(student, questions, rationales, tmp_path):
@@ -589,7 +597,7 @@ def exact_losses(student, sequences):
     for e in sequences:
         logits = model(input_ids=torch.tensor([e.ids]), use_cache=False).logits[0, :-1]
         losses = -logits.log_softmax(-1)[torch.arange(len(e.ids) - 1), torch.tensor(e.ids[1:])]
-        found += [(loss, kind) for loss, kind in zip(losses, e.kinds[1:]) if kind]
+        found += [(loss, kind) for loss, kind in zip(losses, e.kinds[1:], strict=False) if kind]
     return model, found
 
 
@@ -623,7 +631,7 @@ def test_balanced_loss_equals_its_definition_in_float64(llama, questions, ration
     counts = torch.stack([sum(x.sum() for x in is_label), sum((~x).sum() for x in is_label)])
     llama.model.set_attn_implementation("packed")
     ours = 0
-    for batch, mask in zip(batches, is_label):
+    for batch, mask in zip(batches, is_label, strict=False):
         share = loss_shares(batch["weights"], mask, counts, "balanced", other_weight(arm, config))
         loss, _ = weighted_loss(llama.model, batch, share)
         loss.backward()
@@ -725,7 +733,7 @@ def test_a_run_key_names_the_loss_only_where_it_is_not_the_token_mean():
 
 def test_new_controls_change_the_rationale_only(llama, questions, rationales):
     plain = passes_of(llama, questions, rationales)[0]
-    of = lambda e, *kinds: [i for i, k in zip(e.ids, e.kinds) if k in kinds]
+    of = lambda e, *kinds: [i for i, k in zip(e.ids, e.kinds, strict=False) if k in kinds]
     lengths = [len(of(e, RATIONALE)) for e in plain]
     vocabulary = {i for e in plain for i in of(e, RATIONALE)}
     made = {

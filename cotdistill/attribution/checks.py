@@ -28,7 +28,7 @@ FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of tokens, as in ERASER
 
 def completeness(attributions: list[Attribution]) -> pd.DataFrame:
     """Per question: the sum of the scores, the difference they should add up to, delta, and |delta|
-    /
+    /.
 
     |difference|.
     """
@@ -186,7 +186,7 @@ def randomisation_check(
                 "layers": "all" if n is None else n,
                 "rho": _correlation(sps.spearmanr, a.scores, b.scores),
             }
-            for a, b in zip(own, other)
+            for a, b in zip(own, other, strict=False)
         ]
     return pd.DataFrame(rows)
 
@@ -224,7 +224,7 @@ def mean_intervals(
                 value, (low, high) = values.mean(), np.percentile(draws, [2.5, 97.5])
             rows.append(
                 {
-                    **dict(zip(by, key)),
+                    **dict(zip(by, key, strict=False)),
                     "measure": measure,
                     "value": value,
                     "low": low,

@@ -82,7 +82,7 @@ def freeze_parameters(model: torch.nn.Module):
         yield
     finally:
         model.train(training)
-        for parameter, flag in zip(model.parameters(), flags):
+        for parameter, flag in zip(model.parameters(), flags, strict=False):
             parameter.requires_grad_(flag)
 
 
@@ -99,7 +99,7 @@ def _after_rationale(student: Student, parts: Parts) -> tuple[torch.Tensor, torc
 
 
 def _label_logp(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """log p(label) [B] in nats from the logits [B, L, V] at the positions that predict the label's
+    """Log p(label) [B] in nats from the logits [B, L, V] at the positions that predict the label's
     L tokens, in float32 at least.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -177,7 +177,7 @@ def variant_logps(
     keep: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """log p(label) in nats of N variants of a rationale, [N].
+    """Log p(label) in nats of N variants of a rationale, [N].
 
     `keep` [N, R] bool, tokens not kept are at the baseline; full and base [1, R, D] as from `embed_rationale`.
 
@@ -198,6 +198,7 @@ def variant_logps(
                 zip(
                     torch.tensor(keep[at : at + batch_size], device=device),
                     first[at : at + batch_size],
+                    strict=False,
                 )
             )
             pieces = [
@@ -220,7 +221,10 @@ def variant_logps(
                 lengths=lengths,
                 masks={},
                 position_ids=torch.cat(
-                    [torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths)]
+                    [
+                        torch.arange(a, a + n, device=device)
+                        for a, n in zip(starts, lengths, strict=False)
+                    ]
                 )[None],
                 logits_to_keep=places,
                 places=places,
@@ -241,7 +245,7 @@ def removal_logps(
     baseline: str = "filler",
     batch_size: int = 32,
 ) -> np.ndarray:
-    """log p(label) in nats for N variants of a rationale.
+    """Log p(label) in nats for N variants of a rationale.
 
     `keep` [N, R] bool; tokens not kept are at the baseline.
     """

@@ -99,7 +99,7 @@ def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
 
 
 def read_scores(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
-    """id -> scores, and the file's fingerprint: what kept and masked arms train on."""
+    """Id -> scores, and the file's fingerprint: what kept and masked arms train on."""
     attributions, print_of = read_attributions(path)
     return {a.id: a.scores for a in attributions}, print_of
 
@@ -116,7 +116,7 @@ def write_selection(path: str | Path, id: str, tokens: Sequence[int]) -> None:
 
 
 def read_selections(path: str | Path) -> dict[str, list[int]]:
-    """id -> selected token positions, from lines {"id": ..., "tokens".
+    """Id -> selected token positions, from lines {"id": ..., "tokens".
 
     [0, 3]}; later lines replace earlier ones.
 

@@ -45,7 +45,9 @@ def attention_after(
         bias = torch.zeros(unseen.shape, dtype=query.dtype, device=query.device).masked_fill_(
             unseen, -torch.inf
         )
-        masks[sliding_window] = [bias[a : a + n, : a + n] for a, n in zip(starts, lengths)]
+        masks[sliding_window] = [
+            bias[a : a + n, : a + n] for a, n in zip(starts, lengths, strict=False)
+        ]
     outs = [
         torch.nn.functional.scaled_dot_product_attention(
             q,
@@ -61,6 +63,7 @@ def attention_after(
             new[1].split(lengths, 2),
             starts,
             masks[sliding_window],
+            strict=False,
         )
     ]
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
@@ -136,7 +139,7 @@ def packed_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     borders = cu_seq_lens_q.tolist()
-    lengths = [b - a for a, b in zip(borders, borders[1:])]
+    lengths = [b - a for a, b in zip(borders, borders[1:], strict=False)]
     if sliding_window and max(lengths) > sliding_window:
         raise DataError(
             "a sequence is longer than the model's sliding window of "
@@ -151,7 +154,11 @@ def packed_attention(
             q, k, v, is_causal=n > 1, dropout_p=dropout, scale=scaling
         )
         for q, k, v, n in zip(
-            query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), lengths
+            query.split(lengths, 2),
+            key.split(lengths, 2),
+            value.split(lengths, 2),
+            lengths,
+            strict=False,
         )
     ]
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None

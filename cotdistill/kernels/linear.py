@@ -56,7 +56,7 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def onednn_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x [..., in] times weight [out, in] transposed, plus bias [out].
+    """X [..., in] times weight [out, in] transposed, plus bias [out].
 
     Torch's `linear`, which takes the BLAS it was built with, by oneDNN.
 
@@ -83,7 +83,7 @@ class _InputGradient(torch.autograd.Function):
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """gradient [n, out] transposed times x [n, in], the sum running over the rows: [out, in].
+    """Gradient [n, out] transposed times x [n, in], the sum running over the rows: [out, in].
 
     torch's own product (MKL) is the faster one here, but for weights at least twice as wide as
     high: keys and values of grouped heads, an MLP's way back.

@@ -44,12 +44,12 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, share, limit):
-        """hidden [S, D], weight [V, D], targets [S], share [S] -> (sum of share * loss, losses [S]
+        """Hidden [S, D], weight [V, D], targets [S], share [S] -> (sum of share * loss, losses [S]
         in nats).
         """
         for_hidden, for_weight = (
             torch.empty_like(x) if need else None
-            for x, need in zip((hidden, weight), ctx.needs_input_grad)
+            for x, need in zip((hidden, weight), ctx.needs_input_grad, strict=False)
         )
         size, slices = len(hidden), -(-4 * hidden.shape[0] * weight.shape[0] // limit)
         n = -(-size // min(size, slices))  # positions in a slice: slices of about one length
