@@ -1,7 +1,4 @@
-"""Everything that writes tokens.
-
-Prefill, append, select and join sequences; greedy and sampled decoding; a shared prefix.
-"""
+"""Write tokens: prefill, append, select and join sequences; greedy and sampled decoding."""
 
 import time
 from contextlib import nullcontext
@@ -21,7 +18,7 @@ from cotdistill.students import Student
 
 # a local teacher
 def next_probabilities(logits, temperature: float, top_p: float, top_k: int):
-    """Sampling distribution over the next token, [rows, vocabulary] -> the same shape.
+    """Return the sampling distribution over the next token, [rows, vocabulary] like the logits.
 
     Temperature, then the top_k most probable (0: all), then the smallest set that reaches top_p.
     """
@@ -38,8 +35,9 @@ def next_probabilities(logits, temperature: float, top_p: float, top_k: int):
 
 
 def prefix_cache(student, ids: list[int]):
-    """Keys and values of the shared prefix, one pair of [1, kv_heads, length, width] per layer,
-    computed in one pass.
+    """Compute the keys and values of the shared prefix in one pass.
+
+    One pair of [1, kv_heads, length, width] per layer.
     """
     from transformers.modeling_utils import AttentionInterface
 
@@ -48,10 +46,10 @@ def prefix_cache(student, ids: list[int]):
 
 
 def _visible(mask, positions, length: int):
-    """What each query may look at, by sliding window (None: none): see `shared_prefix_attention`.
+    """Return a function: sliding window (None: none) -> what each query may look at.
 
-    mask [rows, own] marks real own tokens (1) and padding (0); positions [rows, q] are those of the
-    queries.
+    See `shared_prefix_attention`. mask [rows, own] marks real own tokens (1) and padding (0);
+    positions [rows, q] are those of the queries; length is the prefix's.
     """
     import torch
 
@@ -164,13 +162,12 @@ def generate(
 
 @dataclass
 class Decoding:
-    """A batch of B sequences in mid-air.
+    """Hold B sequences that are being decoded.
 
-    The cache of keys and values, which of its L slots are real, where each sequence is (its number
-    of real tokens), and the logits of its next token.
-
-    Sequences end at different times; slots that a sequence does not use are marked unreal, so
-    pieces can be appended to some sequences only, and sequences of different lengths can be joined.
+    The cache of keys and values, which of its L slots are real, the number of real tokens of each
+    sequence, and the logits of its next token. Sequences end at different times; slots that a
+    sequence does not use are marked unreal, so tokens can be appended to some sequences only, and
+    sequences of different lengths can be joined.
     """
 
     cache: object
@@ -205,6 +202,7 @@ def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inpu
 
 
 def _prompts_key(prompts: list[list[int]]) -> tuple:
+    """Return the key of a batch of prompts in a store of frozen blocks' outputs."""
     return "prompts", tuple(map(tuple, prompts))
 
 
@@ -214,7 +212,7 @@ def prefill(
 ) -> Decoding:
     """Run the prompts, padded on the left to one length.
 
-    With `trunk` (see `_hidden`) nothing can be fed to the result, only options be scored.
+    With `trunk` (see `_hidden`) no tokens can be appended to the result; only options be scored.
     """
     device, longest = student.model.device, max(map(len, sequences))
     ids = torch.full((len(sequences), longest), student.pad_id)
@@ -240,9 +238,9 @@ def prefill(
 def append_tokens(
     student: Student, state: Decoding, tokens: torch.Tensor, real: torch.Tensor
 ) -> None:
-    """Append tokens [B, k] (left-aligned.
+    """Append tokens [B, k] to every sequence, in place.
 
-    `real` [B, k] says which count) to every sequence, in place.
+    They are left-aligned; `real` [B, k] says which of them count.
     """
     device = student.model.device
     positions = state.lengths[:, None] + (real.cumsum(1) - 1).clamp(min=0)
@@ -263,7 +261,7 @@ def append_tokens(
 
 
 def select_rows(state: Decoding, rows: list[int]) -> Decoding:
-    """Some of the sequences, with a cache of their own."""
+    """Return some of the sequences, with a cache of their own."""
     index, cache = torch.tensor(rows), growing_cache()
     for layer in state.cache.layers:
         mine = GrowingLayer()
@@ -273,9 +271,9 @@ def select_rows(state: Decoding, rows: list[int]) -> Decoding:
 
 
 def concat_rows(states: list[Decoding], order: list[int]) -> Decoding:
-    """Sequences of several batches as one, row i being number order[i] of theirs in turn.
+    """Join sequences of several batches into one.
 
-    Shorter caches get unreal slots.
+    Row i is number order[i] of all of them, in the order given. Shorter caches get unreal slots.
     """
     width, index, cache = max(s.real.shape[1] for s in states), torch.tensor(order), growing_cache()
     longer = lambda part: torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[2]))
@@ -298,7 +296,7 @@ def concat_rows(states: list[Decoding], order: list[int]) -> Decoding:
 
 
 def line_ids(student: Student) -> set[int]:
-    """Every token that breaks the line.
+    """Return every token that breaks the line.
 
     Tokenizers also have ones for two breaks, or for a break after a full stop.
     """
@@ -313,10 +311,11 @@ def line_ids(student: Student) -> set[int]:
 def decode_greedily(
     student: Student, state: Decoding, limit: int, stop: list[int] | set[int]
 ) -> tuple[list[list[int]], Decoding]:
-    """Decode until the ids end with the sequence `stop` or a member of the set `stop` (included),
-    the end of the sequence (left out), or `limit` tokens.
+    """Decode each sequence until its stop, its end, or `limit` tokens.
 
-    Returns what each sequence wrote and the state after it; `state` is used up.
+    A sequence stops where its ids end with the sequence `stop` or with a member of the set `stop`
+    (included); the end-of-sequence token is left out. Returns what each sequence wrote and the
+    state after it; the state that was passed in must not be used again.
 
     Sequences that have ended leave the batch, an eighth of it at a time (a selection copies the
     cache).
@@ -359,8 +358,9 @@ def decode_greedily(
 
 
 def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """The model's head on hidden states [n, width] -> float32 logits [n, vocabulary], capped where
-    the model caps them.
+    """Apply the model's head: hidden states [n, width] -> float32 logits [n, vocabulary].
+
+    The logits are capped where the model caps them.
     """
     logits = model.get_output_embeddings()(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
@@ -368,7 +368,7 @@ def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Ten
 
 
 def keys_and_values(student: Student, ids: list[int]) -> Cache:
-    """Those of a text's tokens, computed in one pass.
+    """Compute the keys and values of a text's tokens in one pass.
 
     Full length in every layer (also where a model's window slides), so that they can be cut.
     """

@@ -1,14 +1,14 @@
-"""What a student answers: generated and forced-choice accuracy, question by question.
+"""Read what a student answers: generated and forced choice, question by question.
 
-Both are read from the same pass. The prompt runs once; its keys and values then serve the scores of
-all options and the greedy answer. label_only and post_cot stop once the label is out (that is claim
-1's point: no reasoning at test time); pre_cot first writes its own rationale, and its options are
-scored after that rationale. Scoring the options has already asked the student for its most probable
-token after each of their tokens, so a greedy answer that is one of the options needs no further
-step: only an answer that leaves them is decoded token by token.
+Both come from the same pass. The prompt runs once; its keys and values then serve the scores of
+all options and the greedy answer. label_only and post_cot stop once the label is out (that is
+claim 1's point: no reasoning at test time); pre_cot first writes its own rationale, and its
+options are scored after that rationale. Scoring the options has already asked the student for its
+most probable token after each of their tokens, so a greedy answer that is one of the options
+needs no further step: only an answer that leaves them is decoded token by token.
 
-Runs whose lower blocks are frozen share what these make of prompts and options (`trunk`): they are
-passed once per study.
+Runs whose lower blocks are frozen share what these make of prompts and options (`trunk`): they
+are passed once per study.
 """
 
 import re
@@ -35,6 +35,7 @@ from cotdistill.students import Student
 
 
 def _options_key(prompts: list[list[int]], options: list[list[list[int]]]) -> tuple:
+    """Return the key of prompts and their options in a store of frozen blocks' outputs."""
     return "options", tuple(map(tuple, prompts)), tuple(tuple(map(tuple, row)) for row in options)
 
 
@@ -126,7 +127,7 @@ def score_options(
 
 
 def _read(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[n, V], [n] -> log p of the wanted token and the most probable token, [n] each."""
+    """Read logits [n, V] at tokens [n]: their log p and the most probable tokens, [n] each."""
     return logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1), logits.argmax(1)
 
 
@@ -248,9 +249,9 @@ def evaluate(
 
 
 def accuracy(predictions: list[dict], measure: str = "choice") -> float:
-    """Share of questions whose "choice" (forced) or "generated" answer is the gold one.
+    """Return the share of questions whose answer is the gold one.
 
-    A parse failure counts as wrong.
+    measure: "choice" (forced) or "generated". A parse failure counts as wrong.
     """
     return (
         float(np.mean([p[measure] == p["gold"] for p in predictions]))
@@ -260,9 +261,9 @@ def accuracy(predictions: list[dict], measure: str = "choice") -> float:
 
 
 def validation_scores(predictions: list[dict]) -> dict[str, float]:
-    """Forced-choice accuracy and the mean of -log p(gold label) in nats.
+    """Return forced-choice accuracy and the mean of -log p(gold label) in nats.
 
-    What epochs are compared by.
+    Epochs are compared by them.
     """
     return {
         "accuracy": accuracy(predictions),
@@ -271,11 +272,10 @@ def validation_scores(predictions: list[dict]) -> dict[str, float]:
 
 
 def most_mentioned(examples: list[Example], texts: list[str]) -> np.ndarray:
-    """How often one is right who takes the option that the texts (training rationales) mention most
-    often: per question 1 where that is the gold one, a share of 1 where it is among several with
-    as many mentions, else 0.
+    """Score the rule "take the option that the training rationales mention most often".
 
-    A control: what word frequency alone would give.
+    Per question 1 where that option is the gold one, a share of 1 where it is among several with as
+    many mentions, else 0. A control: what word frequency alone would give.
     """
     said = "\n".join(texts).lower()
     times = {

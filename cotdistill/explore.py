@@ -45,12 +45,12 @@ STYLE = """<style>.cotdistill-token button, button.cotdistill-token {font-family
 
 
 def shown(text: str) -> str:
-    """A token as a reader sees it: a line break as ⏎, a lone space as ·."""
+    """Return a token as a reader sees it: a line break as ⏎, a lone space as ·."""
     return text.strip() or ("⏎" if "\n" in text else "·")
 
 
 def questions_of(data, rationales: dict[str, Rationale], limit: int = 200) -> dict[str, Example]:
-    """The first `limit` training questions that have a rationale, by id.
+    """Return the first `limit` training questions that have a rationale, by id.
 
     Raises DataError where there is none.
     """
@@ -155,7 +155,7 @@ def scores_of(
 
 
 def question_html(example: Example) -> str:
-    """The question and its options as HTML, the gold one marked; all text escaped."""
+    """Write the question and its options as HTML, the gold one marked; all text is escaped."""
     options = "\n".join(
         f"{'● ' if i == example.answer else '○ '}{html.escape(choice)}"
         for i, choice in enumerate(example.choices)
@@ -356,8 +356,9 @@ def look_at_scores(
     methods: list[str],
     **options,
 ) -> w.Widget:
-    """A heat map of one rationale's tokens by one method, and how far its scores are from adding
-    up.
+    """Show a heat map of one rationale's tokens by one method.
+
+    It also says how far the scores are from adding up.
     """
     chooser = w.Dropdown(
         options=list(questions), description="question", layout=w.Layout(width="420px")

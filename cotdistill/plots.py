@@ -53,8 +53,9 @@ HATCHES = ["", "///", "...", "xxx", "\\\\\\", "++", "ooo", "|||"]
 
 
 def set_style() -> None:
-    """The one style: sans serif, light horizontal grid, sizes for a 6-inch wide print, fonts
-    embedded in the PDF.
+    """Set the one style: sans serif, light horizontal grid, sizes for a 6-inch wide print.
+
+    Fonts are embedded in the PDF.
     """
     sns.set_theme(context="paper", style="whitegrid", palette=CYCLE)
     mpl.rcParams.update(
@@ -109,9 +110,9 @@ def look(arm: str) -> tuple[str, str, str, object]:
 
 
 def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
-    """The rows that a figure shows ("placement", "shuffle", "masking", "key_tokens"), as
-    `format.CORRUPTIONS` says: a new arm is there by itself.
+    """Return the rows that a figure shows, as `arms.CORRUPTIONS` says.
 
+    Figures are "placement", "shuffle", "masking" and "key_tokens"; a new arm is there by itself.
     "placement" goes by the order of the placements.
     """
     rows = accuracy[[shown_in(figure, arm) for arm in accuracy["arm"]]]
@@ -125,10 +126,10 @@ def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
 
 
 def _looks(arms: list[str]) -> list[tuple[str, str, str, object]]:
-    """The look of each arm: of its placement.
+    """Return the look of each arm: that of its placement.
 
-    What stands beside that (another loss, a label weight) has its colour, and a hatch, marker and
-    dashes that no other of these arms has.
+    An arm that differs from it (another loss, a label weight) keeps the colour, and gets a hatch,
+    marker and dashes that no other of these arms has.
     """
     plain = {look(arm)[2] for arm in arms if arm in LOOKS}
     markers = [m for m in MARKERS if m not in plain]
@@ -149,7 +150,7 @@ def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.7) -> Axes:
 
 
 def short(arm: str) -> str:
-    """An arm's label in at most a few lines.
+    """Break an arm's label into at most a few lines.
 
     "post_cot_kept[15,random]" -> "post_cot / kept / 15, random".
     """
@@ -170,7 +171,7 @@ def short(arm: str) -> str:
 
 
 def _line(ax: Axes, value: float, text: str, dashes, colour: str = "#444444") -> None:
-    """A horizontal reference line, named in the legend."""
+    """Draw a horizontal reference line, named in the legend."""
     ax.axhline(100 * value, color=colour, linestyle=dashes, linewidth=1.1, zorder=1.5, label=text)
 
 
@@ -195,9 +196,9 @@ def _references(
 
 
 def _legend(ax: Axes, columns: int = 4, handles: list | None = None) -> None:
-    """The legend above the axes, where it covers nothing (a title belongs to the figure.
+    """Put the legend above the axes, where it covers nothing.
 
-    Fig.suptitle).
+    A title belongs to the figure (fig.suptitle).
     """
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if handles:
@@ -254,7 +255,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, colours: list, hatches: list, labels: li
 
 
 def _counts(rows: pd.DataFrame) -> str:
-    """ "500 questions, 3 seeds" for an axis label: what the numbers rest on."""
+    """Return "500 questions, 3 seeds" for an axis label: what the numbers rest on."""
     trained = rows[rows["arm"] != "zero_shot"] if (rows["arm"] != "zero_shot").any() else rows
     span = lambda c: " to ".join(f"{n:,}" for n in sorted({trained[c].min(), trained[c].max()}))
     return (
@@ -269,8 +270,9 @@ def placement_bars(
     arms: list[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy of the arms without a corruption (or `arms`) with 95 % intervals, from
-    accuracy_table.
+    """Draw the accuracy of the arms without a corruption (or `arms`) with 95 % intervals.
+
+    The rows come from accuracy_table.
     """
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
@@ -286,8 +288,10 @@ def placement_bars(
 def shuffle_plot(
     accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """pre_cot and post_cot, each intact and corrupted (shuffled, swapped, filler and the other
-    kinds that `format.CORRUPTIONS` puts into this figure), beside the label_only band.
+    """Draw pre_cot and post_cot, intact and corrupted, beside the label_only band.
+
+    Corrupted are shuffled, swapped, filler and the other kinds that `arms.CORRUPTIONS` puts into
+    this figure.
     """
     corrupted = set(drawn(accuracy, "shuffle")["arm"])
     parts = {
@@ -335,10 +339,10 @@ def shuffle_plot(
 def masking_curves(
     accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Accuracy against the share of rationale tokens masked, a line per placement and order, with
-    interval bands.
+    """Draw accuracy against the share of rationale tokens masked, with interval bands.
 
-    The intact arm is the point at 0 %; label_only is the band that full masking should reach.
+    A line per placement and order. The intact arm is the point at 0 %; label_only is the band that
+    full masking should reach.
     """
     kinds = "|".join(kind for kind, entry in CORRUPTIONS.items() if entry.figure == "masking")
     pattern = rf"^(?P<placement>pre_cot|post_cot)_(?P<kind>{kinds})\[(?P<share>[\d.]+)%,?(?P<order>[^\]]*)\]$"
@@ -389,8 +393,9 @@ def masking_curves(
 def key_tokens_bars(
     accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Each placement on its k key tokens by each selector, between the full rationale and
-    label_only (band).
+    """Draw each placement on its k key tokens by each selector.
+
+    They stand between the full rationale and label_only (band).
     """
     kept = list(drawn(accuracy, "key_tokens")["arm"])
     placements = [
@@ -810,11 +815,10 @@ def deletion_curves(
     xlabel: str = "Rationale tokens deleted, most important first (%)",
     ax: Axes | None = None,
 ) -> Axes:
-    """Deletion (or insertion) curves.
+    """Draw deletion (or insertion) curves.
 
-    A line per attribution method, random always last and in grey.
-
-    `curves`: columns method, fraction (0 to 1), value, and low, high where known (drawn as a band).
+    A line per attribution method, random always last and in grey. `curves`: columns method,
+    fraction (0 to 1), value, and low, high where known (drawn as a band).
     """
     methods = sorted(dict.fromkeys(curves["method"]), key=lambda m: m == "random")
     ax = _axes(ax)

@@ -1,13 +1,14 @@
-"""From predictions to verdicts: what the data say about each claim, and no more than they say.
+"""Turn predictions into estimates: how large an effect is, and how surely it is known.
 
 A run answers the same test questions with one seed, so a measure is a table of seeds x questions,
 and two things would differ in a repetition: the seeds and the questions. Every estimate here is a
-mean over that table, with both resampled (`two_level_bootstrap`): the questions once for all seeds, because
-seeds share them. How the two are joined decides whether the answer can be trusted with three seeds;
-the choice made, and its measured false-positive rates, are in `two_level_bootstrap`.
+mean over that table, with both resampled (`two_level_bootstrap`): the questions once for all
+seeds, because seeds share them. How the two are joined decides whether the answer can be trusted
+with three seeds; the choice made, and its measured false-positive rates, are in
+`two_level_bootstrap`.
 
-Effects are fractions (0.02 is two points) of accuracy; `correct_per_100_tokens` is in right answers
-per 100 tokens.
+Effects are fractions (0.02 is two points) of accuracy; `correct_per_100_tokens` is in right
+answers per 100 tokens.
 """
 
 from copy import deepcopy
@@ -39,14 +40,14 @@ MEASURED_BY = {
 def seed_table(
     predictions: pd.DataFrame, arm: str, measure: str = "correct_choice"
 ) -> pd.DataFrame:
-    """One arm's measure as a table.
+    """Return one arm's measure as a table of seeds x questions.
 
     A row per seed, a column per question id (both sorted), values as float.
 
-    `correct_per_100_tokens` is a ratio of two means, R = 100 sum(correct) / sum(tokens); it enters as its linearised
-    values R + (100 correct - R tokens) / mean(tokens), whose mean is R and whose spread is R's
-    (delta method). Raises DataError for an unknown arm or measure, a repeated or missing (seed,
-    id), and a missing value.
+    `correct_per_100_tokens` is a ratio of two means, R = 100 sum(correct) / sum(tokens); it enters
+    as its linearised values R + (100 correct - R tokens) / mean(tokens), whose mean is R and whose
+    spread is R's (delta method). Raises DataError for an unknown arm or measure, a repeated or
+    missing (seed, id), and a missing value.
     """
     if measure not in MEASURES:
         raise DataError(f"measure is {measure!r}; expected one of {', '.join(MEASURES)}")
@@ -101,13 +102,11 @@ def seed_table(
 def contrast_table(
     predictions: pd.DataFrame, weights: dict[str, float], measure: str
 ) -> pd.DataFrame:
-    """A weighted sum of arms, per seed and question: {"a": 1, "b".
+    """Return a weighted sum of arms, per seed and question.
 
-    -1} is the paired difference a - b.
-
-    Seeds that all arms have are used; an untrained arm (its only seed is -1) is compared with every
-    seed. Raises DataError where the arms do not share their questions, with how many ids differ, or
-    share no seed.
+    {"a": 1, "b": -1} is the paired difference a - b. Seeds that all arms have are used; an
+    untrained arm (its only seed is -1) is compared with every seed. Raises DataError where the arms
+    do not share their questions, with how many ids differ, or share no seed.
     """
     tables = {arm: seed_table(predictions, arm, measure) for arm in weights}
     (first, base), *others = tables.items()
@@ -141,8 +140,9 @@ def contrast_table(
 
 
 class TwoLevel(NamedTuple):
-    """A mean over seeds x questions and the two bootstrap standard errors of it (arrays where
-    tables were batched).
+    """Hold a mean over seeds x questions and its two bootstrap standard errors.
+
+    They are arrays where tables were batched.
     """
 
     estimate: np.ndarray
@@ -154,13 +154,11 @@ class TwoLevel(NamedTuple):
 
 
 def mean_squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean squares of seeds, questions and what is left, of tables (..., S, N).
+    """Return the mean squares of seeds, of questions and of the rest, of tables (..., S, N).
 
-    The two-way ANOVA without repetition.
-
-    Their expectations are N vs + ve, S vq + ve and ve for variances of seeds vs, questions vq and
-    noise ve. With one seed the first and the last are NaN and the second is the variance of the
-    questions.
+    The two-way ANOVA without repetition. Their expectations are N vs + ve, S vq + ve and ve for
+    variances of seeds vs, questions vq and noise ve. With one seed the first and the last are NaN
+    and the second is the variance of the questions.
     """
     seeds, questions = values.shape[-2:]
     by_seed, by_question = values.mean(-1), values.mean(-2)
@@ -194,13 +192,13 @@ def two_level_bootstrap(
     n_boot 500: false positives 0.014 to 0.054 at alpha 0.05 (each known to 0.002); a Satterthwaite
     t reached 0.073 with 3 seeds, hence not used.
 
-    `guard`: made-up questions added to the question means, so that no interval has zero width because nothing happened
-    to differ: one win and one loss for differences (Bonett and Price 2012,
+    `guard`: made-up questions added to the question means, so that no interval has zero width
+    because nothing happened to differ: one win and one loss for differences (Bonett and Price 2012,
     doi:10.3102/1076998611411915), two of each for accuracies (Agresti and Coull 1998). With one
     seed only questions are resampled: the seeds' part is 0, unknown.
 
-    `rng` is read, not advanced: tables of one size meet the same resamples, so an arm or a contrast has the same interval
-    in every notebook, whatever was computed before it.
+    `rng` is read, not advanced: tables of one size meet the same resamples, so an arm or a contrast
+    has the same interval in every notebook, whatever was computed before it.
     """
     values, rng = np.asarray(values, float), deepcopy(rng)
     seeds, questions = values.shape[-2:]
@@ -227,7 +225,7 @@ def two_level_bootstrap(
 
 
 def half_width(level: TwoLevel, alpha: float = 0.05) -> np.ndarray:
-    """Half the width of the 1 - alpha interval.
+    """Return half the width of the 1 - alpha interval.
 
     The seeds' and the questions' half widths, each with its own t quantile (S - 1 and N - 1 degrees
     of freedom), added as squares; never less than that of the questions alone, with the seeds taken
@@ -242,10 +240,10 @@ def half_width(level: TwoLevel, alpha: float = 0.05) -> np.ndarray:
 
 
 def p_value(level: TwoLevel, null: float = 0.0) -> np.ndarray:
-    """Two-sided p: the alpha at which the interval of `half_width` just reaches `null` (found by
-    halving; >= 1e-15).
+    """Return the two-sided p: the alpha at which the interval of `half_width` just reaches `null`.
 
-    An estimate that is `null` has p = 1, also where nothing varies and the interval has no width.
+    Found by halving; >= 1e-15. An estimate that is `null` has p = 1, also where nothing varies and
+    the interval has no width.
     """
     distance = np.abs(level.estimate - null)
     low, high = np.full(np.shape(distance), -15.0), np.zeros(np.shape(distance))  # log10 of alpha
@@ -257,7 +255,7 @@ def p_value(level: TwoLevel, null: float = 0.0) -> np.ndarray:
 
 
 def one_sided(level: TwoLevel, null: float, above: bool) -> float:
-    """P of "the effect is above (below) null" against its opposite."""
+    """Return the p of "the effect is above (below) null" against its opposite."""
     p = float(p_value(level, null))
     return p / 2 if (level.estimate > null) == above else 1 - p / 2
 
@@ -269,12 +267,12 @@ def accuracy_table(
     rng: np.random.Generator,
     n_boot: int = 2000,
 ) -> pd.DataFrame:
-    """Accuracy per arm (and study, dataset, student where given) with its 95 % interval, in the
-    order of the input.
+    """Return the accuracy per arm with its 95 % interval, in the order of the input.
 
-    Columns: [study, dataset, student,] arm, n (questions), seeds, accuracy, low, high, covers
-    ("questions and seeds", or "questions" with a single run), parse_failures and cut_off (numbers
-    of answers over all seeds), answers (n x seeds), tokens_per_question.
+    Per study, dataset and student too, where given. Columns: [study, dataset, student,] arm, n
+    (questions), seeds, accuracy, low, high, covers ("questions and seeds", or "questions" with a
+    single run), parse_failures and cut_off (numbers of answers over all seeds), answers (n x
+    seeds), tokens_per_question.
     """
     keys = [k for k in ("study", "dataset", "student") if k in predictions] + ["arm"]
     rows = []
@@ -330,7 +328,7 @@ def paired_difference(
     rng: np.random.Generator,
     n_boot: int = 2000,
 ) -> dict:
-    """How much better arm_a is than arm_b on the same questions and seeds.
+    """Estimate how much better arm_a is than arm_b on the same questions and seeds.
 
     Returns a dict: arm_a, arm_b, measure, estimate, low, high (95 %), p (two-sided, bootstrap), n,
     seeds, covers, and second opinions: mcnemar (a DataFrame: seed, only_a, only_b = discordant
@@ -362,11 +360,10 @@ def paired_difference(
 
 
 def gee_p(predictions: pd.DataFrame, arm_a: str, arm_b: str, measure: str) -> float:
-    """P of the arm in a logistic GEE over single answers, clustered on the question, with a term
-    per seed.
+    """Return the p of the arm in a logistic GEE over single answers.
 
-    Liang and Zeger 1986; NaN where the model cannot be fitted (an arm always right, always wrong,
-    or never differing).
+    Clustered on the question, with a term per seed (Liang and Zeger 1986). NaN where the model
+    cannot be fitted (an arm always right, always wrong, or never differing).
     """
     parts = []
     seeds = contrast_table(predictions, {arm_a: 1.0, arm_b: -1.0}, measure).index
@@ -463,10 +460,9 @@ def interaction(
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p (1979), so that the chance of any false verdict in a study stays below
-    alpha.
+    """Return Holm's adjusted p (1979).
 
-    NaN stay NaN.
+    It keeps the chance of any false verdict in a study below alpha. NaN stay NaN.
     """
     p = np.asarray(p, float)
     adjusted, known = np.full(p.shape, np.nan), ~np.isnan(p)
@@ -476,13 +472,11 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def variance_parts(values: np.ndarray) -> dict[str, float]:
-    """Variances of a contrast table (S, N).
+    """Estimate the variances of a contrast table (S, N): `seed`, `question` and `noise`.
 
-    `seed`, `question`, `noise`, by the mean squares, none below 0.
-
-    With one seed the three cannot be told apart: seed and noise are 0 and `question` holds it all,
-    which is what they would be if every seed gave the same answers: a lower bound for the runs that
-    are needed.
+    By the mean squares, none below 0. With one seed the three cannot be told apart: seed and noise
+    are 0 and `question` holds it all, which is what they would be if every seed gave the same
+    answers: a lower bound for the runs that are needed.
     """
     of_seeds, of_questions, noise = (float(x) for x in mean_squares(np.asarray(values, float)))
     seeds, questions = values.shape

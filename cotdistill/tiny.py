@@ -1,6 +1,6 @@
-"""Two-layer students with random weights and a tokenizer of 600 tokens.
+"""Make two-layer students with random weights and a tokenizer of 600 tokens.
 
-For tests and the smoke study.
+They serve the tests and the smoke study.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ TINY = ("tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
 
 
 def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 600 tokens trained on the embedded world's words.
+    """Train a byte-level BPE of 600 tokens on the embedded world's words.
 
     Gemma's kind marks spaces with ▁ and adds <bos>.
     """
@@ -78,9 +78,9 @@ def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def _tiny(name: str):
-    """Two layers, 32 wide, random weights from seed 0.
+    """Build a student of two layers, 32 wide, with random weights from seed 0.
 
-    The architecture of the real student at test speed.
+    It has the architecture of the real student at test speed. Returns model, tokenizer and note.
     """
     from transformers import AutoConfig
 
@@ -127,6 +127,7 @@ def _tiny(name: str):
 
 
 def _tiny_version(tokenizer) -> str:
+    """Return 8 hex digits over the tokenizer's vocabulary: part of the student's fingerprint."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[
         :8
     ]

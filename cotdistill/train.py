@@ -1,20 +1,20 @@
 """Fine-tune a student on label and rationale, with the transformers Trainer.
 
 Three decisions that the comparison of arms rests on:
-- The order of questions is a function of the seed alone, so every arm of a seed sees the same
-  questions in the same
-  batches, and the difference between two arms is never a difference in data order.
-- Sequences of a batch are laid end to end in one row (`students.packed_attention`): no padding,
-  whatever the lengths, so
-  that no arm pays for another's. The head runs at supervised positions only, and never holds all their logits.
-- Two losses (`loss_shares`). "token_mean" is the mean over the batch's supervised tokens, HF's own
-  default and the paper's recipe:
-  a longer target leaves the label a smaller share of it, so arms of unequal length differ in that too. "balanced" is the mean over
-  label tokens plus lambda times the mean over the others: the label's term is the same in every arm. Label tokens can weigh more.
 
-Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes: it
-is computed once and every epoch, and every run of the grid on the same sequences, starts from
-there.
+- The order of questions is a function of the seed alone. Every arm of a seed sees the same
+  questions in the same batches, so a difference between two arms is never one of data order.
+- Sequences of a batch are laid end to end in one row (`packed_attention`): no padding, whatever
+  the lengths, so that no arm pays for another's. The head runs at supervised positions only, and
+  never holds all their logits.
+- Two losses (`loss_shares`). "token_mean" is the mean over the batch's supervised tokens, HF's
+  own default and the paper's recipe: a longer target leaves the label a smaller share of it, so
+  arms of unequal length differ in that too. "balanced" is the mean over label tokens plus lambda
+  times the mean over the others: the label's term is the same in every arm. Label tokens can
+  weigh more.
+
+Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes.
+It is computed once; every epoch, and every run of the grid on the same sequences, starts there.
 """
 
 import json
@@ -59,7 +59,7 @@ from cotdistill.students import Student
 
 
 class OrderSampler(torch.utils.data.Sampler):
-    """Question order as a function of (seed, epoch): the same for every arm.
+    """Order the questions as a function of (seed, epoch): the same for every arm.
 
     Epoch e of a fresh arm has its own encodings, kept at e * n in the concatenated data.
     """
@@ -68,6 +68,7 @@ class OrderSampler(torch.utils.data.Sampler):
         self.n, self.seed, self.copies, self.epoch = n, seed, copies, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
@@ -79,7 +80,7 @@ class OrderSampler(torch.utils.data.Sampler):
 
 
 class SlicedBatches(torch.utils.data.Sampler):
-    """The batches of one process, cut into one slice per process of a torchrun.
+    """Cut each batch of a torchrun into one slice per process.
 
     Slice r of batch b stands at b * ranks + r, where accelerate looks for it. A last batch that is
     smaller than the number of processes leaves slices empty; nothing is repeated to fill it, as
@@ -96,6 +97,7 @@ class SlicedBatches(torch.utils.data.Sampler):
         )
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
         self.order.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -111,9 +113,10 @@ class SlicedBatches(torch.utils.data.Sampler):
 
 
 class DistilTrainer(Trainer):
-    """The Trainer with our order, our loss, and checkpoints that hold trainable weights only.
+    """Run the Trainer with our order, our loss, and checkpoints of trainable weights only.
 
-    `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are compared by it.
+    `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are
+    compared by it.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class DistilTrainer(Trainer):
         return self.sampler
 
     def get_train_dataloader(self):
+        """Return the batches; under torchrun each process takes its slice of them."""
         if self.args.world_size == 1:
             return super().get_train_dataloader()
         batches = SlicedBatches(self.sampler, self.batch_size, self.args.world_size)
@@ -157,8 +161,9 @@ class DistilTrainer(Trainer):
         )
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """The library's count of an update's supervised tokens, and ours by kind, (label, other),
-        over all its batches and processes.
+        """Count an update's supervised tokens as the library does, and ours by kind.
+
+        By kind is (label, other), over all its batches and processes.
         """
         if self.loss[0] != "token_mean" and batch_samples:
             labels = sum((batch["kinds"] == LABEL).sum() for batch in batch_samples)
@@ -171,6 +176,7 @@ class DistilTrainer(Trainer):
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the batch's part of the update's loss, and add its losses to the epoch's sums."""
         is_label = inputs["kinds"] == LABEL
         if self.loss[0] == "token_mean":
             share = inputs["weights"] / (
@@ -188,7 +194,7 @@ class DistilTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def check_loss(self, loss: float) -> None:
-        """A run that diverged ends here and is not stored.
+        """End a run that diverged; it is not stored.
 
         Raises DataError where the loss is no finite number.
         """
@@ -202,12 +208,10 @@ class DistilTrainer(Trainer):
             )
 
     def evaluate(self, *args, **kwargs):
-        """One epoch is over: its training losses by kind, and the validation label accuracy.
+        """Log one epoch: its training losses by kind and the validation label accuracy.
 
-        Appended to the log.
-
-        Of a torchrun's processes, which hold equal weights, the first validates and the others take
-        its word.
+        Of a torchrun's processes, which hold equal weights, the first validates and the others take its
+        result.
         """
         if self.args.world_size > 1:
             total = self.sums.to(self.args.device)
@@ -246,10 +250,10 @@ class DistilTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model, trial):
-        """The library's checkpoint, sealed when it is whole; only then the older ones go.
+        """Write the library's checkpoint, seal it, and only then delete the older ones.
 
-        Which are older is told by their step (the library's own rotation goes by file times, and
-        would delete the newest after the clock was set back).
+        Their step says which are older (the library's own rotation goes by file times, and would delete
+        the newest after the clock was set back).
         """
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
@@ -281,15 +285,18 @@ class DistilTrainer(Trainer):
 
 
 def selection_score(row: dict) -> float:
-    """What epochs are compared by: validation label accuracy; ties go to the lower label loss."""
+    """Return what epochs are compared by: validation label accuracy.
+
+    Ties go to the lower label loss.
+    """
     return row["validation_accuracy"] - 1e-6 * min(row["validation_label_nll"], 1e5)
 
 
 def epochs_since_best(log: list[dict]) -> int:
-    """How many epochs of a Trainer's log came after the best one (0 where none is logged).
+    """Count the epochs of a Trainer's log after the best one (0 where none is logged).
 
     It is all that `patience` depends on, so a killed run that goes on from its checkpoint stops
-    where one that was left alone does; the library's own callback would count anew.
+    where an unbroken one does; the library's own callback would start counting from 0.
     """
     found = [selection_score(row["distil"]) for row in log if "distil" in row]
     return len(found) - 1 - int(np.argmax(found)) if found else 0
@@ -311,14 +318,15 @@ HISTORY = [
 def trunk_states(
     student: Student, data: list[Encoded], layers: int, store: dict
 ) -> list[torch.Tensor] | None:
-    """What the lowest `layers` blocks make of each sequence but its last token (`pack_batch`), [tokens.
+    """Compute the outputs of the lowest `layers` blocks for each sequence but its last token.
 
-    - 1, width] each; None where there is nothing to gain (no frozen block), where dropout makes
-    each pass another one, or where it would take more than TRUNK_LIMIT bytes.
+    Returns [tokens - 1, width] each (as in `pack_batch`); None where there is nothing to gain (no
+    frozen block), where dropout makes each pass another one, or where it would take more than
+    TRUNK_CACHE_BYTES.
 
     store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups go
     by the questions' ids, so the same data give the same numbers to the last bit, whatever was
-    computed before, and seeds, which order them anew, share them.
+    computed before, and seeds, which only order the questions differently, share them.
     """
     model = student.model
     size = (
@@ -368,14 +376,15 @@ def trunk_states(
 
 
 def _nothing(hidden_states, *args, **kwargs):
+    """Return the states unchanged: a block that is left out."""
     return hidden_states
 
 
 @contextmanager
 def use_compiled_blocks(model: nn.Module, backend: str):
-    """While open, the blocks' MLPs and RMS norms go through torch.compile, once for all lengths: a
-    few fused loops instead of a dozen passes over memory.
+    """Run the blocks' MLPs and RMS norms through torch.compile, while open.
 
+    They are compiled once for all lengths: a few fused loops instead of a dozen passes over memory.
     backend "": nothing is compiled.
     """
     parts = (
@@ -399,7 +408,7 @@ def use_compiled_blocks(model: nn.Module, backend: str):
 
 @contextmanager
 def fast_training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
-    """While open, the model takes `pack_batch`'s batches, and a step costs what it must.
+    """Let the model take `pack_batch`'s batches and train as fast as it can, while open.
 
     Sequences attend apart from each other, linear layers run on the faster products (a compiler
     can't look into these), and what nothing is learnt from is left out.
@@ -416,8 +425,10 @@ def fast_training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
 
 
 def freeze(model: nn.Module, layers: int) -> None:
-    """Make everything trainable but, where layers > 0, the embeddings (with a tied head) and the
-    lowest `layers` blocks.
+    """Make everything trainable except the lowest `layers` blocks and, with them, the embeddings.
+
+    A tied head is frozen with its embeddings. layers = 0: everything is trainable. Raises DataError
+    for as many layers as the student has, or more.
     """
     model.requires_grad_(True)
     if not layers:
@@ -568,14 +579,16 @@ def fine_tune(
 
 
 def _printer():
+    """Return the library's callback that prints every log line."""
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
 
 
 def _in_eval(student: Student, validate):
-    """Validation runs without dropout and with sdpa (it pads and caches), then training goes on as
-    before.
+    """Wrap `validate` so that it runs without dropout and with sdpa (it pads and caches).
+
+    Training goes on as before.
     """
     if validate is None:
         return None

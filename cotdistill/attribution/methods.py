@@ -1,15 +1,14 @@
-"""How much each token of a rationale moves log p(label | question, rationale), and whether such
-scores can be trusted.
+"""Measure how much each token of a rationale moves log p(label | question, rationale).
 
 The order is rationale first, as in pre_cot: a label that comes before its rationale cannot depend
 on it. The sequence is prompt + " <rationale>" + "\\nAnswer:" + " <label>\\n", in the pieces a
-student is trained on, and only the rationale's embeddings move; question and label stay fixed. The
-prompt's keys and values are therefore constant: they are computed once and shared by all steps,
-which is exact (tests compare with captum on whole, uncached sequences). Occlusion and deletion
-share more: up to the first token that they take out, the rationale is the same.
+student is trained on, and only the rationale's embeddings move; question and label stay fixed.
+The prompt's keys and values are therefore constant: they are computed once and shared by all
+steps, which is exact (tests compare with captum on whole, uncached sequences). Occlusion and
+deletion share more: up to the first token that they take out, the rationale is the same.
 
 Scores are in nats unless said otherwise, one per rationale token; positive means "speaks for the
-label".
+label". checks.py asks whether such scores can be trusted.
 """
 
 from collections import Counter
@@ -44,7 +43,7 @@ from cotdistill.students import Student
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is given: a rationale in pieces, and the settings.
+    """Hold what a method is given: a rationale in pieces, and the settings.
 
     texts: all rationales of the set that is attributed, for methods that count words in them.
     """
@@ -63,9 +62,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Method:
-    """An attribution method.
+    """Describe an attribution method.
 
-    Task -> fields of an `Attribution` ("scores", one per token, and what else it knows).
+    function: Task -> fields of an `Attribution` ("scores", one per token, and what else it knows).
 
     reads: "model", the student's weights (it runs with them frozen, on rationales that are not
     empty); "words", nothing but texts and the tokenizer, so that every student with one tokenizer
@@ -128,9 +127,10 @@ def attribute_rationale(
 
 
 def integrate_gradients(task: Task) -> dict:
-    """Path integral of the gradient from the baseline, Gauss-Legendre with n_steps points, summed
-    over the embedding; the scores sum to logp_full - logp_baseline (Sundararajan et al. 2017,
-    arXiv 1703.01365).
+    """Integrate the gradient along the path from the baseline, summed over the embedding.
+
+    Gauss-Legendre with n_steps points; the scores sum to logp_full - logp_baseline (Sundararajan et
+    al. 2017, arXiv 1703.01365).
     """
     full, base = embed_rationale(task.student, task.parts, task.baseline)
     score = label_scorer(task.student, task.parts)
@@ -148,9 +148,7 @@ def integrate_gradients(task: Task) -> dict:
 
 
 def _embedding_gradient(task: Task) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Embeddings [1, R, D], the gradient of log p(label) with respect to them, and log p(label) in
-    nats.
-    """
+    """Return embeddings [1, R, D], their gradient of log p(label), and log p(label) in nats."""
     x = embed_rationale(task.student, task.parts, task.baseline)[0].requires_grad_()
     value = label_scorer(task.student, task.parts)(x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
@@ -158,23 +156,24 @@ def _embedding_gradient(task: Task) -> tuple[torch.Tensor, torch.Tensor, float]:
 
 
 def multiply_gradient(task: Task) -> dict:
-    """Embedding times gradient, summed (Shrikumar et al. 2016, arXiv 1605.01713)."""
+    """Multiply embedding and gradient, and sum (Shrikumar et al. 2016, arXiv 1605.01713)."""
     x, gradient, value = _embedding_gradient(task)
     return {"scores": (gradient * x).sum(-1)[0].detach().double().cpu().numpy(), "logp_full": value}
 
 
 def measure_saliency(task: Task) -> dict:
-    """Length of the gradient, in nats per unit of embedding, no sign (Li et al. 2016, arXiv
-    1506.01066).
+    """Measure the gradient's length, in nats per unit of embedding, without a sign.
+
+    Li et al. 2016, arXiv 1506.01066.
     """
     _, gradient, value = _embedding_gradient(task)
     return {"scores": gradient.norm(dim=-1)[0].detach().double().cpu().numpy(), "logp_full": value}
 
 
 def occlude_units(task: Task, members: np.ndarray) -> dict:
-    """Fall of log p when a unit is at the baseline, shared equally among its tokens; members.
+    """Measure how far log p falls when a unit is at the baseline; its tokens share it equally.
 
-    Each token's unit.
+    members: each token's unit.
     """
     n, units = len(members), np.unique(members)
     full, base = embed_rationale(task.student, task.parts, task.baseline)
@@ -189,17 +188,17 @@ def occlude_units(task: Task, members: np.ndarray) -> dict:
 
 
 def occlude_tokens(task: Task) -> dict:
-    """Each token alone at the baseline (Zeiler and Fergus 2014, arXiv 1311.2901)."""
+    """Put each token alone at the baseline (Zeiler and Fergus 2014, arXiv 1311.2901)."""
     return occlude_units(task, np.arange(len(task.parts.rationale)))
 
 
 def occlude_words(task: Task) -> dict:
-    """Each whole word at the baseline, its fall shared among its tokens."""
+    """Put each whole word at the baseline; its tokens share the fall."""
     return occlude_units(task, np.array(task.parts.words))
 
 
 def draw_scores(task: Task) -> dict:
-    """Uniform numbers from rng."""
+    """Draw uniform numbers from rng."""
     if task.rng is None:
         raise DataError(
             "attribution method 'random': no random generator; expected one, seeded by question"
@@ -208,8 +207,9 @@ def draw_scores(task: Task) -> dict:
 
 
 def mark_answer_words(task: Task) -> dict:
-    """1 for the tokens of words that the right answer holds too, else 0 (`corrupt.label_words`):
-    does "a few key tokens suffice" only mean that the answer is among them?
+    """Give 1 to the tokens of words that the right answer holds too, else 0 (`corrupt.label_words`).
+
+    Does "a few key tokens suffice" only mean that the answer is among them?
     """
     return {
         "scores": np.array(
@@ -219,15 +219,17 @@ def mark_answer_words(task: Task) -> dict:
 
 
 def _piece(task: Task) -> str:
+    """Return the rationale as the student reads it, with a space before it."""
     return f" {task.rationale}" if task.rationale else ""
 
 
 def _forms(text: str) -> list[str]:
+    """Return the forms of a text's words, as they are compared."""
     return [corrupt.word_form(text[a:b]) for a, b in corrupt.word_spans(text)]
 
 
 def _share_of_word(task: Task, scores: Sequence[float]) -> dict:
-    """Scores of words (of `_forms`) -> of tokens.
+    """Turn scores of words (of `_forms`) into scores of tokens.
 
     Each has its word's, divided by the number of the word's tokens, so that a word scores the same
     however it is cut. Where words are what is kept, their sums rank them.
@@ -239,10 +241,10 @@ def _share_of_word(task: Task, scores: Sequence[float]) -> dict:
 
 
 def weigh_words(task: Task) -> dict:
-    """tf-idf: how often a word stands in this rationale, times log((1 + N) / (1 + rationales that
-    hold it)) + 1 over the N texts (scikit-learn's smooth_idf; Jones 1972).
+    """Weigh words by tf-idf over the N texts.
 
-    A word without letters or digits scores 0.
+    How often a word stands in this rationale, times log((1 + N) / (1 + rationales that hold it)) + 1
+    (scikit-learn's smooth_idf; Jones 1972). A word without letters or digits scores 0.
     """
     forms, held = _forms(_piece(task)), _count_texts(tuple(task.texts))
     idf = {form: np.log((1 + len(task.texts)) / (1 + held[form])) + 1 for form in set(forms)}
@@ -250,11 +252,11 @@ def weigh_words(task: Task) -> dict:
 
 
 def match_frequency(task: Task) -> dict:
-    """exp(-distance) of a word's log frequency in the texts to the mean one of the answer's words;
+    """Prefer words about as frequent in the texts as the answer's words, but not these.
 
-    -1 for those words themselves, which come last.
-
-    As rare as what `answer_words` selects, and not the answer: its control.
+    A word scores exp(-distance) of its log frequency to the mean one of the answer's words; those
+    themselves score -1 and come last. As rare as what `answer_words` selects, and not the answer:
+    its control.
     """
     forms, counts = _forms(_piece(task)), _count_words(tuple(task.texts))
     answer = corrupt.label_words(task.example.label)
@@ -267,17 +269,21 @@ def match_frequency(task: Task) -> dict:
 
 @lru_cache(maxsize=4)
 def _count_texts(texts: tuple[str, ...]) -> Counter:
-    """Form -> how many texts hold it."""
+    """Count for each form how many texts hold it."""
     return Counter(form for text in texts for form in set(_forms(text)))
 
 
 @lru_cache(maxsize=4)
 def _count_words(texts: tuple[str, ...]) -> Counter:
-    """Form -> how often it stands in all texts."""
+    """Count for each form how often it stands in all texts."""
     return Counter(form for text in texts for form in _forms(text))
 
 
 def _human(id: str, n: int, selections: dict | None) -> np.ndarray:
+    """Give 1 to the tokens that a person selected, else 0.
+
+    Raises DataError where there is no selection, or one outside the rationale.
+    """
     if id not in (selections or {}):
         raise DataError(
             f"question '{id}': no human selection; expected a line with its id and "
@@ -296,9 +302,10 @@ def _human(id: str, n: int, selections: dict | None) -> np.ndarray:
 
 @torch.no_grad()
 def _attention(student: Student, parts: Parts, method: str) -> np.ndarray:
-    """Attention weights need the eager implementation, for this one uncached pass.
+    """Read attention weights, or their flow through all layers ("rollout").
 
-    The student's own is put back.
+    They need the eager implementation, for this one uncached pass; then the student's own is put
+    back.
     """
     model = student.model
     ids = torch.tensor(
@@ -323,6 +330,7 @@ def _attention(student: Student, parts: Parts, method: str) -> np.ndarray:
 
 @torch.no_grad()
 def _similarity(student: Student, parts: Parts) -> np.ndarray:
+    """Compare each token's embedding with the label's mean one, by cosine."""
     weight = student.model.get_input_embeddings().weight
     # Not the closing line break
     visible = [i for i in parts.label if student.decode([i]).strip()] or parts.label
@@ -370,11 +378,11 @@ def attribute_all(
     progress: Callable[[int], None] = lambda done: None,
     **settings,
 ) -> list[Attribution]:
-    """`attribute_rationale` for many questions, in their order.
+    """Run `attribute_rationale` for many questions, in their order.
 
-    `random` depends on the question's id and `seed`, not on its place; words are counted over the rationales of these questions.
-
-    progress is called with the number of questions done; settings go to `attribute_rationale`.
+    `random` depends on the question's id and `seed`, not on its place; words are counted over the
+    rationales of these questions. progress is called with the number of questions done; settings go
+    to `attribute_rationale`.
     """
     found, texts = [], tuple(rationales[example.id].text for example in examples)
     with freeze_parameters(student.model), use_prepacked_linears(student.model):
@@ -398,7 +406,7 @@ def attribute_all(
 def aggregate_to_words(
     scores: Sequence[float], words: Sequence[int], how: str = "sum"
 ) -> np.ndarray:
-    """One score per word.
+    """Return one score per word.
 
     how: "sum" (right for additive scores), "mean" or "max" of its tokens.
     """
@@ -410,9 +418,9 @@ def aggregate_to_words(
 
 
 def top_k(scores: Sequence[float], k: float) -> list[int]:
-    """Positions of the k highest scores, ascending; k >= 1 is a number, below it a fraction.
+    """Return the positions of the k highest scores, ascending.
 
-    Ties go to the earlier one.
+    k >= 1 is a number, below it a fraction. Ties go to the earlier one.
     """
     order = corrupt.rank_units([[i] for i in range(len(scores))], scores, len(scores))
     return sorted(order[: corrupt.n_kept(k, len(scores))].tolist())

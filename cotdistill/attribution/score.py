@@ -1,4 +1,4 @@
-"""log p(label | question, rationale) and its gradients with respect to the rationale's embeddings."""
+"""Compute log p(label | question, rationale) and its gradients by the rationale's embeddings."""
 
 import copy
 from collections.abc import Callable
@@ -22,7 +22,7 @@ BASELINES = ("filler", "mean", "zero")
 
 @dataclass(frozen=True)
 class Parts:
-    """Token ids of the four pieces of a rationale-first sequence, and each rationale token's word."""
+    """Hold the token ids of a rationale-first sequence's four pieces, and each rationale token's word."""
 
     prefix: list[int]
     rationale: list[int]
@@ -33,7 +33,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Scores of one rationale.
+    """Hold the scores of one rationale.
 
     Ids, scores and words have one entry per token; words holds the token's word index.
 
@@ -55,7 +55,7 @@ class Attribution:
 def split_sequence(
     student: Student, example: Example, rationale: str, label_format: str = "text"
 ) -> Parts:
-    """The pieces of the pre_cot sequence, tokenised as in training.
+    """Split the pre_cot sequence into its pieces, tokenised as in training.
 
     An empty rationale has no tokens.
     """
@@ -73,8 +73,9 @@ def split_sequence(
 
 @contextmanager
 def freeze_parameters(model: torch.nn.Module):
-    """Evaluation mode and no gradient for any parameter (only inputs need one), then everything as
-    it was before.
+    """Put the model in evaluation mode, without gradients for its parameters, while open.
+
+    Only inputs need a gradient. Then everything is as it was before.
     """
     training, flags = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
@@ -87,8 +88,9 @@ def freeze_parameters(model: torch.nn.Module):
 
 
 def _after_rationale(student: Student, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
-    """The label's ids [L], and the embeddings of the frame and of the label up to its last token,
-    [1, F + L - 1, D].
+    """Return the label's ids [L] and the embeddings of what stands between, [1, F + L - 1, D].
+
+    These are of the frame and of the label up to its last token.
     """
     device = student.model.device
     with torch.no_grad():
@@ -99,20 +101,20 @@ def _after_rationale(student: Student, parts: Parts) -> tuple[torch.Tensor, torc
 
 
 def _label_logp(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Log p(label) [B] in nats from the logits [B, L, V] at the positions that predict the label's
-    L tokens, in float32 at least.
+    """Return log p(label) [B] in nats, in float32 at least.
+
+    logits [B, L, V] are those at the positions that predict the label's L tokens.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.log_softmax(-1)[:, torch.arange(len(label)), label].sum(1)
 
 
 def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function from rationale embeddings [B, R, D] to log p(label) [B] in nats, summed over the
-    label's tokens.
+    """Return a function: rationale embeddings [B, R, D] -> log p(label) [B] in nats.
 
-    Differentiable in the embeddings. The prompt runs here, once; each call repeats its keys and
-    values B times. The head runs at the positions that predict the label only, and so do, inside
-    `last_block_at_places`, the last block's queries and MLP.
+    It sums over the label's tokens and is differentiable in the embeddings. The prompt runs here,
+    once; each call repeats its keys and values B times. The head runs at the positions that predict
+    the label only, and so do, inside `last_block_at_places`, the last block's queries and MLP.
     """
     model, device = student.model, student.model.device
     (label, tail), cache = _after_rationale(student, parts), keys_and_values(student, parts.prefix)
@@ -140,13 +142,14 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
 
 @torch.no_grad()
 def _in_batches(score, embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Apply `score` to the rows in batches."""
     return torch.cat([score(part) for part in embeds.split(batch_size)]).double().cpu()
 
 
 def embed_rationale(
     student: Student, parts: Parts, baseline: str = "filler"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of the rationale and of its baseline, both [1, R, D].
+    """Return the embeddings of the rationale and of its baseline, both [1, R, D].
 
     baseline: "filler", the student's filler token; "mean", the mean of all embeddings; "zero",
     which is no token's embedding, and far from what a student with normed or scaled embeddings ever
@@ -177,9 +180,10 @@ def variant_logps(
     keep: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """Log p(label) in nats of N variants of a rationale, [N].
+    """Return log p(label) in nats of N variants of a rationale, [N].
 
-    `keep` [N, R] bool, tokens not kept are at the baseline; full and base [1, R, D] as from `embed_rationale`.
+    `keep` [N, R] bool, tokens not kept are at the baseline; full and base [1, R, D] as from
+    `embed_rationale`.
 
     Up to the first token that it replaces, a variant is the rationale as it is, whose keys and
     values are computed once: only the rest of it runs, `batch_size` variants in a pass, end to end
@@ -245,7 +249,7 @@ def removal_logps(
     baseline: str = "filler",
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Log p(label) in nats for N variants of a rationale.
+    """Return log p(label) in nats for N variants of a rationale.
 
     `keep` [N, R] bool; tokens not kept are at the baseline.
     """

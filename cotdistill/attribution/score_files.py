@@ -1,4 +1,4 @@
-"""Files of scores and of tokens selected by hand."""
+"""Read and write files of scores and of tokens selected by hand."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,11 @@ from cotdistill.files import atomic_write, fingerprint, read_jsonl
 
 
 def write_scores(path: str | Path, attributions: list[Attribution], made_from: dict) -> str:
-    """JSONL: a head line with what the scores were made from, then {"id", "method", "scores", ...}
-    per question.
+    """Write scores as JSONL: a head line, then {"id", "method", "scores", ...} per question.
 
     made_from: JSON values that settle the scores (student's fingerprint or run key, method, steps,
-    data). Returns its fingerprint, which is part of a training run's key. The file appears whole or
-    not at all.
+    data); the head line holds them. Returns their fingerprint, which is part of a training run's
+    key. The file appears complete or not at all.
     """
     path, print_of, rows = Path(path), fingerprint(made_from), []
     for a in attributions:
@@ -51,7 +50,7 @@ def write_scores(path: str | Path, attributions: list[Attribution], made_from: d
 
 
 def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
-    """The inverse of `write_scores`: attributions and their fingerprint.
+    """Read what `write_scores` wrote: attributions and their fingerprint.
 
     Raises DataError for a file that is not one, is cut short, was edited, or whose head does not
     belong to its fingerprint.
@@ -99,7 +98,7 @@ def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
 
 
 def read_scores(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
-    """Id -> scores, and the file's fingerprint: what kept and masked arms train on."""
+    """Read id -> scores, and the file's fingerprint: what kept and masked arms train on."""
     attributions, print_of = read_attributions(path)
     return {a.id: a.scores for a in attributions}, print_of
 
@@ -116,11 +115,9 @@ def write_selection(path: str | Path, id: str, tokens: Sequence[int]) -> None:
 
 
 def read_selections(path: str | Path) -> dict[str, list[int]]:
-    """Id -> selected token positions, from lines {"id": ..., "tokens".
+    """Read id -> selected token positions, from lines {"id": ..., "tokens": [0, 3]}.
 
-    [0, 3]}; later lines replace earlier ones.
-
-    Raises DataError for a line without them.
+    Later lines replace earlier ones. Raises DataError for a line without them.
     """
     found = {}
     for line, row in read_jsonl(path):

@@ -1,4 +1,4 @@
-"""What kinds of words a method selects."""
+"""Say what kinds of words a method selects."""
 
 import re
 
@@ -44,7 +44,7 @@ SUFFIXES = [
 
 
 def part_of_speech(word: str) -> str:
-    """A rough class by rule: a list of closed-class words, digits, then suffixes, else "noun".
+    """Guess a word's class by rule: closed-class words, digits, then suffixes, else "noun".
 
     No tagger and no context ("light" is always a noun): good for the share of function words among
     what is selected, not for fine classes. Punctuation around the word is ignored; a word of
@@ -70,10 +70,11 @@ def _plain(word: str) -> str:
 def selected_words(
     example: Example, rationale: str, attribution: Attribution, k: float
 ) -> pd.DataFrame:
-    """One row per word of a rationale.
+    """Return one row per word of a rationale.
 
-    Id, method, word, selected (one of its tokens is among the top k tokens), class, content (not of
-    a closed class), and whether the same word stands in_question, in_options and in_label.
+    Columns id, method, word, selected (one of its tokens is among the top k tokens), class, content
+    (not of a closed class), and whether the same word stands in_question, in_options and in_label.
+    Raises DataError for scores of another rationale.
     """
     words, chosen = rationale.split(), {attribution.words[t] for t in top_k(attribution.scores, k)}
     if len(set(attribution.words)) != len(words):
@@ -107,13 +108,12 @@ def selected_words(
 
 
 def selection_table(words: pd.DataFrame) -> pd.DataFrame:
-    """What is selected, by method.
+    """Compare selected words with all words, by method and property.
 
-    The share of each property among selected words and among all words, and their ratio.
-
-    words: rows of `selected_words`, joined. Properties are the classes, content, in_question,
-    in_options and in_label, the last three among content words only. Columns method, property,
-    selected, all, ratio, n (selected words).
+    The share of each property among selected words and among all words, and their ratio. words:
+    rows of `selected_words`, joined. Properties are the classes, content, in_question, in_options
+    and in_label, the last three among content words only. Columns method, property, selected, all,
+    ratio, n (selected words).
     """
     rows = []
     for method, group in words.groupby("method", sort=False):

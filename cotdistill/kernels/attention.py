@@ -1,4 +1,4 @@
-"""Attention over sequences laid end to end, after a shared prefix, or from given positions on."""
+"""Attend over sequences laid end to end, over a shared prefix, or from given positions on."""
 
 from contextlib import contextmanager
 
@@ -25,13 +25,12 @@ def attention_after(
     masks: dict,
     **kwargs,
 ):
-    """Attention of several continuations of one known text, each from its own place, laid end to
-    end in one row without padding (`attending(model, "after")`).
+    """Attend from several continuations of one known text, laid end to end in one row.
 
+    Each continues from its own position; there is no padding (`use_attention(model, "after")`).
     query [1, heads, T, d], key and value [1, kv_heads, T, d] with T = sum(lengths): continuation i
-    has lengths[i] tokens and sees the first starts[i] tokens of `known`, and itself up to each
-    token. masks: an empty dict that the layers of one pass share: what each token sees is the same
-    in all layers of one sliding window.
+    has lengths[i] tokens and sees the first starts[i] tokens of the known text, and its own tokens
+    up to the one that asks.
     """
     layer, groups = known.layers[module.layer_idx], query.shape[1] // key.shape[1]
     old, new = (
@@ -85,7 +84,7 @@ def shared_prefix_attention(
     visible,
     **kwargs,
 ):
-    """Attention of a batch over one shared prefix and each row's own tokens.
+    """Attend from a batch of rows to one shared prefix and to each row's own tokens.
 
     The prefix's keys and values are read once for the whole batch, not copied to every row (the
     idea of Hydragen, arXiv 2402.05099, with one softmax over both).
@@ -128,12 +127,13 @@ def packed_attention(
     cu_seq_lens_q,
     **kwargs,
 ):
-    """Attention over sequences laid end to end in one row, without padding and without a mask:
-    training runs on it (`attending(model, "packed")`), generation and scoring on torch's sdpa.
+    """Attend over sequences laid end to end in one row, without padding and without a mask.
 
+    Training runs on it (`use_attention(model, "packed")`), generation and scoring on torch's sdpa.
     query [1, heads, T, d], key and value [1, kv_heads, T, d]; cu_seq_lens_q holds the T-borders of
     the sequences (int, [n + 1], on the CPU). Each sequence runs through torch's causal attention
-    alone, so nothing can leak between them, and linear layers see only real tokens.
+    alone, so nothing can leak between them, and linear layers see only real tokens. Raises
+    DataError for a sequence longer than the model's sliding window.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -167,7 +167,7 @@ def packed_attention(
 def _side_by_side(
     query, key, value, lengths: list[int], dropout: float, scaling: float | None
 ) -> torch.Tensor:
-    """The same attention with the sequences side by side, padded at their ends.
+    """Attend as `packed_attention` does, with the sequences as rows padded at their ends.
 
     Under a causal mask no real token sees the padding, so no other mask is needed and torch can
     take its flash kernel. Returns [1, T, heads, d].
@@ -190,9 +190,9 @@ def _side_by_side(
 
 @contextmanager
 def use_attention(model: torch.nn.Module, by: str):
-    """While open, the model attends by that implementation ("packed", "sdpa", "eager", ...).
+    """Make the model attend by the named implementation while open, then by the one it had.
 
-    Then by the one it had.
+    by: "packed", "after", "shared_prefix", or one of the library's ("sdpa", "eager", ...).
     """
     before = model.config._attn_implementation
     model.set_attn_implementation(by)

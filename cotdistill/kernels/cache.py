@@ -1,11 +1,11 @@
-"""A key-value cache that grows in place, and the store of frozen blocks' outputs."""
+"""Hold keys and values with room to grow, and count the bytes of stored block outputs."""
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):
-    """One layer's keys and values in a buffer with room to grow.
+    """Keep one layer's keys and values in a buffer with room to grow.
 
     A new token is written into its place. The library's own layer copies everything at every step
     (a tenth of the time of decoding a batch).
@@ -21,8 +21,10 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def _appended(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """`old` [rows, heads, n, width] is a view of the buffer's first n places (after a selection
-        of rows: of its own memory).
+        """Write `new` after `old` and return both as one view of the named buffer.
+
+        `old` [rows, heads, n, width] is a view of the buffer's first n positions; after a selection of
+        rows it has memory of its own, and is copied into a new buffer.
         """
         n, q = (old.shape[2] if old.numel() else 0), new.shape[2]
         buffer = getattr(self, name, None)
@@ -36,8 +38,9 @@ class GrowingLayer(DynamicLayer):
 
 
 def growing_cache() -> Cache:
-    """An empty cache of keys and values for decoding, full length in every layer (also where a
-    model's window slides).
+    """Return an empty cache of keys and values for decoding.
+
+    Every layer keeps its full length, also where a model's window slides.
     """
     return Cache(layer_class_to_replicate=GrowingLayer)
 
@@ -47,5 +50,5 @@ TRUNK_CACHE_BYTES = 2 * 1024**3
 
 
 def stored_bytes(store: dict) -> int:
-    """Bytes of what frozen blocks made, in a store of `trunk_states` and `evaluate`."""
+    """Count the bytes of what frozen blocks gave, in a store of `trunk_states` and `evaluate`."""
     return sum(t.nbytes for group in store.values() for t in group)
