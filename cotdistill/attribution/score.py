@@ -13,7 +13,7 @@ from cotdistill.arms import Arm, format_target, prompt_text
 from cotdistill.decode import keys_and_values
 from cotdistill.errors import DataError
 from cotdistill.examples import Example
-from cotdistill.kernels.attention import use_attention
+from cotdistill.kernels.attention import Continuations, use_attention
 from cotdistill.kernels.blocks import last_block_at_places
 from cotdistill.students import Student
 
@@ -220,10 +220,7 @@ def variant_logps(
             logits = model(
                 inputs_embeds=torch.cat(pieces, 1),
                 use_cache=False,
-                known=known,
-                starts=starts,
-                lengths=lengths,
-                masks={},
+                continuations=Continuations(known, starts, lengths),
                 position_ids=torch.cat(
                     [
                         torch.arange(a, a + n, device=device)

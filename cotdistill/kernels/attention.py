@@ -1,6 +1,8 @@
 """Attend over sequences laid end to end, over a shared prefix, or from given positions on."""
 
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from transformers.cache_utils import Cache
@@ -9,20 +11,32 @@ from transformers.modeling_utils import AttentionInterface
 from cotdistill.errors import DataError
 
 
+@dataclass(frozen=True)
+class Continuations:
+    """Hold several continuations of one known text, for one pass of `attention_after`.
+
+    known: keys and values of the text; continuation i sees its first starts[i] tokens and has
+    lengths[i] tokens. masks is filled by the first layer of each sliding window: what a token sees
+    is the same in all of them.
+    """
+
+    known: Cache
+    starts: list[int]
+    lengths: list[int]
+    masks: dict = field(default_factory=dict)
+
+
 def attention_after(
     module,
     query,
     key,
     value,
-    attention_mask=None,
+    _mask=None,
     dropout=0.0,
     scaling=None,
     sliding_window=None,
     *,
-    known: Cache,
-    starts: list[int],
-    lengths: list[int],
-    masks: dict,
+    continuations: Continuations,
     **kwargs,
 ):
     """Attend from several continuations of one known text, laid end to end in one row.
@@ -32,7 +46,9 @@ def attention_after(
     has lengths[i] tokens and sees the first starts[i] tokens of the known text, and its own tokens
     up to the one that asks.
     """
-    layer, groups = known.layers[module.layer_idx], query.shape[1] // key.shape[1]
+    starts, lengths, masks = continuations.starts, continuations.lengths, continuations.masks
+    layer = continuations.known.layers[module.layer_idx]
+    groups = query.shape[1] // key.shape[1]
     old, new = (
         (k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)) if groups > 1 else (k, v)
         for k, v in ((layer.keys, layer.values), (key, value))
@@ -76,7 +92,7 @@ def shared_prefix_attention(
     query,
     key,
     value,
-    attention_mask=None,
+    _mask=None,
     scaling=None,
     sliding_window=None,
     *,
@@ -93,8 +109,6 @@ def shared_prefix_attention(
     [1, kv_heads, length, d]; visible(window) -> bool [rows, 1, q, length + own], from positions, so
     sliding windows are those of a plain run.
     """
-    import torch
-
     rows, heads, q, d = query.shape
     shared_key, shared_value = (part[0] for part in prefix[module.layer_idx])
     kv_heads, length = shared_key.shape[:2]
@@ -119,7 +133,7 @@ def packed_attention(
     query,
     key,
     value,
-    attention_mask=None,
+    _mask=None,
     dropout=0.0,
     scaling=None,
     sliding_window=None,
@@ -139,7 +153,7 @@ def packed_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     borders = cu_seq_lens_q.tolist()
-    lengths = [b - a for a, b in zip(borders, borders[1:], strict=False)]
+    lengths = [b - a for a, b in pairwise(borders)]
     if sliding_window and max(lengths) > sliding_window:
         raise DataError(
             "a sequence is longer than the model's sliding window of "
@@ -203,3 +217,4 @@ def use_attention(model: torch.nn.Module, by: str):
 
 
 AttentionInterface.register("packed", packed_attention)
+AttentionInterface.register("shared_prefix", shared_prefix_attention)

@@ -44,23 +44,23 @@ def last_block_at_places(model: torch.nn.Module):
     def enter(module, given, named):
         seen["places"] = named.get("places")
 
-    def there(forward):
-        def called(x):
+    def run_at_places(forward):
+        def run(x):
             if seen.get("places") is None:
                 return forward(x)
             out = forward(x[:, seen["places"]])
             return out.new_zeros(*x.shape[:-1], out.shape[-1]).index_copy(1, seen["places"], out)
 
-        return called
+        return run
 
-    alone = [
+    positionwise = [
         m
         for name, m in block.named_modules()
         if name.split(".")[-1] in ("q_proj", "o_proj", "dense", "mlp") or name == "attn.c_proj"
     ]
     hook = block.register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        with replace_forward({module: there(module.forward) for module in alone}):
+        with replace_forward({module: run_at_places(module.forward) for module in positionwise}):
             yield
     finally:
         hook.remove()
@@ -79,7 +79,7 @@ def has_trunk(model: nn.Module, layers: int) -> bool:
     return layers > 0 and not any(isinstance(value, float) and value for value in dropped)
 
 
-def _unless_trunk(forward, hidden_states, *args, **kwargs):
+def _run_unless_trunk(forward, hidden_states, *args, **kwargs):
     """Pass the states through where a call brings a `trunk`, else run the block."""
     return hidden_states if "trunk" in kwargs else forward(hidden_states, *args, **kwargs)
 
@@ -98,7 +98,7 @@ def start_from_trunk(model: nn.Module, layers: int):
     hook = blocks[layers].register_forward_pre_hook(enter, with_kwargs=True)
     try:
         with replace_forward(
-            {block: partial(_unless_trunk, block.forward) for block in blocks[:layers]}
+            {block: partial(_run_unless_trunk, block.forward) for block in blocks[:layers]}
         ):
             yield
     finally:

@@ -15,16 +15,16 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys, self.values = (
-            self._appended("key_buffer", self.keys, key_states),
-            self._appended("value_buffer", self.values, value_states),
+            self._write_after("key_buffer", self.keys, key_states),
+            self._write_after("value_buffer", self.values, value_states),
         )
         return self.keys, self.values
 
-    def _appended(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    def _write_after(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Write `new` after `old` and return both as one view of the named buffer.
 
-        `old` [rows, heads, n, width] is a view of the buffer's first n positions; after a selection of
-        rows it has memory of its own, and is copied into a new buffer.
+        `old` [rows, heads, n, width] is a view of the buffer's first n positions. After a selection
+        of rows it has memory of its own, and is copied into a new buffer.
         """
         n, q = (old.shape[2] if old.numel() else 0), new.shape[2]
         buffer = getattr(self, name, None)
@@ -45,7 +45,7 @@ def growing_cache() -> Cache:
     return Cache(layer_class_to_replicate=GrowingLayer)
 
 
-# Bytes of frozen blocks' outputs kept in memory; a data set that needs more is trained without
+# Bytes of frozen blocks' outputs kept in memory; a data set that needs more trains without them
 TRUNK_CACHE_BYTES = 2 * 1024**3
 
 

@@ -4,7 +4,7 @@ import torch
 
 from cotdistill.kernels.blocks import replace_forward
 
-# Bytes of weights laid out a second time; a larger student goes without: a laptop has to hold both
+# Bytes of weights laid out a second time; a larger student goes without, for a laptop must hold both
 PREPACK_LIMIT = 2 * 1024**3
 
 
@@ -38,7 +38,7 @@ class PrepackedLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         learns = torch.is_grad_enabled()
-        if learns and self.layer.weight.requires_grad or not _by_onednn(x, self.layer.weight):
+        if learns and self.layer.weight.requires_grad or not _can_use_onednn(x, self.layer.weight):
             return torch.nn.functional.linear(x, self.layer.weight, self.layer.bias)
         return (
             _InputGradient.apply(x, self)
@@ -47,7 +47,7 @@ class PrepackedLinear:
         )
 
 
-def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def _can_use_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Say whether oneDNN can take a product: float32 on a CPU, in a torch built with it."""
     return (
         x.dtype == weight.dtype == torch.float32
@@ -67,7 +67,7 @@ def onednn_linear(
     a vocabulary 1.2 to 1.9 times (`benchmark`). Above 512 rows oneDNN wants them in fours, hence
     `encode.ROW_MULTIPLE`. Where oneDNN can't run, this is `linear`.
     """
-    if not _by_onednn(x, weight):
+    if not _can_use_onednn(x, weight):
         return torch.nn.functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
