@@ -25,10 +25,10 @@ from cotdistill.examples import LETTERS, Example, first_equal
 LABEL_FORMATS = ("text", "letter", "both")
 PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
 UNITS = ("token", "word", "sentence")
-LOSSES = ("token_mean", "balanced")  # `train.TrainConfig` says what they are
-# What can rank the tokens of a rationale. `attribute.METHODS` holds the functions, and a test keeps
-# the two equal: this list is
-# here because an arm is checked before anything heavy is imported, and attribution needs torch.
+LOSSES = ("token_mean", "balanced")  # `hyperparameters.TrainConfig` says what they are
+# What can rank the tokens of a rationale. `attribution.methods.METHODS` holds the functions, and a
+# test keeps the two equal: this list is here because an arm is checked before anything heavy is
+# imported, and attribution needs torch.
 SELECTORS = (
     "integrated_gradients",
     "input_x_gradient",
@@ -48,13 +48,17 @@ SELECTORS = (
 SELECTING = ("human", "answer_words")
 
 
-def _unit(arm: "Arm") -> list[str]:
+def _unit_detail(arm: "Arm") -> list[str]:
+    """Return the unit for a label, where it is not the token."""
     return [arm.unit] if arm.unit != "token" else []
 
 
-def _masked_detail(arm: "Arm") -> list[str]:
+def _mask_detail(arm: "Arm") -> list[str]:
+    """Return what a mask's label says: share, order, fill and unit."""
     order = arm.order if arm.order == "random" else f"{arm.order}:{arm.selector}"
-    return [f"{100 * arm.amount:g}%", order] + ["delete"] * (arm.fill == "delete") + _unit(arm)
+    return (
+        [f"{100 * arm.amount:g}%", order] + ["delete"] * (arm.fill == "delete") + _unit_detail(arm)
+    )
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,14 @@ CORRUPTIONS = {
     "masked": Corruption(
         ("unit", "amount", "order", "selector", "fill"),
         ("rng", "scores"),
-        _masked_detail,
+        _mask_detail,
         "masking",
         lambda n, arm: (1 - arm.amount) * n if arm.fill == "delete" else n,
     ),
     "kept": Corruption(
         ("unit", "amount", "selector"),
         ("rng", "scores"),
-        lambda arm: [f"{arm.amount:g}", arm.selector] + _unit(arm),
+        lambda arm: [f"{arm.amount:g}", arm.selector] + _unit_detail(arm),
         "key_tokens",
         lambda n, arm: min(arm.amount, n) if arm.amount >= 1 else arm.amount * n,
     ),
@@ -190,8 +194,9 @@ class Arm:
     def config(self) -> dict:
         """Return the arm's part of a run's config.
 
-        Only what its target depends on, so that equal targets share a run key. The loss is no part of
-        it: it stands with the other settings of the training, whether it is the study's or the arm's.
+        Only what its target depends on, so that equal targets share a run key. The loss is no part
+        of it: it stands with the other settings of the training, whether it is the study's or the
+        arm's.
         """
         used = ("placement", "corruption", "label_weight", *CORRUPTIONS[self.corruption].fields)
         fields = {name: value for name, value in asdict(self).items() if name in used}
@@ -323,7 +328,8 @@ def format_target(
     raise DataError(f"unknown placement '{arm.placement}'; expected one of {', '.join(PLACEMENTS)}")
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
+    """Return an answer as it is compared: one space between words, no case, no end marks."""
     return " ".join(text.split()).strip(" .!\"'").casefold()
 
 
@@ -342,11 +348,13 @@ def parse_answer(text: str, choices: tuple[str, ...], label_format: str = "text"
         if not 0 <= option < len(choices):
             return None
         rest = line[head.end() :]
-        wanted = "" if label_format == "letter" else _plain(choices[option])
-        return first_equal(choices, option) if _plain(rest) == wanted else None
+        wanted = "" if label_format == "letter" else _normalise(choices[option])
+        return first_equal(choices, option) if _normalise(rest) == wanted else None
     exact = [i for i, choice in enumerate(choices) if choice == line]
     close = exact or [
-        i for i, choice in enumerate(choices) if _plain(choice) == _plain(line) and _plain(line)
+        i
+        for i, choice in enumerate(choices)
+        if _normalise(choice) == _normalise(line) and _normalise(line)
     ]
     return close[0] if len({choices[i] for i in close}) == 1 else None
 

@@ -15,6 +15,7 @@ rationale) or `@chooses_partners` (whose rationale each question gets).
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,51 +24,19 @@ from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.students import Student
 
+# fmt: off
 # A full stop after these does not end a sentence; neither does one after a number or letter that
 # opens it ("1.", "B.").
-ABBREVIATIONS = set(
-    [
-        "e.g.",
-        "i.e.",
-        "etc.",
-        "vs.",
-        "cf.",
-        "mr.",
-        "mrs.",
-        "ms.",
-        "dr.",
-        "st.",
-        "no.",
-        "fig.",
-        "approx.",
-    ]
-)
+ABBREVIATIONS = {
+    "e.g.", "i.e.", "etc.", "vs.", "cf.", "mr.", "mrs.", "ms.", "dr.", "st.", "no.", "fig.",
+    "approx.",
+}
 # Words of an answer that say nothing by themselves: "a cup of tea" is about "cup" and "tea".
-FUNCTION_WORDS = set(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "to",
-        "in",
-        "on",
-        "at",
-        "for",
-        "from",
-        "by",
-        "with",
-        "and",
-        "or",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "it",
-        "its",
-    ]
-)
+FUNCTION_WORDS = {
+    "a", "an", "the", "of", "to", "in", "on", "at", "for", "from", "by", "with", "and", "or", "is",
+    "are", "was", "were", "be", "it", "its",
+}
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -182,7 +151,7 @@ def _groups(student: Student, text: str, spans: list[tuple[int, int]]) -> list[i
         at[a:b] = index
         at[b:] = index  # overwritten by the next span; white space is looked through below
     found = []
-    for a, b in offsets(student, text):
+    for a, _ in offsets(student, text):
         while a < len(text) and text[a].isspace():
             a += 1
         found.append(int(at[min(a, len(text))]))
@@ -216,9 +185,8 @@ def rank_units(units: list[list[int]], scores: Sequence[float], n_tokens: int) -
     scores = np.asarray(scores, dtype=float)
     if scores.shape != (n_tokens,):
         raise DataError(
-            f"{scores.size} scores for a rationale of {n_tokens} tokens; expected "
-            "one score per token, "
-            "made by this student's tokenizer"
+            f"{scores.size} scores for a rationale of {n_tokens} tokens; expected one score per "
+            "token, made by this student's tokenizer"
         )
     if not np.isfinite(scores).all():
         bad = np.flatnonzero(~np.isfinite(scores))[0]
@@ -281,9 +249,8 @@ def corrupt_tokens(
         )
     if "label" in needs and (on_label is None or len(on_label) != len(ids)):
         raise DataError(
-            f"arm {arm.label}: {'no' if on_label is None else len(on_label)} marks "
-            "of the answer's words for a "
-            f"rationale of {len(ids)} tokens; expected one mark per token"
+            f"arm {arm.label}: {'no' if on_label is None else len(on_label)} marks of the answer's "
+            f"words for a rationale of {len(ids)} tokens; expected one mark per token"
         )
     if "corpus" in needs and (corpus is None or not len(corpus.tokens)):
         raise DataError(
@@ -331,8 +298,8 @@ def mask_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
         p for unit in order[: round(arm.amount * len(given.units))] for p in given.units[unit]
     }
     if arm.fill == "delete":
-        return [id for position, id in enumerate(ids) if position not in hidden]
-    return [given.filler_id if position in hidden else id for position, id in enumerate(ids)]
+        return [token for position, token in enumerate(ids) if position not in hidden]
+    return [given.filler_id if position in hidden else token for position, token in enumerate(ids)]
 
 
 @changes_tokens("kept")
@@ -380,7 +347,7 @@ def match_length(ids: list[int], arm: Arm, given: Given) -> list[int]:
 @changes_tokens("no_label")
 def remove_label_words(ids: list[int], arm: Arm, given: Given) -> list[int]:
     """Remove the answer's own words (`label_tokens`); the gaps close."""
-    return [id for id, named in zip(ids, given.on_label, strict=True) if not named]
+    return [token for token, named in zip(ids, given.on_label, strict=True) if not named]
 
 
 def word_form(word: str) -> str:
@@ -404,7 +371,7 @@ def label_words(label: str) -> set[str]:
 
 
 def label_tokens(student: Student, text: str, label: str) -> list[bool]:
-    """Mark each token of `student.encode(text)` whose word is one of the answer's (`label_words`)."""
+    """Mark each token of `student.encode(text)` whose word is among the answer's `label_words`."""
     words, wanted = [text[a:b] for a, b in word_spans(text)], label_words(label)
     return [
         bool(words) and word_form(words[group]) in wanted for group in word_groups(student, text)
@@ -438,7 +405,7 @@ def equal_training(student: Student, arm: Arm) -> Arm:
 def collect_corpus(student: Student, texts: Sequence[str]) -> Corpus:
     """Collect what these rationales share, each as a student reads it: with a space before it."""
     rows = [student.encode(f" {text}") for text in texts if text]
-    tokens = np.array([id for row in rows for id in row], dtype=np.int64)
+    tokens = np.array([token for row in rows for token in row], dtype=np.int64)
     return Corpus(tokens, round(float(np.median([len(row) for row in rows]))) if rows else 0)
 
 
@@ -512,36 +479,35 @@ def swap_among_same_answers(examples, lengths, texts, rng) -> dict[str, str]:
     for ids in same.values():
         if len(ids) > 1:
             partners |= draw_cycle([ids[i] for i in rng.permutation(len(ids))], rng, texts)
-    if all(id == partner for id, partner in partners.items()):
+    if all(own == partner for own, partner in partners.items()):
         raise DataError(
             f"arm other_same: none of {len(examples)} training questions has the "
-            "answer of another one; expected "
-            "data in which answers return (a microworld does)"
+            "answer of another one; expected data in which answers return (a microworld does)"
         )
     return partners
 
 
-def _cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
+def _link_cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
     """Return each id's successor in one random cycle through all of them (Sattolo's algorithm)."""
     donors = list(ids)
     for i in range(len(donors) - 1, 0, -1):
         j = int(rng.integers(i))
         donors[i], donors[j] = donors[j], donors[i]
-    return dict(zip(ids, donors, strict=False))
+    return dict(zip(ids, donors, strict=True))
 
 
 def draw_cycle(
     ids: list[str], rng: np.random.Generator, texts: dict[str, str] | None = None, tries: int = 1000
 ) -> dict[str, str]:
-    """Draw one random cycle through all ids (`_cycle`).
+    """Draw one random cycle through all ids (`_link_cycle`).
 
     With texts: the first of `tries` draws in which no neighbours read the same, or the one in which
     the fewest do.
     """
     fewest = len(ids) + 1
     for _ in range(tries):
-        drawn = _cycle(ids, rng)
-        same = sum(texts[id] == texts[donor] for id, donor in drawn.items()) if texts else 0
+        drawn = _link_cycle(ids, rng)
+        same = sum(texts[own] == texts[donor] for own, donor in drawn.items()) if texts else 0
         if same < fewest:
             fewest, best = same, drawn
         if not fewest:
@@ -574,6 +540,6 @@ def swap_partners(
     ids.sort(key=lengths.__getitem__)
     borders = [*range(0, max(1, len(ids) - bucket + 1), bucket), len(ids)]
     partners = {}
-    for a, b in zip(borders, borders[1:], strict=False):
+    for a, b in pairwise(borders):
         partners |= draw_cycle(ids[a:b], rng, texts, tries)
-    return {id: partners[id] for id in lengths}
+    return {question: partners[question] for question in lengths}

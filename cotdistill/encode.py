@@ -33,12 +33,12 @@ class Encoded:
     kinds: tuple[int, ...]
 
 
-def example_rng(id: str, *numbers: int) -> np.random.Generator:
+def example_rng(question: str, *numbers: int) -> np.random.Generator:
     """Return a generator that depends on the question's id and the numbers (seed, epoch).
 
     It never depends on the question's place in a list.
     """
-    digest = hashlib.sha256(id.encode()).digest()
+    digest = hashlib.sha256(question.encode()).digest()
     return np.random.default_rng([int.from_bytes(digest[:8], "little"), *numbers])
 
 
@@ -90,19 +90,18 @@ def encode_all(
     texts = {e.id: rationales[e.id].text if arm.uses_rationale else "" for e in examples}
     needs = CORRUPTIONS[arm.corruption].needs
     if "partner" in needs:
-        lengths = {id: len(student.encode(f" {text}")) for id, text in texts.items()}
+        lengths = {question: len(student.encode(f" {text}")) for question, text in texts.items()}
         partners = corrupt.choose_partners(
             arm, examples, lengths, texts, np.random.default_rng([seed, 7])
         )
-        texts = {id: texts[partners[id]] for id in texts}
+        texts = {question: texts[partners[question]] for question in texts}
     corpus = corrupt.collect_corpus(student, list(texts.values())) if "corpus" in needs else None
     if scores is not None:
         missing = [e.id for e in examples if e.id not in scores]
         if missing:
             raise DataError(
-                f"arm {arm.label}: no attribution scores for {len(missing)} "
-                f"questions, first '{missing[0]}'; "
-                "expected a score file of this study's training questions"
+                f"arm {arm.label}: no attribution scores for {len(missing)} questions, first "
+                f"'{missing[0]}'; expected a score file of this study's training questions"
             )
     passes = [
         [
@@ -132,7 +131,7 @@ def unchanged_share(
     label_format: str,
     seed: int,
 ) -> float:
-    """Return the share (0..1) of an arm's training sequences that its corruption leaves as they are.
+    """Return the share (0..1) of an arm's training sequences that its corruption leaves alone.
 
     For example 15 tokens kept of a rationale of 12, or the sentences of a rationale of one sentence
     shuffled. The sequences of the first epoch are counted. Where the share is high, the arm can
@@ -175,7 +174,7 @@ def training_length(student: Student, example: Example, rationale: str, label_fo
 
 
 def length_to_keep(lengths: list[int], share: float = 0.99) -> int:
-    """Return the smallest `max_length` that keeps at least this share of these lengths, in tokens."""
+    """Return the smallest `max_length`, in tokens, that keeps at least this share of lengths."""
     return sorted(lengths)[max(0, -(-len(lengths) * round(1000 * share) // 1000) - 1)]
 
 
@@ -191,9 +190,8 @@ def check_labels(
             n = len(student.encode(label_text(example, option, label_format)))
             if n > max_label_tokens:
                 raise DataError(
-                    f"question '{example.id}': option {option + 1} is {n} tokens "
-                    "long; expected at most "
-                    f"max_label_tokens = {max_label_tokens}"
+                    f"question '{example.id}': option {option + 1} is {n} tokens long; "
+                    f"expected at most max_label_tokens = {max_label_tokens}"
                 )
 
 

@@ -53,7 +53,7 @@ BUNDLED = {
         note="Gemma-3-270M, de-quantised from 4 bits (Q4_K_M)",
     ),
 }
-# How a target is cut
+# Pieces of a target, to try a tokenizer with
 PIECES = ("Question: a cup?\nAnswer:", " tea", "\nReason:", " A cup holds tea.")
 SENTINELS = (".", "\n", ":", ")", "x")  # texts to put before a piece where a tokenizer adds a space
 
@@ -83,8 +83,8 @@ class Student:
         """Return the token ids of one piece of text, without special tokens.
 
         Special strings in a user's text stay plain text. Where the tokenizer puts a space before
-        whatever it is given (`adds_space`), the piece is encoded after a sentinel, whose ids are then
-        left out: the ids say what the text says, and no more.
+        whatever it is given (`adds_space`), the piece is encoded after a sentinel, whose ids are
+        then left out: the ids say what the text says, and no more.
         """
         if self.adds_space and text:
             return self.encode_after_sentinel(text)[0]
@@ -105,8 +105,8 @@ class Student:
         """Return the ids of `text` without the tokenizer's extra space, and the sentinel before it.
 
         A sentinel serves where it stays tokens of its own before this text. Ids that decode to the
-        very text come first; characters that the vocabulary lacks can't, and take the first sentinel
-        that serves. Raises DataError.
+        very text come first; characters that the vocabulary lacks can't, and take the first
+        sentinel that serves. Raises DataError.
         """
         found = []
         for sentinel in SENTINELS:
@@ -190,7 +190,7 @@ def load_student(
         model, tokenizer, note = _tiny(name)
         print_of = f"{name}-{_tiny_version(tokenizer)}"
     elif name in BUNDLED:
-        folder, note = _bundled(name), BUNDLED[name]["note"]
+        folder, note = _convert_bundled(name), BUNDLED[name]["note"]
         model, tokenizer = _from_pretrained(str(folder), None, name)
         print_of = json.loads((folder / "cotdistill.json").read_text())["sha256"][:16]
     else:
@@ -208,11 +208,11 @@ def load_student(
         model, tokenizer = _from_pretrained(str(folder) if local else path, at, name)
         note = f"{path} at {revision}" if revision else path
         print_of = (
-            _weights_print(folder)
+            _hash_files(folder)
             if local
             else f"{path}@{getattr(at, 'resolved', None) or revision or 'main'}"
         )
-    student = _complete(name, model.eval(), tokenizer, print_of, note)
+    student = _make_student(name, model.eval(), tokenizer, print_of, note)
     if name not in TINY and name not in BUNDLED:  # of those the tests know it
         check_attention(student)
     model.to(device=device, dtype=dtype)
@@ -231,18 +231,16 @@ def check_config(config, name: str) -> None:
     )
     if not causal or _encodes_only(config):
         raise DataError(
-            f"student '{name}': its config.json is of kind {kind}, which is no "
-            "causal language model; expected a "
-            "decoder that predicts the next token, like GPT-2, Llama, Qwen or Gemma 3"
+            f"student '{name}': its config.json is of kind {kind}, which is no causal language "
+            "model; expected a decoder that predicts the next token, like GPT-2, Llama, Qwen or Gemma 3"
         )
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not getattr(model_class, "_supports_sdpa", False):
         raise DataError(
             f"student '{name}': the attention of kind {kind} "
-            f"({model_class.__name__}) is not supported: it does not "
-            "run through torch's scaled_dot_product_attention; expected a model that "
-            "does, like GPT-2, Llama, "
-            "Qwen or Gemma 3"
+            f"({model_class.__name__}) is not supported: it does not run through torch's "
+            "scaled_dot_product_attention; expected a model that does, like GPT-2, Llama, Qwen or "
+            "Gemma 3"
         )
 
 
@@ -298,25 +296,24 @@ def check_attention(student: Student, tolerance: float = 1e-3) -> None:
     try:
         alone = [_logits(model, row, use_cache=False) for row in rows]
     except Exception as error:  # whatever an architecture of someone else's raises
-        raise _unfit(student, f"it can't be run ({_first_line(error)})") from None
+        raise _attention_error(student, f"it can't be run ({_first_line(error)})") from None
     for fault, compare in tries.items():
         try:
             found, expected = compare(alone)
             apart = (found - expected).abs().max().item()
         except Exception as error:
-            raise _unfit(student, f"{fault} ({_first_line(error)})") from None
+            raise _attention_error(student, f"{fault} ({_first_line(error)})") from None
         if not apart <= tolerance * max(1.0, expected.abs().max().item()):
-            raise _unfit(student, f"{fault}: logits differ by {apart:.2g}")
+            raise _attention_error(student, f"{fault}: logits differ by {apart:.2g}")
 
 
-def _unfit(student: Student, fault: str) -> DataError:
+def _attention_error(student: Student, fault: str) -> DataError:
     """Return the error for a student whose attention fails a property."""
     kind = getattr(student.model.config, "model_type", type(student.model).__name__)
     return DataError(
         f"student '{student.name}': the attention of kind {kind} is not supported: "
-        f"{fault}; expected a causal "
-        "language model whose attention can be exchanged, like GPT-2, Llama, Qwen "
-        "or Gemma 3"
+        f"{fault}; expected a causal language model whose attention can be exchanged, like GPT-2, "
+        "Llama, Qwen or Gemma 3"
     )
 
 
@@ -404,7 +401,7 @@ def _from_pretrained(path: str, revision: str | None, name: str):
             (str(error).strip() or type(error).__name__).splitlines()[0][:120],
         )
         raise DataError(
-            f"student '{name}': weights can't be had ({said}); expected one of "
+            f"student '{name}': weights can't be loaded ({said}); expected one of "
             f"{known}, a local directory with safetensors, or a hub id with a network"
         ) from None
     # Transformers would fill them with random numbers
@@ -417,7 +414,7 @@ def _from_pretrained(path: str, revision: str | None, name: str):
     return model, tokenizer
 
 
-def _complete(name, model, tokenizer, print_of, note) -> Student:
+def _make_student(name, model, tokenizer, print_of, note) -> Student:
     """Put a student together: what starts, ends, pads and fills its sequences.
 
     Raises DataError for a tokenizer of another model, or without an end of sequence.
@@ -456,15 +453,17 @@ def _complete(name, model, tokenizer, print_of, note) -> Student:
         assert filler not in special
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_id
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos_id, pad_id
-    return _exact(Student(name, model, tokenizer, print_of, note, eos_id, pad_id, filler, bos_ids))
+    return _use_exact_pieces(
+        Student(name, model, tokenizer, print_of, note, eos_id, pad_id, filler, bos_ids)
+    )
 
 
-def _exact(student: Student) -> Student:
-    """The student as it encodes pieces exactly.
+def _use_exact_pieces(student: Student) -> Student:
+    """Return the student so that it encodes pieces exactly.
 
     Ids of pieces, joined, must say what the joined pieces say. A tokenizer that puts a space before
-    each ("Answer: tea") is noted in `note` and in the fingerprint: its runs are others than those
-    of before.
+    each ("Answer: tea") is noted in `note` and in the fingerprint: its runs differ from earlier
+    ones, which had that space.
 
     Raises DataError for a tokenizer that changes a text in another way (case, line breaks).
     """
@@ -485,9 +484,8 @@ def _exact(student: Student) -> Student:
     )
     if joined() != text:
         raise DataError(
-            f"student '{student.name}': its tokenizer makes {plain!r} of {text!r}; "
-            "expected one that gives a text "
-            "back as it was"
+            f"student '{student.name}': its tokenizer makes {plain!r} of {text!r}; expected one that "
+            "gives a text back as it was"
         )
     return student
 
@@ -496,10 +494,10 @@ def local_print(path: str) -> str:
     """Return the fingerprint of a student in a local folder; empty for any other student."""
     folder = Path(path).expanduser()
     is_local = path not in TINY and path not in BUNDLED and (folder / "config.json").is_file()
-    return _weights_print(folder) if is_local else ""
+    return _hash_files(folder) if is_local else ""
 
 
-def _weights_print(folder: Path) -> str:
+def _hash_files(folder: Path) -> str:
     """Return 16 hex digits over all files that a local student is read from.
 
     These are weights, tokenizer and special tokens.
@@ -578,75 +576,77 @@ def hide_bars():
         reader.tqdm = bar
 
 
-def _bundled(name: str) -> Path:
-    """Convert once: 4-bit GGUF -> float32 safetensors in the cache (30 s), written beside and moved
-    into place.
+def _convert_bundled(name: str) -> Path:
+    """Return the cached copy of a bundled student, converted the first time.
 
-    Raises DataError where the package is not there or the cache can't be written.
+    From 4-bit GGUF to float32 safetensors (30 s), written beside the cache's folder and moved into
+    place. Raises DataError where the package is not there or the cache can't be written.
     """
     folder = cache_dir() / "students" / name
-    if _whole(folder):
+    if _is_intact_copy(folder):
         return folder
-    from transformers import GgufConfig
-
     source = gguf_path(name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # A second process waits and finds the copy made
         with file_lock(folder.with_name(f"{name}.lock"), f"the conversion of {name}"):
-            if _whole(folder):
+            if _is_intact_copy(folder):
                 return folder
             # Of a killed conversion: under the lock nobody writes to it
             for left in folder.parent.glob(f"{name}.*part"):
                 shutil.rmtree(left, ignore_errors=True)
-            print(
-                f"converting {source.name} to float32 safetensors, once; "
-                "later runs take them from the cache",
-                flush=True,
-            )
-            started = time.monotonic()
-            part = folder.with_name(f"{name}.part")
-            options = dict(gguf_file=source.name, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
-            with hide_bars():
-                model = AutoModelForCausalLM.from_pretrained(
-                    str(source.parent),
-                    dtype=torch.float32,
-                    **options,
-                    quantization_config=GgufConfig(dequantize=True),
-                )
-            print(
-                f"    weights read and de-quantised after {time.monotonic() - started:.0f} s; "
-                "writing them",
-                flush=True,
-            )
-            try:
-                model.save_pretrained(part)
-                tokenizer.save_pretrained(part)
-                record = {
-                    "sha256": sha256(source),
-                    "source": source.name,
-                    "bytes": (part / "model.safetensors").stat().st_size,
-                    "files": {f.name: sha256(f) for f in sorted(part.iterdir())},
-                }
-                (part / "cotdistill.json").write_text(json.dumps(record))
-            except BaseException:
-                shutil.rmtree(part, ignore_errors=True)
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(part, folder)
-            print(f"    converted in {time.monotonic() - started:.0f} s", flush=True)
+            _write_converted(source, folder)
     except Exception as error:  # safetensors raises its own type for a full disk
         raise disk_error(error, folder.parent) or error from None
     return folder
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a cached conversion is as it was written, file by file (half a second for 540 MB,
-    once per process).
+def _write_converted(source: Path, folder: Path) -> None:
+    """De-quantise a GGUF file into a folder of safetensors with checksums, in one move."""
+    from transformers import GgufConfig
 
-    A truncated or edited one, and one of before there were checksums, is converted again, never
-    loaded.
+    print(
+        f"converting {source.name} to float32 safetensors, once; "
+        "later runs take them from the cache",
+        flush=True,
+    )
+    started, part = time.monotonic(), folder.with_name(f"{folder.name}.part")
+    options = dict(gguf_file=source.name, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
+    with hide_bars():
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source.parent),
+            dtype=torch.float32,
+            **options,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    print(
+        f"    weights read and de-quantised after {time.monotonic() - started:.0f} s; writing them",
+        flush=True,
+    )
+    try:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        record = {
+            "sha256": sha256(source),
+            "source": source.name,
+            "bytes": (part / "model.safetensors").stat().st_size,
+            "files": {f.name: sha256(f) for f in sorted(part.iterdir())},
+        }
+        (part / "cotdistill.json").write_text(json.dumps(record))
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    print(f"    converted in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _is_intact_copy(folder: Path) -> bool:
+    """Say whether a cached conversion is as it was written, file by file.
+
+    Half a second for 540 MB, once per process. A truncated or edited copy, and one that an older
+    version wrote without checksums, is converted again, never loaded.
     """
     if not folder.is_dir():
         return False
@@ -660,8 +660,7 @@ def _whole(folder: Path) -> bool:
         bad = ["cotdistill.json"]
     if bad:
         print(
-            f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older "
-            "version; "
+            f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older version; "
             "the weights are converted again",
             flush=True,
         )

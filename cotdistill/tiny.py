@@ -25,7 +25,6 @@ def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
         models,
         normalizers,
         pre_tokenizers,
-        processors,
         trainers,
     )
 
@@ -54,26 +53,33 @@ def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    # The 256 byte tokens that unknown characters fall back to are ordinary tokens: added to the
-    # vocabulary itself
     if gemma:
-        saved = json.loads(tokenizer.to_str())
-        saved["model"]["vocab"] |= {
-            f"<0x{i:02X}>": len(saved["model"]["vocab"]) + i for i in range(256)
-        }
-        tokenizer = Tokenizer.from_str(json.dumps(saved))
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
-        )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="<pad>",
-            eos_token="<eos>",
-            bos_token="<bos>",
-            unk_token="<unk>",
-        )
+        return _add_gemma_bytes(tokenizer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+
+
+def _add_gemma_bytes(tokenizer) -> PreTrainedTokenizerFast:
+    """Add Gemma's 256 byte tokens, to which unknown characters fall back, and its <bos>.
+
+    They are ordinary tokens: added to the vocabulary itself.
+    """
+    from tokenizers import Tokenizer, processors
+
+    saved = json.loads(tokenizer.to_str())
+    known = saved["model"]["vocab"]
+    known |= {f"<0x{i:02X}>": len(known) + i for i in range(256)}
+    tokenizer = Tokenizer.from_str(json.dumps(saved))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
     )
 
 

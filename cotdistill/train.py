@@ -20,8 +20,9 @@ It is computed once; every epoch, and every run of the grid on the same sequence
 import json
 import math
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from cotdistill.arms import Arm
 from cotdistill.checkpoints import (
@@ -88,13 +90,8 @@ class SlicedBatches(torch.utils.data.Sampler):
     """
 
     def __init__(self, order: OrderSampler, batch_size: int, ranks: int):
-        self.order, self.size, self.ranks, self.batch_size, self.drop_last = (
-            order,
-            batch_size,
-            ranks,
-            None,
-            False,
-        )
+        self.order, self.size, self.ranks = order, batch_size, ranks
+        self.batch_size, self.drop_last = None, False  # accelerate reads them
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -133,13 +130,8 @@ class DistilTrainer(Trainer):
         super().__init__(*args, **kwargs)
         # (name, weight of the other tokens' mean); supervised tokens of an update, by kind
         self.loss, self.counts = loss, None
-        self.sampler, self.batch_size, self.validate, self.progress, self.patience = (
-            sampler,
-            batch_size,
-            validate,
-            progress,
-            patience,
-        )
+        self.sampler, self.batch_size, self.patience = sampler, batch_size, patience
+        self.validate, self.progress = validate, progress
         # We divide by the number of supervised tokens of the whole optimiser step
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False  # `pack_batch` has
@@ -200,18 +192,17 @@ class DistilTrainer(Trainer):
         """
         if not math.isfinite(loss):
             raise DataError(
-                f"training diverged: the loss is {loss:g} at step "
-                f"{self.state.global_step + 1}, with lr {self.args.learning_rate:g} "
-                "and "
-                f"weights in {str(self.model.dtype).removeprefix('torch.')}; "
+                f"training diverged: the loss is {loss:g} at step {self.state.global_step + 1}, "
+                f"with lr {self.args.learning_rate:g} and weights in "
+                f"{str(self.model.dtype).removeprefix('torch.')}; "
                 "expected a finite loss: lower lr, or dtype float32"
             )
 
     def evaluate(self, *args, **kwargs):
         """Log one epoch: its training losses by kind and the validation label accuracy.
 
-        Of a torchrun's processes, which hold equal weights, the first validates and the others take its
-        result.
+        Of a torchrun's processes, which hold equal weights, the first validates and the others take
+        its result.
         """
         if self.args.world_size > 1:
             total = self.sums.to(self.args.device)
@@ -252,8 +243,8 @@ class DistilTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         """Write the library's checkpoint, seal it, and only then delete the older ones.
 
-        Their step says which are older (the library's own rotation goes by file times, and would delete
-        the newest after the clock was set back).
+        Their step says which are older (the library's own rotation goes by file times, and would
+        delete the newest after the clock was set back).
         """
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
@@ -302,7 +293,7 @@ def epochs_since_best(log: list[dict]) -> int:
     return len(found) - 1 - int(np.argmax(found)) if found else 0
 
 
-# A checkpoint sorts them
+# Columns in this order: a checkpoint sorts them by name
 HISTORY = [
     "epoch",
     "step",
@@ -350,32 +341,28 @@ def trunk_states(
         with (
             use_attention(model, "packed"),
             use_prepacked_linears(model),
-            replace_forward(dict.fromkeys(blocks[layers:], _nothing)),
+            replace_forward(dict.fromkeys(blocks[layers:], _skip_block)),
         ):
-            for part, key in zip(parts, keys, strict=False):
+            for part, key in zip(parts, keys, strict=True):
                 if key not in store:
                     group = [data[i] for i in part]
                     batch, lengths = pack_batch(group), [len(e.ids) - 1 for e in group]
                     model.base_model(
                         use_cache=False,
-                        **{
-                            name: batch[name].to(model.device)
-                            if name != "cu_seq_lens_q"
-                            else batch[name]
-                            for name in ("input_ids", "position_ids", "cu_seq_lens_q")
-                        },
+                        input_ids=batch["input_ids"].to(model.device),
+                        position_ids=batch["position_ids"].to(model.device),
+                        cu_seq_lens_q=batch["cu_seq_lens_q"],  # stays on the CPU
                     )
-                    store[key] = [
-                        states.clone() for states in seen.pop()[: sum(lengths)].split(lengths)
-                    ]
-                for i, states in zip(part, store[key], strict=False):
+                    rows = seen.pop()[: sum(lengths)].split(lengths)
+                    store[key] = [states.clone() for states in rows]
+                for i, states in zip(part, store[key], strict=True):
                     found[i] = states
     finally:
         hook.remove()
     return found
 
 
-def _nothing(hidden_states, *args, **kwargs):
+def _skip_block(hidden_states, *args, **kwargs):
     """Return the states unchanged: a block that is left out."""
     return hidden_states
 
@@ -407,7 +394,7 @@ def use_compiled_blocks(model: nn.Module, backend: str):
 
 
 @contextmanager
-def fast_training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
+def fast_training(model: nn.Module, backend: str = "", frozen_layers: int = 0):
     """Let the model take `pack_batch`'s batches and train as fast as it can, while open.
 
     Sequences attend apart from each other, linear layers run on the faster products (a compiler
@@ -415,8 +402,8 @@ def fast_training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
     """
     with (
         use_attention(model, "packed"),
-        nullcontext() if compile else use_trainable_onednn_linears(model),
-        use_compiled_blocks(model, compile),
+        nullcontext() if backend else use_trainable_onednn_linears(model),
+        use_compiled_blocks(model, backend),
         start_from_trunk(model, frozen_layers),
         last_block_at_places(model),
         sparse_embedding(model),
@@ -444,42 +431,28 @@ def freeze(model: nn.Module, layers: int) -> None:
         module.requires_grad_(False)
 
 
-def fine_tune(
-    student: Student,
-    passes: list[list[Encoded]],
-    arm: Arm,
-    config: TrainConfig,
-    seed: int,
-    folder: Path,
-    validate=None,
-    progress=lambda row: None,
-    trunks: dict | None = None,
-) -> tuple[pd.DataFrame, dict]:
-    """Train the student in place on the sequences of each epoch.
-
-    Checkpoints in `folder`, resumed from the last whole one.
-
-    trunks: a `trunk_states` store that runs of one student (with these weights) share; None: this
-    run's own. Under torchrun every process calls this with the same arguments: a batch is cut into
-    a slice per process, so that
-    `batch_size` stays what an update sees however many there are.
+@dataclass(frozen=True)
+class Hooks:
+    """Hold what a run calls and shares beside its training.
 
     validate: () -> {"accuracy": 0..1, "label_nll": nats}, called after each epoch; None compares
-    nothing and keeps the last. Returns the history (a row per epoch: loss in nats per token over
-    all supervised tokens, label tokens, and rationale tokens with their frame; validation accuracy
-    and label loss) and a summary (best epoch, tokens trained on).
+    nothing and keeps the last. progress: called with each epoch's row of the history. trunks: a
+    `trunk_states` store that runs of one student (with these weights) share; None: this run's own.
     """
-    n = len(passes[0])
-    copies = len(passes) if arm.fresh else 1
-    data = [e for one in passes[:copies] for e in one]
-    freeze(student.model, config.frozen_layers)
-    on_gpu = student.model.device.type == "cuda"
-    select_best = validate is not None and config.select == "best"
-    # What an empty slice trains on: nothing is learnt from it
-    silent = replace(data[0], kinds=(PROMPT,) * len(data[0].kinds))
+
+    validate: Callable[[], dict] | None = None
+    progress: Callable[[dict], None] = lambda row: None
+    trunks: dict | None = None
+
+
+def _training_arguments(
+    student: Student, config: TrainConfig, seed: int, folder: Path, select_best: bool
+) -> TrainingArguments:
+    """Return the library's arguments for one run."""
+    device, dtype = student.model.device.type, student.model.dtype
     arguments = TrainingArguments(
         output_dir=str(folder),
-        use_cpu=student.model.device.type == "cpu",
+        use_cpu=device == "cpu",
         seed=seed,
         data_seed=seed,
         num_train_epochs=config.epochs,
@@ -491,7 +464,7 @@ def fine_tune(
         lr_scheduler_type=config.schedule,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=on_gpu and student.model.dtype == torch.float32 and torch.cuda.is_bf16_supported(),
+        bf16=device == "cuda" and dtype == torch.float32 and torch.cuda.is_bf16_supported(),
         activation_checkpointing=config.gradient_checkpointing,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -509,31 +482,86 @@ def fine_tune(
         # Else several visible GPUs become a DataParallel, which cuts a packed row; they are for
         # torchrun and Ray
         arguments._n_gpu = min(arguments.n_gpu, 1)
-    trunk = trunk_states(student, data, config.frozen_layers, {} if trunks is None else trunks)
-    states = (
-        {id(e): state for e, state in zip([*data, silent], [*trunk, trunk[0]], strict=False)}
-        if trunk
-        else {}
-    )
+    return arguments
 
-    def collator(batch):
+
+def _batch_maker(
+    data: list[Encoded], trunk: list[torch.Tensor] | None, arm: Arm, rationale_weight: float
+) -> Callable[[list[Encoded]], dict[str, torch.Tensor]]:
+    """Return the Trainer's collator: `pack_batch`, with the frozen blocks' states where known."""
+    # What an empty slice trains on: nothing is learnt from it
+    silent = replace(data[0], kinds=(PROMPT,) * len(data[0].kinds))
+    states = {}
+    if trunk:
+        pairs = zip([*data, silent], [*trunk, trunk[0]], strict=True)
+        states = {id(e): state for e, state in pairs}
+
+    def collate(batch: list[Encoded]) -> dict[str, torch.Tensor]:
         batch = batch or [silent]
-        found = pack_batch(batch, arm.label_weight, config.rationale_weight)
+        packed = pack_batch(batch, arm.label_weight, rationale_weight)
         if states:
             joined = torch.cat([states[id(e)] for e in batch])
-            found["trunk"] = nn.functional.pad(
-                joined, (0, 0, 0, found["input_ids"].shape[1] - len(joined))
-            )[None]
-        return found
+            missing = packed["input_ids"].shape[1] - len(joined)
+            packed["trunk"] = nn.functional.pad(joined, (0, 0, 0, missing))[None]
+        return packed
 
+    return collate
+
+
+def _logged_epochs(checkpoint: str | None) -> list[dict]:
+    """Return the log of a checkpoint's trainer; empty without one."""
+    if not checkpoint:
+        return []
+    state = (Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8")
+    return json.loads(state)["log_history"]
+
+
+def _run_trainer(trainer: DistilTrainer, checkpoint: str | None) -> None:
+    """Train, from a checkpoint where there is one.
+
+    Raises DataError for a checkpoint that holds objects beside tensors: torch loads it with
+    weights_only, so a pickle that would run code is refused.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise DataError(
+            f"{trainer.args.output_dir}: a checkpoint holds objects beside tensors, and was not "
+            f"loaded ({str(error).splitlines()[0][:80]}); "
+            "expected one that this program wrote: delete that folder and run again"
+        ) from None
+
+
+def fine_tune(
+    student: Student,
+    passes: list[list[Encoded]],
+    arm: Arm,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    **hooks,
+) -> tuple[pd.DataFrame, dict]:
+    """Train the student in place on the sequences of each epoch.
+
+    Checkpoints in `folder`, resumed from the last complete one. hooks: the fields of `Hooks`. Under
+    torchrun every process calls this with the same arguments: a batch is cut into a slice per
+    process, so that `batch_size` stays what an update sees however many there are.
+
+    Returns the history (a row per epoch: loss in nats per token over all supervised tokens, label
+    tokens, and rationale tokens with their frame; validation accuracy and label loss) and a summary
+    (best epoch, tokens trained on).
+    """
+    hooks, n, copies = Hooks(**hooks), len(passes[0]), len(passes) if arm.fresh else 1
+    data = [e for one in passes[:copies] for e in one]
+    freeze(student.model, config.frozen_layers)
+    select_best = hooks.validate is not None and config.select == "best"
+    arguments = _training_arguments(student, config, seed, folder, select_best)
+    store = {} if hooks.trunks is None else hooks.trunks
+    trunk = trunk_states(student, data, config.frozen_layers, store)
     patience, checkpoint = config.patience if select_best else 0, last_good_checkpoint(folder)
-    log = (
-        json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))[
-            "log_history"
-        ]
-        if checkpoint
-        else []
-    )
+    log = _logged_epochs(checkpoint)
     if 0 < patience <= epochs_since_best(log):  # killed after it had stopped early
         arguments.num_train_epochs = sum("distil" in row for row in log)
     trainer = DistilTrainer(
@@ -542,27 +570,17 @@ def fine_tune(
         train_dataset=data,
         eval_dataset=data[:1],
         patience=patience,
-        data_collator=collator,
+        data_collator=_batch_maker(data, trunk, arm, config.rationale_weight),
         sampler=OrderSampler(n, seed, copies),
         batch_size=config.batch_size,
-        validate=_in_eval(student, validate),
-        progress=progress,
+        validate=_wrap_validation(student, hooks.validate),
+        progress=hooks.progress,
         loss=(arm.loss or config.loss, other_weight(arm, config)),
     )
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(PrinterCallback)
     try:
         with fast_training(student.model, config.compile, config.frozen_layers):
-            trainer.train(resume_from_checkpoint=checkpoint)
-    # Torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named
-    # here
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise DataError(
-            f"{folder}: a checkpoint holds objects beside tensors, and was not "
-            f"loaded ({str(error).splitlines()[0][:80]}); "
-            "expected one that this program wrote: delete that folder and run again"
-        ) from None
+            _run_trainer(trainer, checkpoint)
     finally:
         student.model.eval()
         release_memory()
@@ -578,14 +596,7 @@ def fine_tune(
     }
 
 
-def _printer():
-    """Return the library's callback that prints every log line."""
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
-
-
-def _in_eval(student: Student, validate):
+def _wrap_validation(student: Student, validate):
     """Wrap `validate` so that it runs without dropout and with sdpa (it pads and caches).
 
     Training goes on as before.

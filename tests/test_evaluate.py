@@ -277,7 +277,7 @@ def test_a_store_that_is_full_after_the_prompts_changes_nothing(
     )
     prompts = {key: value for key, value in store.items() if key[1] == "prompts"}
     assert len(store) == 2 * len(prompts) > 0
-    monkeypatch.setattr(decode, "TRUNK_LIMIT", 0)
+    monkeypatch.setattr(decode, "TRUNK_CACHE_BYTES", 0)
     assert (
         evaluate(
             llama,

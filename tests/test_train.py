@@ -505,7 +505,7 @@ def test_training_from_the_frozen_blocks_outputs_is_training_on_the_whole(
     for way in ("whole", "own", "shared", "shared again"):
         student = tiny(name)
         passes = encode_all(student, questions, rationales, arm, "text", 0, config.epochs)
-        monkeypatch.setattr(train_module, "TRUNK_LIMIT", 0 if way == "whole" else 2**30)
+        monkeypatch.setattr(train_module, "TRUNK_CACHE_BYTES", 0 if way == "whole" else 2**30)
         history, _ = fine_tune(
             student, passes, arm, config, 0, tmp_path / way, trunks=None if way == "own" else store
         )
@@ -535,7 +535,7 @@ def test_seeds_share_the_frozen_blocks_outputs(llama, questions, rationales, mon
     data, store = passes_of(llama, questions, rationales)[0], {}
     first = train.trunk_states(llama, data, 1, store)
     entries = set(store)
-    monkeypatch.setattr(train_module, "TRUNK_LIMIT", stored_bytes(store))
+    monkeypatch.setattr(train_module, "TRUNK_CACHE_BYTES", stored_bytes(store))
     again = train.trunk_states(llama, data[::-1], 1, store)
     assert set(store) == entries and len(data) == len(first) > 1
     assert all(

@@ -301,7 +301,7 @@ def agreement_square(table: pd.DataFrame, measure: str = "tau") -> pd.DataFrame:
 
 
 def key_tokens(student: Student, rationale: Rationale) -> np.ndarray:
-    """Mark the tokens of " <rationale>" that reach into one of the rationale's key spans, [R] bool."""
+    """Mark the tokens of " <rationale>" that reach into one of its key spans, [R] bool."""
     text = f" {rationale.text}" if rationale.text else ""
     spans = [(start + 1, end + 1) for start, end in rationale.key_spans]
     return np.array(

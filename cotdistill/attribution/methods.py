@@ -25,7 +25,7 @@ from cotdistill.attribution.score import (
     BASELINES,
     Attribution,
     Parts,
-    _in_batches,
+    _score_in_batches,
     embed_rationale,
     freeze_parameters,
     label_scorer,
@@ -42,6 +42,26 @@ from cotdistill.students import Student
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Hold the numbers that methods read.
+
+    n_steps: points of integrated gradients; baseline: one of BASELINES; batch_size: rows in one
+    forward pass (it changes speed and memory only). Raises DataError for an unknown baseline.
+    """
+
+    n_steps: int = 32
+    baseline: str = "filler"
+    batch_size: int = 32
+
+    def __post_init__(self):
+        """Raise DataError for an unknown baseline."""
+        if self.baseline not in BASELINES:
+            raise DataError(
+                f"attribution baseline '{self.baseline}'; expected one of {', '.join(BASELINES)}"
+            )
+
+
+@dataclass(frozen=True)
 class Task:
     """Hold what a method is given: a rationale in pieces, and the settings.
 
@@ -52,9 +72,7 @@ class Task:
     example: Example
     rationale: str
     parts: Parts
-    n_steps: int
-    baseline: str
-    batch_size: int
+    settings: Settings
     rng: np.random.Generator | None
     selections: dict[str, Sequence[int]] | None
     texts: Sequence[str]
@@ -82,19 +100,16 @@ def attribute_rationale(
     method: str,
     *,
     label_format: str = "text",
-    n_steps: int = 32,
-    baseline: str = "filler",
-    batch_size: int = 32,
     rng: np.random.Generator | None = None,
     selections: dict[str, Sequence[int]] | None = None,
     texts: Sequence[str] | None = None,
+    **settings,
 ) -> Attribution:
-    """Score every token of one rationale for the right answer's log probability, by a method of
-    METHODS.
+    """Score every token of one rationale for the right answer's log probability.
 
-    batch_size: rows in one forward pass (it changes speed and memory only). texts: the rationales
-    among which words are counted (None: this one only). Raises DataError for an unknown method or
-    baseline, a missing rng, and a selection that is missing or outside the rationale.
+    method: a name in METHODS; settings: the fields of `Settings`. texts: the rationales among which
+    words are counted (None: this one only). Raises DataError for an unknown method or baseline, a
+    missing rng, and a selection that is missing or outside the rationale.
     """
     parts = split_sequence(student, example, rationale, label_format)
     result = Attribution(
@@ -102,28 +117,14 @@ def attribute_rationale(
     )
     if method not in METHODS:
         raise DataError(f"attribution method '{method}'; expected one of {', '.join(METHODS)}")
-    if baseline not in BASELINES:
-        raise DataError(
-            f"attribution baseline '{baseline}'; expected one of {', '.join(BASELINES)}"
-        )
-    task = Task(
-        student,
-        example,
-        rationale,
-        parts,
-        n_steps,
-        baseline,
-        batch_size,
-        rng,
-        selections,
-        texts or [rationale],
-    )
-    if METHODS[method].reads != "model":
-        return replace(result, **METHODS[method].function(task))
+    known = (student, example, rationale, parts, Settings(**settings), rng, selections)
+    task, entry = Task(*known, texts or [rationale]), METHODS[method]
+    if entry.reads != "model":
+        return replace(result, **entry.function(task))
     if not parts.rationale:
         return result
     with freeze_parameters(student.model), last_block_at_places(student.model):
-        return replace(result, **METHODS[method].function(task))
+        return replace(result, **entry.function(task))
 
 
 def integrate_gradients(task: Task) -> dict:
@@ -132,11 +133,11 @@ def integrate_gradients(task: Task) -> dict:
     Gauss-Legendre with n_steps points; the scores sum to logp_full - logp_baseline (Sundararajan et
     al. 2017, arXiv 1703.01365).
     """
-    full, base = embed_rationale(task.student, task.parts, task.baseline)
+    full, base = embed_rationale(task.student, task.parts, task.settings.baseline)
     score = label_scorer(task.student, task.parts)
-    ends = _in_batches(score, torch.cat([full, base]), task.batch_size).numpy()
+    ends = _score_in_batches(score, torch.cat([full, base]), task.settings.batch_size).numpy()
     paths = IntegratedGradients(score).attribute(
-        full, base, n_steps=task.n_steps, internal_batch_size=task.batch_size
+        full, base, n_steps=task.settings.n_steps, internal_batch_size=task.settings.batch_size
     )
     scores = paths.sum(-1)[0].double().cpu().numpy()
     return {
@@ -149,7 +150,7 @@ def integrate_gradients(task: Task) -> dict:
 
 def _embedding_gradient(task: Task) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return embeddings [1, R, D], their gradient of log p(label), and log p(label) in nats."""
-    x = embed_rationale(task.student, task.parts, task.baseline)[0].requires_grad_()
+    x = embed_rationale(task.student, task.parts, task.settings.baseline)[0].requires_grad_()
     value = label_scorer(task.student, task.parts)(x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     return x, gradient, value.item()
@@ -176,12 +177,12 @@ def occlude_units(task: Task, members: np.ndarray) -> dict:
     members: each token's unit.
     """
     n, units = len(members), np.unique(members)
-    full, base = embed_rationale(task.student, task.parts, task.baseline)
+    full, base = embed_rationale(task.student, task.parts, task.settings.baseline)
     keep = np.concatenate(
         [np.ones((1, n), bool), np.zeros((1, n), bool), members[None] != units[:, None]]
     )
     intact, nothing, *logps = variant_logps(
-        task.student, task.parts, full, base, keep, task.batch_size
+        task.student, task.parts, full, base, keep, task.settings.batch_size
     )
     share = (intact - np.array(logps)) / np.bincount(members)
     return {"scores": share[members], "logp_full": intact, "logp_baseline": nothing}
@@ -207,29 +208,30 @@ def draw_scores(task: Task) -> dict:
 
 
 def mark_answer_words(task: Task) -> dict:
-    """Give 1 to the tokens of words that the right answer holds too, else 0 (`corrupt.label_words`).
+    """Give 1 to the tokens of words that the right answer holds too, else 0.
 
-    Does "a few key tokens suffice" only mean that the answer is among them?
+    See `corrupt.label_words`. Does "a few key tokens suffice" only mean that the answer is among them?
     """
     return {
         "scores": np.array(
-            corrupt.label_tokens(task.student, _piece(task), task.example.label), dtype=float
+            corrupt.label_tokens(task.student, _leading_space(task), task.example.label),
+            dtype=float,
         )
     }
 
 
-def _piece(task: Task) -> str:
+def _leading_space(task: Task) -> str:
     """Return the rationale as the student reads it, with a space before it."""
     return f" {task.rationale}" if task.rationale else ""
 
 
-def _forms(text: str) -> list[str]:
+def _word_forms(text: str) -> list[str]:
     """Return the forms of a text's words, as they are compared."""
     return [corrupt.word_form(text[a:b]) for a, b in corrupt.word_spans(text)]
 
 
-def _share_of_word(task: Task, scores: Sequence[float]) -> dict:
-    """Turn scores of words (of `_forms`) into scores of tokens.
+def _share_among_tokens(task: Task, scores: Sequence[float]) -> dict:
+    """Turn scores of words (of `_word_forms`) into scores of tokens.
 
     Each has its word's, divided by the number of the word's tokens, so that a word scores the same
     however it is cut. Where words are what is kept, their sums rank them.
@@ -243,12 +245,14 @@ def _share_of_word(task: Task, scores: Sequence[float]) -> dict:
 def weigh_words(task: Task) -> dict:
     """Weigh words by tf-idf over the N texts.
 
-    How often a word stands in this rationale, times log((1 + N) / (1 + rationales that hold it)) + 1
-    (scikit-learn's smooth_idf; Jones 1972). A word without letters or digits scores 0.
+    How often a word stands in this rationale, times log((1 + N) / (1 + rationales that hold it))
+    + 1 (scikit-learn's smooth_idf; Jones 1972). A word without letters or digits scores 0.
     """
-    forms, held = _forms(_piece(task)), _count_texts(tuple(task.texts))
+    forms, held = _word_forms(_leading_space(task)), _count_texts(tuple(task.texts))
     idf = {form: np.log((1 + len(task.texts)) / (1 + held[form])) + 1 for form in set(forms)}
-    return _share_of_word(task, [forms.count(form) * idf[form] if form else 0.0 for form in forms])
+    return _share_among_tokens(
+        task, [forms.count(form) * idf[form] if form else 0.0 for form in forms]
+    )
 
 
 def match_frequency(task: Task) -> dict:
@@ -258,50 +262,52 @@ def match_frequency(task: Task) -> dict:
     themselves score -1 and come last. As rare as what `answer_words` selects, and not the answer:
     its control.
     """
-    forms, counts = _forms(_piece(task)), _count_words(tuple(task.texts))
+    forms, counts = _word_forms(_leading_space(task)), _count_words(tuple(task.texts))
     answer = corrupt.label_words(task.example.label)
     wanted = np.mean([np.log1p(counts[form]) for form in sorted(answer)]) if answer else 0.0
     near = {
         form: np.exp(-abs(np.log1p(counts[form]) - wanted)) for form in set(forms) - answer if form
     }
-    return _share_of_word(task, [-1.0 if form in answer else near.get(form, 0.0) for form in forms])
+    return _share_among_tokens(
+        task, [-1.0 if form in answer else near.get(form, 0.0) for form in forms]
+    )
 
 
 @lru_cache(maxsize=4)
 def _count_texts(texts: tuple[str, ...]) -> Counter:
     """Count for each form how many texts hold it."""
-    return Counter(form for text in texts for form in set(_forms(text)))
+    return Counter(form for text in texts for form in set(_word_forms(text)))
 
 
 @lru_cache(maxsize=4)
 def _count_words(texts: tuple[str, ...]) -> Counter:
     """Count for each form how often it stands in all texts."""
-    return Counter(form for text in texts for form in _forms(text))
+    return Counter(form for text in texts for form in _word_forms(text))
 
 
-def _human(id: str, n: int, selections: dict | None) -> np.ndarray:
+def _mark_selection(question: str, n: int, selections: dict | None) -> np.ndarray:
     """Give 1 to the tokens that a person selected, else 0.
 
     Raises DataError where there is no selection, or one outside the rationale.
     """
-    if id not in (selections or {}):
+    if question not in (selections or {}):
         raise DataError(
-            f"question '{id}': no human selection; expected a line with its id and "
+            f"question '{question}': no human selection; expected a line with its id and "
             '"tokens": [...]'
         )
-    bad = [t for t in selections[id] if not 0 <= t < n]
+    bad = [t for t in selections[question] if not 0 <= t < n]
     if bad:
         raise DataError(
-            f"question '{id}': selected token {bad[0]}; expected 0 to {n - 1}, this "
+            f"question '{question}': selected token {bad[0]}; expected 0 to {n - 1}, this "
             "student's tokens of it"
         )
     scores = np.zeros(n)
-    scores[list(selections[id])] = 1
+    scores[list(selections[question])] = 1
     return scores
 
 
 @torch.no_grad()
-def _attention(student: Student, parts: Parts, method: str) -> np.ndarray:
+def _read_attention(student: Student, parts: Parts, method: str) -> np.ndarray:
     """Read attention weights, or their flow through all layers ("rollout").
 
     They need the eager implementation, for this one uncached pass; then the student's own is put
@@ -329,7 +335,7 @@ def _attention(student: Student, parts: Parts, method: str) -> np.ndarray:
 
 
 @torch.no_grad()
-def _similarity(student: Student, parts: Parts) -> np.ndarray:
+def _compare_embeddings(student: Student, parts: Parts) -> np.ndarray:
     """Compare each token's embedding with the label's mean one, by cosine."""
     weight = student.model.get_input_embeddings().weight
     # Not the closing line break
@@ -338,9 +344,8 @@ def _similarity(student: Student, parts: Parts) -> np.ndarray:
     return torch.cosine_similarity(weight[parts.rationale].double(), target).cpu().numpy()
 
 
-# name -> method. A new one is one entry here; format.SELECTORS lists the names (a test keeps them
-# equal), because an arm is
-# checked without torch.
+# name -> method. A new one is one entry here, and its name in arms.SELECTORS (a test keeps the two
+# equal): an arm is checked without importing torch.
 METHODS = {
     "integrated_gradients": Method(integrate_gradients),
     "input_x_gradient": Method(multiply_gradient),
@@ -348,17 +353,23 @@ METHODS = {
     "occlusion": Method(occlude_tokens),
     "occlusion_word": Method(occlude_words),
     # last layer, mean over heads and over the positions that predict the label (no sign)
-    "attention": Method(lambda task: {"scores": _attention(task.student, task.parts, "attention")}),
+    "attention": Method(
+        lambda task: {"scores": _read_attention(task.student, task.parts, "attention")}
+    ),
     # attention through all layers with the residual stream (Abnar and Zuidema 2020, arXiv
     # 2005.00928)
-    "rollout": Method(lambda task: {"scores": _attention(task.student, task.parts, "rollout")}),
+    "rollout": Method(
+        lambda task: {"scores": _read_attention(task.student, task.parts, "rollout")}
+    ),
     # cosine of the token's embedding with the label's mean one: the word2vec idea
-    "embedding_similarity": Method(lambda task: {"scores": _similarity(task.student, task.parts)}),
+    "embedding_similarity": Method(
+        lambda task: {"scores": _compare_embeddings(task.student, task.parts)}
+    ),
     "random": Method(draw_scores, reads=""),
     # 1 for the token positions in selections[id], else 0
     "human": Method(
         lambda task: {
-            "scores": _human(task.example.id, len(task.parts.rationale), task.selections)
+            "scores": _mark_selection(task.example.id, len(task.parts.rationale), task.selections)
         },
         reads="",
     ),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers.cache_utils import Cache
 
 from cotdistill import corrupt
 from cotdistill.arms import Arm, format_target, prompt_text
@@ -22,7 +23,7 @@ BASELINES = ("filler", "mean", "zero")
 
 @dataclass(frozen=True)
 class Parts:
-    """Hold the token ids of a rationale-first sequence's four pieces, and each rationale token's word."""
+    """Hold the token ids of a rationale-first sequence, and each rationale token's word."""
 
     prefix: list[int]
     rationale: list[int]
@@ -141,7 +142,7 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
 
 
 @torch.no_grad()
-def _in_batches(score, embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
+def _score_in_batches(score, embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Apply `score` to the rows in batches."""
     return torch.cat([score(part) for part in embeds.split(batch_size)]).double().cpu()
 
@@ -190,50 +191,50 @@ def variant_logps(
     (`attention_after`). The head runs at the positions that predict the label, and so do, inside
     `last_block_at_places`, the last block's queries and MLP.
     """
-    model, device, found = student.model, full.device, []
-    (label, tail), known = (
-        _after_rationale(student, parts),
-        keys_and_values(student, parts.prefix + parts.rationale),
-    )
+    label, tail = _after_rationale(student, parts)
+    known = keys_and_values(student, parts.prefix + parts.rationale)
     first = [int(row.argmin()) if not row.all() else len(row) for row in keep]
-    with use_attention(model, "after"):
+    found = []
+    with use_attention(student.model, "after"):
         for at in range(0, len(keep), batch_size):
-            chosen = list(
-                zip(
-                    torch.tensor(keep[at : at + batch_size], device=device),
-                    first[at : at + batch_size],
-                    strict=False,
-                )
-            )
+            rows = torch.tensor(keep[at : at + batch_size], device=full.device)
+            starts = first[at : at + batch_size]
             pieces = [
                 torch.cat([torch.where(row[None, a:, None], full[:, a:], base[:, a:]), tail], 1)
-                for row, a in chosen
+                for row, a in zip(rows, starts, strict=True)
             ]
-            starts, lengths = (
-                [len(parts.prefix) + a for _, a in chosen],
-                [piece.shape[1] for piece in pieces],
-            )
-            ends = np.cumsum(lengths)
-            places = torch.tensor(
-                [p for end in ends for p in range(end - len(label), end)], device=device
-            )
-            logits = model(
-                inputs_embeds=torch.cat(pieces, 1),
-                use_cache=False,
-                continuations=Continuations(known, starts, lengths),
-                position_ids=torch.cat(
-                    [
-                        torch.arange(a, a + n, device=device)
-                        for a, n in zip(starts, lengths, strict=False)
-                    ]
-                )[None],
-                logits_to_keep=places,
-                places=places,
-            ).logits
-            found.append(
-                _label_logp(logits.view(len(chosen), len(label), -1), label).double().cpu()
-            )
+            starts = [len(parts.prefix) + a for a in starts]
+            found.append(_continue_text(student, known, pieces, starts, label))
     return torch.cat(found).numpy()
+
+
+def _continue_text(
+    student: Student,
+    known: Cache,
+    pieces: list[torch.Tensor],
+    starts: list[int],
+    label: torch.Tensor,
+) -> torch.Tensor:
+    """Run continuations of one known text end to end and return their log p(label), [N].
+
+    pieces: embeddings [1, n, D] that end before the label's last token; piece i follows the first
+    starts[i] tokens of the text.
+    """
+    lengths, device = [piece.shape[1] for piece in pieces], student.model.device
+    places = [p for end in np.cumsum(lengths) for p in range(end - len(label), end)]
+    places = torch.tensor(places, device=device)
+    positions = [
+        torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths, strict=True)
+    ]
+    logits = student.model(
+        inputs_embeds=torch.cat(pieces, 1),
+        use_cache=False,
+        continuations=Continuations(known, starts, lengths),
+        position_ids=torch.cat(positions)[None],
+        logits_to_keep=places,
+        places=places,
+    ).logits
+    return _label_logp(logits.view(len(pieces), len(label), -1), label).double().cpu()
 
 
 def removal_logps(

@@ -84,9 +84,8 @@ def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
             ) from None
         if not len(a.ids) == len(a.scores) == len(a.words):
             raise DataError(
-                f"{path}:{line} (id {a.id}): {len(a.scores)} scores for {len(a.ids)} "
-                "tokens; "
-                "expected as many"
+                f"{path}:{line} (id {a.id}): {len(a.scores)} scores for "
+                f"{len(a.ids)} tokens; expected as many"
             )
         found.append(a)
     if seal is not None and seal != fingerprint([row for _, row in rows]):
@@ -103,13 +102,15 @@ def read_scores(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
     return {a.id: a.scores for a in attributions}, print_of
 
 
-def write_selection(path: str | Path, id: str, tokens: Sequence[int]) -> None:
+def write_selection(path: str | Path, question: str, tokens: Sequence[int]) -> None:
     """Append one human selection to a JSONL file; the last line of an id counts."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as lines:
         lines.write(
-            json.dumps({"id": id, "tokens": sorted({int(t) for t in tokens})}, ensure_ascii=False)
+            json.dumps(
+                {"id": question, "tokens": sorted({int(t) for t in tokens})}, ensure_ascii=False
+            )
             + "\n"
         )
 
@@ -121,17 +122,16 @@ def read_selections(path: str | Path) -> dict[str, list[int]]:
     """
     found = {}
     for line, row in read_jsonl(path):
-        id, tokens = row.get("id"), row.get("tokens")
+        question, tokens = row.get("id"), row.get("tokens")
         fits = (
-            isinstance(id, str)
+            isinstance(question, str)
             and isinstance(tokens, list)
             and all(type(t) is int and t >= 0 for t in tokens)
         )
         if not fits:
             raise DataError(
-                f'{path}:{line}: found {json.dumps(row)[:80]}; expected "id" (a '
-                'text) and "tokens" '
-                "(a list of positions from 0)"
+                f'{path}:{line}: found {json.dumps(row)[:80]}; expected "id" (a text) '
+                'and "tokens" (a list of positions from 0)'
             )
-        found[id] = tokens
+        found[question] = tokens
     return found

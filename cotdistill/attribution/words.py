@@ -50,7 +50,7 @@ def part_of_speech(word: str) -> str:
     what is selected, not for fine classes. Punctuation around the word is ignored; a word of
     nothing else is "punctuation".
     """
-    plain = _plain(word)
+    plain = _strip_word(word)
     if not plain:
         return "punctuation"
     if plain in WORD_CLASS:
@@ -63,7 +63,8 @@ def part_of_speech(word: str) -> str:
     )
 
 
-def _plain(word: str) -> str:
+def _strip_word(word: str) -> str:
+    """Return a word in lower case, without the punctuation around it."""
     return re.sub(r"^\W+|\W+$", "", word.lower().replace("’", "'"))
 
 
@@ -88,7 +89,7 @@ def selected_words(
         "in_options": " ".join(example.choices),
         "in_label": example.label,
     }
-    seen = {name: {_plain(word) for word in text.split()} for name, text in places.items()}
+    seen = {name: {_strip_word(word) for word in text.split()} for name, text in places.items()}
     return pd.DataFrame(
         [
             {
@@ -99,7 +100,8 @@ def selected_words(
                 "class": (kind := part_of_speech(word)),
                 "content": kind not in (*CLOSED, "punctuation"),
                 **{
-                    name: bool(_plain(word)) and _plain(word) in text for name, text in seen.items()
+                    name: bool(_strip_word(word)) and _strip_word(word) in text
+                    for name, text in seen.items()
                 },
             }
             for index, word in enumerate(words)

@@ -4,7 +4,7 @@ import torch
 
 from cotdistill.kernels.blocks import replace_forward
 
-# Bytes of weights laid out a second time; a larger student goes without, for a laptop must hold both
+# Bytes of weights laid out a second time; a larger student goes without: a laptop must hold both
 PREPACK_LIMIT = 2 * 1024**3
 
 

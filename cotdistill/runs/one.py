@@ -144,9 +144,9 @@ def train_arm(
         config,
         seed,
         folder / "checkpoints",
-        validate if config.select == "best" and data.validation else None,
-        progress,
-        _trunks(student.fingerprint),
+        validate=validate if config.select == "best" and data.validation else None,
+        progress=progress,
+        trunks=_trunks(student.fingerprint),
     )
     return history, summary | alike
 
