@@ -433,8 +433,8 @@ def join_parts(
     """Join the seeds' and the questions' variance to one standard error.
 
     V = s~^2 / S + questions - noise, at least the questions' alone (the formula of
-    `stats.two_level_bootstrap`); degrees of freedom by Satterthwaite (1946, doi:10.2307/3002019). With worlds
-    as units V = s~^2 / S, with the same floor.
+    `stats.two_level_bootstrap`); degrees of freedom by Satterthwaite (1946, doi:10.2307/3002019).
+    With worlds as units V = s~^2 / S, with the same floor.
 
     A seed variance that is not shrunk is often far too small by luck, and Satterthwaite's formula
     then counts the questions' many degrees of freedom: with 3 seeds a nominal .05 is .078, a
@@ -618,6 +618,21 @@ def study_prior(
     return fit_seed_prior(np.array(rows))
 
 
+def _describe_effect(effect: Effect, margin: float) -> dict[str, float]:
+    """Return an effect's columns: estimate, se, df, low, high, p, p_equivalent, detectable."""
+    low, high = confidence_interval(effect)
+    return dict(
+        estimate=float(effect.estimate),
+        se=float(effect.se),
+        df=float(effect.df),
+        low=float(low),
+        high=float(high),
+        p=float(two_sided_p(effect)),
+        p_equivalent=float(equivalence_p(effect, margin)),
+        detectable=detectable_effect(effect),
+    )
+
+
 def estimate_contrasts(
     predictions: pd.DataFrame,
     contrasts: Mapping[str, Mapping[str, float]],
@@ -656,19 +671,11 @@ def estimate_contrasts(
         own = prior if abs(sum(weights.values())) < 1e-9 else SeedPrior()
         squared = float(sum(w * w for w in weights.values()))
         effect = join_parts(parts, own, squared)
-        low, high = confidence_interval(effect)
         rows.append(
             dict(
                 contrast=name,
                 measure=measure,
-                estimate=float(effect.estimate),
-                se=float(effect.se),
-                df=float(effect.df),
-                low=float(low),
-                high=float(high),
-                p=float(two_sided_p(effect)),
-                p_equivalent=float(equivalence_p(effect, margin)),
-                detectable=detectable_effect(effect),
+                **_describe_effect(effect, margin),
                 seeds=parts.seeds,
                 questions=parts.questions,
                 clusters=parts.clusters,
@@ -805,19 +812,9 @@ def pool_effects(
         )
     count = len(effects)
     if count == 1:
-        low, high = confidence_interval(effects[0], alpha)
-        return Pooled(
-            estimates[0],
-            float(low),
-            float(high),
-            float(two_sided_p(effects[0])),
-            np.nan,
-            np.nan,
-            1,
-            np.nan,
-            np.nan,
-            "one study: not pooled",
-        )
+        low, high = (float(end) for end in confidence_interval(effects[0], alpha))
+        unknown, p = (np.nan, np.nan), float(two_sided_p(effects[0]))
+        return Pooled(estimates[0], low, high, p, *unknown, 1, *unknown, "one study: not pooled")
     tau2 = study_variance(estimates, errors**2, method)
     weights = 1 / (errors**2 + tau2)
     mean = float(np.average(estimates, weights=weights))

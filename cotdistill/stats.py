@@ -12,6 +12,7 @@ answers per 100 tokens.
 """
 
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -489,6 +490,19 @@ def variance_parts(values: np.ndarray) -> dict[str, float]:
     )
 
 
+@dataclass(frozen=True)
+class PowerRule:
+    """Hold the rule by which a planned study would be judged.
+
+    rule: "difference", "equivalence" or "noninferiority"; margin: of the last two, a fraction;
+    alpha: of the two-sided interval.
+    """
+
+    rule: str = "difference"
+    margin: float = 0.0
+    alpha: float = 0.05
+
+
 def power(
     variances: dict[str, float],
     seeds: int,
@@ -496,19 +510,16 @@ def power(
     effect: float = 0.02,
     *,
     rng: np.random.Generator,
-    rule: str = "difference",
-    margin: float = 0.0,
-    alpha: float = 0.05,
     n_sim: int = 2000,
+    **judging,
 ) -> float:
-    """Chance that a study of this size supports the claim, if the true contrast is `effect`.
+    """Simulate the chance that a study of this size supports the claim.
 
-    By simulation.
-
-    The mean and the three mean squares are drawn for normal seeds, questions and noise of the given
-    variances (they are independent: a normal and three chi-squares), and judged by the same
-    intervals as the real ones.
+    effect: the true contrast; judging: the fields of `PowerRule`. The mean and the three mean
+    squares are drawn for normal seeds, questions and noise of the given variances (they are
+    independent: a normal and three chi-squares), and judged by the same intervals as the real ones.
     """
+    judging = PowerRule(**judging)
     vs, vq, ve = variances["seed"], variances["question"], variances["noise"]
     estimate = rng.normal(
         effect, np.sqrt(vs / seeds + vq / questions + ve / (seeds * questions)), n_sim
@@ -517,11 +528,8 @@ def power(
     ms_seed, noise = np.zeros(n_sim), np.zeros(n_sim)
     if seeds > 1:
         ms_seed = (questions * vs + ve) * rng.chisquare(seeds - 1, n_sim) / (seeds - 1)
-        noise = (
-            ve
-            * rng.chisquare((seeds - 1) * (questions - 1), n_sim)
-            / ((seeds - 1) * (questions - 1))
-        )
+        free = (seeds - 1) * (questions - 1)
+        noise = ve * rng.chisquare(free, n_sim) / free
     level = TwoLevel(
         estimate,
         np.sqrt(ms_seed / (seeds * questions)),
@@ -530,11 +538,11 @@ def power(
         seeds,
         questions,
     )
-    if rule == "equivalence":
-        return float((np.abs(estimate) + half_width(level, 2 * alpha) < margin).mean())
-    return float(
-        (estimate - half_width(level, alpha) > (-margin if rule == "noninferiority" else 0)).mean()
-    )
+    if judging.rule == "equivalence":
+        reach = np.abs(estimate) + half_width(level, 2 * judging.alpha)
+        return float((reach < judging.margin).mean())
+    least = -judging.margin if judging.rule == "noninferiority" else 0
+    return float((estimate - half_width(level, judging.alpha) > least).mean())
 
 
 def required_size(
@@ -544,42 +552,33 @@ def required_size(
     effect: float = 0.02,
     *,
     rng: np.random.Generator,
-    rule: str = "difference",
-    margin: float = 0.0,
-    alpha: float = 0.05,
     target: float = 0.8,
-    max_seeds: int = 100,
-    max_questions: int = 100_000,
+    most: tuple[int, int] = (100, 100_000),
+    **judging,
 ) -> dict:
-    """The smallest study with the wanted power.
+    """Find the smallest study with the wanted power.
 
-    `seeds` wanted at the given questions, and `questions` wanted at the given seeds. None where the maximum is not enough (more questions never make up for seeds that disagree).
+    Returns `seeds` wanted at the given questions, and `questions` wanted at the given seeds; None
+    where `most` (seeds, questions) is not enough (more questions never make up for seeds that
+    disagree). target: the power; judging: the fields of `PowerRule`.
     """
     start = int(rng.integers(2**32))  # the same draws for every size: power then grows with it
 
-    def smallest(low, high, size):
-        enough = lambda x: (
-            power(
-                variances,
-                *size(x),
-                effect,
-                rng=np.random.default_rng(start),
-                rule=rule,
-                margin=margin,
-                alpha=alpha,
-            )
-            >= target
-        )
-        if not enough(high):
+    def is_enough(size: tuple[int, int]) -> bool:
+        draws = np.random.default_rng(start)
+        return power(variances, *size, effect, rng=draws, **judging) >= target
+
+    def find_smallest(low: int, high: int, size) -> int | None:
+        if not is_enough(size(high)):
             return None
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if enough(middle) else (middle + 1, high)
+            low, high = (low, middle) if is_enough(size(middle)) else (middle + 1, high)
         return low
 
     return dict(
-        seeds=smallest(MIN_SEEDS, max_seeds, lambda s: (s, questions)),
-        questions=smallest(10, max_questions, lambda n: (seeds, n)),
+        seeds=find_smallest(MIN_SEEDS, most[0], lambda s: (s, questions)),
+        questions=find_smallest(10, most[1], lambda n: (seeds, n)),
     )
 
 

@@ -232,7 +232,8 @@ def check_config(config, name: str) -> None:
     if not causal or _encodes_only(config):
         raise DataError(
             f"student '{name}': its config.json is of kind {kind}, which is no causal language "
-            "model; expected a decoder that predicts the next token, like GPT-2, Llama, Qwen or Gemma 3"
+            "model; expected a decoder that predicts the next token, like GPT-2, Llama, Qwen or "
+            "Gemma 3"
         )
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not getattr(model_class, "_supports_sdpa", False):
@@ -484,8 +485,8 @@ def _use_exact_pieces(student: Student) -> Student:
     )
     if joined() != text:
         raise DataError(
-            f"student '{student.name}': its tokenizer makes {plain!r} of {text!r}; expected one that "
-            "gives a text back as it was"
+            f"student '{student.name}': its tokenizer makes {plain!r} of {text!r}; expected one "
+            "that gives a text back as it was"
         )
     return student
 

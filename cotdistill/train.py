@@ -435,12 +435,10 @@ def freeze(model: nn.Module, layers: int) -> None:
 class Hooks:
     """Hold what a run calls and shares beside its training.
 
-    validate: () -> {"accuracy": 0..1, "label_nll": nats}, called after each epoch; None compares
-    nothing and keeps the last. progress: called with each epoch's row of the history. trunks: a
-    `trunk_states` store that runs of one student (with these weights) share; None: this run's own.
+    progress: called with each epoch's row of the history. trunks: a `trunk_states` store that runs
+    of one student (with these weights) share; None: this run's own.
     """
 
-    validate: Callable[[], dict] | None = None
     progress: Callable[[dict], None] = lambda row: None
     trunks: dict | None = None
 
@@ -541,12 +539,14 @@ def fine_tune(
     config: TrainConfig,
     seed: int,
     folder: Path,
+    validate: Callable[[], dict] | None = None,
     **hooks,
 ) -> tuple[pd.DataFrame, dict]:
     """Train the student in place on the sequences of each epoch.
 
-    Checkpoints in `folder`, resumed from the last complete one. hooks: the fields of `Hooks`. Under
-    torchrun every process calls this with the same arguments: a batch is cut into a slice per
+    Checkpoints in `folder`, resumed from the last complete one. validate: () -> {"accuracy": 0..1,
+    "label_nll": nats}, called after each epoch; None compares nothing and keeps the last epoch.
+    hooks: the fields of `Hooks`. Under torchrun every process calls this with the same arguments: a batch is cut into a slice per
     process, so that `batch_size` stays what an update sees however many there are.
 
     Returns the history (a row per epoch: loss in nats per token over all supervised tokens, label
@@ -556,7 +556,7 @@ def fine_tune(
     hooks, n, copies = Hooks(**hooks), len(passes[0]), len(passes) if arm.fresh else 1
     data = [e for one in passes[:copies] for e in one]
     freeze(student.model, config.frozen_layers)
-    select_best = hooks.validate is not None and config.select == "best"
+    select_best = validate is not None and config.select == "best"
     arguments = _training_arguments(student, config, seed, folder, select_best)
     store = {} if hooks.trunks is None else hooks.trunks
     trunk = trunk_states(student, data, config.frozen_layers, store)
@@ -573,7 +573,7 @@ def fine_tune(
         data_collator=_batch_maker(data, trunk, arm, config.rationale_weight),
         sampler=OrderSampler(n, seed, copies),
         batch_size=config.batch_size,
-        validate=_wrap_validation(student, hooks.validate),
+        validate=_wrap_validation(student, validate),
         progress=hooks.progress,
         loss=(arm.loss or config.loss, other_weight(arm, config)),
     )

@@ -210,7 +210,7 @@ def draw_scores(task: Task) -> dict:
 def mark_answer_words(task: Task) -> dict:
     """Give 1 to the tokens of words that the right answer holds too, else 0.
 
-    See `corrupt.label_words`. Does "a few key tokens suffice" only mean that the answer is among them?
+    See `corrupt.label_words`. Does "a few key tokens suffice" only mean that the answer is one?
     """
     return {
         "scores": np.array(
