@@ -546,8 +546,9 @@ def fine_tune(
 
     Checkpoints in `folder`, resumed from the last complete one. validate: () -> {"accuracy": 0..1,
     "label_nll": nats}, called after each epoch; None compares nothing and keeps the last epoch.
-    hooks: the fields of `Hooks`. Under torchrun every process calls this with the same arguments: a batch is cut into a slice per
-    process, so that `batch_size` stays what an update sees however many there are.
+    hooks: the fields of `Hooks`. Under torchrun every process calls this with the same arguments: a
+    batch is cut into a slice per process, so that `batch_size` stays what an update sees however
+    many there are.
 
     Returns the history (a row per epoch: loss in nats per token over all supervised tokens, label
     tokens, and rationale tokens with their frame; validation accuracy and label loss) and a summary

@@ -514,9 +514,9 @@ def test_randomising_changes_what_it_says_and_the_check_sees_it():
     assert table["rho"].iloc[2] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
-def fake(id, method, scores, words=None):
+def fake(question, method, scores, words=None):
     return Attribution(
-        id,
+        question,
         method,
         tuple(range(len(scores))),
         np.array(scores, float),

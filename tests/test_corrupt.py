@@ -418,7 +418,7 @@ def test_partners_share_the_answer_and_who_has_none_keeps_its_own():
     for seed in range(5):
         partners = corrupt.choose_partners(arm("other_same"), examples, lengths, texts, rng(seed))
         assert sorted(partners.values()) == sorted(texts) and [
-            id for id in partners if partners[id] == id
+            one for one in partners if partners[one] == one
         ] == ["q7", "q8"]
         label = {e.id: e.label for e in examples}
         assert all(label[a] == label[b] for a, b in partners.items())

@@ -1,4 +1,4 @@
-"""Scores and generations against one question at a time, uncached, with transformers' own generate."""
+"""Scores and generations against transformers' own generate, one question at a time, uncached."""
 
 import pytest
 import torch
@@ -235,7 +235,9 @@ def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
             for parameter in blocks_of(student.model)[1].parameters():
                 parameter.mul_(1.5)
         plain = evaluate(student, questions, placement, batch_size=4, **LIMITS)
-        hook = blocks_of(student.model)[0].mlp.register_forward_hook(lambda *_: calls.append(run))
+        hook = blocks_of(student.model)[0].mlp.register_forward_hook(
+            lambda *_, run=run: calls.append(run)
+        )
         scored = [
             evaluate(
                 student,

@@ -256,8 +256,13 @@ def test_a_reader_selects_tokens_in_jupyterlab(tmp_path):
         assert row["tokens"] == [2, n - 1] and row["id"].startswith("everyday-train-")
         text = "[...document.querySelectorAll('.cotdistill-text')].at(-1)?.innerText"
         before = browser.wait(text)
-        browser.run("""(() => { const s = [...document.querySelectorAll('select')].find(s => [...s.options].some(o => o.text == 'label_only'));
-                       s.value = [...s.options].find(o => o.text == 'label_only').value; s.dispatchEvent(new Event('change', {bubbles: true})); })()""")
+        browser.run("""(() => {
+            const named = o => o.text == 'label_only';
+            const arms = [...document.querySelectorAll('select')]
+                .find(s => [...s.options].some(named));
+            arms.value = [...arms.options].find(named).value;
+            arms.dispatchEvent(new Event('change', {bubbles: true}));
+        })()""")
         after = browser.wait(f"(({text}) != {json.dumps(before)}) && {text}")
         assert "rationale: 0" in after.replace(
             "\u00a0", " "

@@ -45,7 +45,7 @@ def test_pieces_join_to_the_text_and_spans_are_exact(
         pieces = format_target(example, rationales[example.id].text, arm, label_format)
         assert student.decode(one.ids) == prompt + "".join(text for _, text in pieces)
         assert one.ids[-1] == student.eos_id and one.kinds[-1] == FRAME
-        span = lambda kind: student.decode(
+        span = lambda kind, one=one: student.decode(
             [i for i, k in zip(one.ids, one.kinds, strict=False) if k == kind]
         )
         assert span(LABEL) == label_text(example, example.answer, label_format)
@@ -278,7 +278,7 @@ def test_a_wrong_loss_is_one_line():
 
 
 def test_scores_are_needed_where_something_is_ranked():
-    for name, settings, needed in (
+    for name, options, needed in (
         ("post_cot_kept", dict(selector="tfidf"), True),
         ("post_cot_kept", {}, False),
         ("post_cot_bag", {}, False),
@@ -286,7 +286,7 @@ def test_scores_are_needed_where_something_is_ranked():
         ("post_cot_shuffled", dict(selector="tfidf"), False),
         ("post_cot_masked", dict(selector="tfidf", order="most"), True),
     ):
-        assert arm_from_name(name, **settings).needs_scores == needed
+        assert arm_from_name(name, **options).needs_scores == needed
 
 
 def test_the_names_of_selectors_are_those_of_the_methods():

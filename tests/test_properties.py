@@ -101,7 +101,7 @@ words = text.filter(lambda t: t.strip())
 
 
 @st.composite
-def questions(draw, options=st.integers(2, 5)):
+def questions(draw):
     """A question as `make_example` lets it in, its options different ones.
 
     Often prefixes of each other.
@@ -168,7 +168,7 @@ def test_a_loaded_option_stays_on_its_line(choices, question):
 @few
 @given(questions(), rationale_texts)
 def test_what_a_perfect_student_writes_is_split_right(question, rationale):
-    """The target of each placement, read as a generation, gives back its rationale and its label."""
+    """Each placement's target, read as a generation, gives back its rationale and its label."""
     for placement in ("label_only", "post_cot", "pre_cot"):
         target = "".join(t for _, t in format_target(question, rationale, Arm(placement)))
         reason, label = split_generation(target, placement)

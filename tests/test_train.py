@@ -49,7 +49,7 @@ ARMS = [Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
 QUICK = TrainConfig(lr=1e-2, epochs=2, batch_size=4, select="last")
 
 
-def passes_of(student, questions, rationales, arm=Arm("post_cot"), **more):
+def passes_of(student, questions, rationales, arm=ARMS[2], **more):
     return encode_all(student, questions, rationales, arm, "text", 0, **more)
 
 
@@ -429,7 +429,7 @@ def test_frozen_layers_stay_and_bad_numbers_are_refused(student):
 
 
 def test_what_does_not_fit_is_left_out_for_every_arm_and_counted(llama, questions, rationales):
-    some = {id: r for id, r in rationales.items() if id != "q3"}
+    some = {question: r for question, r in rationales.items() if question != "q3"}
     kept, left = usable_questions(llama, questions, some, "text", 75)
     assert left["no rationale"] == 1 and 0 < left["over 75 tokens"] < 11
     assert len(kept) + sum(left.values()) == len(questions)
@@ -558,7 +558,9 @@ def test_a_compiled_student_learns_the_same(student, questions, rationales, tmp_
             config,
             0,
             tmp_path / (backend or "plain"),
-            lambda: validation_scores(evaluate(student, questions[:4], "post_cot", generate=False)),
+            lambda student=student: validation_scores(
+                evaluate(student, questions[:4], "post_cot", generate=False)
+            ),
         )
         losses[backend], graphs[backend] = (
             history[["loss", "validation_label_nll"]].to_numpy(),
@@ -572,7 +574,7 @@ def test_a_compiled_student_learns_the_same(student, questions, rationales, tmp_
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile's inductor needs a C++ compiler")
 def test_inductor_compiles_what_a_study_trains(llama, questions, rationales, tmp_path, monkeypatch):
-    """The backend that a user would name: what is patched into the blocks must not be in its way."""
+    """The backend that a user would name: patches of the blocks must not be in its way."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     losses = []
     for backend in ("", "inductor"):
@@ -759,8 +761,8 @@ def test_new_controls_change_the_rationale_only(llama, questions, rationales):
         {e.id: e.label for e in questions},
     )
     donors = {
-        id: [o for o in texts if answers[o] == answers[id] and texts[o] != texts[id]]
-        for id in texts
+        own: [o for o in texts if answers[o] == answers[own] and texts[o] != texts[own]]
+        for own in texts
     }
     for e in made["other_same"]:
         text = llama.decode(of(e, RATIONALE)).strip()
