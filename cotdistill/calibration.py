@@ -11,7 +11,7 @@ from cotdistill.inference import (
     SeedPrior,
     confidence_interval,
     fit_seed_prior,
-    join_parts,
+    join_variances,
     split_variance,
     two_sided_p,
 )
@@ -107,7 +107,7 @@ def judge_simulated(
         parts = split_variance(
             values[:, a] - values[:, b], clusters, nested=design.worlds == "per_seed", guard=guard
         )
-        found.append(join_parts(parts, prior))
+        found.append(join_variances(parts, prior))
         design_effects.append(parts.design_effect)
     estimate, se, df = (
         np.stack([getattr(e, name) for e in found], -1) for name in ("estimate", "se", "df")

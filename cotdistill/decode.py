@@ -61,7 +61,7 @@ def _make_visibility(mask, positions, length: int):
 
 
 @dataclass(frozen=True)
-class Sampling:
+class TokenChoice:
     """Hold how `generate` chooses tokens and where it stops.
 
     temperature 0 is greedy; top_p and top_k as in `next_probabilities`. seeds: one per row, for a
@@ -79,7 +79,7 @@ class Sampling:
 
 
 def _choose_tokens(
-    logits: torch.Tensor, sampling: Sampling, draws: list[np.random.Generator]
+    logits: torch.Tensor, sampling: TokenChoice, draws: list[np.random.Generator]
 ) -> list[int]:
     """Choose the next token of each row, the most probable or one drawn by the row's generator."""
     if not sampling.temperature:
@@ -95,12 +95,12 @@ def generate(student, rows: list[list[int]], shared=None, **sampling):
     """Continue each row of token ids; yield (row, new ids, cut off, seconds) as rows finish.
 
     `shared` is the `prefix_cache` of ids that stand before every row and are not in it. sampling:
-    the fields of `Sampling`. A row ends at an end token (not among the new ids), at `stop`, or cut
+    the fields of `TokenChoice`. A row ends at an end token (not among the new ids), at `stop`, or cut
     off after max_new_tokens; rows that have ended leave the batch. `seconds` is the row's share of
     the steps it took part in: the shares add up to the time of all. While it runs with `shared`,
     the model's attention is `shared_prefix_attention`.
     """
-    sampling, model, clock = Sampling(**sampling), student.model, time.perf_counter()
+    sampling, model, clock = TokenChoice(**sampling), student.model, time.perf_counter()
     stop, ends = sampling.stop, {student.eos_id, *sampling.end_ids}
     length, known = max(map(len, rows)), shared[0][0].shape[2] if shared else 0
     pads = [length - len(row) for row in rows]

@@ -295,7 +295,7 @@ def _arm_knobs(ids: list[str]) -> dict[str, w.Widget]:
             max=200,
             step=0.25,
             description="amount",
-            description_tooltip="masked: the fraction hidden; kept: a number, or a fraction below 1",
+            description_tooltip="masked: the fraction hidden; kept: a number, or a share below 1",
         ),
         "order": w.Dropdown(options=["random", "most", "least"], description="order"),
         "fill": w.Dropdown(options=["filler", "delete"], description="fill"),

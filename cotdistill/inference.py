@@ -154,7 +154,7 @@ def cluster_labels(
 
 
 @dataclass(frozen=True)
-class Parts:
+class VarianceParts:
     """A mean over seeds x questions and the parts of its variance (arrays where batched).
 
     seed_variance is that of the seed means, of one seed (NaN with one seed), with `seed_df`;
@@ -221,7 +221,7 @@ def split_variance(
     *,
     nested: bool = False,
     guard: Sequence[float] = (),
-) -> Parts:
+) -> VarianceParts:
     """Split the variance of the mean of contrast tables (..., S seeds, N questions).
 
     Args:
@@ -259,7 +259,7 @@ def split_variance(
         spread = by_seed.var(-1, ddof=1)
     effect = np.divide(alone, plain, out=np.ones_like(alone), where=plain > 0)
     groups = questions if clusters is None else len(np.unique(clusters))
-    return Parts(
+    return VarianceParts(
         values.mean((-2, -1)),
         spread,
         seeds - 1,
@@ -274,7 +274,9 @@ def split_variance(
     )
 
 
-def _split_nested(values: np.ndarray, clusters: np.ndarray | None, guard: Sequence[float]) -> Parts:
+def _split_nested(
+    values: np.ndarray, clusters: np.ndarray | None, guard: Sequence[float]
+) -> VarianceParts:
     """`split_variance` where each seed has its own questions; NaN pattern equal over the batch."""
     seeds = values.shape[-2]
     known = ~np.isnan(values.reshape(-1, *values.shape[-2:])[0])
@@ -302,7 +304,7 @@ def _split_nested(values: np.ndarray, clusters: np.ndarray | None, guard: Sequen
     effect = np.divide(
         variances.sum(-1), plain.sum(-1), out=np.ones_like(squares), where=plain.sum(-1) > 0
     )
-    return Parts(
+    return VarianceParts(
         means.mean(-1),
         spread,
         seeds - 1,
@@ -397,7 +399,7 @@ def fit_seed_prior(seed_means: np.ndarray) -> SeedPrior:
 
 
 def shrink_seed_variance(
-    parts: Parts, prior: SeedPrior, squared_weights: float
+    parts: VarianceParts, prior: SeedPrior, squared_weights: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the contrast's seed variance after shrinking, and its degrees of freedom.
 
@@ -427,8 +429,8 @@ class Effect:
     covers: str = "questions and seeds"
 
 
-def join_parts(
-    parts: Parts, prior: SeedPrior | None = None, squared_weights: float = 2.0
+def join_variances(
+    parts: VarianceParts, prior: SeedPrior | None = None, squared_weights: float = 2.0
 ) -> Effect:
     """Join the seeds' and the questions' variance to one standard error.
 
@@ -575,7 +577,7 @@ def retained_share(
 
     def join(a: float, b: float) -> Effect:
         weight = float(np.array([a, b]) @ gram @ np.array([a, b]))
-        return join_parts(
+        return join_variances(
             split_variance(a * values_x + b * values_y, clusters, nested=nested), prior, weight
         )
 
@@ -670,7 +672,7 @@ def estimate_contrasts(
         # the prior is of what differs between arms: it says nothing of an arm by itself
         own = prior if abs(sum(weights.values())) < 1e-9 else SeedPrior()
         squared = float(sum(w * w for w in weights.values()))
-        effect = join_parts(parts, own, squared)
+        effect = join_variances(parts, own, squared)
         rows.append(
             dict(
                 contrast=name,

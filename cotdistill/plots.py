@@ -606,9 +606,9 @@ def _forest_legend(ax: Axes, claims: list[_ForestClaim]) -> None:
     """Explain the verdicts, dashes and margins that a forest plot shows."""
     every = [row for claim in claims for row in claim.rows]
     used = [v for v in VERDICTS if v in {row[4] for row in every} and v != "not measured"]
-    look = dict(markeredgecolor="white", markersize=7)
+    edge = dict(markeredgecolor="white", markersize=7)
     handles = [
-        Line2D([], [], color=VERDICTS[v][0], marker=VERDICTS[v][1], label=v, **look) for v in used
+        Line2D([], [], color=VERDICTS[v][0], marker=VERDICTS[v][1], label=v, **edge) for v in used
     ]
     if any(pd.notna(row[5]) and row[5] == 1 for row in every):
         dashes = dict(color="#767676", linestyle=(0, (2, 1.2)))

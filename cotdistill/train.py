@@ -550,9 +550,8 @@ def fine_tune(
     batch is cut into a slice per process, so that `batch_size` stays what an update sees however
     many there are.
 
-    Returns the history (a row per epoch: loss in nats per token over all supervised tokens, label
-    tokens, and rationale tokens with their frame; validation accuracy and label loss) and a summary
-    (best epoch, tokens trained on).
+    Returns the history (a row per epoch: loss in nats per token over all, label and rationale
+    tokens, validation accuracy and label loss) and a summary (best epoch, tokens trained on).
     """
     hooks, n, copies = Hooks(**hooks), len(passes[0]), len(passes) if arm.fresh else 1
     data = [e for one in passes[:copies] for e in one]
@@ -585,15 +584,13 @@ def fine_tune(
     finally:
         student.model.eval()
         release_memory()
-    history = pd.DataFrame(
-        [row["distil"] for row in trainer.state.log_history if "distil" in row], columns=HISTORY
-    )
+    rows = [row["distil"] for row in trainer.state.log_history if "distil" in row]
+    history = pd.DataFrame(rows, columns=HISTORY)
     best_step = trainer.state.best_global_step if select_best else trainer.state.global_step
     best = history.loc[history["step"] == best_step, "epoch"]
-    tokens = sum(len(e.ids) for one in passes[: len(history)] for e in one)
     return history, {
         "best_epoch": int(best.iloc[0]) if len(best) else int(history["epoch"].max()),
-        "train_tokens": tokens,
+        "train_tokens": sum(len(e.ids) for one in passes[: len(history)] for e in one),
     }
 
 
