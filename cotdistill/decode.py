@@ -95,9 +95,9 @@ def generate(student, rows: list[list[int]], shared=None, **sampling):
     """Continue each row of token ids; yield (row, new ids, cut off, seconds) as rows finish.
 
     `shared` is the `prefix_cache` of ids that stand before every row and are not in it. sampling:
-    the fields of `TokenChoice`. A row ends at an end token (not among the new ids), at `stop`, or cut
-    off after max_new_tokens; rows that have ended leave the batch. `seconds` is the row's share of
-    the steps it took part in: the shares add up to the time of all. While it runs with `shared`,
+    the fields of `TokenChoice`. A row ends at an end token (not among the new ids), at `stop`, or
+    cut off after max_new_tokens; rows that have ended leave the batch. `seconds` is the row's share
+    of the steps it took part in: the shares add up to the time of all. While it runs with `shared`,
     the model's attention is `shared_prefix_attention`.
     """
     sampling, model, clock = TokenChoice(**sampling), student.model, time.perf_counter()
