@@ -115,7 +115,7 @@ def judge_simulated(
     return Effect(estimate, se, df), np.stack(design_effects, -1)
 
 
-def _holm_found(p: np.ndarray, alpha: float) -> np.ndarray:
+def _apply_holm(p: np.ndarray, alpha: float) -> np.ndarray:
     """Say which claims (studies, k) Holm finds at alpha: smallest first, until one is not found."""
     count = p.shape[-1]
     order = np.argsort(p, -1)
@@ -194,10 +194,10 @@ def calibrate(
                 spread=max(design.seed_sd) / max(min(design.seed_sd), 1e-12),
                 measure=design.measure,
                 worlds=design.worlds,
-                fwer=float(_holm_found(null_p, alpha).any(-1).mean()),
+                fwer=float(_apply_holm(null_p, alpha).any(-1).mean()),
                 per_claim=float((null_p < alpha).mean()),
                 coverage=float(covered.mean()),
-                power=float(_holm_found(p, alpha)[:, 0].mean()),
+                power=float(_apply_holm(p, alpha)[:, 0].mean()),
                 alone=float((p[:, 0] < alpha).mean()),
                 half_width=float(np.median(widths)),
                 design_effect=float(clustered.mean()),

@@ -73,7 +73,7 @@ def last_good_checkpoint(folder: Path) -> str | None:
             return str(path)
         print(
             f"{path.name} of a killed run: {problem}; it is not used, training goes back to "
-            "the last whole one or the beginning",
+            "the last complete one or the beginning",
             flush=True,
         )
         shutil.rmtree(path)

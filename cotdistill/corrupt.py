@@ -140,7 +140,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _groups(student: Student, text: str, spans: list[tuple[int, int]]) -> list[int]:
+def _group_tokens(student: Student, text: str, spans: list[tuple[int, int]]) -> list[int]:
     """Return for each token the index of the span that its first visible character lies in.
 
     A token of white space goes with what follows it (at the end, with what precedes it). Renumbered
@@ -161,12 +161,12 @@ def _groups(student: Student, text: str, spans: list[tuple[int, int]]) -> list[i
 
 def word_groups(student: Student, text: str) -> list[int]:
     """Return for each token of `student.encode(text)` the index of its word, from 0, ascending."""
-    return _groups(student, text, word_spans(text))
+    return _group_tokens(student, text, word_spans(text))
 
 
 def sentence_groups(student: Student, text: str) -> list[int]:
     """Return for each token of `student.encode(text)` the index of its sentence, from 0."""
-    return _groups(student, text, sentence_spans(text))
+    return _group_tokens(student, text, sentence_spans(text))
 
 
 def unit_groups(student: Student, text: str, unit: str) -> list[int] | None:

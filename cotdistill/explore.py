@@ -51,7 +51,7 @@ STYLE = """<style>
 </style>"""
 
 
-def shown(text: str) -> str:
+def show_token(text: str) -> str:
     """Return a token as a reader sees it: a line break as ⏎, a lone space as ·."""
     return text.strip() or ("⏎" if "\n" in text else "·")
 
@@ -242,7 +242,7 @@ class _Selector:
         buttons = [
             w.ToggleButton(
                 value=i in old,
-                description=shown(self.student.decode([token])),
+                description=show_token(self.student.decode([token])),
                 tooltip=f"token {i}",
                 button_style="success" if i in old else "",
                 layout=w.Layout(width="auto", margin="2px"),
@@ -386,8 +386,7 @@ def look_at_scores(
                     ""
                     if np.isnan(one.delta)
                     else f"; sum {one.scores.sum():+.3f}, "
-                    f"{one.delta:+.3f} away from the change in "
-                    "log p(label)"
+                    f"{one.delta:+.3f} away from the change in log p(label)"
                 )
             )
 

@@ -126,7 +126,7 @@ def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
     return rows
 
 
-def _looks(arms: list[str]) -> list[tuple[str, str, str, object]]:
+def _arm_looks(arms: list[str]) -> list[tuple[str, str, str, object]]:
     """Return the look of each arm: that of its placement.
 
     An arm that differs from it (another loss, a label weight) keeps the colour, and gets a hatch,
@@ -171,7 +171,7 @@ def short(arm: str) -> str:
     return name + ("\n" + "\n".join(textwrap.wrap(detail, 13)) if detail else "")
 
 
-def _line(ax: Axes, value: float, text: str, dashes, colour: str = "#444444") -> None:
+def _draw_line(ax: Axes, value: float, text: str, dashes, colour: str = "#444444") -> None:
     """Draw a horizontal reference line, named in the legend."""
     ax.axhline(100 * value, color=colour, linestyle=dashes, linewidth=1.1, zorder=1.5, label=text)
 
@@ -191,12 +191,12 @@ def _references(
             linewidth=0,
             zorder=0.5,
         )
-        _line(ax, row["accuracy"], "label_only", LOOKS["label_only"][3], "#2B7FB5")
+        _draw_line(ax, row["accuracy"], "label_only", LOOKS["label_only"][3], "#2B7FB5")
     if chance is not None:
-        _line(ax, chance, "chance", (0, (1, 1.5)))
+        _draw_line(ax, chance, "chance", (0, (1, 1.5)))
 
 
-def _legend(ax: Axes, columns: int = 4, handles: list | None = None) -> None:
+def _place_legend(ax: Axes, columns: int = 4, handles: list | None = None) -> None:
     """Put the legend above the axes, where it covers nothing.
 
     A title belongs to the figure (fig.suptitle).
@@ -255,7 +255,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, colours: list, hatches: list, labels: li
     ax.set_ylabel("Accuracy (% of test questions)")
 
 
-def _counts(rows: pd.DataFrame) -> str:
+def _count_text(rows: pd.DataFrame) -> str:
     """Return "500 questions, 3 seeds" for an axis label: what the numbers rest on."""
     trained = rows[rows["arm"] != "zero_shot"] if (rows["arm"] != "zero_shot").any() else rows
     span = lambda c: " to ".join(f"{n:,}" for n in sorted({trained[c].min(), trained[c].max()}))
@@ -278,11 +278,11 @@ def placement_bars(
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = _axes(ax, max(4.2, 1.15 * len(rows) + 0.8))
-    looks = _looks(arms)
+    looks = _arm_looks(arms)
     _bars(ax, rows, [x[0] for x in looks], [x[1] for x in looks], [short(a) for a in arms])
     _references(ax, None, chance)
-    ax.set_xlabel(f"Training target ({_counts(rows)}; bars: 95 % interval)")
-    _legend(ax)
+    ax.set_xlabel(f"Training target ({_count_text(rows)}; bars: 95 % interval)")
+    _place_legend(ax)
     return ax
 
 
@@ -332,8 +332,8 @@ def shuffle_plot(
     ax.set_xticks(range(len(kinds)), names)
     ax.set_xlim(-0.5, len(kinds) - 0.5)
     ax.set_ylabel("Accuracy (% of test questions)")
-    ax.set_xlabel(f"Rationale in training ({_counts(accuracy)}; 95 % intervals)")
-    _legend(ax)
+    ax.set_xlabel(f"Rationale in training ({_count_text(accuracy)}; 95 % intervals)")
+    _place_legend(ax)
     return ax
 
 
@@ -385,10 +385,10 @@ def masking_curves(
     _references(ax, accuracy, chance)
     ax.set_xticks(sorted({0.0, *masked["share"]}))
     ax.set_xlabel(
-        f"Rationale tokens masked in training (%)\n{_counts(accuracy)}; bands: 95 % intervals"
+        f"Rationale tokens masked in training (%)\n{_count_text(accuracy)}; bands: 95 % intervals"
     )
     ax.set_ylabel("Accuracy (% of test questions)")
-    _legend(ax, 2)
+    _place_legend(ax, 2)
     return ax
 
 
@@ -427,8 +427,10 @@ def key_tokens_bars(
     ax = _axes(ax, max(4.6, 1.05 * len(rows) + 1.0))
     _bars(ax, rows, colours, hatches, labels)
     _references(ax, accuracy, chance)
-    ax.set_xlabel(f"Number of tokens kept, and the method ({_counts(rows)}; bars: 95 % interval)")
-    _legend(ax)
+    ax.set_xlabel(
+        f"Number of tokens kept, and the method ({_count_text(rows)}; bars: 95 % interval)"
+    )
+    _place_legend(ax)
     return ax
 
 
@@ -487,7 +489,7 @@ def learning_curves(
         }.get(measure, measure)
         + " (nats per token)"
     )
-    _legend(ax, 3 if max(map(len, arms), default=0) < 15 else 2)
+    _place_legend(ax, 3 if max(map(len, arms), default=0) < 15 else 2)
     return ax
 
 
@@ -616,7 +618,7 @@ def _forest_legend(ax: Axes, claims: list[_ForestClaim]) -> None:
     if any(claim.margin for claim in claims):
         dashes = dict(color="#444444", linestyle=(0, (3, 2)), linewidth=1)
         handles.append(Line2D([], [], label="margin", **dashes))
-    _legend(ax, 3, handles)
+    _place_legend(ax, 3, handles)
 
 
 def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
@@ -666,7 +668,7 @@ def cost_against_accuracy(
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = _axes(ax, 5.4)
-    for (arm, row), (colour, _, marker, _) in zip(rows.iterrows(), _looks(arms), strict=True):
+    for (arm, row), (colour, _, marker, _) in zip(rows.iterrows(), _arm_looks(arms), strict=True):
         value, low, high = (100 * row[c] for c in ("accuracy", "low", "high"))
         shift = mpl.transforms.ScaledTranslation(
             6 / 72 * (arms.index(arm) - (len(arms) - 1) / 2),
@@ -706,9 +708,9 @@ def cost_against_accuracy(
     )
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:g}"))
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-    ax.set_xlabel(f"Tokens generated per test question (log scale; {_counts(rows)})")
+    ax.set_xlabel(f"Tokens generated per test question (log scale; {_count_text(rows)})")
     ax.set_ylabel("Accuracy (% of test questions)")
-    _legend(ax, 3)
+    _place_legend(ax, 3)
     return ax
 
 
@@ -869,5 +871,5 @@ def deletion_curves(
                 linewidth=0,
             )
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    _legend(ax, 3)
+    _place_legend(ax, 3)
     return ax

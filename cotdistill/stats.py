@@ -62,15 +62,13 @@ def seed_table(
         if column in rows and rows[column].nunique() > 1:
             raise DataError(
                 f"arm '{arm}': predictions of several values of {column} "
-                f"({', '.join(map(str, rows[column].unique()))}); expected one study "
-                "at a time"
+                f"({', '.join(map(str, rows[column].unique()))}); expected one study at a time"
             )
     twice = rows[rows.duplicated(["seed", "id"])]
     if len(twice):
         raise DataError(
-            f"arm '{arm}', seed {twice['seed'].iloc[0]}: question "
-            f"{twice['id'].iloc[0]} is predicted "
-            f"more than once ({len(twice)} such rows); expected one row per seed and "
+            f"arm '{arm}', seed {twice['seed'].iloc[0]}: question {twice['id'].iloc[0]} is "
+            f"predicted more than once ({len(twice)} such rows); expected one row per seed and "
             "question"
         )
 
@@ -80,9 +78,8 @@ def seed_table(
         if holes.any():
             seed, question = np.argwhere(holes)[0]
             raise DataError(
-                f"arm '{arm}', seed {wide.index[seed]}: no {column} for "
-                f"{holes.sum()} of {holes.size} "
-                f"questions (first: {wide.columns[question]}); expected all seeds on "
+                f"arm '{arm}', seed {wide.index[seed]}: no {column} for {holes.sum()} of "
+                f"{holes.size} questions (first: {wide.columns[question]}); expected all seeds on "
                 "the same questions"
             )
         return wide.astype(float)
@@ -118,10 +115,9 @@ def contrast_table(
         )
         if len(only_first) or len(only_arm):
             raise DataError(
-                f"arms '{first}' and '{arm}' do not share their test questions: "
-                f"{len(only_first)} ids only "
-                f"in '{first}', {len(only_arm)} only in '{arm}' "
-                f"(first: {[*only_first, *only_arm][0]}); expected the same ids in both"
+                f"arms '{first}' and '{arm}' do not share their test questions: {len(only_first)} "
+                f"ids only in '{first}', {len(only_arm)} only in '{arm}' (first: "
+                f"{[*only_first, *only_arm][0]}); expected the same ids in both"
             )
     trained = [set(table.index) for table in tables.values() if list(table.index) != [SHARED_SEED]]
     seeds = sorted(set.intersection(*trained)) if trained else [SHARED_SEED]

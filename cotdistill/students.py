@@ -94,7 +94,7 @@ class Student:
 
     def decode(self, ids) -> str:
         """Return the text of ids as it was encoded: spaces as they are, special tokens left out."""
-        if self.adds_space:  # its decoder drops a space at the start: here none stands there
+        if self.adds_space:  # its decoder drops a space at the start: put a word before it
             ids = [*self.tokenizer(".", add_special_tokens=False)["input_ids"], *ids]
         text = self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -123,9 +123,8 @@ class Student:
                 return found[-1]
         if not found:
             raise DataError(
-                f"student '{self.name}': its tokenizer adds a space before "
-                f"{text[:40]!r} that can't be left out; "
-                "expected a tokenizer that encodes a text as it stands"
+                f"student '{self.name}': its tokenizer adds a space before {text[:40]!r} that "
+                "can't be left out; expected a tokenizer that encodes a text as it stands"
             )
         return found[0]
 
@@ -238,10 +237,9 @@ def check_config(config, name: str) -> None:
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not getattr(model_class, "_supports_sdpa", False):
         raise DataError(
-            f"student '{name}': the attention of kind {kind} "
-            f"({model_class.__name__}) is not supported: it does not run through torch's "
-            "scaled_dot_product_attention; expected a model that does, like GPT-2, Llama, Qwen or "
-            "Gemma 3"
+            f"student '{name}': the attention of kind {kind} ({model_class.__name__}) is not "
+            "supported: it does not run through torch's scaled_dot_product_attention; expected a "
+            "model that does, like GPT-2, Llama, Qwen or Gemma 3"
         )
 
 
@@ -545,9 +543,8 @@ def gguf_path(name: str) -> Path:
             return Path(module.assemble(path))
         except (OSError, ValueError, ImportError) as error:
             raise DataError(
-                f"student '{name}': {error}; expected the five wheels of one "
-                f"version: delete {path} and run: "
-                f"{entry['install']}"
+                f"student '{name}': {error}; expected the five wheels of one version: delete "
+                f"{path} and run: {entry['install']}"
             ) from None
     path = Path(spec.submodule_search_locations[0]) / entry["file"]
     if not path.is_file():

@@ -506,7 +506,7 @@ def _batch_maker(
     return collate
 
 
-def _logged_epochs(checkpoint: str | None) -> list[dict]:
+def _read_log(checkpoint: str | None) -> list[dict]:
     """Return the log of a checkpoint's trainer; empty without one."""
     if not checkpoint:
         return []
@@ -561,7 +561,7 @@ def fine_tune(
     store = {} if hooks.trunks is None else hooks.trunks
     trunk = trunk_states(student, data, config.frozen_layers, store)
     patience, checkpoint = config.patience if select_best else 0, last_good_checkpoint(folder)
-    log = _logged_epochs(checkpoint)
+    log = _read_log(checkpoint)
     if 0 < patience <= epochs_since_best(log):  # killed after it had stopped early
         arguments.num_train_epochs = sum("distil" in row for row in log)
     trainer = DistilTrainer(

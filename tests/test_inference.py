@@ -593,7 +593,7 @@ def test_simulated_studies_have_the_truth_they_say(rng):
 def test_holm_by_hand():
     p = np.array([[0.01, 0.04, 0.03], [0.02, 0.5, 0.6], [0.001, 0.02, 0.06]])
     theirs = [multipletests(row, 0.05, "holm")[0].tolist() for row in p]
-    assert calibration._holm_found(p, 0.05).tolist() == theirs
+    assert calibration._apply_holm(p, 0.05).tolist() == theirs
 
 
 STUDIES = 400

@@ -47,14 +47,14 @@ def test_packed_refuses_what_a_sliding_window_would_cut():
 
 
 def test_the_fused_call_of_a_gpu_is_the_same_attention_with_the_same_gradients():
-    from cotdistill.kernels.attention import _side_by_side, packed_attention
+    from cotdistill.kernels.attention import _attend_side_by_side, packed_attention
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 4, 12, 8, generator=generator, requires_grad=True) for _ in range(3))
     apart, _ = packed_attention(
         None, q, k, v, scaling=0.3, cu_seq_lens_q=torch.tensor([0, 1, 7, 12])
     )
-    fused = _side_by_side(q, k, v, [1, 6, 5], 0.0, 0.3)
+    fused = _attend_side_by_side(q, k, v, [1, 6, 5], 0.0, 0.3)
     torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-6)
     weights = torch.randn(fused.shape, generator=generator)
     for a, b in zip(

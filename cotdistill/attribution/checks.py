@@ -182,14 +182,14 @@ def randomisation_check(
                 "id": a.id,
                 "method": method,
                 "layers": "all" if n is None else n,
-                "rho": _correlation(sps.spearmanr, a.scores, b.scores),
+                "rho": _correlate(sps.spearmanr, a.scores, b.scores),
             }
             for a, b in zip(own, other, strict=False)
         ]
     return pd.DataFrame(rows)
 
 
-def _correlation(function, a: np.ndarray, b: np.ndarray) -> float:
+def _correlate(function, a: np.ndarray, b: np.ndarray) -> float:
     """Correlate two score lists; NaN where one is constant: there is no order to compare."""
     return (
         float("nan")
@@ -256,8 +256,7 @@ def agreement(
             y = others[x.id]
             if x.ids != y.ids:
                 raise DataError(
-                    f"question '{x.id}': {a} and {b} scored different tokens; "
-                    "expected one "
+                    f"question '{x.id}': {a} and {b} scored different tokens; expected one "
                     "rationale and one student's tokens"
                 )
             s, t = (
@@ -273,7 +272,7 @@ def agreement(
                     "id": x.id,
                     "method_a": a,
                     "method_b": b,
-                    "tau": _correlation(sps.kendalltau, s, t),
+                    "tau": _correlate(sps.kendalltau, s, t),
                     "overlap": common / size if size else float("nan"),
                     "chance": size / len(s),
                 }

@@ -4,7 +4,7 @@ The order is rationale first, as in pre_cot: a label that comes before its ratio
 on it. The sequence is prompt + " <rationale>" + "\\nAnswer:" + " <label>\\n", in the pieces a
 student is trained on, and only the rationale's embeddings move; question and label stay fixed.
 The prompt's keys and values are therefore constant: they are computed once and shared by all
-steps, which is exact (tests compare with captum on whole, uncached sequences). Occlusion and
+steps, which is exact (tests compare with captum on full, uncached sequences). Occlusion and
 deletion share more: up to the first token that they take out, the rationale is the same.
 
 Scores are in nats unless said otherwise, one per rationale token; positive means "speaks for the

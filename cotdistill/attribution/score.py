@@ -88,7 +88,7 @@ def freeze_parameters(model: torch.nn.Module):
             parameter.requires_grad_(flag)
 
 
-def _after_rationale(student: Student, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+def _embed_rest(student: Student, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the label's ids [L] and the embeddings of what stands between, [1, F + L - 1, D].
 
     These are of the frame and of the label up to its last token.
@@ -118,7 +118,7 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
     the label only, and so do, inside `last_block_at_places`, the last block's queries and MLP.
     """
     model, device = student.model, student.model.device
-    (label, tail), cache = _after_rationale(student, parts), keys_and_values(student, parts.prefix)
+    (label, tail), cache = _embed_rest(student, parts), keys_and_values(student, parts.prefix)
 
     def score(embeds: torch.Tensor) -> torch.Tensor:
         past = copy.deepcopy(cache)
@@ -191,7 +191,7 @@ def variant_logps(
     (`attention_after`). The head runs at the positions that predict the label, and so do, inside
     `last_block_at_places`, the last block's queries and MLP.
     """
-    label, tail = _after_rationale(student, parts)
+    label, tail = _embed_rest(student, parts)
     known = keys_and_values(student, parts.prefix + parts.rationale)
     first = [int(row.argmin()) if not row.all() else len(row) for row in keep]
     found = []

@@ -15,24 +15,17 @@ CLOSED = {
     "determiner": "a an the this that these those each every some any no all both either neither "
     "such another",
     "pronoun": "i you he she it we they me him her us them my your his its our their mine yours "
-    "hers ours theirs myself "
-    "yourself himself herself itself ourselves themselves who whom whose which what "
-    "one someone something anyone "
-    "anything everyone everything nobody nothing there",
+    "hers ours theirs myself yourself himself herself itself ourselves themselves who whom whose "
+    "which what one someone something anyone anything everyone everything nobody nothing there",
     "preposition": "of in to for with on at from by about as into like through after over "
-    "between out against during "
-    "without before under around among above below across behind beyond near off "
-    "onto toward towards upon "
-    "within along inside outside than up down",
+    "between out against during without before under around among above below across behind "
+    "beyond near off onto toward towards upon within along inside outside than up down",
     "conjunction": "and or but nor so yet because although though while if unless until since "
-    "whether when where why how "
-    "whereas therefore thus hence",
+    "whether when where why how whereas therefore thus hence",
     "auxiliary": "be am is are was were been being have has had having do does did can could "
-    "will would shall should may "
-    "might must cannot can't won't don't doesn't isn't aren't",
+    "will would shall should may might must cannot can't won't don't doesn't isn't aren't",
     "adverb": "not very too also only just even still more most less least often always never "
-    "here now then again rather "
-    "quite well much",
+    "here now then again rather quite well much",
 }
 WORD_CLASS = {word: name for name, words in CLOSED.items() for word in words.split()}
 SUFFIXES = [
@@ -81,8 +74,7 @@ def selected_words(
     if len(set(attribution.words)) != len(words):
         raise DataError(
             f"question '{example.id}': {len(words)} words, scores for "
-            f"{len(set(attribution.words))}; "
-            "expected the rationale that was attributed"
+            f"{len(set(attribution.words))}; expected the rationale that was attributed"
         )
     places = {
         "in_question": example.question,

@@ -160,7 +160,7 @@ def packed_attention(
             f"{sliding_window}; expected max_length below it"
         )
     if query.device.type == "cuda":  # one fused call instead of one per sequence
-        return _side_by_side(query, key, value, lengths, dropout, scaling), None
+        return _attend_side_by_side(query, key, value, lengths, dropout, scaling), None
     # split, not slices: the gradient of a split is one cat, that of each slice a full-size tensor
     # of zeros to be added
     outs = [
@@ -178,7 +178,7 @@ def packed_attention(
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
 
 
-def _side_by_side(
+def _attend_side_by_side(
     query, key, value, lengths: list[int], dropout: float, scaling: float | None
 ) -> torch.Tensor:
     """Attend as `packed_attention` does, with the sequences as rows padded at their ends.

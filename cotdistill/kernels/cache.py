@@ -15,12 +15,12 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys, self.values = (
-            self._write_after("key_buffer", self.keys, key_states),
-            self._write_after("value_buffer", self.values, value_states),
+            self._append_to_buffer("key_buffer", self.keys, key_states),
+            self._append_to_buffer("value_buffer", self.values, value_states),
         )
         return self.keys, self.values
 
-    def _write_after(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    def _append_to_buffer(self, name: str, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Write `new` after `old` and return both as one view of the named buffer.
 
         `old` [rows, heads, n, width] is a view of the buffer's first n positions. After a selection
