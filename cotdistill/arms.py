@@ -44,7 +44,7 @@ SELECTORS = (
     "tfidf",
     "frequency_matched",
 )
-# They choose tokens (1 or 0): `kept` keeps no token that was not chosen
+# These choose tokens (1 or 0): `kept` keeps no token that was not chosen
 SELECTING = ("human", "answer_words")
 
 

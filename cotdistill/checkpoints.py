@@ -10,7 +10,7 @@ from torch import nn
 
 from cotdistill.files import damaged_files, sha256
 
-# And rng_state.pth, of a single process
+# The files of a checkpoint; of a single process also rng_state.pth
 CHECKPOINT = ("trainable.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 

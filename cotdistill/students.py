@@ -202,7 +202,7 @@ def load_student(
                 "saved by save_pretrained"
             )
         local = folder.is_dir()
-        # A branch moves on: the commit it stands at counts
+        # A branch moves on, so the commit at its end counts
         at = revision or None if local else resolve_revision(path, revision or None)
         model, tokenizer = _from_pretrained(str(folder) if local else path, at, name)
         note = f"{path} at {revision}" if revision else path
@@ -393,8 +393,8 @@ def _from_pretrained(path: str, revision: str | None, name: str):
         )
     except DataError:
         raise
-    # A dozen types: no file, no network, broken JSON, cut safetensors, weights of another shape
     except Exception as error:
+        # A dozen types: no file, no network, broken JSON, cut safetensors, weights of another shape
         known, said = (
             ", ".join([*BUNDLED, *TINY]),
             (str(error).strip() or type(error).__name__).splitlines()[0][:120],
@@ -403,7 +403,7 @@ def _from_pretrained(path: str, revision: str | None, name: str):
             f"student '{name}': weights can't be loaded ({said}); expected one of "
             f"{known}, a local directory with safetensors, or a hub id with a network"
         ) from None
-    # Transformers would fill them with random numbers
+    # Transformers would fill missing weights with random numbers
     if found["missing_keys"] or found["mismatched_keys"]:
         missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
         raise DataError(
@@ -446,7 +446,8 @@ def _make_student(name, model, tokenizer, print_of, note) -> Student:
         ),
         None,
     )
-    # GPT-2, Phi and SmolLM2 name a document's end as theirs: three dots, a plain token, stand in
+    # GPT-2, Phi and SmolLM2 give the end of a document as their unknown token: three dots, a plain
+    # token, stand in
     if filler is None:
         filler = tokenizer(" ...", add_special_tokens=False)["input_ids"][-1]
         assert filler not in special
@@ -590,7 +591,7 @@ def _convert_bundled(name: str) -> Path:
         with file_lock(folder.with_name(f"{name}.lock"), f"the conversion of {name}"):
             if _is_intact_copy(folder):
                 return folder
-            # Of a killed conversion: under the lock nobody writes to it
+            # What a killed conversion left: under the lock nobody else writes to it
             for left in folder.parent.glob(f"{name}.*part"):
                 shutil.rmtree(left, ignore_errors=True)
             _write_converted(source, folder)

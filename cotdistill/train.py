@@ -215,7 +215,7 @@ class DistilTrainer(Trainer):
             if self.validate
             else {}
         )
-        # Of the epoch's last update
+        # Nobody has checked the weights that the epoch's last update made
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             self.check_loss(math.nan)
         row = {

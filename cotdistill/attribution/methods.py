@@ -285,63 +285,82 @@ def _count_words(texts: tuple[str, ...]) -> Counter:
     return Counter(form for text in texts for form in _word_forms(text))
 
 
-def _mark_selection(question: str, n: int, selections: dict | None) -> np.ndarray:
-    """Give 1 to the tokens that a person selected, else 0.
+def mark_selection(task: Task) -> dict:
+    """Give 1 to the tokens that a person selected (`selections`), else 0.
 
     Raises DataError where there is no selection, or one outside the rationale.
     """
-    if question not in (selections or {}):
+    question, n = task.example.id, len(task.parts.rationale)
+    if question not in (task.selections or {}):
         raise DataError(
             f"question '{question}': no human selection; expected a line with its id and "
             '"tokens": [...]'
         )
-    bad = [t for t in selections[question] if not 0 <= t < n]
+    chosen = task.selections[question]
+    bad = [t for t in chosen if not 0 <= t < n]
     if bad:
         raise DataError(
             f"question '{question}': selected token {bad[0]}; expected 0 to {n - 1}, this "
             "student's tokens of it"
         )
     scores = np.zeros(n)
-    scores[list(selections[question])] = 1
-    return scores
+    scores[list(chosen)] = 1
+    return {"scores": scores}
 
 
 @torch.no_grad()
-def _read_attention(student: Student, parts: Parts, method: str) -> np.ndarray:
-    """Read attention weights, or their flow through all layers ("rollout").
+def _attention_layers(task: Task) -> list[torch.Tensor]:
+    """Return each layer's attention weights, the mean over heads: [T, T], rows look at columns.
 
-    They need the eager implementation, for this one uncached pass; then the student's own is put
-    back.
+    They need the eager implementation, for this one uncached pass; then the student's own is back.
     """
-    model = student.model
-    ids = torch.tensor(
-        [parts.prefix + parts.rationale + parts.frame + parts.label[:-1]], device=model.device
-    )
+    model, parts = task.student.model, task.parts
+    ids = parts.prefix + parts.rationale + parts.frame + parts.label[:-1]
     with use_attention(model, "eager"):
         layers = model(
-            input_ids=ids, output_attentions=True, use_cache=False, logits_to_keep=1
+            input_ids=torch.tensor([ids], device=model.device),
+            output_attentions=True,
+            use_cache=False,
+            logits_to_keep=1,
         ).attentions
-    layers = [layer[0].double().mean(0) for layer in layers]  # [T, T], rows look at columns
-    if method == "attention":
-        flow = layers[-1]
-    else:
-        flow = torch.eye(ids.shape[1], dtype=torch.double, device=model.device)
-        for layer in layers:
-            flow = (
-                (layer + torch.eye(len(layer), dtype=torch.double, device=model.device)) / 2 @ flow
-            )
-    a = len(parts.prefix)
-    return flow[-len(parts.label) :, a : a + len(parts.rationale)].mean(0).cpu().numpy()
+    return [layer[0].double().mean(0) for layer in layers]
+
+
+def _attention_scores(task: Task, flow: torch.Tensor) -> dict:
+    """Read the rationale's scores off attention [T, T] at the positions that predict the label."""
+    start = len(task.parts.prefix)
+    columns = slice(start, start + len(task.parts.rationale))
+    return {"scores": flow[-len(task.parts.label) :, columns].mean(0).cpu().numpy()}
+
+
+def read_attention(task: Task) -> dict:
+    """Read the last layer's attention, its mean over heads and label positions (no sign)."""
+    return _attention_scores(task, _attention_layers(task)[-1])
+
+
+def follow_attention(task: Task) -> dict:
+    """Follow attention through all layers with the residual stream ("rollout", no sign).
+
+    Abnar and Zuidema 2020, arXiv 2005.00928.
+    """
+    layers = _attention_layers(task)
+    own = torch.eye(len(layers[0]), dtype=torch.double, device=layers[0].device)
+    flow = own
+    for layer in layers:
+        flow = (layer + own) / 2 @ flow
+    return _attention_scores(task, flow)
 
 
 @torch.no_grad()
-def _compare_embeddings(student: Student, parts: Parts) -> np.ndarray:
-    """Compare each token's embedding with the label's mean one, by cosine."""
+def compare_embeddings(task: Task) -> dict:
+    """Compare each token's embedding with the label's mean one, by cosine: the word2vec idea."""
+    student, parts = task.student, task.parts
     weight = student.model.get_input_embeddings().weight
-    # Not the closing line break
+    # Without the line break that closes the label
     visible = [i for i in parts.label if student.decode([i]).strip()] or parts.label
     target = weight[visible].double().mean(0, keepdim=True)
-    return torch.cosine_similarity(weight[parts.rationale].double(), target).cpu().numpy()
+    likeness = torch.cosine_similarity(weight[parts.rationale].double(), target)
+    return {"scores": likeness.cpu().numpy()}
 
 
 # name -> method. A new one is one entry here, and its name in arms.SELECTORS (a test keeps the two
@@ -352,27 +371,11 @@ METHODS = {
     "saliency": Method(measure_saliency),
     "occlusion": Method(occlude_tokens),
     "occlusion_word": Method(occlude_words),
-    # last layer, mean over heads and over the positions that predict the label (no sign)
-    "attention": Method(
-        lambda task: {"scores": _read_attention(task.student, task.parts, "attention")}
-    ),
-    # attention through all layers with the residual stream (Abnar and Zuidema 2020, arXiv
-    # 2005.00928)
-    "rollout": Method(
-        lambda task: {"scores": _read_attention(task.student, task.parts, "rollout")}
-    ),
-    # cosine of the token's embedding with the label's mean one: the word2vec idea
-    "embedding_similarity": Method(
-        lambda task: {"scores": _compare_embeddings(task.student, task.parts)}
-    ),
+    "attention": Method(read_attention),
+    "rollout": Method(follow_attention),
+    "embedding_similarity": Method(compare_embeddings),
     "random": Method(draw_scores, reads=""),
-    # 1 for the token positions in selections[id], else 0
-    "human": Method(
-        lambda task: {
-            "scores": _mark_selection(task.example.id, len(task.parts.rationale), task.selections)
-        },
-        reads="",
-    ),
+    "human": Method(mark_selection, reads=""),
     "answer_words": Method(mark_answer_words, reads="words"),
     "tfidf": Method(weigh_words, reads="words"),
     "frequency_matched": Method(match_frequency, reads="words"),
