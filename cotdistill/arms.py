@@ -1,5 +1,4 @@
-"""From a question, its rationale and an arm to the text a student is trained on, and back from its
-text to an option.
+"""Turn a question, its rationale and an arm into training text, and a text into an option.
 
 The prompt is the same for every arm up to its cue: "Answer:" asks for the label, "Reason:" for a
 rationale.
@@ -8,10 +7,11 @@ rationale.
     post_cot     Question … Options … Answer:| ice⏎|Reason:| <rationale><eos>
     pre_cot      Question … Options … Reason:| <rationale>|⏎Answer:| ice⏎<eos>
 
-`|` marks the borders of pieces. Each piece is tokenised by itself and the ids are joined, so the span of the label and of
-the rationale is known exactly, the label is the same tokens in every arm, and the border between
-prompt and target cannot merge. The label ends with a line break, which makes an option that is a
-prefix of another ("ice", "ice cream") a different sequence, and gives generation a place to stop.
+`|` marks the borders of pieces. Each piece is tokenised by itself and the ids are joined, so the
+span of the label and of the rationale is known exactly, the label is the same tokens in every
+arm, and the border between prompt and target cannot merge. The label ends with a line break,
+which makes an option that is a prefix of another ("ice", "ice cream") a different sequence, and
+gives generation a place to stop.
 """
 
 import math
@@ -25,10 +25,10 @@ from cotdistill.examples import LETTERS, Example, first_equal
 LABEL_FORMATS = ("text", "letter", "both")
 PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
 UNITS = ("token", "word", "sentence")
-LOSSES = ("token_mean", "balanced")  # `train.TrainConfig` says what they are
-# What can rank the tokens of a rationale. `attribute.METHODS` holds the functions, and a test keeps
-# the two equal: this list is
-# here because an arm is checked before anything heavy is imported, and attribution needs torch.
+LOSSES = ("token_mean", "balanced")  # `hyperparameters.TrainConfig` says what they are
+# What can rank the tokens of a rationale. `attribution.methods.METHODS` holds the functions, and a
+# test keeps the two equal: this list is here because an arm is checked before anything heavy is
+# imported, and attribution needs torch.
 SELECTORS = (
     "integrated_gradients",
     "input_x_gradient",
@@ -44,34 +44,40 @@ SELECTORS = (
     "tfidf",
     "frequency_matched",
 )
-# They choose tokens (1 or 0): `kept` keeps no token that was not chosen
+# These choose tokens (1 or 0): `kept` keeps no token that was not chosen
 SELECTING = ("human", "answer_words")
 
 
-def _unit(arm: "Arm") -> list[str]:
+def _unit_detail(arm: "Arm") -> list[str]:
+    """Return the unit for a label, where it is not the token."""
     return [arm.unit] if arm.unit != "token" else []
 
 
-def _masked_detail(arm: "Arm") -> list[str]:
+def _mask_detail(arm: "Arm") -> list[str]:
+    """Return what a mask's label says: share, order, fill and unit."""
     order = arm.order if arm.order == "random" else f"{arm.order}:{arm.selector}"
-    return [f"{100 * arm.amount:g}%", order] + ["delete"] * (arm.fill == "delete") + _unit(arm)
+    return (
+        [f"{100 * arm.amount:g}%", order] + ["delete"] * (arm.fill == "delete") + _unit_detail(arm)
+    )
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way to change a rationale: what it needs, and how its arms are labelled and drawn.
+    """Describe one way to change a rationale: what it needs, how its arms are named and drawn.
 
     The function that does it stands in corrupt.py, registered under the same name.
 
     fields   the fields of Arm that it reads; they enter the run's config, and so its key
-    needs    what its function is given: "rng" (a generator), "scores" (one per token, unless the selector or the order is
-             random), "label" (the words of the right answer), "corpus" (what the training rationales have in common),
-             "partner" (it takes the rationale of another question: its function chooses whose)
+    needs    what its function is given: "rng" (a generator), "scores" (one per token, unless the
+             selector or the order is random), "label" (the words of the right answer), "corpus"
+             (what the training rationales have in common), "partner" (it takes the rationale of
+             another question: its function chooses whose)
     detail   arm -> what stands in the brackets of its label
-    figure   the figure that shows it: "shuffle" (a kind beside the intact rationale), "masking" (a curve over shares; the
-             detail begins with a percentage) or "key_tokens" (a bar per number of tokens, and the method)
-    length   the number of the rationale's tokens -> how many of them are trained on, where that is not the same number;
-             for estimates of cost (the second argument is the arm)
+    figure   the figure that shows it: "shuffle" (a kind beside the intact rationale), "masking" (a
+             curve over shares; the detail begins with a percentage) or "key_tokens" (a bar per
+             number of tokens, and the method)
+    length   the number of the rationale's tokens -> how many of them are trained on, where that is
+             not the same number; for estimates of cost (the second argument is the arm)
     """
 
     fields: tuple[str, ...] = ()
@@ -82,7 +88,7 @@ class Corruption:
 
     @property
     def stage(self) -> str:
-        """The notebook that trains its arms, as `make` calls it."""
+        """Name the notebook that trains its arms, as `make` calls it."""
         return "shuffle" if self.figure == "shuffle" else "attribute"
 
 
@@ -96,14 +102,14 @@ CORRUPTIONS = {
     "masked": Corruption(
         ("unit", "amount", "order", "selector", "fill"),
         ("rng", "scores"),
-        _masked_detail,
+        _mask_detail,
         "masking",
         lambda n, arm: (1 - arm.amount) * n if arm.fill == "delete" else n,
     ),
     "kept": Corruption(
         ("unit", "amount", "selector"),
         ("rng", "scores"),
-        lambda arm: [f"{arm.amount:g}", arm.selector] + _unit(arm),
+        lambda arm: [f"{arm.amount:g}", arm.selector] + _unit_detail(arm),
         "key_tokens",
         lambda n, arm: min(arm.amount, n) if arm.amount >= 1 else arm.amount * n,
     ),
@@ -123,20 +129,24 @@ ARMS = (
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to build the training target: where the rationale stands, and what was done to it.
+    """Describe one training target: where the rationale stands, and what was done to it.
 
     placement   zero_shot (not trained) | label_only | pre_cot | post_cot
-    corruption  "" (intact) | shuffled | masked | kept | swapped | filler | other_same (the rationale of another question with
-                the same answer) | bag (as many tokens drawn from all training rationales) | length_matched (cut or repeated
-                to their median length) | no_label (the words of the answer removed); only with pre_cot or post_cot
+    corruption  "" (intact) | shuffled | masked | kept | swapped | filler | other_same (the
+                rationale of another question with the same answer) | bag (as many tokens drawn
+                from all training rationales) | length_matched (cut or repeated to their median
+                length) | no_label (the words of the answer removed); only with pre_cot or post_cot
     unit        what is moved, masked or kept: token (of the student), word or sentence
-    amount      masked: the fraction hidden, 0 to 1. kept: how many units stay, a number >= 1 or a fraction < 1
+    amount      masked: the fraction hidden, 0 to 1. kept: how many units stay, a number >= 1 or a
+                fraction < 1
     order       masked: which go first: random | most (important) | least
     selector    kept and ordered masks: the attribution that ranks the units ("random" needs none)
-    fill        masked: "filler" puts the student's filler token in the place, "delete" closes the gap
+    fill        masked: "filler" puts the student's filler token in the place, "delete" closes the
+                gap
     fresh       shuffled: a new permutation each epoch instead of one per question and seed
     label_weight  loss weight of label tokens, other tokens weigh 1
-    loss        "" is the study's; else one of LOSSES, in an arm that stands beside those of the study's main loss
+    loss        "" is the study's; else one of LOSSES, in an arm that stands beside those of the
+                study's main loss
     """
 
     placement: str
@@ -152,12 +162,12 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """The arm's field name, e.g. "post_cot_shuffled"."""
+        """Return the arm's name in the field, e.g. "post_cot_shuffled"."""
         return f"{self.placement}_{self.corruption}" if self.corruption else self.placement
 
     @property
     def label(self) -> str:
-        """Name plus what varies, e.g. "post_cot_masked[50%,random]".
+        """Return the name plus what varies, e.g. "post_cot_masked[50%,random]".
 
         The key of every table and plot.
         """
@@ -170,24 +180,23 @@ class Arm:
 
     @property
     def uses_rationale(self) -> bool:
-        """Whether its targets hold a rationale, intact or not."""
+        """Say whether its targets hold a rationale, intact or not."""
         return self.placement in ("pre_cot", "post_cot")
 
     @property
     def needs_scores(self) -> bool:
-        """Whether it keeps or masks by scores of the tokens (at random: no)."""
+        """Say whether it keeps or masks by scores of the tokens (at random: no)."""
         entry = CORRUPTIONS[self.corruption]
         by_chance = self.selector == "random" or "order" in entry.fields and self.order == "random"
         return "scores" in entry.needs and not by_chance
 
     @property
     def config(self) -> dict:
-        """The arm's part of a run's config.
+        """Return the arm's part of a run's config.
 
-        Only what its target depends on, so that equal targets share a run key.
-
-        The loss is no part of it: it stands with the other settings of the training, whether it is
-        the study's or the arm's.
+        Only what its target depends on, so that equal targets share a run key. The loss is no part
+        of it: it stands with the other settings of the training, whether it is the study's or the
+        arm's.
         """
         used = ("placement", "corruption", "label_weight", *CORRUPTIONS[self.corruption].fields)
         fields = {name: value for name, value in asdict(self).items() if name in used}
@@ -198,12 +207,12 @@ class Arm:
 
     @property
     def intact(self) -> "Arm":
-        """The arm without its corruption: what a corrupted arm is compared with."""
+        """Return the arm without its corruption: what a corrupted arm is compared with."""
         return Arm(self.placement, label_weight=self.label_weight, loss=self.loss)
 
 
 def arm_from_name(name: str, **settings) -> Arm:
-    """`"post_cot_shuffled", unit="word"` -> Arm.
+    """Make an arm of its name and settings: `"post_cot_shuffled", unit="word"`.
 
     Raises DataError for an unknown arm or an impossible setting.
     """
@@ -249,10 +258,9 @@ def arm_from_name(name: str, **settings) -> Arm:
 
 
 def corruption_of(label: str) -> str | None:
-    """The corruption of an arm by its label, "" of one without.
+    """Return the corruption that an arm's label names: "" for none, None for the label of no arm.
 
-    None for a label of no arm ("post_cot_kept[5,random]" -> "kept"). Tables and figures know arms
-    by their labels only.
+    "post_cot_kept[5,random]" -> "kept". Tables and figures know arms by their labels only.
     """
     name = label.partition("[")[0]
     if name in ("zero_shot", "label_only"):
@@ -265,10 +273,10 @@ def corruption_of(label: str) -> str | None:
 
 
 def shown_in(figure: str, label: str) -> bool:
-    """Whether a figure shows an arm.
+    """Say whether a figure shows an arm.
 
-    "placement" those without a corruption, "shuffle", "masking" and "key_tokens" those whose entry
-    in CORRUPTIONS says so.
+    "placement" shows those without a corruption; "shuffle", "masking" and "key_tokens" those whose
+    entry in CORRUPTIONS says so.
     """
     corruption = corruption_of(label)
     if not corruption:
@@ -277,22 +285,24 @@ def shown_in(figure: str, label: str) -> bool:
 
 
 def cue(placement: str) -> str:
-    """The last word of the prompt: what the student is asked to write first."""
+    """Return the last word of the prompt: what the student is asked to write first."""
     return "Reason:" if placement == "pre_cot" else "Answer:"
 
 
 def prompt_text(example: Example, placement: str, label_format: str = "text") -> str:
-    """The question, its options, and the cue.
+    """Write the question, its options, and the cue.
 
     Options carry letters only where the label is one.
     """
     marks = [f"({letter})" if label_format != "text" else "-" for letter in LETTERS]
-    options = "\n".join(f"{mark} {choice}" for mark, choice in zip(marks, example.choices))
+    options = "\n".join(
+        f"{mark} {choice}" for mark, choice in zip(marks, example.choices, strict=False)
+    )
     return f"Question: {example.question}\nOptions:\n{options}\n{cue(placement)}"
 
 
 def label_text(example: Example, option: int, label_format: str = "text") -> str:
-    """One option as the student has to write it, with the space before and the line break after."""
+    """Write one option as the student must: a space before it and a line break after it."""
     letter, text = LETTERS[option], example.choices[option]
     return {"text": f" {text}\n", "letter": f" {letter}\n", "both": f" ({letter}) {text}\n"}[
         label_format
@@ -302,10 +312,10 @@ def label_text(example: Example, option: int, label_format: str = "text") -> str
 def format_target(
     example: Example, rationale: str, arm: Arm, label_format: str = "text"
 ) -> list[tuple[str, str]]:
-    """The target of one arm as (kind, text) pieces, kind being "label", "rationale" or "frame"; the
-    end-of-sequence token follows the last piece.
+    """Return the target of one arm as (kind, text) pieces.
 
-    One branch per placement: a corruption changes the rationale, never this.
+    kind is "label", "rationale" or "frame"; the end-of-sequence token follows the last piece. One
+    branch per placement: a corruption changes the rationale, never this.
     """
     label = ("label", label_text(example, example.answer, label_format))
     if arm.placement in ("label_only", "zero_shot"):
@@ -318,12 +328,13 @@ def format_target(
     raise DataError(f"unknown placement '{arm.placement}'; expected one of {', '.join(PLACEMENTS)}")
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
+    """Return an answer as it is compared: one space between words, no case, no end marks."""
     return " ".join(text.split()).strip(" .!\"'").casefold()
 
 
 def parse_answer(text: str, choices: tuple[str, ...], label_format: str = "text") -> int | None:
-    """The option that a generated label names, or None (a parse failure, counted as wrong).
+    """Return the option that a generated label names, or None (a parse failure, counted as wrong).
 
     Only the first line counts. A match is exact up to case, white space and closing punctuation;
     two options that differ only there are told apart by the exact text, and of two equal ones the
@@ -337,22 +348,22 @@ def parse_answer(text: str, choices: tuple[str, ...], label_format: str = "text"
         if not 0 <= option < len(choices):
             return None
         rest = line[head.end() :]
-        wanted = "" if label_format == "letter" else _plain(choices[option])
-        return first_equal(choices, option) if _plain(rest) == wanted else None
+        wanted = "" if label_format == "letter" else _normalise(choices[option])
+        return first_equal(choices, option) if _normalise(rest) == wanted else None
     exact = [i for i, choice in enumerate(choices) if choice == line]
     close = exact or [
-        i for i, choice in enumerate(choices) if _plain(choice) == _plain(line) and _plain(line)
+        i
+        for i, choice in enumerate(choices)
+        if _normalise(choice) == _normalise(line) and _normalise(line)
     ]
     return close[0] if len({choices[i] for i in close}) == 1 else None
 
 
 def split_generation(text: str, placement: str) -> tuple[str, str | None]:
-    """A generated text -> (rationale, label text).
+    """Split a generated text into (rationale, label text).
 
-    The label text of pre_cot is None where no "Answer:" line came.
-
-    The first line that starts with "Answer:" decides, so a rationale that quotes "Answer:" inside a
-    line is safe.
+    The label text of pre_cot is None where no "Answer:" line came. The first line that starts with
+    "Answer:" decides, so a rationale that quotes "Answer:" inside a line is safe.
     """
     if placement != "pre_cot":
         label, _, rest = text.partition("\n")

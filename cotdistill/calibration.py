@@ -11,7 +11,7 @@ from cotdistill.inference import (
     SeedPrior,
     confidence_interval,
     fit_seed_prior,
-    join_parts,
+    join_variances,
     split_variance,
     two_sided_p,
 )
@@ -107,7 +107,7 @@ def judge_simulated(
         parts = split_variance(
             values[:, a] - values[:, b], clusters, nested=design.worlds == "per_seed", guard=guard
         )
-        found.append(join_parts(parts, prior))
+        found.append(join_variances(parts, prior))
         design_effects.append(parts.design_effect)
     estimate, se, df = (
         np.stack([getattr(e, name) for e in found], -1) for name in ("estimate", "se", "df")
@@ -115,7 +115,7 @@ def judge_simulated(
     return Effect(estimate, se, df), np.stack(design_effects, -1)
 
 
-def _holm_found(p: np.ndarray, alpha: float) -> np.ndarray:
+def _apply_holm(p: np.ndarray, alpha: float) -> np.ndarray:
     """Say which claims (studies, k) Holm finds at alpha: smallest first, until one is not found."""
     count = p.shape[-1]
     order = np.argsort(p, -1)
@@ -194,10 +194,10 @@ def calibrate(
                 spread=max(design.seed_sd) / max(min(design.seed_sd), 1e-12),
                 measure=design.measure,
                 worlds=design.worlds,
-                fwer=float(_holm_found(null_p, alpha).any(-1).mean()),
+                fwer=float(_apply_holm(null_p, alpha).any(-1).mean()),
                 per_claim=float((null_p < alpha).mean()),
                 coverage=float(covered.mean()),
-                power=float(_holm_found(p, alpha)[:, 0].mean()),
+                power=float(_apply_holm(p, alpha)[:, 0].mean()),
                 alone=float((p[:, 0] < alpha).mean()),
                 half_width=float(np.median(widths)),
                 design_effect=float(clustered.mean()),

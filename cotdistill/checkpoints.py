@@ -1,4 +1,4 @@
-"""Sealed checkpoints: what a killed run resumes from, whole or not at all."""
+"""Seal checkpoints, so that a killed run resumes from a complete one or from none."""
 
 import json
 import re
@@ -10,14 +10,14 @@ from torch import nn
 
 from cotdistill.files import damaged_files, sha256
 
-# And rng_state.pth, of a single process
+# The files of a checkpoint; of a single process also rng_state.pth
 CHECKPOINT = ("trainable.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 def seal_checkpoint(folder: Path) -> None:
     """Write the SHA-256 of a checkpoint's files into its seal.json, last.
 
-    A checkpoint without one is not whole.
+    A checkpoint without a seal is not complete.
     """
     names = [*CHECKPOINT, *(["rng_state.pth"] if (folder / "rng_state.pth").is_file() else [])]
     part = folder / "seal.part"
@@ -26,7 +26,7 @@ def seal_checkpoint(folder: Path) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of each checkpoint, the first step first."""
+    """List (step, folder) of each checkpoint, the first step first."""
     found = [
         (re.fullmatch(r"checkpoint-(\d+)", path.name), path)
         for path in folder.glob("checkpoint-*")
@@ -36,7 +36,7 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def checkpoint_problem(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint, or with the best epoch it refers to.
+    """Say what is wrong with a checkpoint, or with the best epoch it refers to.
 
     Empty where both are as they were written.
     """
@@ -63,9 +63,9 @@ def checkpoint_problem(checkpoint: Path) -> str:
 
 
 def last_good_checkpoint(folder: Path) -> str | None:
-    """The checkpoint that a killed run goes on from.
+    """Return the checkpoint that a killed run goes on from; None: it starts from the beginning.
 
-    Those that are not whole are named and deleted. None: it starts anew.
+    Damaged and incomplete checkpoints are named and deleted.
     """
     for _, path in reversed(list_checkpoints(folder)):
         problem = checkpoint_problem(path)
@@ -73,7 +73,7 @@ def last_good_checkpoint(folder: Path) -> str | None:
             return str(path)
         print(
             f"{path.name} of a killed run: {problem}; it is not used, training goes back to "
-            "the last whole one or the beginning",
+            "the last complete one or the beginning",
             flush=True,
         )
         shutil.rmtree(path)
@@ -81,7 +81,7 @@ def last_good_checkpoint(folder: Path) -> str | None:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Name -> tensor of the parameters that training changes (a tied head once)."""
+    """Return name -> tensor of the parameters that training changes (a tied head once)."""
     return {
         name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad
     }

@@ -1,21 +1,21 @@
 """Spoil a rationale: shuffle, mask, keep or fill its tokens, or swap it for another question's.
 
-Everything works on positions in the list of the student's own tokens of one rationale ("
-<rationale>", tokenised by itself), so a corruption cannot reach the question or the label. Tokens
-are grouped into units (tokens, words or sentences); what happens, happens to whole units. A word
-carries the space before it, so moved groups stay valid tokens: a shuffle keeps the multiset of ids
-exactly, though its text, tokenised again, may merge differently. Randomness comes only from the
-generator that is passed in. A permutation is drawn whole, whatever the amount: with one generator
-state, what is hidden at 25 % is also hidden at 50 %.
+Everything works on positions in the list of the student's own tokens of one rationale
+(" <rationale>", tokenised by itself), so a corruption cannot reach the question or the label.
+Tokens are grouped into units (tokens, words or sentences); what happens, happens to whole units.
+A word carries the space before it, so moved groups stay valid tokens: a shuffle keeps the
+multiset of ids exactly, though its text, tokenised again, may merge differently. Randomness comes
+only from the generator that is passed in. A permutation is drawn whole, whatever the amount: with
+one generator state, what is hidden at 25 % is also hidden at 50 %.
 
-What an arm is, `format.CORRUPTIONS` says; its function stands here, under `@changes_tokens` (of one
-rationale) or
-`@chooses_partners` (whose rationale each question gets).
+`arms.CORRUPTIONS` says what an arm is; its function stands here, under `@changes_tokens` (of one
+rationale) or `@chooses_partners` (whose rationale each question gets).
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,18 +24,24 @@ from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.students import Student
 
+# fmt: off
 # A full stop after these does not end a sentence; neither does one after a number or letter that
 # opens it ("1.", "B.").
-ABBREVIATIONS = set("e.g. i.e. etc. vs. cf. mr. mrs. ms. dr. st. no. fig. approx.".split())
+ABBREVIATIONS = {
+    "e.g.", "i.e.", "etc.", "vs.", "cf.", "mr.", "mrs.", "ms.", "dr.", "st.", "no.", "fig.",
+    "approx.",
+}
 # Words of an answer that say nothing by themselves: "a cup of tea" is about "cup" and "tea".
-FUNCTION_WORDS = set(
-    "a an the of to in on at for from by with and or is are was were be it its".split()
-)
+FUNCTION_WORDS = {
+    "a", "an", "the", "of", "to", "in", "on", "at", "for", "from", "by", "with", "and", "or", "is",
+    "are", "was", "were", "be", "it", "its",
+}
+# fmt: on
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the training rationales of a run have in common.
+    """Hold what the training rationales of a run have in common.
 
     tokens: the ids of all of them in one array, so that a uniform draw is a draw by frequency;
     length: their median number of tokens, rounded.
@@ -47,7 +53,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Given:
-    """What a function that changes tokens may use beside them.
+    """Hold what a function that changes tokens may use beside them.
 
     units: the positions of each unit's tokens; on_label: for each token whether its word is one of
     the answer's; the rest as in `corrupt_tokens`.
@@ -71,17 +77,17 @@ def changes_tokens(name: str) -> Callable:
 
 
 def chooses_partners(name: str) -> Callable:
-    """Register a function (examples, lengths, texts, rng) -> {id.
+    """Register a function (examples, lengths, texts, rng) -> {id: partner's id} as `name`.
 
-    Id of the question whose rationale it gets}.
+    The partner is the question whose rationale it gets.
     """
     return lambda function: PARTNER_CHOICES.setdefault(name, function)
 
 
 def offsets(student: Student, text: str) -> list[tuple[int, int]]:
-    """Characters [start, end) of each token of `student.encode(text)`.
+    """Return the characters [start, end) of each token of `student.encode(text)`.
 
-    The bytes of one emoji share its character.
+    The bytes of one emoji share its character. Raises DataError for a slow tokenizer.
     """
     if not student.tokenizer.is_fast:
         raise DataError(
@@ -108,17 +114,18 @@ def offsets(student: Student, text: str) -> list[tuple[int, int]]:
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Character spans of the words, a word being what stands between white space (punctuation
-    included).
+    """Return the character spans of the words.
+
+    A word is what stands between white space (punctuation included).
     """
     return [match.span() for match in re.finditer(r"\S+", text)]
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Character spans of the sentences: a word that ends with .
+    """Return the character spans of the sentences.
 
-    ! or ? (quotes and brackets may follow) closes one, unless it is an abbreviation, or a number or
-    single letter that opens the sentence.
+    A word that ends with ".", "!" or "?" (quotes and brackets may follow) closes one, unless it is
+    an abbreviation, or a number or single letter that opens the sentence.
     """
     spans, start = [], None
     for a, b in word_spans(text):
@@ -133,8 +140,8 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _groups(student: Student, text: str, spans: list[tuple[int, int]]) -> list[int]:
-    """For each token the index of the span that its first visible character lies in.
+def _group_tokens(student: Student, text: str, spans: list[tuple[int, int]]) -> list[int]:
+    """Return for each token the index of the span that its first visible character lies in.
 
     A token of white space goes with what follows it (at the end, with what precedes it). Renumbered
     from 0 without gaps.
@@ -144,7 +151,7 @@ def _groups(student: Student, text: str, spans: list[tuple[int, int]]) -> list[i
         at[a:b] = index
         at[b:] = index  # overwritten by the next span; white space is looked through below
     found = []
-    for a, b in offsets(student, text):
+    for a, _ in offsets(student, text):
         while a < len(text) and text[a].isspace():
             a += 1
         found.append(int(at[min(a, len(text))]))
@@ -153,36 +160,33 @@ def _groups(student: Student, text: str, spans: list[tuple[int, int]]) -> list[i
 
 
 def word_groups(student: Student, text: str) -> list[int]:
-    """For each token of `student.encode(text)` the index of its word, from 0, ascending."""
-    return _groups(student, text, word_spans(text))
+    """Return for each token of `student.encode(text)` the index of its word, from 0, ascending."""
+    return _group_tokens(student, text, word_spans(text))
 
 
 def sentence_groups(student: Student, text: str) -> list[int]:
-    """For each token of `student.encode(text)` the index of its sentence, from 0, ascending."""
-    return _groups(student, text, sentence_spans(text))
+    """Return for each token of `student.encode(text)` the index of its sentence, from 0."""
+    return _group_tokens(student, text, sentence_spans(text))
 
 
 def unit_groups(student: Student, text: str, unit: str) -> list[int] | None:
-    """The groups of an arm's unit: None for "token" (each token is its own)."""
+    """Return the groups of an arm's unit: None for "token" (each token is its own)."""
     return {"token": lambda *_: None, "word": word_groups, "sentence": sentence_groups}[unit](
         student, text
     )
 
 
 def rank_units(units: list[list[int]], scores: Sequence[float], n_tokens: int) -> np.ndarray:
-    """Units from the highest score to the lowest.
+    """Rank the units from the highest score to the lowest.
 
-    A unit scores the sum over its tokens, ties go to the earlier one.
-
-    Raises DataError for scores of another length (they belong to another text or tokenizer) or that
-    are not finite.
+    A unit scores the sum over its tokens; ties go to the earlier one. Raises DataError for scores
+    of another length (they belong to another text or tokenizer) or that are not finite.
     """
     scores = np.asarray(scores, dtype=float)
     if scores.shape != (n_tokens,):
         raise DataError(
-            f"{scores.size} scores for a rationale of {n_tokens} tokens; expected "
-            "one score per token, "
-            "made by this student's tokenizer"
+            f"{scores.size} scores for a rationale of {n_tokens} tokens; expected one score per "
+            "token, made by this student's tokenizer"
         )
     if not np.isfinite(scores).all():
         bad = np.flatnonzero(~np.isfinite(scores))[0]
@@ -191,9 +195,9 @@ def rank_units(units: list[list[int]], scores: Sequence[float], n_tokens: int) -
 
 
 def n_kept(amount: float, n: int) -> int:
-    """How many of n units an arm keeps.
+    """Return how many of n units an arm keeps.
 
-    A number from 1 on, or below 1 a fraction (then at least one); 0 keeps none.
+    amount is a number from 1 on, or below 1 a fraction (then at least one); 0 keeps none.
     """
     return (
         min(n, int(amount)) if amount >= 1 else max(1, round(amount * n)) if amount > 0 and n else 0
@@ -211,14 +215,14 @@ def corrupt_tokens(
     corpus: Corpus | None = None,
     on_label: Sequence[bool] | None = None,
 ) -> list[int]:
-    """Apply an arm's corruption to the tokens of one rationale and return new ids (`ids` is left
-    alone).
+    """Apply an arm's corruption to the tokens of one rationale and return new ids.
 
-    groups: each token's unit (None: every token is one); scores: one importance per token, for a
-    selector other than "random"; corpus: of the training rationales; on_label: for each token
-    whether its word is one of the answer's. What a corruption does not need is not looked at.
-    Intact rationales stay, and those of arms that take another question's: that happens between
-    questions (`choose_partners`). Raises DataError for what is missing or of another length.
+    `ids` is left alone. groups: each token's unit (None: every token is one); scores: one
+    importance per token, for a selector other than "random"; corpus: of the training rationales;
+    on_label: for each token whether its word is one of the answer's. What a corruption does not
+    need is not looked at. Intact rationales stay, and those of arms that take another question's:
+    that happens between questions (`choose_partners`). Raises DataError for what is missing or of
+    another length.
     """
     if arm.corruption not in CORRUPTIONS:
         raise DataError(
@@ -245,9 +249,8 @@ def corrupt_tokens(
         )
     if "label" in needs and (on_label is None or len(on_label) != len(ids)):
         raise DataError(
-            f"arm {arm.label}: {'no' if on_label is None else len(on_label)} marks "
-            "of the answer's words for a "
-            f"rationale of {len(ids)} tokens; expected one mark per token"
+            f"arm {arm.label}: {'no' if on_label is None else len(on_label)} marks of the answer's "
+            f"words for a rationale of {len(ids)} tokens; expected one mark per token"
         )
     if "corpus" in needs and (corpus is None or not len(corpus.tokens)):
         raise DataError(
@@ -263,7 +266,7 @@ def corrupt_tokens(
 
 @changes_tokens("shuffled")
 def shuffle_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """The units in random order, each as it is."""
+    """Put the units in random order, each as it is."""
     return [
         ids[position]
         for unit in given.rng.permutation(len(given.units))
@@ -272,7 +275,7 @@ def shuffle_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
 
 
 def order_units(ids: list[int], arm: Arm, given: Given) -> np.ndarray:
-    """The units in the order in which an arm takes them.
+    """Return the units in the order in which an arm takes them.
 
     At random, or by score (the least first, where it says so).
     """
@@ -286,7 +289,7 @@ def order_units(ids: list[int], arm: Arm, given: Given) -> np.ndarray:
 
 @changes_tokens("masked")
 def mask_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """Exactly round(amount * units) of the units hidden.
+    """Hide exactly round(amount * units) of the units.
 
     Their tokens become the filler token, or are deleted.
     """
@@ -295,16 +298,16 @@ def mask_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
         p for unit in order[: round(arm.amount * len(given.units))] for p in given.units[unit]
     }
     if arm.fill == "delete":
-        return [id for position, id in enumerate(ids) if position not in hidden]
-    return [given.filler_id if position in hidden else id for position, id in enumerate(ids)]
+        return [token for position, token in enumerate(ids) if position not in hidden]
+    return [given.filler_id if position in hidden else token for position, token in enumerate(ids)]
 
 
 @changes_tokens("kept")
 def keep_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """The `n_kept` units with the highest scores, in their order, and nothing else.
+    """Keep the `n_kept` units with the highest scores, in their order, and nothing else.
 
-    A selector that chooses tokens instead of ranking them (`format.SELECTING`) keeps none that it
-    did not choose: the others, all 0, would come in from the first on.
+    A selector that chooses tokens instead of ranking them (`arms.SELECTING`) keeps none that it did
+    not choose: the others, all 0, would come in from the first on.
     """
     chosen = order_units(ids, arm, given)[: n_kept(arm.amount, len(given.units))]
     if arm.selector in SELECTING:
@@ -318,13 +321,13 @@ def keep_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
 
 @changes_tokens("filler")
 def fill_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """As many filler tokens: the length alone is left."""
+    """Write as many filler tokens: the length alone is left."""
     return [given.filler_id] * len(ids)
 
 
 @changes_tokens("bag")
 def draw_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """As many tokens, drawn with replacement from all training rationales.
+    """Draw as many tokens, with replacement, from all training rationales.
 
     Their vocabulary by frequency, and no text.
     """
@@ -334,21 +337,21 @@ def draw_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
 
 @changes_tokens("length_matched")
 def match_length(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """The rationale cut, or repeated from its start, to the median length of the training
-    rationales: no question's rationale is longer than another's, so a gain cannot come from
-    length.
+    """Cut the rationale, or repeat it from its start, to the training rationales' median length.
+
+    No question's rationale is longer than another's, so a gain cannot come from length.
     """
     return [ids[position % len(ids)] for position in range(given.corpus.length)]
 
 
 @changes_tokens("no_label")
 def remove_label_words(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """The rationale without the answer's own words (`label_tokens`); the gaps close."""
-    return [id for id, named in zip(ids, given.on_label, strict=True) if not named]
+    """Remove the answer's own words (`label_tokens`); the gaps close."""
+    return [token for token, named in zip(ids, given.on_label, strict=True) if not named]
 
 
 def word_form(word: str) -> str:
-    """A word as it is compared.
+    """Return a word as it is compared.
 
     Lower case, no punctuation around it, no "'s" or plural "s" at its end.
     """
@@ -359,18 +362,16 @@ def word_form(word: str) -> str:
 
 
 def label_words(label: str) -> set[str]:
-    """The forms of the words of an answer that say something.
+    """Return the forms of the words of an answer that say something.
 
-    All of them, where none but function words are there.
+    All of them, where there are only function words.
     """
     forms = {form for form in map(word_form, label.split()) if form}
     return forms - FUNCTION_WORDS or forms
 
 
 def label_tokens(student: Student, text: str, label: str) -> list[bool]:
-    """For each token of `student.encode(text)` whether its word is one of the answer's
-    (`label_words`).
-    """
+    """Mark each token of `student.encode(text)` whose word is among the answer's `label_words`."""
     words, wanted = [text[a:b] for a, b in word_spans(text)], label_words(label)
     return [
         bool(words) and word_form(words[group]) in wanted for group in word_groups(student, text)
@@ -378,14 +379,14 @@ def label_tokens(student: Student, text: str, label: str) -> list[bool]:
 
 
 def dots_id(student: Student) -> int:
-    """The token that the filler arm repeats: the last one of " ..."."""
+    """Return the token that the filler arm repeats: the last one of " ..."."""
     return student.encode(" ...")[-1]
 
 
 def full_mask_as_filler(arm: Arm) -> Arm:
-    """An arm that hides everything behind filler tokens, as the filler arm.
+    """Return an arm that hides everything behind filler tokens as the filler arm.
 
-    Every other arm as it is.
+    Every other arm is returned as it is.
     """
     if (arm.corruption, arm.amount, arm.fill) != ("masked", 1, "filler"):
         return arm
@@ -393,7 +394,7 @@ def full_mask_as_filler(arm: Arm) -> Arm:
 
 
 def equal_training(student: Student, arm: Arm) -> Arm:
-    """The arm whose training this one repeats token for token; itself, where there is none.
+    """Return the arm whose training this one repeats token for token; itself, where there is none.
 
     A full mask writes the student's filler token in each place, the filler arm dots: one training,
     where the student's filler token is the dots.
@@ -402,9 +403,9 @@ def equal_training(student: Student, arm: Arm) -> Arm:
 
 
 def collect_corpus(student: Student, texts: Sequence[str]) -> Corpus:
-    """What these rationales have in common; each as a student reads it, with a space before it."""
+    """Collect what these rationales share, each as a student reads it: with a space before it."""
     rows = [student.encode(f" {text}") for text in texts if text]
-    tokens = np.array([id for row in rows for id in row], dtype=np.int64)
+    tokens = np.array([token for row in rows for token in row], dtype=np.int64)
     return Corpus(tokens, round(float(np.median([len(row) for row in rows]))) if rows else 0)
 
 
@@ -419,9 +420,7 @@ def corrupt_text(
     label: str = "",
     corpus: Corpus | None = None,
 ) -> list[int]:
-    """`corrupt_tokens` for one student.
-
-    Groups from its tokenizer, its filler token for masks, dots for the filler arm.
+    """Apply `corrupt_tokens` with one student's groups and filler token (dots for the filler arm).
 
     text: the rationale piece with its leading space; ids: `student.encode(text)`; label: the text
     of the right answer.
@@ -449,7 +448,7 @@ def choose_partners(
     texts: dict[str, str],
     rng: np.random.Generator,
 ) -> dict[str, str]:
-    """For each question the one whose rationale an arm gives it (itself: it keeps its own).
+    """Return for each question the one whose rationale an arm gives it (itself: it keeps its own).
 
     lengths: in tokens.
     """
@@ -458,20 +457,20 @@ def choose_partners(
 
 @chooses_partners("swapped")
 def swap_among_like(examples, lengths, texts, rng) -> dict[str, str]:
-    """Another question of about the same length (`swap_partners`)."""
+    """Give each question the rationale of one of about the same length (`swap_partners`)."""
     return swap_partners(lengths, rng, texts=texts)
 
 
 @chooses_partners("other_same")
 def swap_among_same_answers(examples, lengths, texts, rng) -> dict[str, str]:
-    """Another question whose right answer reads the same.
+    """Give each question the rationale of another one whose right answer reads the same.
 
-    A rationale that fits the answer, and not the question.
+    Such a rationale fits the answer, and not the question.
 
     A question whose answer no other one has keeps its own rationale. That is counted: its sequence
-    is the intact arm's, whose share every run records (`encode.unchanged_share`), notebook 04 shows,
-    and verdicts heed. So a difference from the intact arm is understated, never made up. Raises
-    DataError where no question has a partner.
+    is the intact arm's, whose share every run records (`encode.unchanged_share`), notebook 04
+    shows, and verdicts heed. So a difference from the intact arm is understated, never made up.
+    Raises DataError where no question has a partner.
     """
     same: dict[str, list[str]] = {}
     for example in sorted(examples, key=lambda example: example.id):
@@ -480,36 +479,35 @@ def swap_among_same_answers(examples, lengths, texts, rng) -> dict[str, str]:
     for ids in same.values():
         if len(ids) > 1:
             partners |= draw_cycle([ids[i] for i in rng.permutation(len(ids))], rng, texts)
-    if all(id == partner for id, partner in partners.items()):
+    if all(own == partner for own, partner in partners.items()):
         raise DataError(
             f"arm other_same: none of {len(examples)} training questions has the "
-            "answer of another one; expected "
-            "data in which answers return (a microworld does)"
+            "answer of another one; expected data in which answers return (a microworld does)"
         )
     return partners
 
 
-def _cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
-    """Each id's successor in one random cycle through all of them (Sattolo's algorithm)."""
+def _link_cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
+    """Return each id's successor in one random cycle through all of them (Sattolo's algorithm)."""
     donors = list(ids)
     for i in range(len(donors) - 1, 0, -1):
         j = int(rng.integers(i))
         donors[i], donors[j] = donors[j], donors[i]
-    return dict(zip(ids, donors))
+    return dict(zip(ids, donors, strict=True))
 
 
 def draw_cycle(
     ids: list[str], rng: np.random.Generator, texts: dict[str, str] | None = None, tries: int = 1000
 ) -> dict[str, str]:
-    """One random cycle through all ids (`_cycle`).
+    """Draw one random cycle through all ids (`_link_cycle`).
 
-    With texts, of `tries` draws the first whose neighbours never read the same, or the one in which
-    fewest do.
+    With texts: the first of `tries` draws in which no neighbours read the same, or the one in which
+    the fewest do.
     """
     fewest = len(ids) + 1
     for _ in range(tries):
-        drawn = _cycle(ids, rng)
-        same = sum(texts[id] == texts[donor] for id, donor in drawn.items()) if texts else 0
+        drawn = _link_cycle(ids, rng)
+        same = sum(texts[own] == texts[donor] for own, donor in drawn.items()) if texts else 0
         if same < fewest:
             fewest, best = same, drawn
         if not fewest:
@@ -524,7 +522,7 @@ def swap_partners(
     texts: dict[str, str] | None = None,
     tries: int = 1000,
 ) -> dict[str, str]:
-    """For each id another id whose rationale it gets.
+    """Return for each id another id whose rationale it gets.
 
     Never its own, about as long, and each given away exactly once. With texts also not one that
     reads the same, where `tries` draws find such partners.
@@ -542,6 +540,6 @@ def swap_partners(
     ids.sort(key=lengths.__getitem__)
     borders = [*range(0, max(1, len(ids) - bucket + 1), bucket), len(ids)]
     partners = {}
-    for a, b in zip(borders, borders[1:]):
+    for a, b in pairwise(borders):
         partners |= draw_cycle(ids[a:b], rng, texts, tries)
-    return {id: partners[id] for id in lengths}
+    return {question: partners[question] for question in lengths}

@@ -1,7 +1,4 @@
-"""Everything that writes tokens.
-
-Prefill, append, select and join sequences; greedy and sampled decoding; a shared prefix.
-"""
+"""Write tokens: prefill, append, select and join sequences; greedy and sampled decoding."""
 
 import time
 from contextlib import nullcontext
@@ -12,21 +9,18 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from cotdistill.elicit.prompts import STOP
-from cotdistill.kernels.attention import shared_prefix_attention
+from cotdistill.kernels.attention import use_attention
 from cotdistill.kernels.blocks import blocks_of, start_from_trunk
 from cotdistill.kernels.cache import TRUNK_CACHE_BYTES, GrowingLayer, growing_cache, stored_bytes
 from cotdistill.kernels.linear import use_prepacked_linears
 from cotdistill.students import Student
 
 
-# a local teacher
 def next_probabilities(logits, temperature: float, top_p: float, top_k: int):
-    """Sampling distribution over the next token, [rows, vocabulary] -> the same shape.
+    """Return the sampling distribution over the next token, [rows, vocabulary] like the logits.
 
     Temperature, then the top_k most probable (0: all), then the smallest set that reaches top_p.
     """
-    import torch
-
     probabilities = torch.softmax(logits.double() / temperature, -1)
     if top_k or top_p < 1:
         wanted = min(top_k or logits.shape[-1], logits.shape[-1])
@@ -38,23 +32,19 @@ def next_probabilities(logits, temperature: float, top_p: float, top_k: int):
 
 
 def prefix_cache(student, ids: list[int]):
-    """Keys and values of the shared prefix, one pair of [1, kv_heads, length, width] per layer,
-    computed in one pass.
-    """
-    from transformers.modeling_utils import AttentionInterface
+    """Compute the keys and values of the shared prefix in one pass.
 
-    AttentionInterface.register("shared_prefix", shared_prefix_attention)
+    One pair of [1, kv_heads, length, width] per layer.
+    """
     return [(layer.keys, layer.values) for layer in keys_and_values(student, ids).layers]
 
 
-def _visible(mask, positions, length: int):
-    """What each query may look at, by sliding window (None: none): see `shared_prefix_attention`.
+def _make_visibility(mask, positions, length: int):
+    """Return a function: sliding window (None: none) -> what each query may look at.
 
-    mask [rows, own] marks real own tokens (1) and padding (0); positions [rows, q] are those of the
-    queries.
+    See `shared_prefix_attention`. mask [rows, own] marks real own tokens (1) and padding (0);
+    positions [rows, q] are those of the queries; length is the prefix's.
     """
-    import torch
-
     own = length + mask.cumsum(-1) - 1
     keys = torch.cat([torch.arange(length, device=mask.device).expand(len(mask), -1), own], 1)[
         :, None, None
@@ -70,84 +60,78 @@ def _visible(mask, positions, length: int):
     return visible
 
 
-def generate(
-    student,
-    rows: list[list[int]],
-    shared=None,
-    *,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    max_new_tokens: int = 128,
-    seeds: list[int] | None = None,
-    stop: str = STOP,
-    end_ids: set[int] = frozenset(),
-):
-    """Continue each row of token ids; yields (row, new ids, cut off, seconds) as rows finish.
+@dataclass(frozen=True)
+class TokenChoice:
+    """Hold how `generate` chooses tokens and where it stops.
 
-    `shared` is the `prefix_cache` of ids that stand before every row and are not in it. A row ends at an end token (not
-    among the new ids), at `stop`, or cut off after max_new_tokens; rows that have ended leave the
-    batch. At a temperature each row draws from its own generator (`seeds`). `seconds` is the row's
-    share of the steps it took part in: shares add up to the whole. While it runs with `shared`, the
-    model's attention is `shared_prefix_attention`.
+    temperature 0 is greedy; top_p and top_k as in `next_probabilities`. seeds: one per row, for a
+    generator of its own. stop: a text that ends a row; end_ids: tokens that end it, beside the
+    student's own.
     """
-    import torch
 
-    from cotdistill.kernels.attention import use_attention
-    from cotdistill.kernels.cache import growing_cache
-    from cotdistill.kernels.linear import use_prepacked_linears
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 128
+    seeds: list[int] | None = None
+    stop: str = STOP
+    end_ids: set[int] = frozenset()
 
-    model, ends, clock = student.model, {student.eos_id, *end_ids}, time.perf_counter()
+
+def _choose_tokens(
+    logits: torch.Tensor, sampling: TokenChoice, draws: list[np.random.Generator]
+) -> list[int]:
+    """Choose the next token of each row, the most probable or one drawn by the row's generator."""
+    if not sampling.temperature:
+        return logits.argmax(-1).tolist()
+    sums = next_probabilities(logits, sampling.temperature, sampling.top_p, sampling.top_k)
+    return [
+        int(np.searchsorted(row, draw.random() * row[-1], side="right"))
+        for row, draw in zip(sums.cumsum(-1).cpu().numpy(), draws, strict=True)
+    ]
+
+
+def generate(student, rows: list[list[int]], shared=None, **sampling):
+    """Continue each row of token ids; yield (row, new ids, cut off, seconds) as rows finish.
+
+    `shared` is the `prefix_cache` of ids that stand before every row and are not in it. sampling:
+    the fields of `TokenChoice`. A row ends at an end token (not among the new ids), at `stop`, or
+    cut off after max_new_tokens; rows that have ended leave the batch. `seconds` is the row's share
+    of the steps it took part in: the shares add up to the time of all. While it runs with `shared`,
+    the model's attention is `shared_prefix_attention`.
+    """
+    sampling, model, clock = TokenChoice(**sampling), student.model, time.perf_counter()
+    stop, ends = sampling.stop, {student.eos_id, *sampling.end_ids}
     length, known = max(map(len, rows)), shared[0][0].shape[2] if shared else 0
-    inputs = torch.tensor(
-        [[student.pad_id] * (length - len(row)) + row for row in rows], device=model.device
-    )
-    mask = torch.tensor(
-        [[0] * (length - len(row)) + [1] * len(row) for row in rows], device=model.device
-    )
+    pads = [length - len(row) for row in rows]
+    inputs = [[student.pad_id] * n + row for n, row in zip(pads, rows, strict=True)]
+    mask = [[0] * n + [1] * len(row) for n, row in zip(pads, rows, strict=True)]
+    inputs, mask = (torch.tensor(x, device=model.device) for x in (inputs, mask))
     positions, cache = known + (mask.cumsum(-1) - 1).clamp(min=0), growing_cache()
     live, new, spent = list(range(len(rows))), [[] for _ in rows], [0.0] * len(rows)
-    draws = [np.random.default_rng(seed) for seed in seeds or [0] * len(rows)]
+    draws = [np.random.default_rng(seed) for seed in sampling.seeds or [0] * len(rows)]
     with (
         use_attention(model, "shared_prefix") if shared else nullcontext(),
         use_prepacked_linears(model),
     ):
-        for step in range(max_new_tokens):
-            seen = (
-                dict(prefix=shared, visible=_visible(mask, positions, known))
-                if shared
-                else dict(attention_mask=mask)
-            )
+        for step in range(sampling.max_new_tokens):
+            seen = dict(attention_mask=mask)
+            if shared:
+                seen = dict(prefix=shared, visible=_make_visibility(mask, positions, known))
             with torch.no_grad():
-                hidden = model.base_model(
-                    input_ids=inputs,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    **seen,
-                ).last_hidden_state
+                batch = dict(input_ids=inputs, position_ids=positions, past_key_values=cache)
+                hidden = model.base_model(**batch, use_cache=True, **seen).last_hidden_state
                 logits = next_token_logits(model, hidden[:, -1])
-            if temperature:
-                sums = (
-                    next_probabilities(logits, temperature, top_p, top_k).cumsum(-1).cpu().numpy()
-                )
-                chosen = [
-                    int(np.searchsorted(row, draws[i].random() * row[-1], side="right"))
-                    for row, i in zip(sums, live)
-                ]
-            else:
-                chosen = logits.argmax(-1).tolist()
+            chosen = _choose_tokens(logits, sampling, [draws[i] for i in live])
             now, keep = time.perf_counter(), []
             for i in live:
                 spent[i] += (now - clock) / len(live)
             clock = now
-            for slot, (i, token) in enumerate(zip(live, chosen)):
+            for slot, (i, token) in enumerate(zip(live, chosen, strict=True)):
                 ended = token in ends
                 new[i] += [] if ended else [token]
-                stopped = (
-                    not ended and bool(stop) and stop in student.decode(new[i][-len(stop) - 2 :])
-                )
-                if ended or stopped or step + 1 == max_new_tokens:
+                stopped = not ended and stop and stop in student.decode(new[i][-len(stop) - 2 :])
+                if ended or stopped or step + 1 == sampling.max_new_tokens:
                     yield i, new[i], not (ended or stopped), spent[i]
                 else:
                     keep.append(slot)
@@ -164,13 +148,12 @@ def generate(
 
 @dataclass
 class Decoding:
-    """A batch of B sequences in mid-air.
+    """Hold B sequences that are being decoded.
 
-    The cache of keys and values, which of its L slots are real, where each sequence is (its number
-    of real tokens), and the logits of its next token.
-
-    Sequences end at different times; slots that a sequence does not use are marked unreal, so
-    pieces can be appended to some sequences only, and sequences of different lengths can be joined.
+    The cache of keys and values, which of its L slots are real, the number of real tokens of each
+    sequence, and the logits of its next token. Sequences end at different times; slots that a
+    sequence does not use are marked unreal, so tokens can be appended to some sequences only, and
+    sequences of different lengths can be joined.
     """
 
     cache: object
@@ -179,11 +162,14 @@ class Decoding:
     logits: torch.Tensor  # [B, V]
 
 
-def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inputs) -> torch.Tensor:
-    """The last hidden states of a pass, [B, L, width].
+def run_blocks(
+    student: Student, trunk: tuple[int, dict] | None, key: tuple, **inputs
+) -> torch.Tensor:
+    """Return the last hidden states of a pass, [B, L, width].
 
-    trunk: (frozen blocks, store): where the store knows what these blocks made of this very batch,
-    the pass starts above them (and their part of the cache stays empty), else it is put there.
+    trunk: (frozen blocks, store). Where the store holds what these blocks made of this batch, the
+    pass starts above them (and their part of the cache stays empty); else they run, and the store
+    keeps their output. key: what the batch is known by in the store.
     """
     model = student.model
     if not trunk:
@@ -204,7 +190,8 @@ def _hidden(student: Student, trunk: tuple[int, dict] | None, key: tuple, **inpu
     return found
 
 
-def _prompts_key(prompts: list[list[int]]) -> tuple:
+def prompts_key(prompts: list[list[int]]) -> tuple:
+    """Return the key of a batch of prompts in a store of frozen blocks' outputs."""
     return "prompts", tuple(map(tuple, prompts))
 
 
@@ -214,7 +201,7 @@ def prefill(
 ) -> Decoding:
     """Run the prompts, padded on the left to one length.
 
-    With `trunk` (see `_hidden`) nothing can be fed to the result, only options be scored.
+    With `trunk` (see `run_blocks`) no tokens can be appended to the result; only options be scored.
     """
     device, longest = student.model.device, max(map(len, sequences))
     ids = torch.full((len(sequences), longest), student.pad_id)
@@ -223,10 +210,10 @@ def prefill(
         ids[row, longest - len(sequence) :] = torch.tensor(sequence)
         real[row, longest - len(sequence) :] = True
     positions, cache = (real.cumsum(1) - 1).clamp(min=0), growing_cache()
-    hidden = _hidden(
+    hidden = run_blocks(
         student,
         trunk,
-        _prompts_key(sequences),
+        prompts_key(sequences),
         input_ids=ids.to(device),
         attention_mask=real.to(device),
         position_ids=positions.to(device),
@@ -240,9 +227,9 @@ def prefill(
 def append_tokens(
     student: Student, state: Decoding, tokens: torch.Tensor, real: torch.Tensor
 ) -> None:
-    """Append tokens [B, k] (left-aligned.
+    """Append tokens [B, k] to every sequence, in place.
 
-    `real` [B, k] says which count) to every sequence, in place.
+    They are left-aligned; `real` [B, k] says which of them count.
     """
     device = student.model.device
     positions = state.lengths[:, None] + (real.cumsum(1) - 1).clamp(min=0)
@@ -263,7 +250,7 @@ def append_tokens(
 
 
 def select_rows(state: Decoding, rows: list[int]) -> Decoding:
-    """Some of the sequences, with a cache of their own."""
+    """Return some of the sequences, with a cache of their own."""
     index, cache = torch.tensor(rows), growing_cache()
     for layer in state.cache.layers:
         mine = GrowingLayer()
@@ -273,13 +260,13 @@ def select_rows(state: Decoding, rows: list[int]) -> Decoding:
 
 
 def concat_rows(states: list[Decoding], order: list[int]) -> Decoding:
-    """Sequences of several batches as one, row i being number order[i] of theirs in turn.
+    """Join sequences of several batches into one.
 
-    Shorter caches get unreal slots.
+    Row i is number order[i] of all of them, in the order given. Shorter caches get unreal slots.
     """
     width, index, cache = max(s.real.shape[1] for s in states), torch.tensor(order), growing_cache()
     longer = lambda part: torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[2]))
-    for layers in zip(*(s.cache.layers for s in states)):
+    for layers in zip(*(s.cache.layers for s in states), strict=False):
         mine = GrowingLayer()
         mine.update(
             torch.cat([longer(layer.keys) for layer in layers])[index],
@@ -298,7 +285,7 @@ def concat_rows(states: list[Decoding], order: list[int]) -> Decoding:
 
 
 def line_ids(student: Student) -> set[int]:
-    """Every token that breaks the line.
+    """Return every token that breaks the line.
 
     Tokenizers also have ones for two breaks, or for a break after a full stop.
     """
@@ -313,20 +300,17 @@ def line_ids(student: Student) -> set[int]:
 def decode_greedily(
     student: Student, state: Decoding, limit: int, stop: list[int] | set[int]
 ) -> tuple[list[list[int]], Decoding]:
-    """Decode until the ids end with the sequence `stop` or a member of the set `stop` (included),
-    the end of the sequence (left out), or `limit` tokens.
+    """Decode each sequence until its stop, its end, or `limit` tokens.
 
-    Returns what each sequence wrote and the state after it; `state` is used up.
+    A sequence stops where its ids end with the sequence `stop` or with a member of the set `stop`
+    (included); the end-of-sequence token is left out. Returns what each sequence wrote and the
+    state after it; the state that was passed in must not be used again.
 
     Sequences that have ended leave the batch, an eighth of it at a time (a selection copies the
     cache).
     """
-    live, written, parked, order = (
-        list(range(len(state.lengths))),
-        [[] for _ in state.lengths],
-        [],
-        [],
-    )
+    live, written = list(range(len(state.lengths))), [[] for _ in state.lengths]
+    parked, order = [], []
     going = torch.ones(len(live), dtype=torch.bool)
     with use_prepacked_linears(student.model):
         for _ in range(limit):
@@ -335,18 +319,11 @@ def decode_greedily(
             if not going.any():
                 break
             if (~going).sum() >= max(1, len(live) // 8):
-                out, stay = (
-                    (~going).nonzero().flatten().tolist(),
-                    going.nonzero().flatten().tolist(),
-                )
+                out, stay = (x.nonzero().flatten().tolist() for x in (~going, going))
                 parked.append(select_rows(state, out))
                 order += [live[slot] for slot in out]
-                state, live, token, going = (
-                    select_rows(state, stay),
-                    [live[slot] for slot in stay],
-                    token[stay],
-                    going[stay],
-                )
+                state, live = select_rows(state, stay), [live[slot] for slot in stay]
+                token, going = token[stay], going[stay]
             append_tokens(student, state, token[:, None], going[:, None].clone())
             for slot in going.nonzero().flatten().tolist():
                 mine = written[live[slot]]
@@ -359,8 +336,9 @@ def decode_greedily(
 
 
 def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """The model's head on hidden states [n, width] -> float32 logits [n, vocabulary], capped where
-    the model caps them.
+    """Apply the model's head: hidden states [n, width] -> float32 logits [n, vocabulary].
+
+    The logits are capped where the model caps them.
     """
     logits = model.get_output_embeddings()(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
@@ -368,7 +346,7 @@ def next_token_logits(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Ten
 
 
 def keys_and_values(student: Student, ids: list[int]) -> Cache:
-    """Those of a text's tokens, computed in one pass.
+    """Compute the keys and values of a text's tokens in one pass.
 
     Full length in every layer (also where a model's window slides), so that they can be cut.
     """

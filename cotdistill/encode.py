@@ -1,4 +1,4 @@
-"""From questions and an arm to token ids: pieces, their kinds, which questions fit, packed batches."""
+"""Turn questions and an arm into token ids and kinds, and pack them into batches."""
 
 import hashlib
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ KINDS = {"label": LABEL, "rationale": RATIONALE, "frame": FRAME}
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training sequence.
+    """Hold one training sequence.
 
     Token ids, and for each token what it is (PROMPT, LABEL, RATIONALE, FRAME).
     """
@@ -33,11 +33,12 @@ class Encoded:
     kinds: tuple[int, ...]
 
 
-def example_rng(id: str, *numbers: int) -> np.random.Generator:
-    """A generator that depends on the question's id and the numbers (seed, epoch), never on its
-    place in a list.
+def example_rng(question: str, *numbers: int) -> np.random.Generator:
+    """Return a generator that depends on the question's id and the numbers (seed, epoch).
+
+    It never depends on the question's place in a list.
     """
-    digest = hashlib.sha256(id.encode()).digest()
+    digest = hashlib.sha256(question.encode()).digest()
     return np.random.default_rng([int.from_bytes(digest[:8], "little"), *numbers])
 
 
@@ -53,10 +54,9 @@ def encode(
 ) -> Encoded:
     """Tokenise prompt and target piece by piece and join the ids.
 
-    Corrupt the rationale's own tokens on the way.
-
-    scores: one importance per rationale token, for arms that keep or mask by a selector; corpus:
-    what the training rationales have in common, for arms that need it.
+    The rationale's own tokens are corrupted on the way. scores: one importance per rationale token,
+    for arms that keep or mask by a selector; corpus: what the training rationales have in common,
+    for arms that need it.
     """
     prompt = student.bos_ids + student.encode(prompt_text(example, arm.placement, label_format))
     ids, kinds = list(prompt), [PROMPT] * len(prompt)
@@ -81,27 +81,27 @@ def encode_all(
     epochs: int = 1,
     scores: dict | None = None,
 ) -> list[list[Encoded]]:
-    """The training sequences of an arm, one list per epoch (the same list again unless the arm is
-    `fresh`).
+    """Return the training sequences of an arm, one list per epoch.
 
-    Where an arm takes another question's rationale, its function in corrupt.py chooses whose.
+    It is the same list again unless the arm is `fresh`. Where an arm takes another question's
+    rationale, its function in corrupt.py chooses whose. Raises DataError for a question without
+    scores.
     """
     texts = {e.id: rationales[e.id].text if arm.uses_rationale else "" for e in examples}
     needs = CORRUPTIONS[arm.corruption].needs
     if "partner" in needs:
-        lengths = {id: len(student.encode(f" {text}")) for id, text in texts.items()}
+        lengths = {question: len(student.encode(f" {text}")) for question, text in texts.items()}
         partners = corrupt.choose_partners(
             arm, examples, lengths, texts, np.random.default_rng([seed, 7])
         )
-        texts = {id: texts[partners[id]] for id in texts}
+        texts = {question: texts[partners[question]] for question in texts}
     corpus = corrupt.collect_corpus(student, list(texts.values())) if "corpus" in needs else None
     if scores is not None:
         missing = [e.id for e in examples if e.id not in scores]
         if missing:
             raise DataError(
-                f"arm {arm.label}: no attribution scores for {len(missing)} "
-                f"questions, first '{missing[0]}'; "
-                "expected a score file of this study's training questions"
+                f"arm {arm.label}: no attribution scores for {len(missing)} questions, first "
+                f"'{missing[0]}'; expected a score file of this study's training questions"
             )
     passes = [
         [
@@ -131,11 +131,11 @@ def unchanged_share(
     label_format: str,
     seed: int,
 ) -> float:
-    """The share (0..1) of an arm's training sequences, of its first epoch, that its corruption
-    leaves as they are: 15 tokens kept of a rationale of 12, the sentences of a rationale of one
-    sentence shuffled.
+    """Return the share (0..1) of an arm's training sequences that its corruption leaves alone.
 
-    Where it is high, the arm can hardly differ from its intact one.
+    For example 15 tokens kept of a rationale of 12, or the sentences of a rationale of one sentence
+    shuffled. The sequences of the first epoch are counted. Where the share is high, the arm can
+    hardly differ from its intact one.
     """
     plain = encode_all(student, examples, rationales, arm.intact, label_format, seed)[0]
     return float(np.mean([a.ids == b.ids for a, b in zip(passes[0], plain, strict=True)]))
@@ -148,12 +148,10 @@ def usable_questions(
     label_format: str,
     max_length: int,
 ) -> tuple[list[Example], dict[str, int]]:
-    """The training questions every arm can use.
+    """Choose the training questions that every arm can use.
 
-    With a rationale, and at most `max_length` tokens in every placement.
-
-    Returns them and a count of what was left out and why; the same questions go to every arm,
-    label_only too.
+    They have a rationale, and at most `max_length` tokens in every placement. Returns them and a
+    count of what was left out and why; the same questions go to every arm, label_only too.
     """
     kept, left = [], {"no rationale": 0, f"over {max_length} tokens": 0}
     for example in examples:
@@ -168,7 +166,7 @@ def usable_questions(
 
 
 def training_length(student: Student, example: Example, rationale: str, label_format: str) -> int:
-    """Tokens of a question's longest training text, over the placements of its rationale."""
+    """Return the tokens of a question's longest training text, over its rationale's placements."""
     return max(
         len(encode(student, example, rationale, Arm(p), label_format).ids)
         for p in ("pre_cot", "post_cot")
@@ -176,14 +174,14 @@ def training_length(student: Student, example: Example, rationale: str, label_fo
 
 
 def length_to_keep(lengths: list[int], share: float = 0.99) -> int:
-    """The smallest `max_length` that keeps at least this share of these lengths, in tokens."""
+    """Return the smallest `max_length`, in tokens, that keeps at least this share of lengths."""
     return sorted(lengths)[max(0, -(-len(lengths) * round(1000 * share) // 1000) - 1)]
 
 
 def check_labels(
     student: Student, examples: list[Example], label_format: str, max_label_tokens: int
 ) -> None:
-    """Every option must fit into what generation may write for a label.
+    """Check that every option fits into what generation may write for a label.
 
     Raises DataError naming the first that doesn't.
     """
@@ -192,14 +190,13 @@ def check_labels(
             n = len(student.encode(label_text(example, option, label_format)))
             if n > max_label_tokens:
                 raise DataError(
-                    f"question '{example.id}': option {option + 1} is {n} tokens "
-                    "long; expected at most "
-                    f"max_label_tokens = {max_label_tokens}"
+                    f"question '{example.id}': option {option + 1} is {n} tokens long; "
+                    f"expected at most max_label_tokens = {max_label_tokens}"
                 )
 
 
 def choose_train(examples: list[Example], size: int, seed: int) -> list[Example]:
-    """`size` of the questions (all, where 0), drawn without replacement by the seed.
+    """Draw `size` of the questions (all, where 0) without replacement, by the seed.
 
     Raises DataError if there are fewer.
     """
@@ -215,15 +212,14 @@ def choose_train(examples: list[Example], size: int, seed: int) -> list[Example]
 def pack_batch(
     batch: list[Encoded], arm_weight: float = 1.0, rationale_weight: float = 1.0
 ) -> dict[str, torch.Tensor]:
-    """Lay sequences end to end.
+    """Lay sequences end to end in one row.
 
-    input_ids, position_ids, labels [1, T]; cu_seq_lens [n + 1]; weights, kinds [S] of the S
-    supervised tokens. labels[t] is the token that follows input_ids[t] in its sequence, or -100
-    where nothing is learnt from it: a sequence's last token follows, nothing follows it, and so it
-    is no input.
+    Returns input_ids, position_ids, labels [1, T]; cu_seq_lens_q [n + 1]; weights, kinds [S] of the
+    S supervised tokens. labels[t] is the token that follows input_ids[t] in its sequence, or -100
+    where nothing is learnt from it. A sequence's last token is no input, for nothing follows it.
 
-    T is a multiple of ROWS: up to ROWS - 1 tokens that nothing is learnt from end it, a sequence of
-    their own (cu_seq_lens: [n + 2]).
+    T is a multiple of ROW_MULTIPLE: up to ROW_MULTIPLE - 1 tokens that nothing is learnt from end
+    the row, as a sequence of their own (then cu_seq_lens_q is [n + 2]).
     """
     lengths = [len(e.ids) - 1 for e in batch]
     fill = -sum(lengths) % ROW_MULTIPLE
@@ -248,19 +244,18 @@ def pack_batch(
 def loss_shares(
     weights: torch.Tensor, is_label: torch.Tensor, counts: torch.Tensor, loss: str, other: float
 ) -> torch.Tensor:
-    """What each supervised token's cross-entropy is multiplied with, [S].
+    """Return what each supervised token's cross-entropy is multiplied with, [S].
 
-    The loss is the sum of the products.
-
-    weights [S]: of label tokens the arm's label_weight, of others rationale_weight. counts: (label
-    tokens, other tokens) of the whole effective batch: all that an update sees, over gradient
-    accumulation and the processes of a torchrun. So a question with a long rationale counts for
-    more tokens, as it does in HF's mean.
+    The loss is the sum of the products. weights [S]: of label tokens the arm's label_weight, of
+    others rationale_weight. counts: (label tokens, other tokens) of the whole effective batch: all
+    that an update sees, over gradient accumulation and the processes of a torchrun. So a question
+    with a long rationale counts for more tokens, as it does in HF's mean.
 
     token_mean  weight / (all supervised tokens).
-    balanced    weight / (label tokens) for the label, other * weight / (other tokens) for the rest. Others are the rationale
-                and the frame ("Reason:", "\nAnswer:", the end of the sequence), whatever an arm makes of the rationale. The
-                label's term is then the same in every arm; Hsieh et al. 2023 (arXiv 2305.02301) weigh two tasks so. For
+    balanced    weight / (label tokens) for the label, other * weight / (other tokens) for the
+                rest. Others are the rationale and the frame ("Reason:", "\\nAnswer:", the end of
+                the sequence), whatever an arm makes of the rationale. The label's term is then the
+                same in every arm; Hsieh et al. 2023 (arXiv 2305.02301) weigh two tasks so. For
                 label_only `other` is 0 (`other_weight`).
     """
     if loss == "token_mean":
@@ -270,7 +265,7 @@ def loss_shares(
 
 
 def other_weight(arm: Arm, config: TrainConfig) -> float:
-    """The weight (lambda) of the mean over other tokens in a balanced loss.
+    """Return the weight (lambda) of the mean over other tokens in a balanced loss.
 
     0 for label_only, whose only other token is the end of the sequence: alone it would weigh as
     much as all of a rationale, and nothing that is measured depends on it (an answer ends with its
@@ -280,9 +275,9 @@ def other_weight(arm: Arm, config: TrainConfig) -> float:
 
 
 def label_share(sequences: list[Encoded], arm: Arm, config: TrainConfig) -> float:
-    """The label's share (0..1) of the loss of an arm, as a sum of weights.
+    """Return the label's share (0..1) of an arm's loss, as a sum of weights.
 
-    What it is where every token's cross-entropy is equal.
+    It is the label's share where every token's cross-entropy is equal.
     """
     kinds = torch.tensor([kind for e in sequences for kind in e.kinds if kind != PROMPT])
     is_label = kinds == LABEL

@@ -1,17 +1,18 @@
-"""What a student answers: generated and forced-choice accuracy, question by question.
+"""Read what a student answers: generated and forced choice, question by question.
 
-Both are read from the same pass. The prompt runs once; its keys and values then serve the scores of
-all options and the greedy answer. label_only and post_cot stop once the label is out (that is claim
-1's point: no reasoning at test time); pre_cot first writes its own rationale, and its options are
-scored after that rationale. Scoring the options has already asked the student for its most probable
-token after each of their tokens, so a greedy answer that is one of the options needs no further
-step: only an answer that leaves them is decoded token by token.
+Both come from the same pass. The prompt runs once; its keys and values then serve the scores of
+all options and the greedy answer. label_only and post_cot stop once the label is out (that is
+claim 1's point: no reasoning at test time); pre_cot first writes its own rationale, and its
+options are scored after that rationale. Scoring the options has already asked the student for its
+most probable token after each of their tokens, so a greedy answer that is one of the options
+needs no further step: only an answer that leaves them is decoded token by token.
 
-Runs whose lower blocks are frozen share what these make of prompts and options (`trunk`): they are
-passed once per study.
+Runs whose lower blocks are frozen share what these make of prompts and options (`trunk`): they
+are passed once per study.
 """
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,13 +20,13 @@ import torch
 from cotdistill.arms import label_text, parse_answer, prompt_text
 from cotdistill.decode import (
     Decoding,
-    _hidden,
-    _prompts_key,
     append_tokens,
     decode_greedily,
     line_ids,
     next_token_logits,
     prefill,
+    prompts_key,
+    run_blocks,
     select_rows,
 )
 from cotdistill.examples import Example, first_equal
@@ -35,7 +36,93 @@ from cotdistill.students import Student
 
 
 def _options_key(prompts: list[list[int]], options: list[list[list[int]]]) -> tuple:
+    """Return the key of prompts and their options in a store of frozen blocks' outputs."""
     return "options", tuple(map(tuple, prompts)), tuple(tuple(map(tuple, row)) for row in options)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Hold what bounds an evaluation: tokens written, and questions in a batch.
+
+    max_new_tokens: of a student's own rationale; max_label_tokens: of an answer. batch_size changes
+    speed and memory only.
+    """
+
+    max_new_tokens: int = 96
+    max_label_tokens: int = 24
+    batch_size: int = 32
+
+
+def _lay_out_options(
+    student: Student, state: Decoding, options: list[list[list[int]]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lay the options of each question end to end, without their last tokens, in rows of W.
+
+    Returns the ids, the token that follows each (its probability is asked), positions and what is
+    real, all [B, W]; and [B, W, W]: what each may look at among these.
+    """
+    width = max(sum(len(option) - 1 for option in row) for row in options)
+    shape = (len(options), width)
+    ids = torch.full(shape, student.pad_id)
+    following, positions = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+    real = torch.zeros(shape, dtype=torch.bool)
+    own = torch.eye(width, dtype=torch.bool).repeat(len(options), 1, 1)
+    for row, choices in enumerate(options):
+        at = 0
+        for option in choices:
+            n = len(option) - 1
+            ids[row, at : at + n] = torch.tensor(option[:-1])
+            following[row, at : at + n] = torch.tensor(option[1:])
+            positions[row, at : at + n] = state.lengths[row] + torch.arange(n)
+            real[row, at : at + n] = True
+            own[row, at : at + n, at : at + n] = torch.ones(n, n, dtype=torch.bool).tril()
+            at += n
+    return ids, following, positions, real, own
+
+
+def _score_following(
+    student: Student,
+    state: Decoding,
+    options: list[list[list[int]]],
+    trunk: tuple[int, dict] | None,
+    key: tuple,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log p of each option's tokens but the first, and the most probable tokens.
+
+    Both [B, W], with the options of a question end to end (`_lay_out_options`).
+    """
+    device, prefix = student.model.device, state.real.shape[1]
+    ids, following, positions, real, own = _lay_out_options(student, state, options)
+    width = ids.shape[1]
+    logps, best = torch.zeros(ids.shape), torch.zeros(ids.shape, dtype=torch.long)
+    if not width:
+        return logps, best
+    mask = torch.cat([state.real[:, None].expand(-1, width, -1), own], 2)[:, None]
+    least = torch.finfo(student.model.dtype).min
+    bias = torch.zeros(mask.shape, dtype=student.model.dtype).masked_fill(~mask, least)
+    hidden = run_blocks(
+        student,
+        trunk,
+        key,
+        input_ids=ids.to(device),
+        attention_mask=bias.to(device),
+        position_ids=positions.to(device),
+        past_key_values=state.cache,
+        use_cache=True,
+    )
+    for layer in state.cache.layers:
+        if layer.is_initialized:
+            layer.crop(-width)
+    assert state.cache.layers[-1].get_seq_length() == prefix
+    # The head runs where something is asked, a few hundred places at a time: all logits at once
+    # would be gigabytes
+    asked, wanted = hidden[real.to(device)].split(256), following[real].to(device).split(256)
+    found = [
+        _read_logits(next_token_logits(student.model, part), tokens)
+        for part, tokens in zip(asked, wanted, strict=True)
+    ]
+    logps[real], best[real] = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return logps, best
 
 
 @torch.no_grad()
@@ -46,68 +133,16 @@ def score_options(
     trunk: tuple[int, dict] | None = None,
     prompts: list[list[int]] = (),
 ) -> tuple[list[list[float]], list[list[int] | None]]:
-    """log p(option | sequence so far) in nats, the sum over its tokens, for each question's
-    options; and the greedy continuation where it is one of them or ends at once (None: it is
-    neither, decode it).
+    """Score each question's options, and read its greedy answer where that is one of them.
+
+    A score is log p(option | sequence so far) in nats, the sum over the option's tokens. The greedy
+    answer is an option's ids, [] where it ends at once, or None: it is neither, decode it.
 
     All options of a question run in one row after its cached prefix, without their last tokens
     (nothing is asked of these); a mask lets each see the prefix and itself only. The cache is left
     as it was. trunk: as in `prefill`; prompts: what that was given.
     """
-    device, prefix = student.model.device, state.real.shape[1]
-    width = max(sum(len(option) - 1 for option in row) for row in options)
-    ids = torch.full((len(options), width), student.pad_id)
-    positions, real = (
-        torch.zeros(len(options), width, dtype=torch.long),
-        torch.zeros(len(options), width, dtype=torch.bool),
-    )
-    # The token whose probability is asked at each place
-    following = torch.zeros(len(options), width, dtype=torch.long)
-    own = torch.eye(width, dtype=torch.bool).repeat(len(options), 1, 1)
-    for row, choices in enumerate(options):
-        at = 0
-        for option in choices:
-            n = len(option) - 1
-            ids[row, at : at + n], following[row, at : at + n] = (
-                torch.tensor(option[:-1]),
-                torch.tensor(option[1:]),
-            )
-            positions[row, at : at + n] = state.lengths[row] + torch.arange(n)
-            real[row, at : at + n] = True
-            own[row, at : at + n, at : at + n] = torch.ones(n, n, dtype=torch.bool).tril()
-            at += n
-    logps, best = (
-        torch.zeros(len(options), width),
-        torch.zeros(len(options), width, dtype=torch.long),
-    )
-    if width:
-        mask = torch.cat([state.real[:, None].expand(-1, width, -1), own], 2)[:, None]
-        bias = torch.zeros(mask.shape, dtype=student.model.dtype).masked_fill(
-            ~mask, torch.finfo(student.model.dtype).min
-        )
-        hidden = _hidden(
-            student,
-            trunk,
-            _options_key(prompts, options),
-            input_ids=ids.to(device),
-            attention_mask=bias.to(device),
-            position_ids=positions.to(device),
-            past_key_values=state.cache,
-            use_cache=True,
-        )
-        for layer in state.cache.layers:
-            if layer.is_initialized:
-                layer.crop(-width)
-        assert state.cache.layers[-1].get_seq_length() == prefix
-        # The head runs where something is asked, a few hundred places at a time: all logits at once
-        # would be gigabytes
-        found = [
-            _read(next_token_logits(student.model, part), wanted)
-            for part, wanted in zip(
-                hidden[real.to(device)].split(256), following[real].to(device).split(256)
-            )
-        ]
-        logps[real], best[real] = (torch.cat(parts).cpu() for parts in zip(*found))
+    logps, best = _score_following(student, state, options, trunk, _options_key(prompts, options))
     first, top = state.logits.log_softmax(1), state.logits.argmax(1)
     scores, labels = [], []
     for row, choices in enumerate(options):
@@ -123,9 +158,74 @@ def score_options(
     return scores, labels
 
 
-def _read(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[n, V], [n] -> log p of the wanted token and the most probable token, [n] each."""
+def _read_logits(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read logits [n, V] at tokens [n]: their log p and the most probable tokens, [n] each."""
     return logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1), logits.argmax(1)
+
+
+def _write_rationales(
+    student: Student, state: Decoding, limit: int, stop: list[int]
+) -> tuple[list[list[int]], list[bool], Decoding]:
+    """Let each sequence write its rationale up to `stop` or the limit.
+
+    Returns the rationales, whether the limit ended them, and the state after the stop, which is
+    appended where a rationale never came to it: it is asked for its answer all the same.
+    """
+    thoughts, state = decode_greedily(student, state, limit, stop)
+    missing = [ids[-len(stop) :] != stop for ids in thoughts]
+    cut = [missed and len(ids) >= limit for missed, ids in zip(missing, thoughts, strict=True)]
+    if any(missing):
+        add = torch.tensor([stop] * len(thoughts))
+        real = torch.tensor(missing)[:, None].expand_as(add).contiguous()
+        append_tokens(student, state, add, real)
+    return thoughts, cut, state
+
+
+@dataclass
+class _Answers:
+    """Hold a batch's answers: rationales, whether cut off, option scores and written labels."""
+
+    thoughts: list[list[int]]
+    cut: list[bool]
+    scores: list[list[float]]
+    labels: list[list[int]]
+
+
+def _answer_batch(
+    student: Student,
+    prompts: list[list[int]],
+    options: list[list[list[int]]],
+    limits: Limits,
+    *,
+    stop: list[int] | None,
+    generate: bool,
+    trunk: tuple[int, dict] | None,
+) -> _Answers:
+    """Score the options of a batch's prompts and write their answers.
+
+    stop: the ids that end a rationale which is written first; None: none is. generate: as in
+    `evaluate`; without it labels are empty.
+    """
+    keys = (prompts_key(prompts), _options_key(prompts, options))
+    known = {(trunk[0], *key) in trunk[1] for key in keys} if trunk else set()
+    # The store may have had room for the prompts only: their caches lack the frozen blocks
+    above = trunk if len(known) == 1 else None
+    state = prefill(student, prompts, above)
+    thoughts, cut = [[]] * len(prompts), [False] * len(prompts)
+    if stop:
+        thoughts, cut, state = _write_rationales(student, state, limits.max_new_tokens, stop)
+    scores, labels = score_options(student, state, options, above, prompts)
+    if not generate:
+        return _Answers(thoughts, cut, scores, [[] for _ in prompts])
+    limit = limits.max_label_tokens
+    left = [i for i, label in enumerate(labels) if label is None or len(label) > limit]
+    if left:
+        again = [prompts[i] for i in left]
+        open_ended = prefill(student, again) if above else select_rows(state, left)
+        written, _ = decode_greedily(student, open_ended, limit, line_ids(student))
+        for i, label in zip(left, written, strict=True):
+            labels[i] = label
+    return _Answers(thoughts, cut, scores, labels)
 
 
 def evaluate(
@@ -134,118 +234,72 @@ def evaluate(
     placement: str,
     label_format: str = "text",
     *,
-    max_new_tokens: int = 96,
-    max_label_tokens: int = 24,
-    batch_size: int = 32,
     generate: bool = True,
     trunk: tuple[int, dict] | None = None,
     progress=lambda done: None,
+    **limits,
 ) -> list[dict]:
-    """One prediction per question, in the order given.
+    """Return one prediction per question, in the order given.
 
     id, gold; rationale (pre_cot: what it wrote first), text (the generated label) and generated
     (the option it names, None: not one); scores (log p of each option with its line break, in nats)
     and choice (the best); tokens (generated until the label was out) and cut_off (a limit ended
-    it). With generate=False label-first students are scored only.
+    it). With generate=False label-first students are scored only. limits: the fields of `Limits`.
 
     trunk: (blocks that training left as they were, a store shared by the runs of one base student),
-    see `_hidden`.
+    see `run_blocks`.
     """
-    rationale_stop, line = student.encode("\nAnswer:"), line_ids(student)
+    limits, stop, line = Limits(**limits), student.encode("\nAnswer:"), line_ids(student)
     prompts = [
         student.bos_ids + student.encode(prompt_text(e, placement, label_format)) for e in examples
     ]
-    order, found = (
-        sorted(range(len(examples)), key=lambda i: len(prompts[i])),
-        [None] * len(examples),
-    )
-    trunk = (
-        trunk if trunk and placement != "pre_cot" and has_trunk(student.model, trunk[0]) else None
-    )
+    order = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
+    found = [None] * len(examples)
+    if trunk and (placement == "pre_cot" or not has_trunk(student.model, trunk[0])):
+        trunk = None
+
+    def predict(example: Example, thought: list[int], cut: bool, scores: list[float], label):
+        text = student.decode(label)
+        unended = len(label) >= limits.max_label_tokens and label[-1] not in line
+        own = thought[: -len(stop)] if thought[-len(stop) :] == stop else thought
+        return {
+            "id": example.id,
+            "gold": example.answer,
+            "rationale": student.decode(own).strip(),
+            "text": text.strip(),
+            "generated": None if unended else parse_answer(text, example.choices, label_format),
+            "scores": [round(s, 6) for s in scores],
+            "choice": first_equal(example.choices, int(np.argmax(scores))),
+            "tokens": len(thought) + len(label),
+            "cut_off": bool(cut or unended),
+        }
+
     with use_prepacked_linears(student.model):
-        for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
-            asked = [prompts[i] for i in rows]
-            options = [
-                [
-                    student.encode(label_text(examples[i], o, label_format))
-                    for o in range(len(examples[i].choices))
-                ]
-                for i in rows
-            ]
-            known = (
-                {
-                    (trunk[0], *key) in trunk[1]
-                    for key in (_prompts_key(asked), _options_key(asked, options))
-                }
-                if trunk
-                else set()
-            )
-            # The store may have had room for the prompts only: their caches lack the frozen blocks
-            above = trunk if len(known) == 1 else None
-            state = prefill(student, asked, above)
-            thoughts, cut = [[]] * len(rows), [False] * len(rows)
-            if placement == "pre_cot":
-                thoughts, state = decode_greedily(student, state, max_new_tokens, rationale_stop)
-                missing = [not ids[-len(rationale_stop) :] == rationale_stop for ids in thoughts]
-                cut = [
-                    missed and len(ids) >= max_new_tokens for missed, ids in zip(missing, thoughts)
-                ]
-                # A rationale that never ended is asked for its answer all the same
-                add = torch.tensor([rationale_stop] * len(rows))
-                if any(missing):
-                    append_tokens(
-                        student,
-                        state,
-                        add,
-                        torch.tensor(missing)[:, None].expand_as(add).contiguous(),
-                    )
-            scores, labels = score_options(student, state, options, above, asked)
-            left = [
-                row
-                for row, label in enumerate(labels)
-                if label is None or len(label) > max_label_tokens
-            ]
-            if generate and left:
-                open_ended = (
-                    prefill(student, [asked[row] for row in left])
-                    if above
-                    else select_rows(state, left)
-                )
-                for row, label in zip(
-                    left, decode_greedily(student, open_ended, max_label_tokens, line)[0]
-                ):
-                    labels[row] = label
-            for row, i in enumerate(rows):
-                example, label = examples[i], labels[row] if generate else []
-                text = student.decode(label)
-                thought = (
-                    thoughts[row][: -len(rationale_stop)]
-                    if thoughts[row][-len(rationale_stop) :] == rationale_stop
-                    else thoughts[row]
-                )
-                unended = len(label) >= max_label_tokens and label[-1] not in line
-                found[i] = {
-                    "id": example.id,
-                    "gold": example.answer,
-                    "rationale": student.decode(thought).strip(),
-                    "text": text.strip(),
-                    "generated": parse_answer(text, example.choices, label_format)
-                    if not unended
-                    else None,
-                    "scores": [round(s, 6) for s in scores[row]],
-                    "choice": first_equal(example.choices, int(np.argmax(scores[row]))),
-                    "tokens": len(thoughts[row]) + len(label),
-                    "cut_off": bool(cut[row] or unended),
-                }
-            progress(min(begin + batch_size, len(order)))
+        for begin in range(0, len(order), limits.batch_size):
+            rows = order[begin : begin + limits.batch_size]
+            options = [_option_ids(student, examples[i], label_format) for i in rows]
+            first = stop if placement == "pre_cot" else None
+            how = dict(stop=first, generate=generate, trunk=trunk)
+            batch = _answer_batch(student, [prompts[i] for i in rows], options, limits, **how)
+            answers = (batch.thoughts, batch.cut, batch.scores, batch.labels)
+            for i, *answer in zip(rows, *answers, strict=True):
+                found[i] = predict(examples[i], *answer)
+            progress(min(begin + limits.batch_size, len(order)))
     return found
 
 
-def accuracy(predictions: list[dict], measure: str = "choice") -> float:
-    """Share of questions whose "choice" (forced) or "generated" answer is the gold one.
+def _option_ids(student: Student, example: Example, label_format: str) -> list[list[int]]:
+    """Return the token ids of each option, as the student has to write it."""
+    return [
+        student.encode(label_text(example, option, label_format))
+        for option in range(len(example.choices))
+    ]
 
-    A parse failure counts as wrong.
+
+def accuracy(predictions: list[dict], measure: str = "choice") -> float:
+    """Return the share of questions whose answer is the gold one.
+
+    measure: "choice" (forced) or "generated". A parse failure counts as wrong.
     """
     return (
         float(np.mean([p[measure] == p["gold"] for p in predictions]))
@@ -255,9 +309,9 @@ def accuracy(predictions: list[dict], measure: str = "choice") -> float:
 
 
 def validation_scores(predictions: list[dict]) -> dict[str, float]:
-    """Forced-choice accuracy and the mean of -log p(gold label) in nats.
+    """Return forced-choice accuracy and the mean of -log p(gold label) in nats.
 
-    What epochs are compared by.
+    Epochs are compared by them.
     """
     return {
         "accuracy": accuracy(predictions),
@@ -266,11 +320,10 @@ def validation_scores(predictions: list[dict]) -> dict[str, float]:
 
 
 def most_mentioned(examples: list[Example], texts: list[str]) -> np.ndarray:
-    """How often one is right who takes the option that the texts (training rationales) mention most
-    often: per question 1 where that is the gold one, a share of 1 where it is among several with
-    as many mentions, else 0.
+    """Score the rule "take the option that the training rationales mention most often".
 
-    A control: what word frequency alone would give.
+    Per question 1 where that option is the gold one, a share of 1 where it is among several with as
+    many mentions, else 0. A control: what word frequency alone would give.
     """
     said = "\n".join(texts).lower()
     times = {

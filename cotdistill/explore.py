@@ -1,4 +1,4 @@
-"""Widgets of notebooks/explore.ipynb.
+"""Make the widgets of notebooks/explore.ipynb.
 
 Select tokens by hand, turn the knobs of an arm, look at scores and at finished runs.
 
@@ -38,19 +38,26 @@ KINDS = {
     RATIONALE: ("rationale", "#BFE3D0"),
     FRAME: ("frame", "#D9D2EA"),
 }
-STYLE = """<style>.cotdistill-token button, button.cotdistill-token {font-family: monospace; font-size: 14px; padding: 0 7px; border-radius: 5px}
-.cotdistill-question {font-size: 15px; line-height: 1.5; max-width: 900px; white-space: pre-wrap}
-.cotdistill-text {font-family: monospace; font-size: 13px; line-height: 1.7; max-width: 900px; white-space: pre-wrap; overflow-wrap: anywhere}
-.cotdistill-text span {padding: 2px 0; border-radius: 3px; border-right: 1px solid #fff}</style>"""
+STYLE = """<style>
+.cotdistill-token button, button.cotdistill-token
+  {font-family: monospace; font-size: 14px; padding: 0 7px; border-radius: 5px}
+.cotdistill-question
+  {font-size: 15px; line-height: 1.5; max-width: 900px; white-space: pre-wrap}
+.cotdistill-text
+  {font-family: monospace; font-size: 13px; line-height: 1.7; max-width: 900px;
+   white-space: pre-wrap; overflow-wrap: anywhere}
+.cotdistill-text span
+  {padding: 2px 0; border-radius: 3px; border-right: 1px solid #fff}
+</style>"""
 
 
-def shown(text: str) -> str:
-    """A token as a reader sees it: a line break as ⏎, a lone space as ·."""
+def show_token(text: str) -> str:
+    """Return a token as a reader sees it: a line break as ⏎, a lone space as ·."""
     return text.strip() or ("⏎" if "\n" in text else "·")
 
 
 def questions_of(data, rationales: dict[str, Rationale], limit: int = 200) -> dict[str, Example]:
-    """The first `limit` training questions that have a rationale, by id.
+    """Return the first `limit` training questions that have a rationale, by id.
 
     Raises DataError where there is none.
     """
@@ -73,9 +80,9 @@ def training_tokens(
     scores=None,
     corpus: corrupt.Corpus | None = None,
 ) -> pd.DataFrame:
-    """One training sequence, token by token as an epoch of the arm sees it.
+    """Return one training sequence, token by token as an epoch of the arm sees it.
 
-    Id, text, kind (prompt, label, rationale, frame).
+    Columns id, text, kind (prompt, label, rationale, frame).
 
     corpus: what the training rationales have in common (None: this one is all there is).
     """
@@ -100,7 +107,7 @@ def training_tokens(
 
 
 def tokens_html(tokens: pd.DataFrame) -> str:
-    """`training_tokens` as coloured text, one span a token, with a legend and counts."""
+    """Write `training_tokens` as coloured text, one span a token, with a legend and counts."""
     colours = dict(KINDS.values())
     body = "".join(
         f'<span style="background:{colours[t.kind]}" title="{t.id}">{html.escape(t.text)}</span>'
@@ -118,9 +125,10 @@ def tokens_html(tokens: pd.DataFrame) -> str:
 
 
 def agreement_with(selected: list[int], attributions: dict[str, Attribution]) -> pd.DataFrame:
-    """How a selection agrees with each method on one rationale.
+    """Measure how a selection agrees with each method on one rationale.
 
-    `overlap`, the share of the k selected tokens among the method's top k; `chance`, that of k random ones; `average_precision` of the method's order for the selected tokens.
+    `overlap`, the share of the k selected tokens among the method's top k; `chance`, that of k
+    random ones; `average_precision` of the method's order for the selected tokens.
     """
     rows = []
     for method, one in attributions.items():
@@ -145,7 +153,7 @@ def agreement_with(selected: list[int], attributions: dict[str, Attribution]) ->
 def scores_of(
     student: Student, example: Example, rationale: str, methods: list[str], **options
 ) -> dict[str, Attribution]:
-    """`methods.attribute_rationale` by several methods, `random` from the question's own generator."""
+    """Score a rationale by several methods, `random` from the question's own generator."""
     return {
         m: methods_module.attribute_rationale(
             student, example, rationale, m, rng=example_rng(example.id, 0, 4), **options
@@ -155,7 +163,7 @@ def scores_of(
 
 
 def question_html(example: Example) -> str:
-    """The question and its options as HTML, the gold one marked; all text escaped."""
+    """Write the question and its options as HTML, the gold one marked; all text is escaped."""
     options = "\n".join(
         f"{'● ' if i == example.answer else '○ '}{html.escape(choice)}"
         for i, choice in enumerate(example.choices)
@@ -176,51 +184,65 @@ def select_by_hand(
 ) -> w.Widget:
     """Pick the key tokens of a rationale by clicking, and save them as a line of `path`.
 
-    What `selector: human` trains on.
-
-    Positions are those of this student's tokens. Earlier selections of the file are shown again;
-    after a save, the agreement with each method. options go to `methods.attribute_rationale` (n_steps,
-    baseline).
+    `selector: human` trains on them. Positions are those of this student's tokens. Earlier
+    selections of the file are shown again; after a save, the agreement with each method. options go
+    to `methods.attribute_rationale` (n_steps, baseline).
     """
-    path = Path(path)
-    saved = read_selections(path) if path.is_file() else {}
-    chooser = w.Dropdown(
-        options=list(questions), description="question", layout=w.Layout(width="420px")
-    )
-    back, forth = w.Button(description="◀ previous"), w.Button(description="next ▶")
-    none, save = w.Button(description="Clear"), w.Button(description="Save", button_style="primary")
-    head, row, said, out = (
-        w.HTML(),
-        w.Box(layout=w.Layout(flex_flow="row wrap", max_width="900px")),
-        w.HTML(),
-        w.Output(),
-    )
+    options = dict(methods=methods, **options)
+    return _Selector(student, questions, rationales, Path(path), options).box
 
-    def chosen():
-        return [i for i, button in enumerate(row.children) if button.value]
 
-    def count(*_):
-        said.value = (
-            f"{len(chosen())} of {len(row.children)} tokens selected; {len(saved)} of "
-            f"{len(questions)} questions saved in "
-            f"<code>{html.escape(path.name)}</code>"
+class _Selector:
+    """Hold the widgets of `select_by_hand`, and what has been saved."""
+
+    def __init__(self, student: Student, questions: dict, rationales: dict, path: Path, options):
+        self.student, self.questions, self.rationales = student, questions, rationales
+        self.path, self.options = path, options
+        self.saved = read_selections(path) if path.is_file() else {}
+        self.chooser = w.Dropdown(
+            options=list(questions), description="question", layout=w.Layout(width="420px")
+        )
+        self.row = w.Box(layout=w.Layout(flex_flow="row wrap", max_width="900px"))
+        self.head, self.count, self.out = w.HTML(), w.HTML(), w.Output()
+        back, forth = w.Button(description="◀ previous"), w.Button(description="next ▶")
+        clear = w.Button(description="Clear")
+        save = w.Button(description="Save", button_style="primary")
+        self.chooser.observe(self.load, "value")
+        back.on_click(lambda _: self.move(-1))
+        forth.on_click(lambda _: self.move(1))
+        clear.on_click(self.clear)
+        save.on_click(self.save)
+        self.load()
+        lines = [w.HBox([self.chooser, back, forth]), self.head, self.row, w.HBox([save, clear])]
+        self.box = w.VBox([*lines, self.count, self.out])
+
+    def chosen(self) -> list[int]:
+        """Return the positions of the tokens that are switched on."""
+        return [i for i, button in enumerate(self.row.children) if button.value]
+
+    def write_count(self) -> None:
+        """Say how many tokens are selected, and how many questions are saved."""
+        self.count.value = (
+            f"{len(self.chosen())} of {len(self.row.children)} tokens selected; {len(self.saved)} "
+            f"of {len(self.questions)} questions saved in "
+            f"<code>{html.escape(self.path.name)}</code>"
         )
 
-    def colour(change):
+    def colour(self, change) -> None:
+        """Colour a token that was switched."""
         change["owner"].button_style = "success" if change["new"] else ""
-        count()
+        self.write_count()
 
-    def load(*_):
-        example = questions[chooser.value]
-        parts, old = (
-            split_sequence(student, example, rationales[example.id].text),
-            saved.get(example.id, []),
-        )
-        head.value = question_html(example)
+    def load(self, *_) -> None:
+        """Show the chosen question, its tokens as buttons, and an earlier selection."""
+        example = self.questions[self.chooser.value]
+        parts = split_sequence(self.student, example, self.rationales[example.id].text)
+        old = self.saved.get(example.id, [])
+        self.head.value = question_html(example)
         buttons = [
             w.ToggleButton(
                 value=i in old,
-                description=shown(student.decode([token])),
+                description=show_token(self.student.decode([token])),
                 tooltip=f"token {i}",
                 button_style="success" if i in old else "",
                 layout=w.Layout(width="auto", margin="2px"),
@@ -229,40 +251,56 @@ def select_by_hand(
         ]
         for button in buttons:
             button.add_class("cotdistill-token")
-            button.observe(colour, "value")
-        row.children = buttons
-        out.clear_output()
-        count()
+            button.observe(self.colour, "value")
+        self.row.children = buttons
+        self.out.clear_output()
+        self.write_count()
 
-    def move(step):
-        ids = list(questions)
-        chooser.value = ids[(ids.index(chooser.value) + step) % len(ids)]
+    def move(self, step: int) -> None:
+        """Go to another question."""
+        ids = list(self.questions)
+        self.chooser.value = ids[(ids.index(self.chooser.value) + step) % len(ids)]
 
-    def clear(*_):
-        for button in row.children:
+    def clear(self, *_) -> None:
+        """Switch all tokens off."""
+        for button in self.row.children:
             button.value = False
 
-    def store(*_):
-        example, tokens = questions[chooser.value], chosen()
-        write_selection(path, example.id, tokens)
-        saved[example.id] = tokens
-        count()
-        out.clear_output()
-        with out:
-            table(
-                agreement_with(
-                    tokens,
-                    scores_of(student, example, rationales[example.id].text, methods, **options),
-                )
-            )
+    def save(self, *_) -> None:
+        """Append the selection to the file, and show how each method agrees with it."""
+        example, tokens = self.questions[self.chooser.value], self.chosen()
+        write_selection(self.path, example.id, tokens)
+        self.saved[example.id] = tokens
+        self.write_count()
+        self.out.clear_output()
+        text = self.rationales[example.id].text
+        with self.out:
+            found = scores_of(self.student, example, text, **self.options)
+            table(agreement_with(tokens, found))
 
-    chooser.observe(load, "value")
-    back.on_click(lambda _: move(-1))
-    forth.on_click(lambda _: move(1))
-    none.on_click(clear)
-    save.on_click(store)
-    load()
-    return w.VBox([w.HBox([chooser, back, forth]), head, row, w.HBox([save, none]), said, out])
+
+def _arm_knobs(ids: list[str]) -> dict[str, w.Widget]:
+    """Make the controls of `turn_knobs`: question, arm, unit, amount, order, fill and seed."""
+    return {
+        "question": w.Dropdown(options=ids, description="question", layout=w.Layout(width="420px")),
+        "arm": w.Dropdown(
+            options=[a for a in ARMS if a != "zero_shot"],
+            value="post_cot_shuffled",
+            description="arm",
+        ),
+        "unit": w.Dropdown(options=["token", "word", "sentence"], description="unit"),
+        "amount": w.BoundedFloatText(
+            value=0.5,
+            min=0,
+            max=200,
+            step=0.25,
+            description="amount",
+            description_tooltip="masked: the fraction hidden; kept: a number, or a share below 1",
+        ),
+        "order": w.Dropdown(options=["random", "most", "least"], description="order"),
+        "fill": w.Dropdown(options=["filler", "delete"], description="fill"),
+        "seed": w.BoundedIntText(value=0, min=0, max=10**6, description="seed"),
+    }
 
 
 def turn_knobs(
@@ -273,80 +311,43 @@ def turn_knobs(
     method: str = "occlusion",
     **options,
 ) -> w.Widget:
-    """Arm, unit, amount, order and seed as controls.
+    """Offer arm, unit, amount, order and seed as controls.
 
-    Below them the exact training sequence and the spans of its tokens.
+    Below them stand the exact training sequence and the spans of its tokens.
 
     kept and ordered masks rank tokens by `method`, attributed by this student. A swapped rationale
     is the next question's here (in a study its partner is drawn among those of its length).
     """
-    ids = list(questions)
-    chooser = w.Dropdown(options=ids, description="question", layout=w.Layout(width="420px"))
-    arm = w.Dropdown(
-        options=[a for a in ARMS if a != "zero_shot"], value="post_cot_shuffled", description="arm"
-    )
-    unit = w.Dropdown(options=["token", "word", "sentence"], description="unit")
-    amount = w.BoundedFloatText(
-        value=0.5,
-        min=0,
-        max=200,
-        step=0.25,
-        description="amount",
-        description_tooltip="masked: the fraction hidden; kept: a number, or a fraction below 1",
-    )
-    order = w.Dropdown(options=["random", "most", "least"], description="order")
-    fill = w.Dropdown(options=["filler", "delete"], description="fill")
-    seed = w.BoundedIntText(value=0, min=0, max=10**6, description="seed")
+    ids, knobs = list(questions), _arm_knobs(list(questions))
     text, known = w.HTML(), {}
-    corpus = corrupt.collect_corpus(student, [rationales[id].text for id in ids])
+    corpus = corrupt.collect_corpus(student, [rationales[question].text for question in ids])
 
     def draw(*_):
-        example = questions[chooser.value]
-        giver = (
-            ids[(ids.index(example.id) + 1) % len(ids)]
-            if "partner" in CORRUPTIONS[corruption_of(arm.value)].needs
-            else example.id
-        )
-        ranked = replace(arm_from_name(arm.value), selector=method, order=order.value).needs_scores
+        value = {name: knob.value for name, knob in knobs.items()}
+        example, name = questions[value["question"]], value["arm"]
+        needs = CORRUPTIONS[corruption_of(name)].needs
+        giver = ids[(ids.index(example.id) + ("partner" in needs)) % len(ids)]
+        rationale = rationales[giver].text
+        ranked = replace(arm_from_name(name), selector=method, order=value["order"]).needs_scores
         if ranked and example.id not in known:
-            known[example.id] = scores_of(
-                student,
-                example,
-                rationales[giver].text,
-                [method],
-                label_format=label_format,
-                **options,
-            )[method].scores
+            how = dict(label_format=label_format, **options)
+            known[example.id] = scores_of(student, example, rationale, [method], **how)[
+                method
+            ].scores
+        fields = {field: value[field] for field in ("unit", "amount", "order", "fill")}
+        scores = known[example.id] if ranked else None
         try:
-            one = arm_from_name(
-                arm.value,
-                unit=unit.value,
-                amount=amount.value,
-                order=order.value,
-                fill=fill.value,
-                selector=method if ranked else "random",
-            )
-            text.value = tokens_html(
-                training_tokens(
-                    student,
-                    example,
-                    rationales[giver].text,
-                    one,
-                    seed.value,
-                    label_format,
-                    known[example.id] if ranked else None,
-                    corpus,
-                )
-            )
+            arm = arm_from_name(name, selector=method if ranked else "random", **fields)
+            how = (value["seed"], label_format, scores, corpus)
+            text.value = tokens_html(training_tokens(student, example, rationale, arm, *how))
         except DataError as error:
             text.value = f"<b>{html.escape(str(error))}</b>"
 
-    for knob in (chooser, arm, unit, amount, order, fill, seed):
+    for knob in knobs.values():
         knob.observe(draw, "value")
     draw()
-    return w.VBox(
-        [w.HBox([chooser, arm]), w.HBox([unit, amount]), w.HBox([order, fill, seed]), text]
-    )
+    lines = (("question", "arm"), ("unit", "amount"), ("order", "fill", "seed"))
+    return w.VBox([*(w.HBox([knobs[name] for name in line]) for line in lines), text])
 
 
 def look_at_scores(
@@ -356,8 +357,9 @@ def look_at_scores(
     methods: list[str],
     **options,
 ) -> w.Widget:
-    """A heat map of one rationale's tokens by one method, and how far its scores are from adding
-    up.
+    """Show a heat map of one rationale's tokens by one method.
+
+    It also says how far the scores are from adding up.
     """
     chooser = w.Dropdown(
         options=list(questions), description="question", layout=w.Layout(width="420px")
@@ -384,8 +386,7 @@ def look_at_scores(
                     ""
                     if np.isnan(one.delta)
                     else f"; sum {one.scores.sum():+.3f}, "
-                    f"{one.delta:+.3f} away from the change in "
-                    "log p(label)"
+                    f"{one.delta:+.3f} away from the change in log p(label)"
                 )
             )
 
@@ -396,12 +397,12 @@ def look_at_scores(
 
 
 def finished_studies() -> list[str]:
-    """Names of the studies in artifacts/ whose 02 has run."""
+    """List the studies in artifacts/ whose notebook 02 has run."""
     return sorted(path.parent.name for path in (artifacts() / "studies").glob("*/train.json"))
 
 
 def replot(bootstrap: int = 1000) -> w.Widget:
-    """Any finished study's accuracies again: choose the study, the arms and the measure."""
+    """Draw any finished study's accuracies: choose the study, the arms and the measure."""
     names = finished_studies()
     if not names:
         return w.HTML(
@@ -441,9 +442,7 @@ def replot(bootstrap: int = 1000) -> w.Widget:
         )
         out.clear_output()
         with out:
-            ax = plots.placement_bars(
-                accuracies, chance=loaded["chance"], arms=[a for a in arms.value]
-            )
+            ax = plots.placement_bars(accuracies, chance=loaded["chance"], arms=list(arms.value))
             display(ax.figure)
             plt.close(ax.figure)
 

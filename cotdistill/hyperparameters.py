@@ -1,4 +1,4 @@
-"""The hyperparameters of one run, and the part of them that its key holds."""
+"""Hold the hyperparameters of one run, and say which of them its key holds."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,17 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hyperparameters of one run.
+    """Hold the hyperparameters of one run.
 
     Every field but `compile`, which changes speed only, is part of its run key.
 
-    `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full fine-tuning). `select_rows` is "best"
-    (the epoch with the highest validation label accuracy, ties to the lower label loss) or "last".
-    `compile` is a backend of torch.compile ("inductor"; on a CPU it needs a C++ compiler) for the
-    blocks' MLPs and RMS norms, "" for none. Attention stays out: it depends on the lengths of each
-    batch's sequences and would be compiled again and again. `loss` is "token_mean" or "balanced",
-    where the other tokens' mean weighs `loss_lambda` (`loss_shares`).
+    `frozen_layers` keeps the embeddings and that many lower blocks as they are (0: full
+    fine-tuning). `select` is "best" (the epoch with the highest validation label accuracy, ties to
+    the lower label loss) or "last". `compile` is a backend of torch.compile ("inductor"; on a CPU
+    it needs a C++ compiler) for the blocks' MLPs and RMS norms, "" for none. Attention stays out:
+    it depends on the lengths of each batch's sequences and would be compiled again and again.
+    `loss` is "token_mean" or "balanced", where the other tokens' mean weighs `loss_lambda`
+    (`loss_shares`).
     """
 
     lr: float = 1e-4
@@ -40,7 +41,7 @@ class TrainConfig:
     loss_lambda: float = 1.0
 
     def __post_init__(self):
-        """Raises DataError for a value of the wrong type or out of range."""
+        """Raise DataError for a value of the wrong type or out of range."""
         for name, field in self.__dataclass_fields__.items():
             value, wanted = getattr(self, name), type(field.default)
             if type(value) is not wanted and not (wanted is float and type(value) is int):
@@ -87,12 +88,12 @@ class TrainConfig:
 
 
 def training_key(train: dict, arm: Arm) -> dict:
-    """The hyperparameters as they enter a run's config (and key), from a study's and the arm's own
-    loss, where it has one.
+    """Return the hyperparameters as they enter a run's config, and so its key.
 
-    `compile` changes speed only. token_mean leaves no trace, nor does the lambda that it does not use: a run that was made
-    before there were two losses keeps its key, and one training has one key, whichever loss is the
-    study's main one.
+    They come from a study's settings and the arm's own loss, where it has one. `compile` changes
+    speed only. token_mean leaves no trace, nor does the lambda that it does not use: a run that was
+    made before there were two losses keeps its key, and one training has one key, whichever loss is
+    the study's main one.
     """
     named = {
         name: value

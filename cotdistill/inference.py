@@ -154,7 +154,7 @@ def cluster_labels(
 
 
 @dataclass(frozen=True)
-class Parts:
+class VarianceParts:
     """A mean over seeds x questions and the parts of its variance (arrays where batched).
 
     seed_variance is that of the seed means, of one seed (NaN with one seed), with `seed_df`;
@@ -221,7 +221,7 @@ def split_variance(
     *,
     nested: bool = False,
     guard: Sequence[float] = (),
-) -> Parts:
+) -> VarianceParts:
     """Split the variance of the mean of contrast tables (..., S seeds, N questions).
 
     Args:
@@ -235,6 +235,7 @@ def split_variance(
 
     The same mean squares as `stats.mean_squares` (two-way ANOVA) where clusters are single
     questions. Raises DataError for fewer than two questions or clusters.
+
     """
     values = np.asarray(values, float)
     seeds, questions = values.shape[-2:]
@@ -258,7 +259,7 @@ def split_variance(
         spread = by_seed.var(-1, ddof=1)
     effect = np.divide(alone, plain, out=np.ones_like(alone), where=plain > 0)
     groups = questions if clusters is None else len(np.unique(clusters))
-    return Parts(
+    return VarianceParts(
         values.mean((-2, -1)),
         spread,
         seeds - 1,
@@ -273,7 +274,9 @@ def split_variance(
     )
 
 
-def _split_nested(values: np.ndarray, clusters: np.ndarray | None, guard: Sequence[float]) -> Parts:
+def _split_nested(
+    values: np.ndarray, clusters: np.ndarray | None, guard: Sequence[float]
+) -> VarianceParts:
     """`split_variance` where each seed has its own questions; NaN pattern equal over the batch."""
     seeds = values.shape[-2]
     known = ~np.isnan(values.reshape(-1, *values.shape[-2:])[0])
@@ -301,7 +304,7 @@ def _split_nested(values: np.ndarray, clusters: np.ndarray | None, guard: Sequen
     effect = np.divide(
         variances.sum(-1), plain.sum(-1), out=np.ones_like(squares), where=plain.sum(-1) > 0
     )
-    return Parts(
+    return VarianceParts(
         means.mean(-1),
         spread,
         seeds - 1,
@@ -396,7 +399,7 @@ def fit_seed_prior(seed_means: np.ndarray) -> SeedPrior:
 
 
 def shrink_seed_variance(
-    parts: Parts, prior: SeedPrior, squared_weights: float
+    parts: VarianceParts, prior: SeedPrior, squared_weights: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the contrast's seed variance after shrinking, and its degrees of freedom.
 
@@ -426,14 +429,14 @@ class Effect:
     covers: str = "questions and seeds"
 
 
-def join_parts(
-    parts: Parts, prior: SeedPrior | None = None, squared_weights: float = 2.0
+def join_variances(
+    parts: VarianceParts, prior: SeedPrior | None = None, squared_weights: float = 2.0
 ) -> Effect:
     """Join the seeds' and the questions' variance to one standard error.
 
     V = s~^2 / S + questions - noise, at least the questions' alone (the formula of
-    `stats.two_level_bootstrap`); degrees of freedom by Satterthwaite (1946, doi:10.2307/3002019). With worlds
-    as units V = s~^2 / S, with the same floor.
+    `stats.two_level_bootstrap`); degrees of freedom by Satterthwaite (1946, doi:10.2307/3002019).
+    With worlds as units V = s~^2 / S, with the same floor.
 
     A seed variance that is not shrunk is often far too small by luck, and Satterthwaite's formula
     then counts the questions' many degrees of freedom: with 3 seeds a nominal .05 is .078, a
@@ -574,7 +577,7 @@ def retained_share(
 
     def join(a: float, b: float) -> Effect:
         weight = float(np.array([a, b]) @ gram @ np.array([a, b]))
-        return join_parts(
+        return join_variances(
             split_variance(a * values_x + b * values_y, clusters, nested=nested), prior, weight
         )
 
@@ -617,6 +620,21 @@ def study_prior(
     return fit_seed_prior(np.array(rows))
 
 
+def _describe_effect(effect: Effect, margin: float) -> dict[str, float]:
+    """Return an effect's columns: estimate, se, df, low, high, p, p_equivalent, detectable."""
+    low, high = confidence_interval(effect)
+    return dict(
+        estimate=float(effect.estimate),
+        se=float(effect.se),
+        df=float(effect.df),
+        low=float(low),
+        high=float(high),
+        p=float(two_sided_p(effect)),
+        p_equivalent=float(equivalence_p(effect, margin)),
+        detectable=detectable_effect(effect),
+    )
+
+
 def estimate_contrasts(
     predictions: pd.DataFrame,
     contrasts: Mapping[str, Mapping[str, float]],
@@ -642,6 +660,7 @@ def estimate_contrasts(
     (with 80 % power, as the only claim), seeds, questions, clusters, design_effect, seed_sd (of the
     contrast's seed means), seed_sd_shrunk, prior_df, flagged (share of its answers that followed a
     rationale cut off), covers.
+
     """
     valued = add_measure(predictions, measure, **measuring)
     prior, rows = study_prior(valued, worlds=worlds), []
@@ -653,20 +672,12 @@ def estimate_contrasts(
         # the prior is of what differs between arms: it says nothing of an arm by itself
         own = prior if abs(sum(weights.values())) < 1e-9 else SeedPrior()
         squared = float(sum(w * w for w in weights.values()))
-        effect = join_parts(parts, own, squared)
-        low, high = confidence_interval(effect)
+        effect = join_variances(parts, own, squared)
         rows.append(
             dict(
                 contrast=name,
                 measure=measure,
-                estimate=float(effect.estimate),
-                se=float(effect.se),
-                df=float(effect.df),
-                low=float(low),
-                high=float(high),
-                p=float(two_sided_p(effect)),
-                p_equivalent=float(equivalence_p(effect, margin)),
-                detectable=detectable_effect(effect),
+                **_describe_effect(effect, margin),
                 seeds=parts.seeds,
                 questions=parts.questions,
                 clusters=parts.clusters,
@@ -803,19 +814,9 @@ def pool_effects(
         )
     count = len(effects)
     if count == 1:
-        low, high = confidence_interval(effects[0], alpha)
-        return Pooled(
-            estimates[0],
-            float(low),
-            float(high),
-            float(two_sided_p(effects[0])),
-            np.nan,
-            np.nan,
-            1,
-            np.nan,
-            np.nan,
-            "one study: not pooled",
-        )
+        low, high = (float(end) for end in confidence_interval(effects[0], alpha))
+        unknown, p = (np.nan, np.nan), float(two_sided_p(effects[0]))
+        return Pooled(estimates[0], low, high, p, *unknown, 1, *unknown, "one study: not pooled")
     tau2 = study_variance(estimates, errors**2, method)
     weights = 1 / (errors**2 + tau2)
     mean = float(np.average(estimates, weights=weights))

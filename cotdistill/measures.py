@@ -12,7 +12,7 @@ BINARY = ("correct_choice", "acc_norm", "correct_generated")
 CUT_OFF = ("wrong", "chance", "as_scored")
 
 
-def _distinct(scores: Sequence[float], gold: int, options: Sequence[str] | None) -> list[int]:
+def _list_options(scores: Sequence[float], gold: int, options: Sequence[str] | None) -> list[int]:
     """List the options that count: the first of each text (equal texts are one answer)."""
     if not 0 <= gold < len(scores):
         raise DataError(f"gold is {gold} of {len(scores)} options; expected 0 to {len(scores) - 1}")
@@ -30,10 +30,10 @@ def gold_probability(
 
     It asks how sure the student is, where accuracy asks only which option comes first; 1 / (number
     of options) is chance. `options`: the texts, so that a text given twice counts once (`gold` is
-    then the first of its text, as `data.first_equal` has it). Raises DataError where scores, texts
-    and gold do not fit together.
+    then the first of its text, as `examples.first_equal` has it). Raises DataError where scores,
+    texts and gold do not fit together.
     """
-    kept = _distinct(scores, gold, options)
+    kept = _list_options(scores, gold, options)
     if gold not in kept:
         raise DataError(
             f"gold is {gold}, whose text is also an earlier option's; expected the "
@@ -50,7 +50,7 @@ def choose_normalized(scores: Sequence[float], options: Sequence[str]) -> int:
     The sum of log p favours short options. This is lm-evaluation-harness's `acc_bytes`, and its
     `acc_norm` (per character) wherever the texts are ASCII. Raises DataError for an empty option.
     """
-    kept = _distinct(scores, 0, options)
+    kept = _list_options(scores, 0, options)
     lengths = np.array([len(options[i].encode("utf-8")) for i in kept], float)
     if (lengths == 0).any():
         raise DataError(
@@ -91,6 +91,7 @@ def add_measure(
 
     `flagged` marks those rows under each rule, so that a table can show how many there are.
     Raises DataError for an unknown measure or rule, for missing texts and for bad scores.
+
     """
     for name, value, known in (("measure", measure, MEASURES), ("cut_off", cut_off, CUT_OFF)):
         if value not in known:

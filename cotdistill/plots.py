@@ -9,6 +9,7 @@ point = 1 % of the questions).
 """
 
 import textwrap
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -53,8 +54,9 @@ HATCHES = ["", "///", "...", "xxx", "\\\\\\", "++", "ooo", "|||"]
 
 
 def set_style() -> None:
-    """The one style: sans serif, light horizontal grid, sizes for a 6-inch wide print, fonts
-    embedded in the PDF.
+    """Set the one style: sans serif, light horizontal grid, sizes for a 6-inch wide print.
+
+    Fonts are embedded in the PDF.
     """
     sns.set_theme(context="paper", style="whitegrid", palette=CYCLE)
     mpl.rcParams.update(
@@ -109,9 +111,9 @@ def look(arm: str) -> tuple[str, str, str, object]:
 
 
 def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
-    """The rows that a figure shows ("placement", "shuffle", "masking", "key_tokens"), as
-    `format.CORRUPTIONS` says: a new arm is there by itself.
+    """Return the rows that a figure shows, as `arms.CORRUPTIONS` says.
 
+    Figures are "placement", "shuffle", "masking" and "key_tokens"; a new arm is there by itself.
     "placement" goes by the order of the placements.
     """
     rows = accuracy[[shown_in(figure, arm) for arm in accuracy["arm"]]]
@@ -124,11 +126,11 @@ def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
     return rows
 
 
-def _looks(arms: list[str]) -> list[tuple[str, str, str, object]]:
-    """The look of each arm: of its placement.
+def _arm_looks(arms: list[str]) -> list[tuple[str, str, str, object]]:
+    """Return the look of each arm: that of its placement.
 
-    What stands beside that (another loss, a label weight) has its colour, and a hatch, marker and
-    dashes that no other of these arms has.
+    An arm that differs from it (another loss, a label weight) keeps the colour, and gets a hatch,
+    marker and dashes that no other of these arms has.
     """
     plain = {look(arm)[2] for arm in arms if arm in LOOKS}
     markers = [m for m in MARKERS if m not in plain]
@@ -149,7 +151,7 @@ def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.7) -> Axes:
 
 
 def short(arm: str) -> str:
-    """An arm's label in at most a few lines.
+    """Break an arm's label into at most a few lines.
 
     "post_cot_kept[15,random]" -> "post_cot / kept / 15, random".
     """
@@ -169,8 +171,8 @@ def short(arm: str) -> str:
     return name + ("\n" + "\n".join(textwrap.wrap(detail, 13)) if detail else "")
 
 
-def _line(ax: Axes, value: float, text: str, dashes, colour: str = "#444444") -> None:
-    """A horizontal reference line, named in the legend."""
+def _draw_line(ax: Axes, value: float, text: str, dashes, colour: str = "#444444") -> None:
+    """Draw a horizontal reference line, named in the legend."""
     ax.axhline(100 * value, color=colour, linestyle=dashes, linewidth=1.1, zorder=1.5, label=text)
 
 
@@ -189,15 +191,15 @@ def _references(
             linewidth=0,
             zorder=0.5,
         )
-        _line(ax, row["accuracy"], "label_only", LOOKS["label_only"][3], "#2B7FB5")
+        _draw_line(ax, row["accuracy"], "label_only", LOOKS["label_only"][3], "#2B7FB5")
     if chance is not None:
-        _line(ax, chance, "chance", (0, (1, 1.5)))
+        _draw_line(ax, chance, "chance", (0, (1, 1.5)))
 
 
-def _legend(ax: Axes, columns: int = 4, handles: list | None = None) -> None:
-    """The legend above the axes, where it covers nothing (a title belongs to the figure.
+def _place_legend(ax: Axes, columns: int = 4, handles: list | None = None) -> None:
+    """Put the legend above the axes, where it covers nothing.
 
-    Fig.suptitle).
+    A title belongs to the figure (fig.suptitle).
     """
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if handles:
@@ -253,8 +255,8 @@ def _bars(ax: Axes, rows: pd.DataFrame, colours: list, hatches: list, labels: li
     ax.set_ylabel("Accuracy (% of test questions)")
 
 
-def _counts(rows: pd.DataFrame) -> str:
-    """ "500 questions, 3 seeds" for an axis label: what the numbers rest on."""
+def _count_text(rows: pd.DataFrame) -> str:
+    """Return "500 questions, 3 seeds" for an axis label: what the numbers rest on."""
     trained = rows[rows["arm"] != "zero_shot"] if (rows["arm"] != "zero_shot").any() else rows
     span = lambda c: " to ".join(f"{n:,}" for n in sorted({trained[c].min(), trained[c].max()}))
     return (
@@ -269,25 +271,28 @@ def placement_bars(
     arms: list[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy of the arms without a corruption (or `arms`) with 95 % intervals, from
-    accuracy_table.
+    """Draw the accuracy of the arms without a corruption (or `arms`) with 95 % intervals.
+
+    The rows come from accuracy_table.
     """
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = _axes(ax, max(4.2, 1.15 * len(rows) + 0.8))
-    looks = _looks(arms)
+    looks = _arm_looks(arms)
     _bars(ax, rows, [x[0] for x in looks], [x[1] for x in looks], [short(a) for a in arms])
     _references(ax, None, chance)
-    ax.set_xlabel(f"Training target ({_counts(rows)}; bars: 95 % interval)")
-    _legend(ax)
+    ax.set_xlabel(f"Training target ({_count_text(rows)}; bars: 95 % interval)")
+    _place_legend(ax)
     return ax
 
 
 def shuffle_plot(
     accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """pre_cot and post_cot, each intact and corrupted (shuffled, swapped, filler and the other
-    kinds that `format.CORRUPTIONS` puts into this figure), beside the label_only band.
+    """Draw pre_cot and post_cot, intact and corrupted, beside the label_only band.
+
+    Corrupted are shuffled, swapped, filler and the other kinds that `arms.CORRUPTIONS` puts into
+    this figure.
     """
     corrupted = set(drawn(accuracy, "shuffle")["arm"])
     parts = {
@@ -298,7 +303,7 @@ def shuffle_plot(
         dict.fromkeys(a.removeprefix(p).lstrip("_") for p, arms in parts.items() for a in arms)
     )
     ax = _axes(ax, max(5.0, 1.25 * len(kinds) + 1.5))
-    for shift, (placement, arms) in zip((-0.13, 0.13), parts.items()):
+    for shift, (placement, arms) in zip((-0.13, 0.13), parts.items(), strict=False):
         rows = accuracy.set_index("arm").loc[arms]
         x = np.array([kinds.index(a.removeprefix(placement).lstrip("_")) for a in arms]) + shift
         value, low, high = (100 * rows[c].to_numpy(float) for c in ("accuracy", "low", "high"))
@@ -327,21 +332,22 @@ def shuffle_plot(
     ax.set_xticks(range(len(kinds)), names)
     ax.set_xlim(-0.5, len(kinds) - 0.5)
     ax.set_ylabel("Accuracy (% of test questions)")
-    ax.set_xlabel(f"Rationale in training ({_counts(accuracy)}; 95 % intervals)")
-    _legend(ax)
+    ax.set_xlabel(f"Rationale in training ({_count_text(accuracy)}; 95 % intervals)")
+    _place_legend(ax)
     return ax
 
 
 def masking_curves(
     accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Accuracy against the share of rationale tokens masked, a line per placement and order, with
-    interval bands.
+    """Draw accuracy against the share of rationale tokens masked, with interval bands.
 
-    The intact arm is the point at 0 %; label_only is the band that full masking should reach.
+    A line per placement and order. The intact arm is the point at 0 %; label_only is the band that
+    full masking should reach.
     """
     kinds = "|".join(kind for kind, entry in CORRUPTIONS.items() if entry.figure == "masking")
-    pattern = rf"^(?P<placement>pre_cot|post_cot)_(?P<kind>{kinds})\[(?P<share>[\d.]+)%,?(?P<order>[^\]]*)\]$"
+    detail = r"\[(?P<share>[\d.]+)%,?(?P<order>[^\]]*)\]"
+    pattern = rf"^(?P<placement>pre_cot|post_cot)_(?P<kind>{kinds}){detail}$"
     found = pd.concat([accuracy, accuracy["arm"].str.extract(pattern)], axis=1)
     masked = found[found["share"].notna()].assign(share=lambda t: t["share"].astype(float))
     ax = _axes(ax)
@@ -379,18 +385,19 @@ def masking_curves(
     _references(ax, accuracy, chance)
     ax.set_xticks(sorted({0.0, *masked["share"]}))
     ax.set_xlabel(
-        f"Rationale tokens masked in training (%)\n{_counts(accuracy)}; bands: 95 % intervals"
+        f"Rationale tokens masked in training (%)\n{_count_text(accuracy)}; bands: 95 % intervals"
     )
     ax.set_ylabel("Accuracy (% of test questions)")
-    _legend(ax, 2)
+    _place_legend(ax, 2)
     return ax
 
 
 def key_tokens_bars(
     accuracy: pd.DataFrame, chance: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Each placement on its k key tokens by each selector, between the full rationale and
-    label_only (band).
+    """Draw each placement on its k key tokens by each selector.
+
+    They stand between the full rationale and label_only (band).
     """
     kept = list(drawn(accuracy, "key_tokens")["arm"])
     placements = [
@@ -420,8 +427,10 @@ def key_tokens_bars(
     ax = _axes(ax, max(4.6, 1.05 * len(rows) + 1.0))
     _bars(ax, rows, colours, hatches, labels)
     _references(ax, accuracy, chance)
-    ax.set_xlabel(f"Number of tokens kept, and the method ({_counts(rows)}; bars: 95 % interval)")
-    _legend(ax)
+    ax.set_xlabel(
+        f"Number of tokens kept, and the method ({_count_text(rows)}; bars: 95 % interval)"
+    )
+    _place_legend(ax)
     return ax
 
 
@@ -431,12 +440,11 @@ def learning_curves(
     arms: list[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """`measure` of the run history against optimiser steps.
+    """Draw a measure of the run history against optimiser steps.
 
-    A line per arm (mean of seeds), the seeds' range as a band.
-
-    `measure`: validation_accuracy (drawn in percent), loss, label_loss or rationale_loss (nats per token). Rows where
-    it was not measured are skipped.
+    A line per arm (mean of seeds), the seeds' range as a band. `measure`: validation_accuracy
+    (drawn in percent), loss, label_loss or rationale_loss (nats per token). Rows where it was not
+    measured are skipped.
     """
     rows = history[history[measure].notna()]
     arms = [a for a in (arms or dict.fromkeys(history["arm"])) if a in set(rows["arm"])]
@@ -481,22 +489,41 @@ def learning_curves(
         }.get(measure, measure)
         + " (nats per token)"
     )
-    _legend(ax, 3 if max(map(len, arms), default=0) < 15 else 2)
+    _place_legend(ax, 3 if max(map(len, arms), default=0) < 15 else 2)
     return ax
 
 
-def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
-    """Every claim's estimate and 95 % interval, in points; the verdict by colour and marker.
+@dataclass(frozen=True)
+class _ForestClaim:
+    """Hold one claim's part of a forest plot; heights in units of y, 0.36 inch each.
 
-    The margin as a tick pair.
-
-    `table`: verdicts of one or several studies (then a row each, and `pooled` from stats.pool as a diamond). Claims
-    without an estimate are listed as not measured; a claim in other units (per 100 tokens) is left
-    out.
+    rows: (study, estimate, low, high, verdict, seeds), fractions.
     """
-    table = table[table["measure"] != "correct_per_100_tokens"]
-    several = table["study"].nunique() > 1 or pooled is not None
-    lines, y = [], 0.0
+
+    top: float
+    height: float
+    words: str
+    contrast: str
+    rows: list[tuple]
+    margin: float
+    rule: str
+
+    @property
+    def words_height(self) -> float:
+        """Return the height of the claim's words."""
+        return 0.40 * (self.words.count("\n") + 1)
+
+    @property
+    def contrast_height(self) -> float:
+        """Return the height of the contrast under them."""
+        return 0.33 * (self.contrast.count("\n") + 1) * bool(self.contrast)
+
+
+def _forest_claims(
+    table: pd.DataFrame, pooled: pd.DataFrame | None, several: bool
+) -> list[_ForestClaim]:
+    """Lay the claims of a forest plot out, from the top down."""
+    claims, y = [], 0.0
     for claim, group in table.groupby("claim", sort=False):
         words = "\n".join(textwrap.wrap(group["words"].iloc[0], 46))
         rows = [
@@ -506,118 +533,122 @@ def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | N
         match = pooled[pooled["claim"] == claim] if pooled is not None else ()
         if len(match):
             m = match.iloc[0]
-            rows.append(
-                (
-                    f"pooled ({m['studies']} studies)",
-                    m["estimate"],
-                    m["low"],
-                    m["high"],
-                    "pooled",
-                    0,
-                )
-            )
+            name = f"pooled ({m['studies']} studies)"
+            rows.append((name, m["estimate"], m["low"], m["high"], "pooled", 0))
         contrast = next((c for c in group["contrast"] if c), "")
-        contrast = (
-            "\n".join(textwrap.wrap(contrast, 58, break_on_hyphens=False)) if contrast else ""
+        contrast = "\n".join(textwrap.wrap(contrast or "", 58, break_on_hyphens=False))
+        rule = group["rule"].iloc[0]
+        margin = group["margin"].iloc[0] if rule in ("equivalence", "noninferiority") else 0
+        one = _ForestClaim(y, 0.62 * len(rows), words, contrast, rows, margin, rule)
+        one = replace(one, height=max(one.height, one.words_height + one.contrast_height))
+        claims.append(one)
+        y += one.height + 0.42
+    return claims
+
+
+def _draw_claim_words(ax: Axes, claim: _ForestClaim) -> None:
+    """Write a claim and its contrast on the left, and draw its margin as a tick pair."""
+    start = claim.top + (claim.height - claim.words_height - claim.contrast_height) / 2
+    left = dict(transform=ax.get_yaxis_transform(), ha="right", va="top")
+    ax.text(-0.02, start, claim.words, fontsize=8.5, **left)
+    at = start + claim.words_height
+    ax.text(-0.02, at, claim.contrast, fontsize=7, color="#5A5A5A", **left)
+    if claim.margin:
+        bounds = (-100 * claim.margin, 100 * claim.margin)
+        ax.vlines(
+            bounds[:1] if claim.rule == "noninferiority" else bounds,
+            claim.top - 0.21,
+            claim.top + claim.height + 0.21,
+            color="#444444",
+            linestyle=(0, (3, 2)),
+            linewidth=1,
+            zorder=1,
         )
-        text = 0.40 * (words.count("\n") + 1)  # line heights in units of y: 0.36 inch
-        height = max(0.62 * len(rows), text + 0.33 * (contrast.count("\n") + 1) * bool(contrast))
-        margin = (
-            group["margin"].iloc[0]
-            if group["rule"].iloc[0] in ("equivalence", "noninferiority")
-            else 0
+
+
+def _draw_estimate(ax: Axes, at: float, row: tuple, reach: float) -> None:
+    """Draw one estimate with its interval (cut at `reach` points), and write it on the right."""
+    study, estimate, low, high, verdict, seeds = row
+    colour, marker = VERDICTS[verdict]
+    if pd.isna(estimate):
+        text = "not measured"
+    else:
+        ax.plot(
+            [max(100 * low, -reach), min(100 * high, reach)],
+            [at, at],
+            color=colour,
+            zorder=2,
+            linewidth=2 if verdict == "pooled" else 1.5,
+            linestyle=(0, (2, 1.2)) if pd.notna(seeds) and seeds == 1 else "solid",
         )
-        lines.append((y, height, words, contrast, text, rows, margin, group["rule"].iloc[0]))
-        y += height + 0.42
-    ax = _axes(ax, 8.2 if several else 7.6, 0.36 * y + 1.5)
-    every = [row for line in lines for row in line[5]]
-    reach = min(
-        max([6.0] + [abs(100 * end) for row in every for end in row[2:4] if pd.notna(end)]) * 1.08,
-        100.0,
-    )
-    for n, (top, height, words, contrast, text, rows, margin, rule) in enumerate(lines):
-        start = top + (height - text - 0.33 * (contrast.count("\n") + 1) * bool(contrast)) / 2
-        if n % 2 == 0:
-            ax.axhspan(top - 0.21, top + height + 0.21, color="#F4F4F4", linewidth=0, zorder=0)
-        left = dict(transform=ax.get_yaxis_transform(), ha="right", va="top")
-        ax.text(-0.02, start, words, fontsize=8.5, **left)
-        ax.text(-0.02, start + text, contrast, fontsize=7, color="#5A5A5A", **left)
-        if margin:
-            bounds = (-100 * margin,) if rule == "noninferiority" else (-100 * margin, 100 * margin)
-            ax.vlines(
-                bounds,
-                top - 0.21,
-                top + height + 0.21,
-                color="#444444",
-                linestyle=(0, (3, 2)),
-                linewidth=1,
-                zorder=1,
-            )
-        for i, (study, estimate, low, high, verdict, seeds) in enumerate(rows):
-            at = top + height * (i + 0.5) / len(rows)
-            colour, marker = VERDICTS[verdict]
-            if pd.isna(estimate):
-                text = "not measured"
-            else:
-                dashes = (0, (2, 1.2)) if pd.notna(seeds) and seeds == 1 else "solid"
-                ax.plot(
-                    [max(100 * low, -reach), min(100 * high, reach)],
-                    [at, at],
-                    color=colour,
-                    zorder=2,
-                    linewidth=2 if verdict == "pooled" else 1.5,
-                    linestyle=dashes,
-                )
-                ax.plot(
-                    100 * estimate,
-                    at,
-                    marker=marker,
-                    color=colour,
-                    markersize=7,
-                    markeredgecolor="white",
-                    markerfacecolor=colour,
-                    markeredgewidth=0.6,
-                    zorder=3,
-                )
-                text = f"{100 * estimate:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-            ax.text(
-                1.02,
-                at,
-                (f"{study}: " if study else "") + text,
-                transform=ax.get_yaxis_transform(),
-                va="center",
-                fontsize=8,
-                color="#222222" if pd.notna(estimate) else "#767676",
-            )
-    ax.axvline(0, color="#222222", linewidth=1, zorder=1)
-    ax.set(ylim=(y - 0.2, -0.25), xlim=(-reach, reach), yticks=[])
-    ax.grid(axis="x"), ax.grid(False, axis="y")
-    ax.spines["left"].set_visible(False)
-    ax.set_xlabel("Difference in accuracy of the arms compared (points; line: 95 % interval)")
-    used = [v for v in VERDICTS if v in {row[4] for row in every} and v != "not measured"]
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=VERDICTS[v][0],
-            marker=VERDICTS[v][1],
-            markeredgecolor="white",
+        ax.plot(
+            100 * estimate,
+            at,
+            marker=marker,
+            color=colour,
             markersize=7,
-            label=v,
+            markeredgecolor="white",
+            markerfacecolor=colour,
+            markeredgewidth=0.6,
+            zorder=3,
         )
-        for v in used
+        text = f"{100 * estimate:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    ax.text(
+        1.02,
+        at,
+        (f"{study}: " if study else "") + text,
+        transform=ax.get_yaxis_transform(),
+        va="center",
+        fontsize=8,
+        color="#222222" if pd.notna(estimate) else "#767676",
+    )
+
+
+def _forest_legend(ax: Axes, claims: list[_ForestClaim]) -> None:
+    """Explain the verdicts, dashes and margins that a forest plot shows."""
+    every = [row for claim in claims for row in claim.rows]
+    used = [v for v in VERDICTS if v in {row[4] for row in every} and v != "not measured"]
+    edge = dict(markeredgecolor="white", markersize=7)
+    handles = [
+        Line2D([], [], color=VERDICTS[v][0], marker=VERDICTS[v][1], label=v, **edge) for v in used
     ]
     if any(pd.notna(row[5]) and row[5] == 1 for row in every):
-        handles.append(
-            Line2D(
-                [], [], color="#767676", linestyle=(0, (2, 1.2)), label="one seed: questions only"
-            )
-        )
-    if any(line[6] for line in lines):
-        handles.append(
-            Line2D([], [], color="#444444", linestyle=(0, (3, 2)), linewidth=1, label="margin")
-        )
-    _legend(ax, 3, handles)
+        dashes = dict(color="#767676", linestyle=(0, (2, 1.2)))
+        handles.append(Line2D([], [], label="one seed: questions only", **dashes))
+    if any(claim.margin for claim in claims):
+        dashes = dict(color="#444444", linestyle=(0, (3, 2)), linewidth=1)
+        handles.append(Line2D([], [], label="margin", **dashes))
+    _place_legend(ax, 3, handles)
+
+
+def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
+    """Draw every claim's estimate and 95 % interval, in points.
+
+    Colour and marker say the verdict, a tick pair the margin. `table`: verdicts of one or several
+    studies (then a row each, and `pooled` from verdicts.pool as a diamond). Claims without an
+    estimate are listed as not measured; a claim in other units (per 100 tokens) is left out.
+    """
+    table = table[table["measure"] != "correct_per_100_tokens"]
+    several = table["study"].nunique() > 1 or pooled is not None
+    claims = _forest_claims(table, pooled, several)
+    y = sum(claim.height + 0.42 for claim in claims)
+    ax = _axes(ax, 8.2 if several else 7.6, 0.36 * y + 1.5)
+    ends = [end for claim in claims for row in claim.rows for end in row[2:4] if pd.notna(end)]
+    reach = min(max([6.0] + [abs(100 * end) for end in ends]) * 1.08, 100.0)
+    for n, claim in enumerate(claims):
+        if n % 2 == 0:
+            around = (claim.top - 0.21, claim.top + claim.height + 0.21)
+            ax.axhspan(*around, color="#F4F4F4", linewidth=0, zorder=0)
+        _draw_claim_words(ax, claim)
+        for i, row in enumerate(claim.rows):
+            _draw_estimate(ax, claim.top + claim.height * (i + 0.5) / len(claim.rows), row, reach)
+    ax.axvline(0, color="#222222", linewidth=1, zorder=1)
+    ax.set(ylim=(y - 0.2, -0.25), xlim=(-reach, reach), yticks=[])
+    ax.grid(axis="x")
+    ax.grid(False, axis="y")
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("Difference in accuracy of the arms compared (points; line: 95 % interval)")
+    _forest_legend(ax, claims)
     return ax
 
 
@@ -637,7 +668,7 @@ def cost_against_accuracy(
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = _axes(ax, 5.4)
-    for (arm, row), (colour, _, marker, _) in zip(rows.iterrows(), _looks(arms), strict=True):
+    for (arm, row), (colour, _, marker, _) in zip(rows.iterrows(), _arm_looks(arms), strict=True):
         value, low, high = (100 * row[c] for c in ("accuracy", "low", "high"))
         shift = mpl.transforms.ScaledTranslation(
             6 / 72 * (arms.index(arm) - (len(arms) - 1) / 2),
@@ -677,10 +708,49 @@ def cost_against_accuracy(
     )
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:g}"))
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-    ax.set_xlabel(f"Tokens generated per test question (log scale; {_counts(rows)})")
+    ax.set_xlabel(f"Tokens generated per test question (log scale; {_count_text(rows)})")
     ax.set_ylabel("Accuracy (% of test questions)")
-    _legend(ax, 3)
+    _place_legend(ax, 3)
     return ax
+
+
+LETTER_WIDTH = 0.078  # inches, of the 9-point monospaced font of `token_heatmap`
+
+
+def _place_tokens(tokens: list[str], width: float) -> list[tuple[float, int, str]]:
+    """Set tokens as running text of this width: (inches from the left, line, text) of each."""
+    places, x, line = [], 0.0, 0
+    for token in tokens:
+        text = token.replace("\n", "⏎")
+        if x + LETTER_WIDTH * len(text) > width - 0.2 and x > 0:
+            x, line, text = 0.0, line + 1, text.lstrip(" ") or " "
+        places.append((x, line, text))
+        x += LETTER_WIDTH * len(text)
+        if token.endswith("\n"):
+            x, line = 0.0, line + 1
+    return places
+
+
+def _draw_token(ax: Axes, place: tuple[float, int, str], colour: tuple, strength: float) -> None:
+    """Draw one token on its colour; strength (-1 to 1) is its score by the largest one."""
+    (x, line, text), end = place, place[0] + LETTER_WIDTH * len(place[2])
+    dark = mpl.colors.rgb_to_hsv(colour[:3])[2] < 0.8 or abs(strength) > 0.8
+    corner = (x, -0.27 * line - 0.11)
+    ax.add_patch(mpl.patches.Rectangle(corner, end - x, 0.23, color=colour, linewidth=0))
+    for i, letter in enumerate(text):
+        ax.text(
+            x + LETTER_WIDTH * (i + 0.5),
+            -0.27 * line,
+            letter,
+            ha="center",
+            va="center",
+            fontsize=9,
+            family="DejaVu Sans Mono",
+            color="white" if dark else "black",
+        )
+    if strength < -0.02:
+        under = [-0.27 * line - 0.1] * 2
+        ax.plot([x + 0.01, end - 0.01], under, color="black", linewidth=0.9)
 
 
 def token_heatmap(
@@ -690,75 +760,35 @@ def token_heatmap(
     width: float = 6.5,
     ax: Axes | None = None,
 ) -> Axes:
-    """A rationale's tokens as running text, shaded by score.
+    """Draw a rationale's tokens as running text, shaded by score.
 
-    Orange for, blue against, white for none.
-
-    `scores` (one a token, any unit) are scaled by the largest absolute one. In greyscale, negative scores are also
-    underlined. Spaces inside a token are kept; a line break starts a new line.
+    Orange for, blue against, white for none. `scores` (one a token, any unit) are scaled by the
+    largest absolute one. In greyscale, negative scores are also underlined. Spaces inside a token
+    are kept; a line break starts a new line.
     """
     scores = np.asarray(scores, float)
     if len(tokens) != len(scores):
         raise ValueError(f"{len(tokens)} tokens and {len(scores)} scores; expected as many")
     top = np.abs(scores).max() or 1.0
-    positive = mpl.colors.LinearSegmentedColormap.from_list("", ["#FFFFFF", "#F6C16B", "#D55E00"])
-    negative = mpl.colors.LinearSegmentedColormap.from_list("", ["#FFFFFF", "#9CCBE8", "#0072B2"])
-    # Inches per letter of the 9-point monospaced font
-    step, places, x, line = 0.078, [], 0.0, 0
-    for token in tokens:
-        text = token.replace("\n", "⏎")
-        if x + step * len(text) > width - 0.2 and x > 0:
-            x, line, text = 0.0, line + 1, text.lstrip(" ") or " "
-        places.append((x, line, text))
-        x += step * len(text)
-        if token.endswith("\n"):
-            x, line = 0.0, line + 1
-    lines = max(p[1] for p in places) + 1 if places else 1
-    height = 0.27 * lines
-    ax = _axes(ax, width, height + 0.75 + 0.25 * bool(title))
-    for (x, line, text), score in zip(places, scores):
+    shades = mpl.colors.LinearSegmentedColormap.from_list
+    positive = shades("", ["#FFFFFF", "#F6C16B", "#D55E00"])
+    negative = shades("", ["#FFFFFF", "#9CCBE8", "#0072B2"])
+    places = _place_tokens(tokens, width)
+    lines = max(place[1] for place in places) + 1 if places else 1
+    ax = _axes(ax, width, 0.27 * lines + 0.75 + 0.25 * bool(title))
+    for place, score in zip(places, scores, strict=True):
         colour = (positive if score >= 0 else negative)(abs(score) / top)
-        dark = mpl.colors.rgb_to_hsv(colour[:3])[2] < 0.8 or (abs(score) / top > 0.8)
-        ax.add_patch(
-            mpl.patches.Rectangle(
-                (x, -0.27 * line - 0.11), step * len(text), 0.23, color=colour, linewidth=0
-            )
-        )
-        for i, letter in enumerate(text):
-            ax.text(
-                x + step * (i + 0.5),
-                -0.27 * line,
-                letter,
-                ha="center",
-                va="center",
-                fontsize=9,
-                family="DejaVu Sans Mono",
-                color="white" if dark else "black",
-            )
-        if score < 0 and abs(score) / top > 0.02:
-            ax.plot(
-                [x + 0.01, x + step * len(text) - 0.01],
-                [-0.27 * line - 0.1] * 2,
-                color="black",
-                linewidth=0.9,
-            )
-    ax.set(
-        xlim=(0, width - 0.1),
-        ylim=(-0.27 * (lines - 1) - 0.16, 0.16),
-        xticks=[],
-        yticks=[],
-        aspect="equal",
-    )
+        _draw_token(ax, place, colour, score / top)
+    y = (-0.27 * (lines - 1) - 0.16, 0.16)
+    ax.set(xlim=(0, width - 0.1), ylim=y, xticks=[], yticks=[], aspect="equal")
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
     if title:
         ax.set_title(title, loc="left")
-    both = mpl.colors.LinearSegmentedColormap.from_list(
-        "", [negative(1.0), negative(0.5), "#FFFFFF", positive(0.5), positive(1.0)]
-    )
+    ends = [negative(1.0), negative(0.5), "#FFFFFF", positive(0.5), positive(1.0)]
     bar = ax.figure.colorbar(
-        mpl.cm.ScalarMappable(mpl.colors.Normalize(-1, 1), both),
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(-1, 1), shades("", ends)),
         ax=ax,
         orientation="horizontal",
         aspect=40,
@@ -810,11 +840,10 @@ def deletion_curves(
     xlabel: str = "Rationale tokens deleted, most important first (%)",
     ax: Axes | None = None,
 ) -> Axes:
-    """Deletion (or insertion) curves.
+    """Draw deletion (or insertion) curves.
 
-    A line per attribution method, random always last and in grey.
-
-    `curves`: columns method, fraction (0 to 1), value, and low, high where known (drawn as a band).
+    A line per attribution method, random always last and in grey. `curves`: columns method,
+    fraction (0 to 1), value, and low, high where known (drawn as a band).
     """
     methods = sorted(dict.fromkeys(curves["method"]), key=lambda m: m == "random")
     ax = _axes(ax)
@@ -842,5 +871,5 @@ def deletion_curves(
                 linewidth=0,
             )
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    _legend(ax, 3)
+    _place_legend(ax, 3)
     return ax

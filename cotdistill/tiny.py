@@ -1,6 +1,6 @@
-"""Two-layer students with random weights and a tokenizer of 600 tokens.
+"""Make two-layer students with random weights and a tokenizer of 600 tokens.
 
-For tests and the smoke study.
+They serve the tests and the smoke study.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ TINY = ("tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
 
 
 def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 600 tokens trained on the embedded world's words.
+    """Train a byte-level BPE of 600 tokens on the embedded world's words.
 
     Gemma's kind marks spaces with ▁ and adds <bos>.
     """
@@ -25,7 +25,6 @@ def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
         models,
         normalizers,
         pre_tokenizers,
-        processors,
         trainers,
     )
 
@@ -54,33 +53,40 @@ def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    # The 256 byte tokens that unknown characters fall back to are ordinary tokens: added to the
-    # vocabulary itself
     if gemma:
-        saved = json.loads(tokenizer.to_str())
-        saved["model"]["vocab"] |= {
-            f"<0x{i:02X}>": len(saved["model"]["vocab"]) + i for i in range(256)
-        }
-        tokenizer = Tokenizer.from_str(json.dumps(saved))
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
-        )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="<pad>",
-            eos_token="<eos>",
-            bos_token="<bos>",
-            unk_token="<unk>",
-        )
+        return _add_gemma_bytes(tokenizer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
     )
 
 
-def _tiny(name: str):
-    """Two layers, 32 wide, random weights from seed 0.
+def _add_gemma_bytes(tokenizer) -> PreTrainedTokenizerFast:
+    """Add Gemma's 256 byte tokens, to which unknown characters fall back, and its <bos>.
 
-    The architecture of the real student at test speed.
+    They are ordinary tokens: added to the vocabulary itself.
+    """
+    from tokenizers import Tokenizer, processors
+
+    saved = json.loads(tokenizer.to_str())
+    known = saved["model"]["vocab"]
+    known |= {f"<0x{i:02X}>": len(known) + i for i in range(256)}
+    tokenizer = Tokenizer.from_str(json.dumps(saved))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+    )
+
+
+def _tiny(name: str):
+    """Build a student of two layers, 32 wide, with random weights from seed 0.
+
+    It has the architecture of the real student at test speed. Returns model, tokenizer and note.
     """
     from transformers import AutoConfig
 
@@ -127,6 +133,7 @@ def _tiny(name: str):
 
 
 def _tiny_version(tokenizer) -> str:
+    """Return 8 hex digits over the tokenizer's vocabulary: part of the student's fingerprint."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[
         :8
     ]

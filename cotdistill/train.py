@@ -1,27 +1,28 @@
 """Fine-tune a student on label and rationale, with the transformers Trainer.
 
 Three decisions that the comparison of arms rests on:
-- The order of questions is a function of the seed alone, so every arm of a seed sees the same
-  questions in the same
-  batches, and the difference between two arms is never a difference in data order.
-- Sequences of a batch are laid end to end in one row (`students.packed_attention`): no padding,
-  whatever the lengths, so
-  that no arm pays for another's. The head runs at supervised positions only, and never holds all their logits.
-- Two losses (`loss_shares`). "token_mean" is the mean over the batch's supervised tokens, HF's own
-  default and the paper's recipe:
-  a longer target leaves the label a smaller share of it, so arms of unequal length differ in that too. "balanced" is the mean over
-  label tokens plus lambda times the mean over the others: the label's term is the same in every arm. Label tokens can weigh more.
 
-Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes: it
-is computed once and every epoch, and every run of the grid on the same sequences, starts from
-there.
+- The order of questions is a function of the seed alone. Every arm of a seed sees the same
+  questions in the same batches, so a difference between two arms is never one of data order.
+- Sequences of a batch are laid end to end in one row (`packed_attention`): no padding, whatever
+  the lengths, so that no arm pays for another's. The head runs at supervised positions only, and
+  never holds all their logits.
+- Two losses (`loss_shares`). "token_mean" is the mean over the batch's supervised tokens, HF's
+  own default and the paper's recipe: a longer target leaves the label a smaller share of it, so
+  arms of unequal length differ in that too. "balanced" is the mean over label tokens plus lambda
+  times the mean over the others: the label's term is the same in every arm. Label tokens can
+  weigh more.
+
+Where the lower blocks are frozen (`frozen_layers`), what they make of a sequence never changes.
+It is computed once; every epoch, and every run of the grid on the same sequences, starts there.
 """
 
 import json
 import math
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from cotdistill.arms import Arm
 from cotdistill.checkpoints import (
@@ -59,7 +61,7 @@ from cotdistill.students import Student
 
 
 class OrderSampler(torch.utils.data.Sampler):
-    """Question order as a function of (seed, epoch): the same for every arm.
+    """Order the questions as a function of (seed, epoch): the same for every arm.
 
     Epoch e of a fresh arm has its own encodings, kept at e * n in the concatenated data.
     """
@@ -68,6 +70,7 @@ class OrderSampler(torch.utils.data.Sampler):
         self.n, self.seed, self.copies, self.epoch = n, seed, copies, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
@@ -79,7 +82,7 @@ class OrderSampler(torch.utils.data.Sampler):
 
 
 class SlicedBatches(torch.utils.data.Sampler):
-    """The batches of one process, cut into one slice per process of a torchrun.
+    """Cut each batch of a torchrun into one slice per process.
 
     Slice r of batch b stands at b * ranks + r, where accelerate looks for it. A last batch that is
     smaller than the number of processes leaves slices empty; nothing is repeated to fill it, as
@@ -87,15 +90,11 @@ class SlicedBatches(torch.utils.data.Sampler):
     """
 
     def __init__(self, order: OrderSampler, batch_size: int, ranks: int):
-        self.order, self.size, self.ranks, self.batch_size, self.drop_last = (
-            order,
-            batch_size,
-            ranks,
-            None,
-            False,
-        )
+        self.order, self.size, self.ranks = order, batch_size, ranks
+        self.batch_size, self.drop_last = None, False  # accelerate reads them
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
         self.order.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -111,9 +110,10 @@ class SlicedBatches(torch.utils.data.Sampler):
 
 
 class DistilTrainer(Trainer):
-    """The Trainer with our order, our loss, and checkpoints that hold trainable weights only.
+    """Run the Trainer with our order, our loss, and checkpoints of trainable weights only.
 
-    `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are compared by it.
+    `validate` maps the student to {"accuracy", "label_nll"} on validation questions; epochs are
+    compared by it.
     """
 
     def __init__(
@@ -130,13 +130,8 @@ class DistilTrainer(Trainer):
         super().__init__(*args, **kwargs)
         # (name, weight of the other tokens' mean); supervised tokens of an update, by kind
         self.loss, self.counts = loss, None
-        self.sampler, self.batch_size, self.validate, self.progress, self.patience = (
-            sampler,
-            batch_size,
-            validate,
-            progress,
-            patience,
-        )
+        self.sampler, self.batch_size, self.patience = sampler, batch_size, patience
+        self.validate, self.progress = validate, progress
         # We divide by the number of supervised tokens of the whole optimiser step
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False  # `pack_batch` has
@@ -147,6 +142,7 @@ class DistilTrainer(Trainer):
         return self.sampler
 
     def get_train_dataloader(self):
+        """Return the batches; under torchrun each process takes its slice of them."""
         if self.args.world_size == 1:
             return super().get_train_dataloader()
         batches = SlicedBatches(self.sampler, self.batch_size, self.args.world_size)
@@ -157,8 +153,9 @@ class DistilTrainer(Trainer):
         )
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """The library's count of an update's supervised tokens, and ours by kind, (label, other),
-        over all its batches and processes.
+        """Count an update's supervised tokens as the library does, and ours by kind.
+
+        By kind is (label, other), over all its batches and processes.
         """
         if self.loss[0] != "token_mean" and batch_samples:
             labels = sum((batch["kinds"] == LABEL).sum() for batch in batch_samples)
@@ -171,6 +168,7 @@ class DistilTrainer(Trainer):
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the batch's part of the update's loss, and add its losses to the epoch's sums."""
         is_label = inputs["kinds"] == LABEL
         if self.loss[0] == "token_mean":
             share = inputs["weights"] / (
@@ -188,26 +186,23 @@ class DistilTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     def check_loss(self, loss: float) -> None:
-        """A run that diverged ends here and is not stored.
+        """End a run that diverged; it is not stored.
 
         Raises DataError where the loss is no finite number.
         """
         if not math.isfinite(loss):
             raise DataError(
-                f"training diverged: the loss is {loss:g} at step "
-                f"{self.state.global_step + 1}, with lr {self.args.learning_rate:g} "
-                "and "
-                f"weights in {str(self.model.dtype).removeprefix('torch.')}; "
+                f"training diverged: the loss is {loss:g} at step {self.state.global_step + 1}, "
+                f"with lr {self.args.learning_rate:g} and weights in "
+                f"{str(self.model.dtype).removeprefix('torch.')}; "
                 "expected a finite loss: lower lr, or dtype float32"
             )
 
     def evaluate(self, *args, **kwargs):
-        """One epoch is over: its training losses by kind, and the validation label accuracy.
-
-        Appended to the log.
+        """Log one epoch: its training losses by kind and the validation label accuracy.
 
         Of a torchrun's processes, which hold equal weights, the first validates and the others take
-        its word.
+        its result.
         """
         if self.args.world_size > 1:
             total = self.sums.to(self.args.device)
@@ -220,7 +215,7 @@ class DistilTrainer(Trainer):
             if self.validate
             else {}
         )
-        # Of the epoch's last update
+        # Nobody has checked the weights that the epoch's last update made
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             self.check_loss(math.nan)
         row = {
@@ -246,10 +241,10 @@ class DistilTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model, trial):
-        """The library's checkpoint, sealed when it is whole; only then the older ones go.
+        """Write the library's checkpoint, seal it, and only then delete the older ones.
 
-        Which are older is told by their step (the library's own rotation goes by file times, and
-        would delete the newest after the clock was set back).
+        Their step says which are older (the library's own rotation goes by file times, and would
+        delete the newest after the clock was set back).
         """
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
@@ -281,21 +276,24 @@ class DistilTrainer(Trainer):
 
 
 def selection_score(row: dict) -> float:
-    """What epochs are compared by: validation label accuracy; ties go to the lower label loss."""
+    """Return what epochs are compared by: validation label accuracy.
+
+    Ties go to the lower label loss.
+    """
     return row["validation_accuracy"] - 1e-6 * min(row["validation_label_nll"], 1e5)
 
 
 def epochs_since_best(log: list[dict]) -> int:
-    """How many epochs of a Trainer's log came after the best one (0 where none is logged).
+    """Count the epochs of a Trainer's log after the best one (0 where none is logged).
 
     It is all that `patience` depends on, so a killed run that goes on from its checkpoint stops
-    where one that was left alone does; the library's own callback would count anew.
+    where an unbroken one does; the library's own callback would start counting from 0.
     """
     found = [selection_score(row["distil"]) for row in log if "distil" in row]
     return len(found) - 1 - int(np.argmax(found)) if found else 0
 
 
-# A checkpoint sorts them
+# Columns in this order: a checkpoint sorts them by name
 HISTORY = [
     "epoch",
     "step",
@@ -311,14 +309,15 @@ HISTORY = [
 def trunk_states(
     student: Student, data: list[Encoded], layers: int, store: dict
 ) -> list[torch.Tensor] | None:
-    """What the lowest `layers` blocks make of each sequence but its last token (`pack_batch`), [tokens
+    """Compute the outputs of the lowest `layers` blocks for each sequence but its last token.
 
-    - 1, width] each; None where there is nothing to gain (no frozen block), where dropout makes
-    each pass another one, or where it would take more than TRUNK_LIMIT bytes.
+    Returns [tokens - 1, width] each (as in `pack_batch`); None where there is nothing to gain (no
+    frozen block), where dropout makes each pass another one, or where it would take more than
+    TRUNK_CACHE_BYTES.
 
     store: (layers, sequences of a group) -> states, for later runs on the same sequences. Groups go
     by the questions' ids, so the same data give the same numbers to the last bit, whatever was
-    computed before, and seeds, which order them anew, share them.
+    computed before, and seeds, which only order the questions differently, share them.
     """
     model = student.model
     size = (
@@ -342,40 +341,37 @@ def trunk_states(
         with (
             use_attention(model, "packed"),
             use_prepacked_linears(model),
-            replace_forward({block: _nothing for block in blocks[layers:]}),
+            replace_forward(dict.fromkeys(blocks[layers:], _skip_block)),
         ):
-            for part, key in zip(parts, keys):
+            for part, key in zip(parts, keys, strict=True):
                 if key not in store:
                     group = [data[i] for i in part]
                     batch, lengths = pack_batch(group), [len(e.ids) - 1 for e in group]
                     model.base_model(
                         use_cache=False,
-                        **{
-                            name: batch[name].to(model.device)
-                            if name != "cu_seq_lens_q"
-                            else batch[name]
-                            for name in ("input_ids", "position_ids", "cu_seq_lens_q")
-                        },
+                        input_ids=batch["input_ids"].to(model.device),
+                        position_ids=batch["position_ids"].to(model.device),
+                        cu_seq_lens_q=batch["cu_seq_lens_q"],  # stays on the CPU
                     )
-                    store[key] = [
-                        states.clone() for states in seen.pop()[: sum(lengths)].split(lengths)
-                    ]
-                for i, states in zip(part, store[key]):
+                    rows = seen.pop()[: sum(lengths)].split(lengths)
+                    store[key] = [states.clone() for states in rows]
+                for i, states in zip(part, store[key], strict=True):
                     found[i] = states
     finally:
         hook.remove()
     return found
 
 
-def _nothing(hidden_states, *args, **kwargs):
+def _skip_block(hidden_states, *args, **kwargs):
+    """Return the states unchanged: a block that is left out."""
     return hidden_states
 
 
 @contextmanager
 def use_compiled_blocks(model: nn.Module, backend: str):
-    """While open, the blocks' MLPs and RMS norms go through torch.compile, once for all lengths: a
-    few fused loops instead of a dozen passes over memory.
+    """Run the blocks' MLPs and RMS norms through torch.compile, while open.
 
+    They are compiled once for all lengths: a few fused loops instead of a dozen passes over memory.
     backend "": nothing is compiled.
     """
     parts = (
@@ -398,16 +394,16 @@ def use_compiled_blocks(model: nn.Module, backend: str):
 
 
 @contextmanager
-def fast_training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
-    """While open, the model takes `pack_batch`'s batches, and a step costs what it must.
+def fast_training(model: nn.Module, backend: str = "", frozen_layers: int = 0):
+    """Let the model take `pack_batch`'s batches and train as fast as it can, while open.
 
     Sequences attend apart from each other, linear layers run on the faster products (a compiler
     can't look into these), and what nothing is learnt from is left out.
     """
     with (
         use_attention(model, "packed"),
-        nullcontext() if compile else use_trainable_onednn_linears(model),
-        use_compiled_blocks(model, compile),
+        nullcontext() if backend else use_trainable_onednn_linears(model),
+        use_compiled_blocks(model, backend),
         start_from_trunk(model, frozen_layers),
         last_block_at_places(model),
         sparse_embedding(model),
@@ -416,8 +412,10 @@ def fast_training(model: nn.Module, compile: str = "", frozen_layers: int = 0):
 
 
 def freeze(model: nn.Module, layers: int) -> None:
-    """Make everything trainable but, where layers > 0, the embeddings (with a tied head) and the
-    lowest `layers` blocks.
+    """Make everything trainable except the lowest `layers` blocks and, with them, the embeddings.
+
+    A tied head is frozen with its embeddings. layers = 0: everything is trainable. Raises DataError
+    for as many layers as the student has, or more.
     """
     model.requires_grad_(True)
     if not layers:
@@ -433,42 +431,26 @@ def freeze(model: nn.Module, layers: int) -> None:
         module.requires_grad_(False)
 
 
-def fine_tune(
-    student: Student,
-    passes: list[list[Encoded]],
-    arm: Arm,
-    config: TrainConfig,
-    seed: int,
-    folder: Path,
-    validate=None,
-    progress=lambda row: None,
-    trunks: dict | None = None,
-) -> tuple[pd.DataFrame, dict]:
-    """Train the student in place on the sequences of each epoch.
+@dataclass(frozen=True)
+class Hooks:
+    """Hold what a run calls and shares beside its training.
 
-    Checkpoints in `folder`, resumed from the last whole one.
-
-    trunks: a `trunk_states` store that runs of one student (with these weights) share; None: this
-    run's own. Under torchrun every process calls this with the same arguments: a batch is cut into
-    a slice per process, so that
-    `batch_size` stays what an update sees however many there are.
-
-    validate: () -> {"accuracy": 0..1, "label_nll": nats}, called after each epoch; None compares
-    nothing and keeps the last. Returns the history (a row per epoch: loss in nats per token over
-    all supervised tokens, label tokens, and rationale tokens with their frame; validation accuracy
-    and label loss) and a summary (best epoch, tokens trained on).
+    progress: called with each epoch's row of the history. trunks: a `trunk_states` store that runs
+    of one student (with these weights) share; None: this run's own.
     """
-    n = len(passes[0])
-    copies = len(passes) if arm.fresh else 1
-    data = [e for one in passes[:copies] for e in one]
-    freeze(student.model, config.frozen_layers)
-    on_gpu = student.model.device.type == "cuda"
-    select_best = validate is not None and config.select == "best"
-    # What an empty slice trains on: nothing is learnt from it
-    silent = replace(data[0], kinds=(PROMPT,) * len(data[0].kinds))
+
+    progress: Callable[[dict], None] = lambda row: None
+    trunks: dict | None = None
+
+
+def _training_arguments(
+    student: Student, config: TrainConfig, seed: int, folder: Path, select_best: bool
+) -> TrainingArguments:
+    """Return the library's arguments for one run."""
+    device, dtype = student.model.device.type, student.model.dtype
     arguments = TrainingArguments(
         output_dir=str(folder),
-        use_cpu=student.model.device.type == "cpu",
+        use_cpu=device == "cpu",
         seed=seed,
         data_seed=seed,
         num_train_epochs=config.epochs,
@@ -480,7 +462,7 @@ def fine_tune(
         lr_scheduler_type=config.schedule,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=on_gpu and student.model.dtype == torch.float32 and torch.cuda.is_bf16_supported(),
+        bf16=device == "cuda" and dtype == torch.float32 and torch.cuda.is_bf16_supported(),
         activation_checkpointing=config.gradient_checkpointing,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -498,29 +480,88 @@ def fine_tune(
         # Else several visible GPUs become a DataParallel, which cuts a packed row; they are for
         # torchrun and Ray
         arguments._n_gpu = min(arguments.n_gpu, 1)
-    trunk = trunk_states(student, data, config.frozen_layers, {} if trunks is None else trunks)
-    states = (
-        {id(e): state for e, state in zip([*data, silent], [*trunk, trunk[0]])} if trunk else {}
-    )
+    return arguments
 
-    def collator(batch):
+
+def _batch_maker(
+    data: list[Encoded], trunk: list[torch.Tensor] | None, arm: Arm, rationale_weight: float
+) -> Callable[[list[Encoded]], dict[str, torch.Tensor]]:
+    """Return the Trainer's collator: `pack_batch`, with the frozen blocks' states where known."""
+    # What an empty slice trains on: nothing is learnt from it
+    silent = replace(data[0], kinds=(PROMPT,) * len(data[0].kinds))
+    states = {}
+    if trunk:
+        pairs = zip([*data, silent], [*trunk, trunk[0]], strict=True)
+        states = {id(e): state for e, state in pairs}
+
+    def collate(batch: list[Encoded]) -> dict[str, torch.Tensor]:
         batch = batch or [silent]
-        found = pack_batch(batch, arm.label_weight, config.rationale_weight)
+        packed = pack_batch(batch, arm.label_weight, rationale_weight)
         if states:
             joined = torch.cat([states[id(e)] for e in batch])
-            found["trunk"] = nn.functional.pad(
-                joined, (0, 0, 0, found["input_ids"].shape[1] - len(joined))
-            )[None]
-        return found
+            missing = packed["input_ids"].shape[1] - len(joined)
+            packed["trunk"] = nn.functional.pad(joined, (0, 0, 0, missing))[None]
+        return packed
 
+    return collate
+
+
+def _read_log(checkpoint: str | None) -> list[dict]:
+    """Return the log of a checkpoint's trainer; empty without one."""
+    if not checkpoint:
+        return []
+    state = (Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8")
+    return json.loads(state)["log_history"]
+
+
+def _run_trainer(trainer: DistilTrainer, checkpoint: str | None) -> None:
+    """Train, from a checkpoint where there is one.
+
+    Raises DataError for a checkpoint that holds objects beside tensors: torch loads it with
+    weights_only, so a pickle that would run code is refused.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise DataError(
+            f"{trainer.args.output_dir}: a checkpoint holds objects beside tensors, and was not "
+            f"loaded ({str(error).splitlines()[0][:80]}); "
+            "expected one that this program wrote: delete that folder and run again"
+        ) from None
+
+
+def fine_tune(
+    student: Student,
+    passes: list[list[Encoded]],
+    arm: Arm,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    validate: Callable[[], dict] | None = None,
+    **hooks,
+) -> tuple[pd.DataFrame, dict]:
+    """Train the student in place on the sequences of each epoch.
+
+    Checkpoints in `folder`, resumed from the last complete one. validate: () -> {"accuracy": 0..1,
+    "label_nll": nats}, called after each epoch; None compares nothing and keeps the last epoch.
+    hooks: the fields of `Hooks`. Under torchrun every process calls this with the same arguments: a
+    batch is cut into a slice per process, so that `batch_size` stays what an update sees however
+    many there are.
+
+    Returns the history (a row per epoch: loss in nats per token over all, label and rationale
+    tokens, validation accuracy and label loss) and a summary (best epoch, tokens trained on).
+    """
+    hooks, n, copies = Hooks(**hooks), len(passes[0]), len(passes) if arm.fresh else 1
+    data = [e for one in passes[:copies] for e in one]
+    freeze(student.model, config.frozen_layers)
+    select_best = validate is not None and config.select == "best"
+    arguments = _training_arguments(student, config, seed, folder, select_best)
+    store = {} if hooks.trunks is None else hooks.trunks
+    trunk = trunk_states(student, data, config.frozen_layers, store)
     patience, checkpoint = config.patience if select_best else 0, last_good_checkpoint(folder)
-    log = (
-        json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))[
-            "log_history"
-        ]
-        if checkpoint
-        else []
-    )
+    log = _read_log(checkpoint)
     if 0 < patience <= epochs_since_best(log):  # killed after it had stopped early
         arguments.num_train_epochs = sum("distil" in row for row in log)
     trainer = DistilTrainer(
@@ -529,51 +570,34 @@ def fine_tune(
         train_dataset=data,
         eval_dataset=data[:1],
         patience=patience,
-        data_collator=collator,
+        data_collator=_batch_maker(data, trunk, arm, config.rationale_weight),
         sampler=OrderSampler(n, seed, copies),
         batch_size=config.batch_size,
-        validate=_in_eval(student, validate),
-        progress=progress,
+        validate=_wrap_validation(student, validate),
+        progress=hooks.progress,
         loss=(arm.loss or config.loss, other_weight(arm, config)),
     )
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(PrinterCallback)
     try:
         with fast_training(student.model, config.compile, config.frozen_layers):
-            trainer.train(resume_from_checkpoint=checkpoint)
-    # Torch loads a checkpoint with weights_only: a pickle that would run code is refused, and named
-    # here
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise DataError(
-            f"{folder}: a checkpoint holds objects beside tensors, and was not "
-            f"loaded ({str(error).splitlines()[0][:80]}); "
-            "expected one that this program wrote: delete that folder and run again"
-        ) from None
+            _run_trainer(trainer, checkpoint)
     finally:
         student.model.eval()
         release_memory()
-    history = pd.DataFrame(
-        [row["distil"] for row in trainer.state.log_history if "distil" in row], columns=HISTORY
-    )
+    rows = [row["distil"] for row in trainer.state.log_history if "distil" in row]
+    history = pd.DataFrame(rows, columns=HISTORY)
     best_step = trainer.state.best_global_step if select_best else trainer.state.global_step
     best = history.loc[history["step"] == best_step, "epoch"]
-    tokens = sum(len(e.ids) for one in passes[: len(history)] for e in one)
     return history, {
         "best_epoch": int(best.iloc[0]) if len(best) else int(history["epoch"].max()),
-        "train_tokens": tokens,
+        "train_tokens": sum(len(e.ids) for one in passes[: len(history)] for e in one),
     }
 
 
-def _printer():
-    from transformers.trainer_callback import PrinterCallback
+def _wrap_validation(student: Student, validate):
+    """Wrap `validate` so that it runs without dropout and with sdpa (it pads and caches).
 
-    return PrinterCallback
-
-
-def _in_eval(student: Student, validate):
-    """Validation runs without dropout and with sdpa (it pads and caches), then training goes on as
-    before.
+    Training goes on as before.
     """
     if validate is None:
         return None

@@ -18,6 +18,7 @@ import torch
 
 torch.set_num_threads(1)
 
+from cotdistill.arms import prompt_text
 from cotdistill.examples import Example, Rationale
 from cotdistill.students import Student, load_student
 from cotdistill.tiny import TINY
@@ -179,3 +180,35 @@ def smoke(tmp_path_factory):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         seconds.append((time.time() - started, done.stdout))
     return store, seconds
+
+
+def prompt_ids(student, example, placement):
+    """Return the ids of a question's prompt."""
+    return student.bos_ids + student.encode(prompt_text(example, placement))
+
+
+def generate_plainly(student, prefix, limit):
+    """Let transformers' own generate continue a prefix greedily; without the end token."""
+    with torch.no_grad():
+        out = student.model.generate(
+            torch.tensor([prefix]),
+            max_new_tokens=limit,
+            do_sample=False,
+            attention_mask=torch.ones(1, len(prefix)).long(),
+            eos_token_id=student.eos_id,
+            pad_token_id=student.pad_id,
+        )
+    return [t for t in out[0, len(prefix) :].tolist() if t != student.eos_id]
+
+
+def cut(ids, stop):
+    """Cut ids after their first stop: a sequence, or a member of a set."""
+    n = next(
+        (
+            i
+            for i in range(1, len(ids) + 1)
+            if (ids[i - 1] in stop if isinstance(stop, set) else ids[:i][-len(stop) :] == stop)
+        ),
+        len(ids),
+    )
+    return ids[:n]

@@ -123,7 +123,9 @@ def test_the_sequence_is_the_one_of_training(name, label_format):
     parts = split_sequence(student(name), EXAMPLE, TEXT, label_format)
     trained = encode(student(name), EXAMPLE, TEXT, Arm("pre_cot"), label_format)
     assert tuple(parts.prefix + parts.rationale + parts.frame + parts.label) == trained.ids[:-1]
-    assert parts.rationale == [i for i, k in zip(trained.ids, trained.kinds) if k == RATIONALE]
+    assert parts.rationale == [
+        i for i, k in zip(trained.ids, trained.kinds, strict=False) if k == RATIONALE
+    ]
     assert len(parts.prefix) == trained.kinds.count(PROMPT) and len(parts.words) == len(
         parts.rationale
     )
@@ -224,7 +226,11 @@ def test_variants_that_start_at_different_places_equal_whole_passes(name, batch_
     )
     found = removal_logps(s, EXAMPLE, TEXT, keep, batch_size=batch_size)
     exact = [
-        whole_logp(s.model, parts, [t if k else s.filler_id for t, k in zip(parts.rationale, row)])
+        whole_logp(
+            s.model,
+            parts,
+            [t if k else s.filler_id for t, k in zip(parts.rationale, row, strict=False)],
+        )
         for row in keep
     ]
     assert np.allclose(found, exact, atol=1e-4)
@@ -346,7 +352,7 @@ def test_many_equal_one_by_one_and_the_model_is_left_as_it_was(name):
             selections=selections,
             seed=3,
         )
-        for a, b in zip(together, backwards[::-1]):
+        for a, b in zip(together, backwards[::-1], strict=False):
             assert a.id == b.id and len(a.scores) == len(a.ids) and np.isfinite(a.scores).all()
             assert np.allclose(a.scores, b.scores, atol=2e-5), method
     assert done == [1, 2, 3] * len(METHODS)
@@ -359,7 +365,7 @@ def test_random_and_human():
     a, b = (
         attribute_all(s, [EXAMPLE], RATIONALES, "random", seed=seed)[0].scores for seed in (1, 2)
     )
-    assert not np.allclose(a, b) and ((0 <= a) & (a < 1)).all()
+    assert not np.allclose(a, b) and ((a >= 0) & (a < 1)).all()
     human = attribute_rationale(s, EXAMPLE, TEXT, "human", selections=selections)
     assert top_k(human.scores, 2) == [0, 3] and set(human.scores) == {0, 1}
 
@@ -486,7 +492,9 @@ def test_faithfulness_equals_erasing_by_hand():
 def test_randomising_changes_what_it_says_and_the_check_sees_it():
     s = student("tiny-llama")
     top = randomise_weights(s, 1, 0)
-    for (name, a), (_, b) in zip(s.model.named_parameters(), top.model.named_parameters()):
+    for (name, a), (_, b) in zip(
+        s.model.named_parameters(), top.model.named_parameters(), strict=False
+    ):
         assert torch.equal(a, b) != ("layers.1." in name and a.std() > 0), name
     everything = randomise_weights(s, None, 0)
     assert not torch.equal(
@@ -506,9 +514,9 @@ def test_randomising_changes_what_it_says_and_the_check_sees_it():
     assert table["rho"].iloc[2] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
-def fake(id, method, scores, words=None):
+def fake(question, method, scores, words=None):
     return Attribution(
-        id,
+        question,
         method,
         tuple(range(len(scores))),
         np.array(scores, float),
@@ -563,7 +571,7 @@ def test_key_tokens_are_those_of_the_spans(name):
     key = key_tokens(s, rationale)
     ids = s.encode(f" {text}")
     assert len(key) == len(ids)
-    assert s.decode([i for i, k in zip(ids, key) if k]).replace(".", "").split() == [
+    assert s.decode([i for i, k in zip(ids, key, strict=False) if k]).replace(".", "").split() == [
         "sword",
         "steel",
     ]
@@ -641,7 +649,7 @@ def test_scores_train_the_arms_that_need_them():
         rng=np.random.default_rng(0),
         scores=found.scores,
     )
-    assert [i for i, k in zip(kept.ids, kept.kinds) if k == RATIONALE] == [
+    assert [i for i, k in zip(kept.ids, kept.kinds, strict=False) if k == RATIONALE] == [
         found.ids[t] for t in top_k(found.scores, 3)
     ]
     # Plain numbers: they are written to JSON
@@ -669,9 +677,11 @@ def test_selectors_without_a_model_against_counting_by_hand():
         m: aggregate_to_words(attribute_all(s, examples, rationales, m)[0].scores, words)
         for m in ("answer_words", "tfidf", "frequency_matched")
     }
-    assert [w for w, value in zip(text.split(), by_word["answer_words"]) if value] == ["cup"]
+    assert [
+        w for w, value in zip(text.split(), by_word["answer_words"], strict=False) if value
+    ] == ["cup"]
     sk = TfidfVectorizer(norm=None, token_pattern=r"\S+").fit([text, *rest])
-    wanted = dict(zip(sk.get_feature_names_out(), sk.transform([text]).toarray()[0]))
+    wanted = dict(zip(sk.get_feature_names_out(), sk.transform([text]).toarray()[0], strict=False))
     np.testing.assert_allclose(
         by_word["tfidf"],
         [
@@ -679,7 +689,7 @@ def test_selectors_without_a_model_against_counting_by_hand():
             for w in text.split()
         ],
     )
-    match = dict(zip(text.split(), by_word["frequency_matched"]))
+    match = dict(zip(text.split(), by_word["frequency_matched"], strict=False))
     # Cup, jar, holds and "and" twice, net four times, the most often
     assert match["cup"] == -1 < match["the"] < match["net"] < match["jar"] == 1.0
     assert attribute_rationale(s, example, "", "tfidf").scores.shape == (0,)

@@ -609,17 +609,17 @@ CASES = {
     ),
     "config without weights": (
         saved(lambda folder: (folder / "model.safetensors").unlink()),
-        "weights can't be had",
+        "weights can't be loaded",
         "a local directory with safetensors",
     ),
     "weights cut": (
         saved(lambda folder: cut(folder / "model.safetensors")),
-        "weights can't be had",
+        "weights can't be loaded",
         "a local directory with safetensors",
     ),
     "weights in a pickle": (
         saved(to_pickle),
-        "weights can't be had",
+        "weights can't be loaded",
         "a local directory with safetensors",
     ),
     "a weight missing": (
@@ -629,12 +629,12 @@ CASES = {
     ),
     "config cut": (
         saved(lambda folder: cut(folder / "config.json")),
-        "weights can't be had",
+        "weights can't be loaded",
         "expected one of",
     ),
     "config a list": (
         saved(lambda folder: put(folder / "config.json", "[1]")),
-        "weights can't be had",
+        "weights can't be loaded",
         "expected one of",
     ),
     "config of another shape": (
@@ -662,7 +662,7 @@ CASES = {
                 ),
             )
         ),
-        "weights can't be had",
+        "weights can't be loaded",
         "expected one of",
     ),
     "tokenizer missing": (

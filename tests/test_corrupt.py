@@ -55,7 +55,10 @@ def grouped(draw):
 
 
 def as_units(ids, groups):
-    return [tuple(i for i, g in zip(ids, groups) if g == unit) for unit in dict.fromkeys(groups)]
+    return [
+        tuple(i for i, g in zip(ids, groups, strict=False) if g == unit)
+        for unit in dict.fromkeys(groups)
+    ]
 
 
 def is_subsequence(short, long):
@@ -108,12 +111,16 @@ def test_a_mask_hides_exactly_k_units(data, amount, order, fill, selector):
         assert out == [i for i in kept if i != FILLER]
         return
     assert len(out) == len(ids)
-    assert all(a in (b, FILLER) for a, b in zip(out, ids))
-    hidden = {g for g, i in zip(groups, out) if i == FILLER}
-    assert len(hidden) == k and all(i == FILLER for g, i in zip(groups, out) if g in hidden)
+    assert all(a in (b, FILLER) for a, b in zip(out, ids, strict=False))
+    hidden = {g for g, i in zip(groups, out, strict=False) if i == FILLER}
+    assert len(hidden) == k and all(
+        i == FILLER for g, i in zip(groups, out, strict=False) if g in hidden
+    )
     if order != "random" and selector != "random":
         sign = -1 if order == "most" else 1
-        totals = [sum(s for s, g in zip(scores, groups) if g == unit) for unit in range(n)]
+        totals = [
+            sum(s for s, g in zip(scores, groups, strict=False) if g == unit) for unit in range(n)
+        ]
         assert hidden == set(sorted(range(n), key=lambda unit: (sign * totals[unit], unit))[:k])
 
 
@@ -137,7 +144,9 @@ def test_keeping_keeps_the_best_k_in_their_order(data, amount, selector):
     assert is_subsequence(out, ids)
     units = as_units(ids, groups)
     if selector == "occlusion":
-        totals = [sum(s for s, g in zip(scores, groups) if g == unit) for unit in range(n)]
+        totals = [
+            sum(s for s, g in zip(scores, groups, strict=False) if g == unit) for unit in range(n)
+        ]
         best = sorted(sorted(range(n), key=lambda unit: (-totals[unit], unit))[:k])
         assert out == [i for unit in best for i in units[unit]]
     else:
@@ -203,8 +212,8 @@ def test_groups_follow_the_text(name, text):
         assert groups == sorted(groups) and sorted(set(groups)) == list(range(len(set(groups))))
     assert len(set(words)) == max(len(text.split()), 1)
     # A sentence is made of whole words, and each group decodes to its word.
-    assert len(set(zip(words, sentences))) == len(set(words))
-    for word, unit in zip(text.split(), as_units(ids, words)):
+    assert len(set(zip(words, sentences, strict=False))) == len(set(words))
+    for word, unit in zip(text.split(), as_units(ids, words), strict=False):
         if "<0x" not in word:
             assert student(name).decode(list(unit)).strip() == word
 
@@ -249,7 +258,7 @@ def test_every_setting_on_every_student(name, unit, text):
                 changed = (
                     len(ids) - len(out)
                     if fill == "delete"
-                    else sum(a != b for a, b in zip(out, ids))
+                    else sum(a != b for a, b in zip(out, ids, strict=False))
                 )
                 assert (changed > 0) == (round(amount * n) > 0) or fill == "filler"
                 if amount == 1:
@@ -270,7 +279,7 @@ def test_a_corruption_reaches_neither_question_nor_label():
     example = Example("q", "What melts?", ("ice", "iron bar"), 1)
     for placement in ("pre_cot", "post_cot"):
         intact = encode(student("tiny-llama"), example, "Ice melts. Iron does not.", Arm(placement))
-        rest = [(i, k) for i, k in zip(intact.ids, intact.kinds) if k != RATIONALE]
+        rest = [(i, k) for i, k in zip(intact.ids, intact.kinds, strict=False) if k != RATIONALE]
         for kind, amount in (("shuffled", 0), ("masked", 0.5), ("kept", 3), ("filler", 0)):
             bad = encode(
                 student("tiny-llama"),
@@ -280,7 +289,9 @@ def test_a_corruption_reaches_neither_question_nor_label():
                 rng=rng(),
             )
             assert bad.ids != intact.ids
-            assert [(i, k) for i, k in zip(bad.ids, bad.kinds) if k != RATIONALE] == rest
+            assert [
+                (i, k) for i, k in zip(bad.ids, bad.kinds, strict=False) if k != RATIONALE
+            ] == rest
 
 
 @given(
@@ -407,7 +418,7 @@ def test_partners_share_the_answer_and_who_has_none_keeps_its_own():
     for seed in range(5):
         partners = corrupt.choose_partners(arm("other_same"), examples, lengths, texts, rng(seed))
         assert sorted(partners.values()) == sorted(texts) and [
-            id for id in partners if partners[id] == id
+            one for one in partners if partners[one] == one
         ] == ["q7", "q8"]
         label = {e.id: e.label for e in examples}
         assert all(label[a] == label[b] for a, b in partners.items())
@@ -469,7 +480,7 @@ def test_shuffles_stand_in_both_places(placement, unit):
     one = encode(
         student("tiny-llama"), example, text, Arm(placement, "shuffled", unit=unit), rng=rng(1)
     )
-    mixed = [i for i, k in zip(one.ids, one.kinds) if k == RATIONALE]
+    mixed = [i for i, k in zip(one.ids, one.kinds, strict=False) if k == RATIONALE]
     assert Counter(mixed) == Counter(student("tiny-llama").encode(f" {text}")) and mixed != student(
         "tiny-llama"
     ).encode(f" {text}")

@@ -133,9 +133,7 @@ def test_a_student_that_looks_ahead_is_refused_by_what_it_does(monkeypatch):
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
-        lambda q, k, v, attn_mask=None, is_causal=False, **how: sdpa(
-            q, k, v, **{n: w for n, w in how.items()}
-        ),
+        lambda q, k, v, attn_mask=None, is_causal=False, **how: sdpa(q, k, v, **dict(how.items())),
     )
     with pytest.raises(DataError, match="a later token changes an earlier logit.*logits differ by"):
         check_attention(student)
@@ -190,14 +188,8 @@ def llama2_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         )
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<unk>", "<s>", "</s>")])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>", unk_token="<unk>"

@@ -1,17 +1,14 @@
-"""Scores and generations against one question at a time, uncached, with transformers' own generate."""
+"""Scores and generations against transformers' own generate, one question at a time, uncached."""
 
 import pytest
 import torch
+from conftest import cut, generate_plainly, prompt_ids
 
 from cotdistill import decode
-from cotdistill.arms import Arm, label_text, parse_answer, prompt_text
+from cotdistill.arms import Arm, label_text, parse_answer
 from cotdistill.decode import (
-    append_tokens,
-    concat_rows,
-    decode_greedily,
     line_ids,
     prefill,
-    select_rows,
 )
 from cotdistill.encode import encode_all
 from cotdistill.evaluate import accuracy, evaluate, most_mentioned, score_options, validation_scores
@@ -30,42 +27,13 @@ def brute_score(student, prefix, option):
     return sum(logp[len(prefix) - 1 + i, t].item() for i, t in enumerate(option))
 
 
-def prompt_ids(student, example, placement):
-    return student.bos_ids + student.encode(prompt_text(example, placement))
-
-
-def generate(student, prefix, limit):
-    with torch.no_grad():
-        out = student.model.generate(
-            torch.tensor([prefix]),
-            max_new_tokens=limit,
-            do_sample=False,
-            attention_mask=torch.ones(1, len(prefix)).long(),
-            eos_token_id=student.eos_id,
-            pad_token_id=student.pad_id,
-        )
-    return [t for t in out[0, len(prefix) :].tolist() if t != student.eos_id]
-
-
-def cut(ids, stop):
-    n = next(
-        (
-            i
-            for i in range(1, len(ids) + 1)
-            if (ids[i - 1] in stop if isinstance(stop, set) else ids[:i][-len(stop) :] == stop)
-        ),
-        len(ids),
-    )
-    return ids[:n]
-
-
 def test_option_scores_equal_brute_force_and_leave_the_cache(student, questions):
     state = prefill(student, [prompt_ids(student, e, "label_only") for e in questions])
     before = state.cache.get_seq_length()
     options = [[student.encode(label_text(e, o)) for o in range(len(e.choices))] for e in questions]
     first, again = (score_options(student, state, options)[0] for _ in range(2))
     assert state.cache.get_seq_length() == before
-    for e, row, row2, encoded in zip(questions, first, again, options):
+    for e, row, row2, encoded in zip(questions, first, again, options, strict=False):
         wanted = [brute_score(student, prompt_ids(student, e, "label_only"), o) for o in encoded]
         assert row == pytest.approx(wanted, abs=2e-4) and row2 == pytest.approx(row, abs=1e-5)
 
@@ -94,29 +62,24 @@ def test_equal_options_are_one_choice(llama):
     )
 
 
-def test_greedy_equals_transformers_generate(student, questions):
-    rows = [prompt_ids(student, e, "post_cot") for e in questions]
-    stop = line_ids(student)
-    for ids, row in zip(decode_greedily(student, prefill(student, rows), 10, stop)[0], rows):
-        assert ids == cut(generate(student, row, 10), stop)
-
-
 def test_scores_after_the_own_rationale(student, questions):
     """pre_cot: the options are scored after exactly what the student wrote, the cue added where it
     never came.
     """
     found = evaluate(student, questions, "pre_cot", **LIMITS)
     cue = student.encode("\nAnswer:")
-    for example, one in zip(questions, found):
+    for example, one in zip(questions, found, strict=False):
         prefix = prompt_ids(student, example, "pre_cot")
-        thought = cut(generate(student, prefix, LIMITS["max_new_tokens"]), cue)
+        thought = cut(generate_plainly(student, prefix, LIMITS["max_new_tokens"]), cue)
         prefix += thought if thought[-len(cue) :] == cue else thought + cue
         wanted = [
             brute_score(student, prefix, student.encode(label_text(example, o)))
             for o in range(len(example.choices))
         ]
         assert one["scores"] == pytest.approx(wanted, abs=3e-4)
-        label = cut(generate(student, prefix, LIMITS["max_label_tokens"]), line_ids(student))
+        label = cut(
+            generate_plainly(student, prefix, LIMITS["max_label_tokens"]), line_ids(student)
+        )
         assert one["tokens"] == len(thought) + len(label)
 
 
@@ -124,34 +87,11 @@ def test_scores_after_the_own_rationale(student, questions):
 def test_batch_equals_single(student, questions, placement):
     together = evaluate(student, questions, placement, batch_size=12, **LIMITS)
     alone = evaluate(student, questions, placement, batch_size=1, **LIMITS)
-    for a, b in zip(together, alone):
+    for a, b in zip(together, alone, strict=False):
         assert {k: v for k, v in a.items() if k != "scores"} == {
             k: v for k, v in b.items() if k != "scores"
         }
         assert a["scores"] == pytest.approx(b["scores"], abs=3e-4)
-
-
-def test_feeding_only_some_rows_leaves_the_others(llama, questions):
-    rows = [prompt_ids(llama, e, "post_cot") for e in questions[:3]]
-    state = prefill(llama, rows)
-    before = state.logits.clone()
-    append_tokens(
-        llama,
-        state,
-        torch.tensor([[5, 6]] * 3),
-        torch.tensor([[True, True], [False, False], [True, False]]),
-    )
-    assert torch.equal(state.logits[1], before[1]) and state.lengths.tolist() == [
-        len(rows[0]) + 2,
-        len(rows[1]),
-        len(rows[2]) + 1,
-    ]
-    with torch.no_grad():
-        wanted = [
-            llama.model(input_ids=torch.tensor([r])).logits[0, -1]
-            for r in (rows[0] + [5, 6], rows[1], rows[2] + [5])
-        ]
-    torch.testing.assert_close(state.logits, torch.stack(wanted), rtol=1e-4, atol=1e-5)
 
 
 def test_a_label_that_never_ends_is_a_counted_failure(llama, questions):
@@ -186,12 +126,12 @@ def test_a_trained_student_writes_what_transformers_generate_writes(
         sum(p["generated"] is not None for p in found) >= 9
         and len({p["tokens"] for p in found}) > 1
     )
-    for example, one in zip(questions, found):
+    for example, one in zip(questions, found, strict=False):
         prefix, thought = prompt_ids(llama, example, placement), []
         if placement == "pre_cot":
-            thought = cut(generate(llama, prefix, limits["max_new_tokens"]), cue)
+            thought = cut(generate_plainly(llama, prefix, limits["max_new_tokens"]), cue)
             prefix += thought if thought[-len(cue) :] == cue else thought + cue
-        label = cut(generate(llama, prefix, limits["max_label_tokens"]), line_ids(llama))
+        label = cut(generate_plainly(llama, prefix, limits["max_label_tokens"]), line_ids(llama))
         assert (one["text"], one["tokens"]) == (
             llama.decode(label).strip(),
             len(thought) + len(label),
@@ -205,23 +145,6 @@ def test_a_trained_student_writes_what_transformers_generate_writes(
     assert placement == "pre_cot" or sum(label is not None for label in labels) >= 9
 
 
-def test_selected_and_joined_sequences_go_on_as_before(student, questions):
-    rows = [prompt_ids(student, e, "post_cot") for e in questions[:5]]
-    state, token = prefill(student, rows), torch.full((5, 1), 7)
-    parts = [select_rows(state, [3, 0]), select_rows(state, [4, 1, 2])]
-    append_tokens(student, parts[0], token[:2], torch.ones(2, 1, dtype=torch.bool))
-    joined = concat_rows(parts, [1, 3, 4, 0, 2])
-    append_tokens(student, joined, token, torch.ones(5, 1, dtype=torch.bool))
-    with torch.no_grad():
-        wanted = [
-            student.model(input_ids=torch.tensor([row + [7] * (2 if i in (0, 3) else 1)])).logits[
-                0, -1
-            ]
-            for i, row in enumerate(rows)
-        ]
-    torch.testing.assert_close(joined.logits, torch.stack(wanted).float(), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("placement", ["label_only", "post_cot", "pre_cot"])
 def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
     """With what the frozen block made of prompts and options kept, another run's predictions are
@@ -233,7 +156,9 @@ def test_frozen_blocks_run_once_for_all_runs(student, questions, placement):
             for parameter in blocks_of(student.model)[1].parameters():
                 parameter.mul_(1.5)
         plain = evaluate(student, questions, placement, batch_size=4, **LIMITS)
-        hook = blocks_of(student.model)[0].mlp.register_forward_hook(lambda *_: calls.append(run))
+        hook = blocks_of(student.model)[0].mlp.register_forward_hook(
+            lambda *_, run=run: calls.append(run)
+        )
         scored = [
             evaluate(
                 student,
@@ -275,7 +200,7 @@ def test_a_store_that_is_full_after_the_prompts_changes_nothing(
     )
     prompts = {key: value for key, value in store.items() if key[1] == "prompts"}
     assert len(store) == 2 * len(prompts) > 0
-    monkeypatch.setattr(decode, "TRUNK_LIMIT", 0)
+    monkeypatch.setattr(decode, "TRUNK_CACHE_BYTES", 0)
     assert (
         evaluate(
             llama,

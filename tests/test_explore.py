@@ -179,18 +179,18 @@ def test_a_finished_study_is_replotted(smoke, monkeypatch):
     ) and arms.value == tuple(arms.options)
 
 
-@needs_chromium
-def test_a_reader_selects_tokens_in_jupyterlab(tmp_path):
-    """Run all cells, click two tokens, save, turn a knob; the file holds what was clicked."""
-    shutil.copy(NOTEBOOK, tmp_path / "explore.ipynb")
-    path = tmp_path / "selections.jsonl"
-    book = json.loads((tmp_path / "explore.ipynb").read_text())
-    for cell in book["cells"]:
-        cell["source"] = [
-            re.sub(r'^selections = "[^"]*"', f"selections = {json.dumps(str(path))}", line)
-            for line in cell["source"]
-        ]
-    (tmp_path / "explore.ipynb").write_text(json.dumps(book))
+def wait_for_lab(port: int) -> None:
+    """Wait until JupyterLab answers, 30 seconds at most."""
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token=t", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.1)
+
+
+def start_lab(tmp_path: Path) -> tuple[subprocess.Popen, int]:
+    """Start JupyterLab on a free port, in a folder and a home of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -222,14 +222,25 @@ def test_a_reader_selects_tokens_in_jupyterlab(tmp_path):
         stdout=log,
         stderr=log,
     )
+    return lab, port
+
+
+@needs_chromium
+def test_a_reader_selects_tokens_in_jupyterlab(tmp_path):
+    """Run all cells, click two tokens, save, turn a knob; the file holds what was clicked."""
+    shutil.copy(NOTEBOOK, tmp_path / "explore.ipynb")
+    path = tmp_path / "selections.jsonl"
+    book = json.loads((tmp_path / "explore.ipynb").read_text())
+    for cell in book["cells"]:
+        cell["source"] = [
+            re.sub(r'^selections = "[^"]*"', f"selections = {json.dumps(str(path))}", line)
+            for line in cell["source"]
+        ]
+    (tmp_path / "explore.ipynb").write_text(json.dumps(book))
+    lab, port = start_lab(tmp_path)
     browser = None
     try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token=t", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.1)
+        wait_for_lab(port)
         browser = Browser(tmp_path / "profile", height=1400, online=True)
         browser.send("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token=t")
         browser.wait("!!window.jupyterapp && !!document.querySelector('.jp-Notebook .jp-Cell')")
@@ -256,8 +267,13 @@ def test_a_reader_selects_tokens_in_jupyterlab(tmp_path):
         assert row["tokens"] == [2, n - 1] and row["id"].startswith("everyday-train-")
         text = "[...document.querySelectorAll('.cotdistill-text')].at(-1)?.innerText"
         before = browser.wait(text)
-        browser.run("""(() => { const s = [...document.querySelectorAll('select')].find(s => [...s.options].some(o => o.text == 'label_only'));
-                       s.value = [...s.options].find(o => o.text == 'label_only').value; s.dispatchEvent(new Event('change', {bubbles: true})); })()""")
+        browser.run("""(() => {
+            const named = o => o.text == 'label_only';
+            const arms = [...document.querySelectorAll('select')]
+                .find(s => [...s.options].some(named));
+            arms.value = [...arms.options].find(named).value;
+            arms.dispatchEvent(new Event('change', {bubbles: true}));
+        })()""")
         after = browser.wait(f"(({text}) != {json.dumps(before)}) && {text}")
         assert "rationale: 0" in after.replace(
             "\u00a0", " "

@@ -198,7 +198,7 @@ def test_parts_are_the_mean_squares_of_today(rng):
     np.testing.assert_allclose(parts.seed_variance, of_seeds / 30)
     np.testing.assert_allclose(parts.question_variance, of_questions / 120)
     np.testing.assert_allclose(parts.noise, noise / 120)
-    effect = inf.join_parts(parts)
+    effect = inf.join_variances(parts)
     np.testing.assert_allclose(effect.se**2, (of_seeds + of_questions - noise) / 120)
     boot = st.two_level_bootstrap(values, rng, n_boot=40_000, guard=())
     today = np.hypot(boot.se_seeds, boot.se_questions)
@@ -207,7 +207,7 @@ def test_parts_are_the_mean_squares_of_today(rng):
 
 def test_one_seed_is_the_paired_t_test(rng):
     a, b = rng.normal(0.5, 1, (1, 80)), rng.normal(0.2, 1, (1, 80))
-    effect = inf.join_parts(inf.split_variance(a - b))
+    effect = inf.join_variances(inf.split_variance(a - b))
     theirs = sps.ttest_rel(a[0], b[0])
     assert float(inf.two_sided_p(effect)) == pytest.approx(theirs.pvalue)
     ends = theirs.confidence_interval()
@@ -256,16 +256,16 @@ def test_clustered_noise_is_counted_once(rng):
 
 def test_worlds_are_the_unit(rng):
     values = rng.normal(size=(5, 40)) + rng.normal(size=(5, 1))
-    effect = inf.join_parts(inf.split_variance(values, nested=True))
+    effect = inf.join_variances(inf.split_variance(values, nested=True))
     theirs = sps.ttest_1samp(values.mean(1), 0)
     assert float(inf.two_sided_p(effect)) == pytest.approx(theirs.pvalue)
     lucky = values - values.mean(1, keepdims=True) + 0.1  # worlds that agree by luck
-    floor = inf.join_parts(inf.split_variance(lucky, nested=True))
+    floor = inf.join_variances(inf.split_variance(lucky, nested=True))
     assert float(floor.se) == pytest.approx(np.sqrt((values.var(1, ddof=1) / 40).sum() / 25))
     wide = np.full((5, 200), np.nan)
     for seed in range(5):
         wide[seed, 40 * seed : 40 * seed + 40] = values[seed]
-    apart = inf.join_parts(inf.split_variance(wide, nested=True))
+    apart = inf.join_variances(inf.split_variance(wide, nested=True))
     assert (apart.estimate, apart.se, apart.df) == pytest.approx((effect.estimate, effect.se, 4))
 
 
@@ -323,7 +323,7 @@ def test_shrinking_by_hand():
     single = inf.split_variance(np.array([[0.0, 0.2, 0.1]]))
     variance, df = inf.shrink_seed_variance(single, prior, 2.0)
     assert (variance, df) == (pytest.approx(0.02), 4)  # its seed's spread is that of the others
-    assert inf.join_parts(single, prior).covers == "questions and seeds"
+    assert inf.join_variances(single, prior).covers == "questions and seeds"
     assert np.isnan(inf.shrink_seed_variance(single, inf.SeedPrior(), 2.0)[0])
 
 
@@ -345,7 +345,7 @@ def test_the_seed_prior_leaves_out_what_a_seed_does_to_all_arms(rng):
 
 
 def test_joined_degrees_of_freedom_are_satterthwaites():
-    parts = inf.Parts(
+    parts = inf.VarianceParts(
         np.array(0.1),
         np.array(0.0012),
         2,
@@ -358,15 +358,17 @@ def test_joined_degrees_of_freedom_are_satterthwaites():
         100,
         False,
     )
-    effect = inf.join_parts(parts, inf.SeedPrior(0.0006, 4.0, 14))  # what the contrast has itself
+    effect = inf.join_variances(
+        parts, inf.SeedPrior(0.0006, 4.0, 14)
+    )  # what the contrast has itself
     rest = 0.0003**2 / 99 + 0.0001**2 / 198
     assert effect.se**2 == pytest.approx(0.0004 + 0.0002)
     assert effect.df == pytest.approx(0.0006**2 / (0.0004**2 / 6 + rest))
-    alone = inf.join_parts(parts)  # not shrunk: at the seeds' upper limit
+    alone = inf.join_variances(parts)  # not shrunk: at the seeds' upper limit
     limit = 0.0004 * 2 / sps.chi2.ppf(0.1, 2)
     assert alone.se == effect.se
     assert alone.df == pytest.approx((limit + 0.0002) ** 2 / (limit**2 / 2 + rest))
-    low = inf.join_parts(replace(parts, seed_variance=np.array(0.0)))
+    low = inf.join_variances(replace(parts, seed_variance=np.array(0.0)))
     assert low.se**2 == pytest.approx(0.0003) and low.df == 99  # never below the questions
 
 
@@ -378,17 +380,17 @@ def test_what_is_not_shrunk_errs_no_more_than_nominal(rng, seeds, seed_sd):
         + rng.normal(size=(4000, 1, 60)) * 0.2
         + rng.normal(size=(4000, seeds, 1)) * seed_sd
     )
-    effect = inf.join_parts(inf.split_variance(values))
+    effect = inf.join_variances(inf.split_variance(values))
     for alpha in (0.05, 0.005):
         found = (inf.two_sided_p(effect) < alpha).mean()
         assert found <= sps.binom.ppf(0.999, 4000, alpha) / 4000
 
 
 def test_nothing_varies():
-    same = inf.join_parts(inf.split_variance(np.zeros((3, 20))))
+    same = inf.join_variances(inf.split_variance(np.zeros((3, 20))))
     assert float(inf.two_sided_p(same)) == 1 and inf.detectable_effect(same) == 0
     assert float(inf.equivalence_p(same, 0.02)) == 0
-    guarded = inf.join_parts(inf.split_variance(np.zeros((3, 20)), guard=(1.0, -1.0)))
+    guarded = inf.join_variances(inf.split_variance(np.zeros((3, 20)), guard=(1.0, -1.0)))
     assert float(inf.equivalence_p(guarded, 0.02)) > 0.05  # 20 equal answers do not show equality
     certain = inf.Effect(0.1, 0.0, 5.0)
     assert float(inf.two_sided_p(certain)) == 0
@@ -591,7 +593,7 @@ def test_simulated_studies_have_the_truth_they_say(rng):
 def test_holm_by_hand():
     p = np.array([[0.01, 0.04, 0.03], [0.02, 0.5, 0.6], [0.001, 0.02, 0.06]])
     theirs = [multipletests(row, 0.05, "holm")[0].tolist() for row in p]
-    assert calibration._holm_found(p, 0.05).tolist() == theirs
+    assert calibration._apply_holm(p, 0.05).tolist() == theirs
 
 
 STUDIES = 400

@@ -101,7 +101,7 @@ words = text.filter(lambda t: t.strip())
 
 
 @st.composite
-def questions(draw, options=st.integers(2, 5)):
+def questions(draw):
     """A question as `make_example` lets it in, its options different ones.
 
     Often prefixes of each other.
@@ -168,7 +168,7 @@ def test_a_loaded_option_stays_on_its_line(choices, question):
 @few
 @given(questions(), rationale_texts)
 def test_what_a_perfect_student_writes_is_split_right(question, rationale):
-    """The target of each placement, read as a generation, gives back its rationale and its label."""
+    """Each placement's target, read as a generation, gives back its rationale and its label."""
     for placement in ("label_only", "post_cot", "pre_cot"):
         target = "".join(t for _, t in format_target(question, rationale, Arm(placement)))
         reason, label = split_generation(target, placement)
@@ -192,7 +192,7 @@ def test_pieces_decode_to_the_text_and_spans_are_exact(
 ):
     student, arm = tiny(name), Arm(placement)
     one = encode(student, question, rationale, arm, label_format)
-    at = lambda kind: [i for i, k in zip(one.ids, one.kinds) if k == kind]
+    at = lambda kind: [i for i, k in zip(one.ids, one.kinds, strict=False) if k == kind]
     pieces = format_target(question, rationale, arm, label_format)
     assert (
         len(one.ids) == len(one.kinds) and one.ids[-1] == student.eos_id and one.kinds[-1] == FRAME
@@ -248,7 +248,7 @@ def corrupted(draw):
 def test_corruptions_keep_what_they_promise(question, rationale, arm, seed):
     student = tiny("tiny-llama")
     intact = encode(student, question, rationale, Arm("post_cot"))
-    at = lambda one, kind: [i for i, k in zip(one.ids, one.kinds) if k == kind]
+    at = lambda one, kind: [i for i, k in zip(one.ids, one.kinds, strict=False) if k == kind]
     before = at(intact, RATIONALE)
     scores = np.random.default_rng(seed).normal(size=len(before))
     make = lambda s: encode(
@@ -275,7 +275,9 @@ def test_corruptions_keep_what_they_promise(question, rationale, arm, seed):
     elif arm.corruption == "no_label":
         assert after == [
             i
-            for i, named in zip(before, corrupt.label_tokens(student, piece, question.label))
+            for i, named in zip(
+                before, corrupt.label_tokens(student, piece, question.label), strict=False
+            )
             if not named
         ]
     elif arm.fill == "delete":
@@ -284,7 +286,7 @@ def test_corruptions_keep_what_they_promise(question, rationale, arm, seed):
         )
     else:
         assert len(after) == len(before) and all(
-            a in (b, student.filler_id) for a, b in zip(after, before)
+            a in (b, student.filler_id) for a, b in zip(after, before, strict=False)
         )
         if arm.unit == "token" and student.filler_id not in before:
             assert after.count(student.filler_id) == round(arm.amount * n)

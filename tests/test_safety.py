@@ -168,7 +168,7 @@ def test_code_that_comes_with_a_student_is_not_run(tmp_path):
     (folder / "config.json").write_text(
         json.dumps(json.loads((folder / "config.json").read_text()) | {"model_type": "own"})
     )
-    with pytest.raises(DataError, match="weights can't be had"):
+    with pytest.raises(DataError, match="weights can't be loaded"):
         students.load_student(str(folder))
     assert not trap.exists()
 

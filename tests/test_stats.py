@@ -43,7 +43,7 @@ def predictions(rng, accuracies, seeds=3, questions=200, study="s", seed_sd=0.0)
     for arm, accuracy in accuracies.items():
         numbers = [st.SHARED_SEED] if arm == "zero_shot" else range(seeds)
         table = answers(rng, (len(numbers), questions), accuracy, seed_sd, hard=hard).astype(bool)
-        for seed, right in zip(numbers, table):
+        for seed, right in zip(numbers, table, strict=False):
             frames.append(
                 pd.DataFrame(
                     dict(
@@ -84,7 +84,7 @@ def claim(**changes):
 
 
 # --- the estimates
-# ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 def test_mean_squares_are_those_of_anova(rng):
@@ -279,7 +279,10 @@ def test_accuracy_per_token_is_a_ratio_with_its_spread(rng):
     ratio = 100 * correct.sum() / tokens.sum()
     assert table.mean() == pytest.approx(ratio)
     without = np.array(
-        [100 * (correct.sum() - c) / (tokens.sum() - t) for c, t in zip(correct, tokens)]
+        [
+            100 * (correct.sum() - c) / (tokens.sum() - t)
+            for c, t in zip(correct, tokens, strict=False)
+        ]
     )
     jackknife = np.sqrt(299 / 300 * ((without - without.mean()) ** 2).sum())
     assert float(st.two_level_bootstrap(table, rng, guard=()).se_questions) == pytest.approx(
@@ -316,7 +319,7 @@ def test_tost_with_one_seed_is_statsmodels(rng):
     a, b = (st.seed_table(data, arm).to_numpy()[0] for arm in "ab")
     ours = st.equivalence_test(data, "a", "b", margin=0.05, rng=rng, n_boot=5000)
     assert ours["p"] == pytest.approx(ttost_paired(a, b, -0.05, 0.05)[0], rel=0.1)
-    assert (ours["p"] < 0.05) == (-0.05 < ours["low_90"] and ours["high_90"] < 0.05)
+    assert (ours["p"] < 0.05) == (ours["low_90"] > -0.05 and ours["high_90"] < 0.05)
 
 
 def test_interaction_is_the_difference_of_differences(rng):
@@ -342,7 +345,7 @@ def test_untrained_arm_is_compared_with_every_seed(rng):
 
 
 # --- calibration
-# ------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 def at_most(rate, times):
@@ -456,7 +459,7 @@ def test_needed_is_enough_and_not_too_much(rng):
 
 
 # --- verdicts
-# ---------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 ARMS = {"label_only": 0.3, "pre_cot": 0.3, "post_cot": 0.6}
 
@@ -668,7 +671,7 @@ def test_bad_predictions(rng):
 
 
 # --- across studies
-# ---------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 def test_pool_is_dersimonian_laird_by_hand():
@@ -689,7 +692,7 @@ def test_pool_is_dersimonian_laird_by_hand():
                 )
             ]
         )
-        for e, s in zip(effect, se)
+        for e, s in zip(effect, se, strict=False)
     ]
     row = pool(tables).iloc[0]
     w = 1 / se**2

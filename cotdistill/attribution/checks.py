@@ -1,4 +1,4 @@
-"""Whether attributions mean something.
+"""Check whether attributions mean something.
 
 Completeness, faithfulness, randomised weights, agreement, known key tokens.
 """
@@ -27,10 +27,9 @@ FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of tokens, as in ERASER
 
 
 def completeness(attributions: list[Attribution]) -> pd.DataFrame:
-    """Per question: the sum of the scores, the difference they should add up to, delta, and |delta|
-    /
+    """Compare the sum of each question's scores with the difference that it should equal.
 
-    |difference|.
+    Columns id, sum, difference, delta (sum - difference), relative (|delta| / |difference|).
     """
     table = pd.DataFrame(
         {
@@ -110,8 +109,9 @@ def faithfulness_all(
     by_method: dict[str, list[Attribution]],
     **settings,
 ) -> pd.DataFrame:
-    """`faithfulness` of each question under each method's scores (attributions in the order of
-    `examples`), as one table.
+    """Apply `faithfulness` to each question under each method's scores, as one table.
+
+    by_method: attributions in the order of `examples`.
     """
     with freeze_parameters(student.model), use_prepacked_linears(student.model):
         return pd.concat(
@@ -130,12 +130,11 @@ def faithfulness_all(
 
 
 def randomise_weights(student: Student, layers: int | None, seed: int) -> Student:
-    """A copy of the student whose `layers` highest blocks are re-drawn (None.
+    """Copy the student with its `layers` highest blocks drawn again.
 
-    Every parameter, embeddings too).
-
-    Each parameter becomes normal numbers with its own mean and standard deviation, so activations
-    keep their scale. A head that is tied to the embeddings changes only with None.
+    None: every parameter, embeddings too. Each parameter becomes normal numbers with its own mean
+    and standard deviation, so activations keep their scale. A head that is tied to the embeddings
+    changes only with None.
     """
     model = copy.deepcopy(student.model)
     blocks = list(blocks_of(model))
@@ -166,13 +165,12 @@ def randomisation_check(
     seed: int = 0,
     **settings,
 ) -> pd.DataFrame:
-    """Does an attribution depend on what the student learnt (Adebayo et al. 2018, arXiv
-    1810.03292)?
+    """Measure whether an attribution depends on what the student learnt.
 
-    Spearman's rank correlation of each question's scores with those of a student whose highest
-    blocks are re-drawn, one row per question and entry of `layers` (several: a cascade). Near 0 is
-    right; near 1: it shows the text, not the student. Columns id, method, layers ("all" for None),
-    rho.
+    Adebayo et al. 2018, arXiv 1810.03292. Spearman's rank correlation of each question's scores
+    with those of a student whose highest blocks are drawn again, one row per question and entry of
+    `layers` (several: a cascade). Near 0 is right; near 1: it shows the text, not the student.
+    Columns id, method, layers ("all" for None), rho.
     """
     own, rows = attribute_all(student, examples, rationales, method, seed=seed, **settings), []
     for n in layers:
@@ -184,15 +182,15 @@ def randomisation_check(
                 "id": a.id,
                 "method": method,
                 "layers": "all" if n is None else n,
-                "rho": _correlation(sps.spearmanr, a.scores, b.scores),
+                "rho": _correlate(sps.spearmanr, a.scores, b.scores),
             }
-            for a, b in zip(own, other)
+            for a, b in zip(own, other, strict=False)
         ]
     return pd.DataFrame(rows)
 
 
-def _correlation(function, a: np.ndarray, b: np.ndarray) -> float:
-    """NaN where one side is constant: there is no order to compare."""
+def _correlate(function, a: np.ndarray, b: np.ndarray) -> float:
+    """Correlate two score lists; NaN where one is constant: there is no order to compare."""
     return (
         float("nan")
         if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
@@ -207,12 +205,11 @@ def mean_intervals(
     rng: np.random.Generator,
     n_boot: int = 1000,
 ) -> pd.DataFrame:
-    """Means over questions with 95 % percentile bootstrap intervals.
+    """Average over questions, with 95 % percentile bootstrap intervals.
 
-    A row per group of `by` and measure.
-
-    Columns *by, measure, value, low, high, n (questions with a value; the bootstrap draws those).
-    Several rows of a question in a group are averaged first.
+    A row per group of `by` and measure, with columns *by, measure, value, low, high, n (questions
+    with a value; the bootstrap draws those). Several rows of a question in a group are averaged
+    first.
     """
     rows = []
     for key, group in table.groupby(by, sort=False, dropna=False):
@@ -224,7 +221,7 @@ def mean_intervals(
                 value, (low, high) = values.mean(), np.percentile(draws, [2.5, 97.5])
             rows.append(
                 {
-                    **dict(zip(by, key)),
+                    **dict(zip(by, key, strict=False)),
                     "measure": measure,
                     "value": value,
                     "low": low,
@@ -243,13 +240,12 @@ def agreement(
     level: str = "token",
     n_boot: int = 1000,
 ) -> pd.DataFrame:
-    """How alike methods rank the tokens (or, level="word", the summed words) of the same
-    rationales, for every pair.
+    """Measure how alike methods rank the tokens of the same rationales, for every pair.
 
-    tau is Kendall's tau-b over all tokens; overlap the share of the top k they have in common;
-    chance the overlap that two random choices have. Means over questions with bootstrap intervals,
-    in the columns of
-    `mean_intervals` with method_a and method_b. Raises DataError where methods scored different tokens.
+    level="word" ranks the summed words. tau is Kendall's tau-b over all tokens; overlap the share
+    of the top k they have in common; chance the overlap that two random choices have. Means over
+    questions with bootstrap intervals, in the columns of `mean_intervals` with method_a and
+    method_b. Raises DataError where methods scored different tokens.
     """
     rows = []
     for a, b in combinations(by_method, 2):
@@ -260,8 +256,7 @@ def agreement(
             y = others[x.id]
             if x.ids != y.ids:
                 raise DataError(
-                    f"question '{x.id}': {a} and {b} scored different tokens; "
-                    "expected one "
+                    f"question '{x.id}': {a} and {b} scored different tokens; expected one "
                     "rationale and one student's tokens"
                 )
             s, t = (
@@ -277,7 +272,7 @@ def agreement(
                     "id": x.id,
                     "method_a": a,
                     "method_b": b,
-                    "tau": _correlation(sps.kendalltau, s, t),
+                    "tau": _correlate(sps.kendalltau, s, t),
                     "overlap": common / size if size else float("nan"),
                     "chance": size / len(s),
                 }
@@ -292,8 +287,9 @@ def agreement(
 
 
 def agreement_square(table: pd.DataFrame, measure: str = "tau") -> pd.DataFrame:
-    """One measure of `agreement` as a symmetric methods x methods table with 1 on the diagonal, for
-    plots.
+    """Lay one measure of `agreement` out as a symmetric methods x methods table, for plots.
+
+    The diagonal is 1.
     """
     rows = table[table["measure"] == measure]
     names = list(dict.fromkeys([*rows["method_a"], *rows["method_b"]]))
@@ -304,7 +300,7 @@ def agreement_square(table: pd.DataFrame, measure: str = "tau") -> pd.DataFrame:
 
 
 def key_tokens(student: Student, rationale: Rationale) -> np.ndarray:
-    """[R] bool: the tokens of " <rationale>" that reach into one of the rationale's key spans."""
+    """Mark the tokens of " <rationale>" that reach into one of its key spans, [R] bool."""
     text = f" {rationale.text}" if rationale.text else ""
     spans = [(start + 1, end + 1) for start, end in rationale.key_spans]
     return np.array(
@@ -319,12 +315,12 @@ def key_tokens(student: Student, rationale: Rationale) -> np.ndarray:
 def key_token_precision_recall(
     student: Student, rationale: Rationale, scores: Sequence[float], k: float = 0
 ) -> dict:
-    """How well the top k tokens are the known key tokens (k = 0: as many as there are of these).
+    """Measure how well the top k tokens match the known key tokens.
 
-    precision, recall, average_precision (over all k), and what a random order is expected to reach:
-    chance, the share of tokens that are key, for the precision, and chance_average_precision
-    (`random_average_precision`), which is higher. NaN where there is no key token. Raises DataError
-    without key spans.
+    k = 0: as many as there are key tokens. Returns precision, recall, average_precision (over all
+    k), and what a random order is expected to reach: chance, the share of tokens that are key, for
+    the precision, and chance_average_precision (`random_average_precision`), which is higher. NaN
+    where there is no key token. Raises DataError without key spans.
     """
     if not rationale.key_spans:
         raise DataError(
@@ -354,12 +350,11 @@ def key_token_precision_recall(
 
 
 def random_average_precision(n: int, relevant: int) -> float:
-    """The expected average precision of a random order of n items, of which so many are relevant
-    (NaN where none is).
+    """Return the expected average precision of a random order of n items.
 
-    In closed form: item i of the order is relevant with probability relevant / n, and then so are
-    (i - 1)(relevant - 1) / (n - 1) of those before it (Bestgen 2015, Prague Bulletin of
-    Mathematical Linguistics 103).
+    `relevant` of them are relevant (NaN where none is). In closed form: item i of the order is
+    relevant with probability relevant / n, and then so are (i - 1)(relevant - 1) / (n - 1) of those
+    before it (Bestgen 2015, Prague Bulletin of Mathematical Linguistics 103).
     """
     if not relevant:
         return float("nan")

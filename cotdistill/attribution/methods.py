@@ -1,15 +1,14 @@
-"""How much each token of a rationale moves log p(label | question, rationale), and whether such
-scores can be trusted.
+"""Measure how much each token of a rationale moves log p(label | question, rationale).
 
 The order is rationale first, as in pre_cot: a label that comes before its rationale cannot depend
 on it. The sequence is prompt + " <rationale>" + "\\nAnswer:" + " <label>\\n", in the pieces a
-student is trained on, and only the rationale's embeddings move; question and label stay fixed. The
-prompt's keys and values are therefore constant: they are computed once and shared by all steps,
-which is exact (tests compare with captum on whole, uncached sequences). Occlusion and deletion
-share more: up to the first token that they take out, the rationale is the same.
+student is trained on, and only the rationale's embeddings move; question and label stay fixed.
+The prompt's keys and values are therefore constant: they are computed once and shared by all
+steps, which is exact (tests compare with captum on full, uncached sequences). Occlusion and
+deletion share more: up to the first token that they take out, the rationale is the same.
 
 Scores are in nats unless said otherwise, one per rationale token; positive means "speaks for the
-label".
+label". checks.py asks whether such scores can be trusted.
 """
 
 from collections import Counter
@@ -26,7 +25,7 @@ from cotdistill.attribution.score import (
     BASELINES,
     Attribution,
     Parts,
-    _in_batches,
+    _score_in_batches,
     embed_rationale,
     freeze_parameters,
     label_scorer,
@@ -43,8 +42,28 @@ from cotdistill.students import Student
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Hold the numbers that methods read.
+
+    n_steps: points of integrated gradients; baseline: one of BASELINES; batch_size: rows in one
+    forward pass (it changes speed and memory only). Raises DataError for an unknown baseline.
+    """
+
+    n_steps: int = 32
+    baseline: str = "filler"
+    batch_size: int = 32
+
+    def __post_init__(self):
+        """Raise DataError for an unknown baseline."""
+        if self.baseline not in BASELINES:
+            raise DataError(
+                f"attribution baseline '{self.baseline}'; expected one of {', '.join(BASELINES)}"
+            )
+
+
+@dataclass(frozen=True)
 class Task:
-    """What a method is given: a rationale in pieces, and the settings.
+    """Hold what a method is given: a rationale in pieces, and the settings.
 
     texts: all rationales of the set that is attributed, for methods that count words in them.
     """
@@ -53,9 +72,7 @@ class Task:
     example: Example
     rationale: str
     parts: Parts
-    n_steps: int
-    baseline: str
-    batch_size: int
+    settings: Settings
     rng: np.random.Generator | None
     selections: dict[str, Sequence[int]] | None
     texts: Sequence[str]
@@ -63,9 +80,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Method:
-    """An attribution method.
+    """Describe an attribution method.
 
-    Task -> fields of an `Attribution` ("scores", one per token, and what else it knows).
+    function: Task -> fields of an `Attribution` ("scores", one per token, and what else it knows).
 
     reads: "model", the student's weights (it runs with them frozen, on rationales that are not
     empty); "words", nothing but texts and the tokenizer, so that every student with one tokenizer
@@ -83,19 +100,16 @@ def attribute_rationale(
     method: str,
     *,
     label_format: str = "text",
-    n_steps: int = 32,
-    baseline: str = "filler",
-    batch_size: int = 32,
     rng: np.random.Generator | None = None,
     selections: dict[str, Sequence[int]] | None = None,
     texts: Sequence[str] | None = None,
+    **settings,
 ) -> Attribution:
-    """Score every token of one rationale for the right answer's log probability, by a method of
-    METHODS.
+    """Score every token of one rationale for the right answer's log probability.
 
-    batch_size: rows in one forward pass (it changes speed and memory only). texts: the rationales
-    among which words are counted (None: this one only). Raises DataError for an unknown method or
-    baseline, a missing rng, and a selection that is missing or outside the rationale.
+    method: a name in METHODS; settings: the fields of `Settings`. texts: the rationales among which
+    words are counted (None: this one only). Raises DataError for an unknown method or baseline, a
+    missing rng, and a selection that is missing or outside the rationale.
     """
     parts = split_sequence(student, example, rationale, label_format)
     result = Attribution(
@@ -103,40 +117,27 @@ def attribute_rationale(
     )
     if method not in METHODS:
         raise DataError(f"attribution method '{method}'; expected one of {', '.join(METHODS)}")
-    if baseline not in BASELINES:
-        raise DataError(
-            f"attribution baseline '{baseline}'; expected one of {', '.join(BASELINES)}"
-        )
-    task = Task(
-        student,
-        example,
-        rationale,
-        parts,
-        n_steps,
-        baseline,
-        batch_size,
-        rng,
-        selections,
-        texts or [rationale],
-    )
-    if METHODS[method].reads != "model":
-        return replace(result, **METHODS[method].function(task))
+    known = (student, example, rationale, parts, Settings(**settings), rng, selections)
+    task, entry = Task(*known, texts or [rationale]), METHODS[method]
+    if entry.reads != "model":
+        return replace(result, **entry.function(task))
     if not parts.rationale:
         return result
     with freeze_parameters(student.model), last_block_at_places(student.model):
-        return replace(result, **METHODS[method].function(task))
+        return replace(result, **entry.function(task))
 
 
 def integrate_gradients(task: Task) -> dict:
-    """Path integral of the gradient from the baseline, Gauss-Legendre with n_steps points, summed
-    over the embedding; the scores sum to logp_full - logp_baseline (Sundararajan et al. 2017,
-    arXiv 1703.01365).
+    """Integrate the gradient along the path from the baseline, summed over the embedding.
+
+    Gauss-Legendre with n_steps points; the scores sum to logp_full - logp_baseline (Sundararajan et
+    al. 2017, arXiv 1703.01365).
     """
-    full, base = embed_rationale(task.student, task.parts, task.baseline)
+    full, base = embed_rationale(task.student, task.parts, task.settings.baseline)
     score = label_scorer(task.student, task.parts)
-    ends = _in_batches(score, torch.cat([full, base]), task.batch_size).numpy()
+    ends = _score_in_batches(score, torch.cat([full, base]), task.settings.batch_size).numpy()
     paths = IntegratedGradients(score).attribute(
-        full, base, n_steps=task.n_steps, internal_batch_size=task.batch_size
+        full, base, n_steps=task.settings.n_steps, internal_batch_size=task.settings.batch_size
     )
     scores = paths.sum(-1)[0].double().cpu().numpy()
     return {
@@ -148,58 +149,57 @@ def integrate_gradients(task: Task) -> dict:
 
 
 def _embedding_gradient(task: Task) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Embeddings [1, R, D], the gradient of log p(label) with respect to them, and log p(label) in
-    nats.
-    """
-    x = embed_rationale(task.student, task.parts, task.baseline)[0].requires_grad_()
+    """Return embeddings [1, R, D], their gradient of log p(label), and log p(label) in nats."""
+    x = embed_rationale(task.student, task.parts, task.settings.baseline)[0].requires_grad_()
     value = label_scorer(task.student, task.parts)(x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     return x, gradient, value.item()
 
 
 def multiply_gradient(task: Task) -> dict:
-    """Embedding times gradient, summed (Shrikumar et al. 2016, arXiv 1605.01713)."""
+    """Multiply embedding and gradient, and sum (Shrikumar et al. 2016, arXiv 1605.01713)."""
     x, gradient, value = _embedding_gradient(task)
     return {"scores": (gradient * x).sum(-1)[0].detach().double().cpu().numpy(), "logp_full": value}
 
 
 def measure_saliency(task: Task) -> dict:
-    """Length of the gradient, in nats per unit of embedding, no sign (Li et al. 2016, arXiv
-    1506.01066).
+    """Measure the gradient's length, in nats per unit of embedding, without a sign.
+
+    Li et al. 2016, arXiv 1506.01066.
     """
     _, gradient, value = _embedding_gradient(task)
     return {"scores": gradient.norm(dim=-1)[0].detach().double().cpu().numpy(), "logp_full": value}
 
 
 def occlude_units(task: Task, members: np.ndarray) -> dict:
-    """Fall of log p when a unit is at the baseline, shared equally among its tokens; members.
+    """Measure how far log p falls when a unit is at the baseline; its tokens share it equally.
 
-    Each token's unit.
+    members: each token's unit.
     """
     n, units = len(members), np.unique(members)
-    full, base = embed_rationale(task.student, task.parts, task.baseline)
+    full, base = embed_rationale(task.student, task.parts, task.settings.baseline)
     keep = np.concatenate(
         [np.ones((1, n), bool), np.zeros((1, n), bool), members[None] != units[:, None]]
     )
     intact, nothing, *logps = variant_logps(
-        task.student, task.parts, full, base, keep, task.batch_size
+        task.student, task.parts, full, base, keep, task.settings.batch_size
     )
     share = (intact - np.array(logps)) / np.bincount(members)
     return {"scores": share[members], "logp_full": intact, "logp_baseline": nothing}
 
 
 def occlude_tokens(task: Task) -> dict:
-    """Each token alone at the baseline (Zeiler and Fergus 2014, arXiv 1311.2901)."""
+    """Put each token alone at the baseline (Zeiler and Fergus 2014, arXiv 1311.2901)."""
     return occlude_units(task, np.arange(len(task.parts.rationale)))
 
 
 def occlude_words(task: Task) -> dict:
-    """Each whole word at the baseline, its fall shared among its tokens."""
+    """Put each whole word at the baseline; its tokens share the fall."""
     return occlude_units(task, np.array(task.parts.words))
 
 
 def draw_scores(task: Task) -> dict:
-    """Uniform numbers from rng."""
+    """Draw uniform numbers from rng."""
     if task.rng is None:
         raise DataError(
             "attribution method 'random': no random generator; expected one, seeded by question"
@@ -208,26 +208,30 @@ def draw_scores(task: Task) -> dict:
 
 
 def mark_answer_words(task: Task) -> dict:
-    """1 for the tokens of words that the right answer holds too, else 0 (`corrupt.label_words`):
-    does "a few key tokens suffice" only mean that the answer is among them?
+    """Give 1 to the tokens of words that the right answer holds too, else 0.
+
+    See `corrupt.label_words`. Does "a few key tokens suffice" only mean that the answer is one?
     """
     return {
         "scores": np.array(
-            corrupt.label_tokens(task.student, _piece(task), task.example.label), dtype=float
+            corrupt.label_tokens(task.student, _leading_space(task), task.example.label),
+            dtype=float,
         )
     }
 
 
-def _piece(task: Task) -> str:
+def _leading_space(task: Task) -> str:
+    """Return the rationale as the student reads it, with a space before it."""
     return f" {task.rationale}" if task.rationale else ""
 
 
-def _forms(text: str) -> list[str]:
+def _word_forms(text: str) -> list[str]:
+    """Return the forms of a text's words, as they are compared."""
     return [corrupt.word_form(text[a:b]) for a, b in corrupt.word_spans(text)]
 
 
-def _share_of_word(task: Task, scores: Sequence[float]) -> dict:
-    """Scores of words (of `_forms`) -> of tokens.
+def _share_among_tokens(task: Task, scores: Sequence[float]) -> dict:
+    """Turn scores of words (of `_word_forms`) into scores of tokens.
 
     Each has its word's, divided by the number of the word's tokens, so that a word scores the same
     however it is cut. Where words are what is kept, their sums rank them.
@@ -239,121 +243,139 @@ def _share_of_word(task: Task, scores: Sequence[float]) -> dict:
 
 
 def weigh_words(task: Task) -> dict:
-    """tf-idf: how often a word stands in this rationale, times log((1 + N) / (1 + rationales that
-    hold it)) + 1 over the N texts (scikit-learn's smooth_idf; Jones 1972).
+    """Weigh words by tf-idf over the N texts.
 
-    A word without letters or digits scores 0.
+    How often a word stands in this rationale, times log((1 + N) / (1 + rationales that hold it))
+    + 1 (scikit-learn's smooth_idf; Jones 1972). A word without letters or digits scores 0.
     """
-    forms, held = _forms(_piece(task)), _count_texts(tuple(task.texts))
+    forms, held = _word_forms(_leading_space(task)), _count_texts(tuple(task.texts))
     idf = {form: np.log((1 + len(task.texts)) / (1 + held[form])) + 1 for form in set(forms)}
-    return _share_of_word(task, [forms.count(form) * idf[form] if form else 0.0 for form in forms])
+    return _share_among_tokens(
+        task, [forms.count(form) * idf[form] if form else 0.0 for form in forms]
+    )
 
 
 def match_frequency(task: Task) -> dict:
-    """exp(-distance) of a word's log frequency in the texts to the mean one of the answer's words;
+    """Prefer words about as frequent in the texts as the answer's words, but not these.
 
-    -1 for those words themselves, which come last.
-
-    As rare as what `answer_words` selects, and not the answer: its control.
+    A word scores exp(-distance) of its log frequency to the mean one of the answer's words; those
+    themselves score -1 and come last. As rare as what `answer_words` selects, and not the answer:
+    its control.
     """
-    forms, counts = _forms(_piece(task)), _count_words(tuple(task.texts))
+    forms, counts = _word_forms(_leading_space(task)), _count_words(tuple(task.texts))
     answer = corrupt.label_words(task.example.label)
     wanted = np.mean([np.log1p(counts[form]) for form in sorted(answer)]) if answer else 0.0
     near = {
         form: np.exp(-abs(np.log1p(counts[form]) - wanted)) for form in set(forms) - answer if form
     }
-    return _share_of_word(task, [-1.0 if form in answer else near.get(form, 0.0) for form in forms])
+    return _share_among_tokens(
+        task, [-1.0 if form in answer else near.get(form, 0.0) for form in forms]
+    )
 
 
 @lru_cache(maxsize=4)
 def _count_texts(texts: tuple[str, ...]) -> Counter:
-    """Form -> how many texts hold it."""
-    return Counter(form for text in texts for form in set(_forms(text)))
+    """Count for each form how many texts hold it."""
+    return Counter(form for text in texts for form in set(_word_forms(text)))
 
 
 @lru_cache(maxsize=4)
 def _count_words(texts: tuple[str, ...]) -> Counter:
-    """Form -> how often it stands in all texts."""
-    return Counter(form for text in texts for form in _forms(text))
+    """Count for each form how often it stands in all texts."""
+    return Counter(form for text in texts for form in _word_forms(text))
 
 
-def _human(id: str, n: int, selections: dict | None) -> np.ndarray:
-    if id not in (selections or {}):
+def mark_selection(task: Task) -> dict:
+    """Give 1 to the tokens that a person selected (`selections`), else 0.
+
+    Raises DataError where there is no selection, or one outside the rationale.
+    """
+    question, n = task.example.id, len(task.parts.rationale)
+    if question not in (task.selections or {}):
         raise DataError(
-            f"question '{id}': no human selection; expected a line with its id and "
+            f"question '{question}': no human selection; expected a line with its id and "
             '"tokens": [...]'
         )
-    bad = [t for t in selections[id] if not 0 <= t < n]
+    chosen = task.selections[question]
+    bad = [t for t in chosen if not 0 <= t < n]
     if bad:
         raise DataError(
-            f"question '{id}': selected token {bad[0]}; expected 0 to {n - 1}, this "
+            f"question '{question}': selected token {bad[0]}; expected 0 to {n - 1}, this "
             "student's tokens of it"
         )
     scores = np.zeros(n)
-    scores[list(selections[id])] = 1
-    return scores
+    scores[list(chosen)] = 1
+    return {"scores": scores}
 
 
 @torch.no_grad()
-def _attention(student: Student, parts: Parts, method: str) -> np.ndarray:
-    """Attention weights need the eager implementation, for this one uncached pass.
+def _attention_layers(task: Task) -> list[torch.Tensor]:
+    """Return each layer's attention weights, the mean over heads: [T, T], rows look at columns.
 
-    The student's own is put back.
+    They need the eager implementation, for this one uncached pass; then the student's own is back.
     """
-    model = student.model
-    ids = torch.tensor(
-        [parts.prefix + parts.rationale + parts.frame + parts.label[:-1]], device=model.device
-    )
+    model, parts = task.student.model, task.parts
+    ids = parts.prefix + parts.rationale + parts.frame + parts.label[:-1]
     with use_attention(model, "eager"):
         layers = model(
-            input_ids=ids, output_attentions=True, use_cache=False, logits_to_keep=1
+            input_ids=torch.tensor([ids], device=model.device),
+            output_attentions=True,
+            use_cache=False,
+            logits_to_keep=1,
         ).attentions
-    layers = [layer[0].double().mean(0) for layer in layers]  # [T, T], rows look at columns
-    if method == "attention":
-        flow = layers[-1]
-    else:
-        flow = torch.eye(ids.shape[1], dtype=torch.double, device=model.device)
-        for layer in layers:
-            flow = (
-                (layer + torch.eye(len(layer), dtype=torch.double, device=model.device)) / 2 @ flow
-            )
-    a = len(parts.prefix)
-    return flow[-len(parts.label) :, a : a + len(parts.rationale)].mean(0).cpu().numpy()
+    return [layer[0].double().mean(0) for layer in layers]
+
+
+def _attention_scores(task: Task, flow: torch.Tensor) -> dict:
+    """Read the rationale's scores off attention [T, T] at the positions that predict the label."""
+    start = len(task.parts.prefix)
+    columns = slice(start, start + len(task.parts.rationale))
+    return {"scores": flow[-len(task.parts.label) :, columns].mean(0).cpu().numpy()}
+
+
+def read_attention(task: Task) -> dict:
+    """Read the last layer's attention, its mean over heads and label positions (no sign)."""
+    return _attention_scores(task, _attention_layers(task)[-1])
+
+
+def follow_attention(task: Task) -> dict:
+    """Follow attention through all layers with the residual stream ("rollout", no sign).
+
+    Abnar and Zuidema 2020, arXiv 2005.00928.
+    """
+    layers = _attention_layers(task)
+    own = torch.eye(len(layers[0]), dtype=torch.double, device=layers[0].device)
+    flow = own
+    for layer in layers:
+        flow = (layer + own) / 2 @ flow
+    return _attention_scores(task, flow)
 
 
 @torch.no_grad()
-def _similarity(student: Student, parts: Parts) -> np.ndarray:
+def compare_embeddings(task: Task) -> dict:
+    """Compare each token's embedding with the label's mean one, by cosine: the word2vec idea."""
+    student, parts = task.student, task.parts
     weight = student.model.get_input_embeddings().weight
-    # Not the closing line break
+    # Without the line break that closes the label
     visible = [i for i in parts.label if student.decode([i]).strip()] or parts.label
     target = weight[visible].double().mean(0, keepdim=True)
-    return torch.cosine_similarity(weight[parts.rationale].double(), target).cpu().numpy()
+    likeness = torch.cosine_similarity(weight[parts.rationale].double(), target)
+    return {"scores": likeness.cpu().numpy()}
 
 
-# name -> method. A new one is one entry here; format.SELECTORS lists the names (a test keeps them
-# equal), because an arm is
-# checked without torch.
+# name -> method. A new one is one entry here, and its name in arms.SELECTORS (a test keeps the two
+# equal): an arm is checked without importing torch.
 METHODS = {
     "integrated_gradients": Method(integrate_gradients),
     "input_x_gradient": Method(multiply_gradient),
     "saliency": Method(measure_saliency),
     "occlusion": Method(occlude_tokens),
     "occlusion_word": Method(occlude_words),
-    # last layer, mean over heads and over the positions that predict the label (no sign)
-    "attention": Method(lambda task: {"scores": _attention(task.student, task.parts, "attention")}),
-    # attention through all layers with the residual stream (Abnar and Zuidema 2020, arXiv
-    # 2005.00928)
-    "rollout": Method(lambda task: {"scores": _attention(task.student, task.parts, "rollout")}),
-    # cosine of the token's embedding with the label's mean one: the word2vec idea
-    "embedding_similarity": Method(lambda task: {"scores": _similarity(task.student, task.parts)}),
+    "attention": Method(read_attention),
+    "rollout": Method(follow_attention),
+    "embedding_similarity": Method(compare_embeddings),
     "random": Method(draw_scores, reads=""),
-    # 1 for the token positions in selections[id], else 0
-    "human": Method(
-        lambda task: {
-            "scores": _human(task.example.id, len(task.parts.rationale), task.selections)
-        },
-        reads="",
-    ),
+    "human": Method(mark_selection, reads=""),
     "answer_words": Method(mark_answer_words, reads="words"),
     "tfidf": Method(weigh_words, reads="words"),
     "frequency_matched": Method(match_frequency, reads="words"),
@@ -370,11 +392,11 @@ def attribute_all(
     progress: Callable[[int], None] = lambda done: None,
     **settings,
 ) -> list[Attribution]:
-    """`attribute_rationale` for many questions, in their order.
+    """Run `attribute_rationale` for many questions, in their order.
 
-    `random` depends on the question's id and `seed`, not on its place; words are counted over the rationales of these questions.
-
-    progress is called with the number of questions done; settings go to `attribute_rationale`.
+    `random` depends on the question's id and `seed`, not on its place; words are counted over the
+    rationales of these questions. progress is called with the number of questions done; settings go
+    to `attribute_rationale`.
     """
     found, texts = [], tuple(rationales[example.id].text for example in examples)
     with freeze_parameters(student.model), use_prepacked_linears(student.model):
@@ -398,7 +420,7 @@ def attribute_all(
 def aggregate_to_words(
     scores: Sequence[float], words: Sequence[int], how: str = "sum"
 ) -> np.ndarray:
-    """One score per word.
+    """Return one score per word.
 
     how: "sum" (right for additive scores), "mean" or "max" of its tokens.
     """
@@ -410,9 +432,9 @@ def aggregate_to_words(
 
 
 def top_k(scores: Sequence[float], k: float) -> list[int]:
-    """Positions of the k highest scores, ascending; k >= 1 is a number, below it a fraction.
+    """Return the positions of the k highest scores, ascending.
 
-    Ties go to the earlier one.
+    k >= 1 is a number, below it a fraction. Ties go to the earlier one.
     """
     order = corrupt.rank_units([[i] for i in range(len(scores))], scores, len(scores))
     return sorted(order[: corrupt.n_kept(k, len(scores))].tolist())

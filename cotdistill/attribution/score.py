@@ -1,4 +1,4 @@
-"""log p(label | question, rationale) and its gradients with respect to the rationale's embeddings."""
+"""Compute log p(label | question, rationale) and its gradients by the rationale's embeddings."""
 
 import copy
 from collections.abc import Callable
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers.cache_utils import Cache
 
 from cotdistill import corrupt
 from cotdistill.arms import Arm, format_target, prompt_text
 from cotdistill.decode import keys_and_values
 from cotdistill.errors import DataError
 from cotdistill.examples import Example
-from cotdistill.kernels.attention import use_attention
+from cotdistill.kernels.attention import Continuations, use_attention
 from cotdistill.kernels.blocks import last_block_at_places
 from cotdistill.students import Student
 
@@ -22,7 +23,7 @@ BASELINES = ("filler", "mean", "zero")
 
 @dataclass(frozen=True)
 class Parts:
-    """Token ids of the four pieces of a rationale-first sequence, and each rationale token's word."""
+    """Hold the token ids of a rationale-first sequence, and each rationale token's word."""
 
     prefix: list[int]
     rationale: list[int]
@@ -33,7 +34,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Scores of one rationale.
+    """Hold the scores of one rationale.
 
     Ids, scores and words have one entry per token; words holds the token's word index.
 
@@ -55,7 +56,7 @@ class Attribution:
 def split_sequence(
     student: Student, example: Example, rationale: str, label_format: str = "text"
 ) -> Parts:
-    """The pieces of the pre_cot sequence, tokenised as in training.
+    """Split the pre_cot sequence into its pieces, tokenised as in training.
 
     An empty rationale has no tokens.
     """
@@ -73,8 +74,9 @@ def split_sequence(
 
 @contextmanager
 def freeze_parameters(model: torch.nn.Module):
-    """Evaluation mode and no gradient for any parameter (only inputs need one), then everything as
-    it was before.
+    """Put the model in evaluation mode, without gradients for its parameters, while open.
+
+    Only inputs need a gradient. Then everything is as it was before.
     """
     training, flags = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
@@ -82,13 +84,14 @@ def freeze_parameters(model: torch.nn.Module):
         yield
     finally:
         model.train(training)
-        for parameter, flag in zip(model.parameters(), flags):
+        for parameter, flag in zip(model.parameters(), flags, strict=False):
             parameter.requires_grad_(flag)
 
 
-def _after_rationale(student: Student, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
-    """The label's ids [L], and the embeddings of the frame and of the label up to its last token,
-    [1, F + L - 1, D].
+def _embed_rest(student: Student, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the label's ids [L] and the embeddings of what stands between, [1, F + L - 1, D].
+
+    These are of the frame and of the label up to its last token.
     """
     device = student.model.device
     with torch.no_grad():
@@ -99,23 +102,23 @@ def _after_rationale(student: Student, parts: Parts) -> tuple[torch.Tensor, torc
 
 
 def _label_logp(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """log p(label) [B] in nats from the logits [B, L, V] at the positions that predict the label's
-    L tokens, in float32 at least.
+    """Return log p(label) [B] in nats, in float32 at least.
+
+    logits [B, L, V] are those at the positions that predict the label's L tokens.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.log_softmax(-1)[:, torch.arange(len(label)), label].sum(1)
 
 
 def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function from rationale embeddings [B, R, D] to log p(label) [B] in nats, summed over the
-    label's tokens.
+    """Return a function: rationale embeddings [B, R, D] -> log p(label) [B] in nats.
 
-    Differentiable in the embeddings. The prompt runs here, once; each call repeats its keys and
-    values B times. The head runs at the positions that predict the label only, and so do, inside
-    `last_block_at_places`, the last block's queries and MLP.
+    It sums over the label's tokens and is differentiable in the embeddings. The prompt runs here,
+    once; each call repeats its keys and values B times. The head runs at the positions that predict
+    the label only, and so do, inside `last_block_at_places`, the last block's queries and MLP.
     """
     model, device = student.model, student.model.device
-    (label, tail), cache = _after_rationale(student, parts), keys_and_values(student, parts.prefix)
+    (label, tail), cache = _embed_rest(student, parts), keys_and_values(student, parts.prefix)
 
     def score(embeds: torch.Tensor) -> torch.Tensor:
         past = copy.deepcopy(cache)
@@ -139,14 +142,15 @@ def label_scorer(student: Student, parts: Parts) -> Callable[[torch.Tensor], tor
 
 
 @torch.no_grad()
-def _in_batches(score, embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
+def _score_in_batches(score, embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Apply `score` to the rows in batches."""
     return torch.cat([score(part) for part in embeds.split(batch_size)]).double().cpu()
 
 
 def embed_rationale(
     student: Student, parts: Parts, baseline: str = "filler"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of the rationale and of its baseline, both [1, R, D].
+    """Return the embeddings of the rationale and of its baseline, both [1, R, D].
 
     baseline: "filler", the student's filler token; "mean", the mean of all embeddings; "zero",
     which is no token's embedding, and far from what a student with normed or scaled embeddings ever
@@ -177,58 +181,60 @@ def variant_logps(
     keep: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """log p(label) in nats of N variants of a rationale, [N].
+    """Return log p(label) in nats of N variants of a rationale, [N].
 
-    `keep` [N, R] bool, tokens not kept are at the baseline; full and base [1, R, D] as from `embed_rationale`.
+    `keep` [N, R] bool, tokens not kept are at the baseline; full and base [1, R, D] as from
+    `embed_rationale`.
 
     Up to the first token that it replaces, a variant is the rationale as it is, whose keys and
     values are computed once: only the rest of it runs, `batch_size` variants in a pass, end to end
     (`attention_after`). The head runs at the positions that predict the label, and so do, inside
     `last_block_at_places`, the last block's queries and MLP.
     """
-    model, device, found = student.model, full.device, []
-    (label, tail), known = (
-        _after_rationale(student, parts),
-        keys_and_values(student, parts.prefix + parts.rationale),
-    )
+    label, tail = _embed_rest(student, parts)
+    known = keys_and_values(student, parts.prefix + parts.rationale)
     first = [int(row.argmin()) if not row.all() else len(row) for row in keep]
-    with use_attention(model, "after"):
+    found = []
+    with use_attention(student.model, "after"):
         for at in range(0, len(keep), batch_size):
-            chosen = list(
-                zip(
-                    torch.tensor(keep[at : at + batch_size], device=device),
-                    first[at : at + batch_size],
-                )
-            )
+            rows = torch.tensor(keep[at : at + batch_size], device=full.device)
+            starts = first[at : at + batch_size]
             pieces = [
                 torch.cat([torch.where(row[None, a:, None], full[:, a:], base[:, a:]), tail], 1)
-                for row, a in chosen
+                for row, a in zip(rows, starts, strict=True)
             ]
-            starts, lengths = (
-                [len(parts.prefix) + a for _, a in chosen],
-                [piece.shape[1] for piece in pieces],
-            )
-            ends = np.cumsum(lengths)
-            places = torch.tensor(
-                [p for end in ends for p in range(end - len(label), end)], device=device
-            )
-            logits = model(
-                inputs_embeds=torch.cat(pieces, 1),
-                use_cache=False,
-                known=known,
-                starts=starts,
-                lengths=lengths,
-                masks={},
-                position_ids=torch.cat(
-                    [torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths)]
-                )[None],
-                logits_to_keep=places,
-                places=places,
-            ).logits
-            found.append(
-                _label_logp(logits.view(len(chosen), len(label), -1), label).double().cpu()
-            )
+            starts = [len(parts.prefix) + a for a in starts]
+            found.append(_continue_text(student, known, pieces, starts, label))
     return torch.cat(found).numpy()
+
+
+def _continue_text(
+    student: Student,
+    known: Cache,
+    pieces: list[torch.Tensor],
+    starts: list[int],
+    label: torch.Tensor,
+) -> torch.Tensor:
+    """Run continuations of one known text end to end and return their log p(label), [N].
+
+    pieces: embeddings [1, n, D] that end before the label's last token; piece i follows the first
+    starts[i] tokens of the text.
+    """
+    lengths, device = [piece.shape[1] for piece in pieces], student.model.device
+    places = [p for end in np.cumsum(lengths) for p in range(end - len(label), end)]
+    places = torch.tensor(places, device=device)
+    positions = [
+        torch.arange(a, a + n, device=device) for a, n in zip(starts, lengths, strict=True)
+    ]
+    logits = student.model(
+        inputs_embeds=torch.cat(pieces, 1),
+        use_cache=False,
+        continuations=Continuations(known, starts, lengths),
+        position_ids=torch.cat(positions)[None],
+        logits_to_keep=places,
+        places=places,
+    ).logits
+    return _label_logp(logits.view(len(pieces), len(label), -1), label).double().cpu()
 
 
 def removal_logps(
@@ -241,7 +247,7 @@ def removal_logps(
     baseline: str = "filler",
     batch_size: int = 32,
 ) -> np.ndarray:
-    """log p(label) in nats for N variants of a rationale.
+    """Return log p(label) in nats for N variants of a rationale.
 
     `keep` [N, R] bool; tokens not kept are at the baseline.
     """

@@ -1,4 +1,4 @@
-"""Files of scores and of tokens selected by hand."""
+"""Read and write files of scores and of tokens selected by hand."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,11 @@ from cotdistill.files import atomic_write, fingerprint, read_jsonl
 
 
 def write_scores(path: str | Path, attributions: list[Attribution], made_from: dict) -> str:
-    """JSONL: a head line with what the scores were made from, then {"id", "method", "scores", ...}
-    per question.
+    """Write scores as JSONL: a head line, then {"id", "method", "scores", ...} per question.
 
     made_from: JSON values that settle the scores (student's fingerprint or run key, method, steps,
-    data). Returns its fingerprint, which is part of a training run's key. The file appears whole or
-    not at all.
+    data); the head line holds them. Returns their fingerprint, which is part of a training run's
+    key. The file appears complete or not at all.
     """
     path, print_of, rows = Path(path), fingerprint(made_from), []
     for a in attributions:
@@ -51,7 +50,7 @@ def write_scores(path: str | Path, attributions: list[Attribution], made_from: d
 
 
 def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
-    """The inverse of `write_scores`: attributions and their fingerprint.
+    """Read what `write_scores` wrote: attributions and their fingerprint.
 
     Raises DataError for a file that is not one, is cut short, was edited, or whose head does not
     belong to its fingerprint.
@@ -85,9 +84,8 @@ def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
             ) from None
         if not len(a.ids) == len(a.scores) == len(a.words):
             raise DataError(
-                f"{path}:{line} (id {a.id}): {len(a.scores)} scores for {len(a.ids)} "
-                "tokens; "
-                "expected as many"
+                f"{path}:{line} (id {a.id}): {len(a.scores)} scores for "
+                f"{len(a.ids)} tokens; expected as many"
             )
         found.append(a)
     if seal is not None and seal != fingerprint([row for _, row in rows]):
@@ -99,42 +97,41 @@ def read_attributions(path: str | Path) -> tuple[list[Attribution], str]:
 
 
 def read_scores(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
-    """id -> scores, and the file's fingerprint: what kept and masked arms train on."""
+    """Read id -> scores, and the file's fingerprint: what kept and masked arms train on."""
     attributions, print_of = read_attributions(path)
     return {a.id: a.scores for a in attributions}, print_of
 
 
-def write_selection(path: str | Path, id: str, tokens: Sequence[int]) -> None:
+def write_selection(path: str | Path, question: str, tokens: Sequence[int]) -> None:
     """Append one human selection to a JSONL file; the last line of an id counts."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as lines:
         lines.write(
-            json.dumps({"id": id, "tokens": sorted({int(t) for t in tokens})}, ensure_ascii=False)
+            json.dumps(
+                {"id": question, "tokens": sorted({int(t) for t in tokens})}, ensure_ascii=False
+            )
             + "\n"
         )
 
 
 def read_selections(path: str | Path) -> dict[str, list[int]]:
-    """id -> selected token positions, from lines {"id": ..., "tokens".
+    """Read id -> selected token positions, from lines {"id": ..., "tokens": [0, 3]}.
 
-    [0, 3]}; later lines replace earlier ones.
-
-    Raises DataError for a line without them.
+    Later lines replace earlier ones. Raises DataError for a line without them.
     """
     found = {}
     for line, row in read_jsonl(path):
-        id, tokens = row.get("id"), row.get("tokens")
+        question, tokens = row.get("id"), row.get("tokens")
         fits = (
-            isinstance(id, str)
+            isinstance(question, str)
             and isinstance(tokens, list)
             and all(type(t) is int and t >= 0 for t in tokens)
         )
         if not fits:
             raise DataError(
-                f'{path}:{line}: found {json.dumps(row)[:80]}; expected "id" (a '
-                'text) and "tokens" '
-                "(a list of positions from 0)"
+                f'{path}:{line}: found {json.dumps(row)[:80]}; expected "id" (a text) '
+                'and "tokens" (a list of positions from 0)'
             )
-        found[id] = tokens
+        found[question] = tokens
     return found

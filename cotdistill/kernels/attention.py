@@ -1,6 +1,8 @@
-"""Attention over sequences laid end to end, after a shared prefix, or from given positions on."""
+"""Attend over sequences laid end to end, over a shared prefix, or from given positions on."""
 
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from transformers.cache_utils import Cache
@@ -9,31 +11,44 @@ from transformers.modeling_utils import AttentionInterface
 from cotdistill.errors import DataError
 
 
+@dataclass(frozen=True)
+class Continuations:
+    """Hold several continuations of one known text, for one pass of `attention_after`.
+
+    known: keys and values of the text; continuation i sees its first starts[i] tokens and has
+    lengths[i] tokens. masks is filled by the first layer of each sliding window: what a token sees
+    is the same in all of them.
+    """
+
+    known: Cache
+    starts: list[int]
+    lengths: list[int]
+    masks: dict = field(default_factory=dict)
+
+
 def attention_after(
     module,
     query,
     key,
     value,
-    attention_mask=None,
+    _mask=None,
     dropout=0.0,
     scaling=None,
     sliding_window=None,
     *,
-    known: Cache,
-    starts: list[int],
-    lengths: list[int],
-    masks: dict,
+    continuations: Continuations,
     **kwargs,
 ):
-    """Attention of several continuations of one known text, each from its own place, laid end to
-    end in one row without padding (`attending(model, "after")`).
+    """Attend from several continuations of one known text, laid end to end in one row.
 
+    Each continues from its own position; there is no padding (`use_attention(model, "after")`).
     query [1, heads, T, d], key and value [1, kv_heads, T, d] with T = sum(lengths): continuation i
-    has lengths[i] tokens and sees the first starts[i] tokens of `known`, and itself up to each
-    token. masks: an empty dict that the layers of one pass share: what each token sees is the same
-    in all layers of one sliding window.
+    has lengths[i] tokens and sees the first starts[i] tokens of the known text, and its own tokens
+    up to the one that asks.
     """
-    layer, groups = known.layers[module.layer_idx], query.shape[1] // key.shape[1]
+    starts, lengths, masks = continuations.starts, continuations.lengths, continuations.masks
+    layer = continuations.known.layers[module.layer_idx]
+    groups = query.shape[1] // key.shape[1]
     old, new = (
         (k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)) if groups > 1 else (k, v)
         for k, v in ((layer.keys, layer.values), (key, value))
@@ -45,7 +60,9 @@ def attention_after(
         bias = torch.zeros(unseen.shape, dtype=query.dtype, device=query.device).masked_fill_(
             unseen, -torch.inf
         )
-        masks[sliding_window] = [bias[a : a + n, : a + n] for a, n in zip(starts, lengths)]
+        masks[sliding_window] = [
+            bias[a : a + n, : a + n] for a, n in zip(starts, lengths, strict=False)
+        ]
     outs = [
         torch.nn.functional.scaled_dot_product_attention(
             q,
@@ -61,6 +78,7 @@ def attention_after(
             new[1].split(lengths, 2),
             starts,
             masks[sliding_window],
+            strict=False,
         )
     ]
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
@@ -74,7 +92,7 @@ def shared_prefix_attention(
     query,
     key,
     value,
-    attention_mask=None,
+    _mask=None,
     scaling=None,
     sliding_window=None,
     *,
@@ -82,7 +100,7 @@ def shared_prefix_attention(
     visible,
     **kwargs,
 ):
-    """Attention of a batch over one shared prefix and each row's own tokens.
+    """Attend from a batch of rows to one shared prefix and to each row's own tokens.
 
     The prefix's keys and values are read once for the whole batch, not copied to every row (the
     idea of Hydragen, arXiv 2402.05099, with one softmax over both).
@@ -91,8 +109,6 @@ def shared_prefix_attention(
     [1, kv_heads, length, d]; visible(window) -> bool [rows, 1, q, length + own], from positions, so
     sliding windows are those of a plain run.
     """
-    import torch
-
     rows, heads, q, d = query.shape
     shared_key, shared_value = (part[0] for part in prefix[module.layer_idx])
     kv_heads, length = shared_key.shape[:2]
@@ -117,7 +133,7 @@ def packed_attention(
     query,
     key,
     value,
-    attention_mask=None,
+    _mask=None,
     dropout=0.0,
     scaling=None,
     sliding_window=None,
@@ -125,25 +141,26 @@ def packed_attention(
     cu_seq_lens_q,
     **kwargs,
 ):
-    """Attention over sequences laid end to end in one row, without padding and without a mask:
-    training runs on it (`attending(model, "packed")`), generation and scoring on torch's sdpa.
+    """Attend over sequences laid end to end in one row, without padding and without a mask.
 
+    Training runs on it (`use_attention(model, "packed")`), generation and scoring on torch's sdpa.
     query [1, heads, T, d], key and value [1, kv_heads, T, d]; cu_seq_lens_q holds the T-borders of
     the sequences (int, [n + 1], on the CPU). Each sequence runs through torch's causal attention
-    alone, so nothing can leak between them, and linear layers see only real tokens.
+    alone, so nothing can leak between them, and linear layers see only real tokens. Raises
+    DataError for a sequence longer than the model's sliding window.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     borders = cu_seq_lens_q.tolist()
-    lengths = [b - a for a, b in zip(borders, borders[1:])]
+    lengths = [b - a for a, b in pairwise(borders)]
     if sliding_window and max(lengths) > sliding_window:
         raise DataError(
             "a sequence is longer than the model's sliding window of "
             f"{sliding_window}; expected max_length below it"
         )
     if query.device.type == "cuda":  # one fused call instead of one per sequence
-        return _side_by_side(query, key, value, lengths, dropout, scaling), None
+        return _attend_side_by_side(query, key, value, lengths, dropout, scaling), None
     # split, not slices: the gradient of a split is one cat, that of each slice a full-size tensor
     # of zeros to be added
     outs = [
@@ -151,16 +168,20 @@ def packed_attention(
             q, k, v, is_causal=n > 1, dropout_p=dropout, scale=scaling
         )
         for q, k, v, n in zip(
-            query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), lengths
+            query.split(lengths, 2),
+            key.split(lengths, 2),
+            value.split(lengths, 2),
+            lengths,
+            strict=False,
         )
     ]
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
 
 
-def _side_by_side(
+def _attend_side_by_side(
     query, key, value, lengths: list[int], dropout: float, scaling: float | None
 ) -> torch.Tensor:
-    """The same attention with the sequences side by side, padded at their ends.
+    """Attend as `packed_attention` does, with the sequences as rows padded at their ends.
 
     Under a causal mask no real token sees the padding, so no other mask is needed and torch can
     take its flash kernel. Returns [1, T, heads, d].
@@ -183,9 +204,9 @@ def _side_by_side(
 
 @contextmanager
 def use_attention(model: torch.nn.Module, by: str):
-    """While open, the model attends by that implementation ("packed", "sdpa", "eager", ...).
+    """Make the model attend by the named implementation while open, then by the one it had.
 
-    Then by the one it had.
+    by: "packed", "after", "shared_prefix", or one of the library's ("sdpa", "eager", ...).
     """
     before = model.config._attn_implementation
     model.set_attn_implementation(by)
@@ -196,3 +217,4 @@ def use_attention(model: torch.nn.Module, by: str):
 
 
 AttentionInterface.register("packed", packed_attention)
+AttentionInterface.register("shared_prefix", shared_prefix_attention)

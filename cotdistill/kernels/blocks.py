@@ -1,4 +1,4 @@
-"""A model's blocks: where they are, and how to start from or stop at one."""
+"""Find a model's blocks, and start a pass above some of them or shorten the last one."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """The transformer blocks of a causal language model, the lowest first."""
+    """Return the transformer blocks of a causal language model, the lowest first."""
     depth = model.config.num_hidden_layers
     return next(
         m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth
@@ -17,7 +17,7 @@ def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 @contextmanager
 def replace_forward(forwards: dict[torch.nn.Module, object]):
-    """While open, each module is called through its entry of `forwards`; then as before."""
+    """Call each module through its entry of `forwards` while open; then as before."""
     before = {module: vars(module).get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.forward = forward
@@ -32,43 +32,44 @@ def replace_forward(forwards: dict[torch.nn.Module, object]):
 
 @contextmanager
 def last_block_at_places(model: torch.nn.Module):
-    """While open, a call with `places` [S] computes the last block's queries, attention output and
-    MLP there only, in every row: its output is read nowhere else.
+    """Compute the last block only at the positions that are asked for, while open.
 
-    The keys and values, which those places attend to, are computed everywhere. Gradients are the
-    same; of eight trained blocks it saves one twentieth of the work, of smollm2's thirty 1 to 3 %.
+    A call with `places` [S] computes the last block's queries, attention output and MLP there only,
+    in every row: its output is read nowhere else. The keys and values, which those positions attend
+    to, are computed everywhere. Gradients are the same; of eight trained blocks it saves one
+    twentieth of the work, of smollm2's thirty 1 to 3 %.
     """
     block, seen = blocks_of(model)[-1], {}
 
     def enter(module, given, named):
         seen["places"] = named.get("places")
 
-    def there(forward):
-        def called(x):
+    def run_at_places(forward):
+        def run(x):
             if seen.get("places") is None:
                 return forward(x)
             out = forward(x[:, seen["places"]])
             return out.new_zeros(*x.shape[:-1], out.shape[-1]).index_copy(1, seen["places"], out)
 
-        return called
+        return run
 
-    alone = [
+    positionwise = [
         m
         for name, m in block.named_modules()
         if name.split(".")[-1] in ("q_proj", "o_proj", "dense", "mlp") or name == "attn.c_proj"
     ]
     hook = block.register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        with replace_forward({module: there(module.forward) for module in alone}):
+        with replace_forward({module: run_at_places(module.forward) for module in positionwise}):
             yield
     finally:
         hook.remove()
 
 
 def has_trunk(model: nn.Module, layers: int) -> bool:
-    """Whether the lowest `layers` blocks make the same of a sequence every time.
+    """Say whether the lowest `layers` blocks give the same states for a sequence every time.
 
-    They are frozen, and drop nothing at random.
+    They do where they are frozen and drop nothing at random.
     """
     dropped = (
         value
@@ -78,14 +79,16 @@ def has_trunk(model: nn.Module, layers: int) -> bool:
     return layers > 0 and not any(isinstance(value, float) and value for value in dropped)
 
 
-def _unless_trunk(forward, hidden_states, *args, **kwargs):
+def _run_unless_trunk(forward, hidden_states, *args, **kwargs):
+    """Pass the states through where a call brings a `trunk`, else run the block."""
     return hidden_states if "trunk" in kwargs else forward(hidden_states, *args, **kwargs)
 
 
 @contextmanager
 def start_from_trunk(model: nn.Module, layers: int):
-    """While open, a call with `trunk` [1, T, width] leaves out the lowest `layers` blocks and goes
-    on from those states.
+    """Skip the lowest `layers` blocks, while open, in a call with `trunk` [1, T, width].
+
+    The trunk is what those blocks gave before; the call goes on from these states.
     """
     blocks = blocks_of(model)
 
@@ -95,7 +98,7 @@ def start_from_trunk(model: nn.Module, layers: int):
     hook = blocks[layers].register_forward_pre_hook(enter, with_kwargs=True)
     try:
         with replace_forward(
-            {block: partial(_unless_trunk, block.forward) for block in blocks[:layers]}
+            {block: partial(_run_unless_trunk, block.forward) for block in blocks[:layers]}
         ):
             yield
     finally:

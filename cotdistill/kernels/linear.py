@@ -1,18 +1,19 @@
-"""Products by oneDNN: prepacked weights for inference, trainable linears for training."""
+"""Multiply by oneDNN: prepacked weights for inference, trainable linears for training."""
 
 import torch
 
 from cotdistill.kernels.blocks import replace_forward
 
-# Bytes of weights laid out a second time; a larger student goes without: a laptop has to hold both
+# Bytes of weights laid out a second time; a larger student goes without: a laptop must hold both
 PREPACK_LIMIT = 2 * 1024**3
 
 
 class PrepackedLinear:
-    """A linear layer whose weights oneDNN has laid out once in the order in which its kernels read
-    them ("prepacking", which torch.compile does to a frozen model): 1.2 times the speed of a
-    plain product at 400 rows, twice at 8 to 64 (float32, measured on AVX-512; plain BLAS reads
-    the weights anew for every few rows).
+    """Hold a linear layer's weights in the order in which oneDNN's kernels read them.
+
+    This "prepacking", which torch.compile does to a frozen model, is done once: 1.2 times the speed
+    of a plain product at 400 rows, twice at 8 to 64 (float32, measured on AVX-512; plain BLAS reads
+    all weights again for every few rows).
 
     For weights that stay as they are: where they are trained, or torch was built without oneDNN,
     the call is the layer's own. Weights that were changed in place since are laid out again.
@@ -22,7 +23,10 @@ class PrepackedLinear:
         self.layer, self.version, self.packs = layer, None, {}
 
     def weight(self, transposed: bool = False) -> torch.Tensor:
-        """[out, in] for the product itself; transposed, [in, out], for the gradient of its input."""
+        """Return the weights as laid out for oneDNN.
+
+        [out, in] for the product itself; transposed, [in, out], for the gradient of its input.
+        """
         own = self.layer.weight.detach()
         if self.version != own._version:
             self.version, self.packs = own._version, {}
@@ -34,7 +38,7 @@ class PrepackedLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         learns = torch.is_grad_enabled()
-        if learns and self.layer.weight.requires_grad or not _by_onednn(x, self.layer.weight):
+        if learns and self.layer.weight.requires_grad or not _can_use_onednn(x, self.layer.weight):
             return torch.nn.functional.linear(x, self.layer.weight, self.layer.bias)
         return (
             _InputGradient.apply(x, self)
@@ -43,8 +47,8 @@ class PrepackedLinear:
         )
 
 
-def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN can take a product: float32 on a CPU, in a torch that was built with it."""
+def _can_use_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Say whether oneDNN can take a product: float32 on a CPU, in a torch built with it."""
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
@@ -56,21 +60,20 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def onednn_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x [..., in] times weight [out, in] transposed, plus bias [out].
+    """Multiply x [..., in] with weight [out, in] transposed and add bias [out], by oneDNN.
 
-    Torch's `linear`, which takes the BLAS it was built with, by oneDNN.
-
-    Measured in float32 on AVX-512 against MKL at the students' shapes, 300 to 1100 rows: 1.1 to 1.3
-    times as fast, for logits over a vocabulary 1.2 to 1.9 times (`benchmark`). Above 512 rows
-    oneDNN wants them in fours, hence ROWS. Elsewhere it is `linear`.
+    Torch's `linear` takes the BLAS that torch was built with. Measured in float32 on AVX-512
+    against MKL at the students' shapes, 300 to 1100 rows: 1.1 to 1.3 times as fast, for logits over
+    a vocabulary 1.2 to 1.9 times (`benchmark`). Above 512 rows oneDNN wants them in fours, hence
+    `encode.ROW_MULTIPLE`. Where oneDNN can't run, this is `linear`.
     """
-    if not _by_onednn(x, weight):
+    if not _can_use_onednn(x, weight):
         return torch.nn.functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _InputGradient(torch.autograd.Function):
-    """A `PrepackedLinear` layer's product, differentiable in its input."""
+    """Make a `PrepackedLinear` layer's product differentiable in its input."""
 
     @staticmethod
     def forward(ctx, x, layer):
@@ -83,10 +86,10 @@ class _InputGradient(torch.autograd.Function):
 
 
 def weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """gradient [n, out] transposed times x [n, in], the sum running over the rows: [out, in].
+    """Multiply gradient [n, out] transposed with x [n, in], a sum over the n rows: [out, in].
 
-    torch's own product (MKL) is the faster one here, but for weights at least twice as wide as
-    high: keys and values of grouped heads, an MLP's way back.
+    Torch's own product (MKL) is the faster one here, except for weights at least twice as wide as
+    high: keys and values of grouped heads, and an MLP's way back.
     """
     return (
         onednn_linear(gradient.t(), x.t())
@@ -96,7 +99,7 @@ def weight_gradient(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 class LinearFunction(torch.autograd.Function):
-    """`onednn_linear`, differentiable in input, weight and bias: what a linear layer trains on."""
+    """Make `onednn_linear` differentiable in input, weight and bias: linear layers train on it."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -115,7 +118,7 @@ class LinearFunction(torch.autograd.Function):
 
 
 def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
-    """Those of a float32 model on a CPU; elsewhere none."""
+    """List the linear layers of a float32 model on a CPU; elsewhere none."""
     return [
         m
         for m in model.modules()
@@ -126,8 +129,7 @@ def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
 
 
 def use_trainable_onednn_linears(model: torch.nn.Module):
-    """While open, the linear layers of a float32 model on a CPU train on the products of
-    `LinearFunction`.
+    """Train the linear layers of a float32 model on a CPU through `LinearFunction`, while open.
 
     A context manager.
     """
@@ -139,11 +141,11 @@ def use_trainable_onednn_linears(model: torch.nn.Module):
 
 
 def use_prepacked_linears(model: torch.nn.Module):
-    """While open, the linear layers of a float32 model on a CPU are `PrepackedLinear`, for passes that
-    don't train it: scoring, generation, attribution, the outputs of frozen blocks.
+    """Run the linear layers of a float32 model on a CPU as `PrepackedLinear`, while open.
 
-    It takes the memory of the weights once more (twice with gradients), until it closes. A context
-    manager.
+    For passes that don't train the model: scoring, generation, attribution, the outputs of frozen
+    blocks. It takes the memory of the weights once more (twice with gradients) until it closes. A
+    context manager.
 
     On another device, in another dtype, and where the weights take more than PREPACK_LIMIT bytes,
     nothing changes.

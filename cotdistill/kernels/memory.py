@@ -5,17 +5,16 @@ import platform
 
 
 def _glibc():
-    """The C library, where it is glibc; else None."""
+    """Return the C library, where it is glibc; else None."""
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def keep_memory(keep: bool = True) -> None:
-    """Keep what tensors free for the next ones instead of handing it back to the kernel, which
-    clears every page of it before it comes again (a third of a training step of gemma, whose
-    gradients are large).
+    """Keep what tensors free for the next ones, until `release_memory`.
 
-    It stays until `release_memory`. glibc only; elsewhere, nothing. keep=False: the thresholds at
-    which glibc's own adaptation ends, blocks of 32 MB are given back.
+    The kernel clears every page that it takes back and gives again: a third of a training step of
+    gemma, whose gradients are large. glibc only; elsewhere nothing happens. keep=False: the
+    thresholds at which glibc's own adaptation ends, where blocks of 32 MB are given back.
     """
     mmap_threshold, trim_threshold, mmap_max = -3, -1, -4  # mallopt(3)
     if libc := _glibc():
@@ -28,6 +27,6 @@ def keep_memory(keep: bool = True) -> None:
 
 
 def release_memory() -> None:
-    """Hand what is free back to the kernel, between runs, for whoever else is on the machine."""
+    """Hand free memory back to the system between runs, for others on the machine."""
     if libc := _glibc():
         libc.malloc_trim(0)

@@ -163,9 +163,9 @@ def train_arm(
         config,
         seed,
         folder / "checkpoints",
-        make_validation(study, arm),
-        progress,
-        study.trunks,
+        validate=make_validation(study, arm),
+        progress=progress,
+        trunks=study.trunks,
     )
     return history, summary | unchanged
 

@@ -45,7 +45,9 @@ def test_pieces_join_to_the_text_and_spans_are_exact(
         pieces = format_target(example, rationales[example.id].text, arm, label_format)
         assert student.decode(one.ids) == prompt + "".join(text for _, text in pieces)
         assert one.ids[-1] == student.eos_id and one.kinds[-1] == FRAME
-        span = lambda kind: student.decode([i for i, k in zip(one.ids, one.kinds) if k == kind])
+        span = lambda kind, one=one: student.decode(
+            [i for i, k in zip(one.ids, one.kinds, strict=False) if k == kind]
+        )
         assert span(LABEL) == label_text(example, example.answer, label_format)
         assert span(PROMPT) == prompt
         assert span(RATIONALE) == (f" {rationales[example.id].text}" if arm.uses_rationale else "")
@@ -72,7 +74,7 @@ def test_bos_stands_once_and_only_where_the_tokenizer_adds_it(student, questions
 def test_label_is_the_same_tokens_in_every_arm(student, questions, rationales):
     for example in questions:
         labels = {
-            tuple(i for i, k in zip(e.ids, e.kinds) if k == LABEL)
+            tuple(i for i, k in zip(e.ids, e.kinds, strict=False) if k == LABEL)
             for e in (encode(student, example, rationales[example.id].text, arm) for arm in ARMS)
         }
         assert len(labels) == 1
@@ -276,7 +278,7 @@ def test_a_wrong_loss_is_one_line():
 
 
 def test_scores_are_needed_where_something_is_ranked():
-    for name, settings, needed in (
+    for name, options, needed in (
         ("post_cot_kept", dict(selector="tfidf"), True),
         ("post_cot_kept", {}, False),
         ("post_cot_bag", {}, False),
@@ -284,7 +286,7 @@ def test_scores_are_needed_where_something_is_ranked():
         ("post_cot_shuffled", dict(selector="tfidf"), False),
         ("post_cot_masked", dict(selector="tfidf", order="most"), True),
     ):
-        assert arm_from_name(name, **settings).needs_scores == needed
+        assert arm_from_name(name, **options).needs_scores == needed
 
 
 def test_the_names_of_selectors_are_those_of_the_methods():
