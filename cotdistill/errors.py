@@ -52,14 +52,12 @@ def disk_error(error, folder) -> "DataError | None":
         "free some space"
         if found == "is full"
         else (
-            "make it writable, or set "
-            "COTDISTILL_ARTIFACTS (for weights "
-            "COTDISTILL_CACHE) to a folder that is"
+            "make it writable, or set COTDISTILL_ARTIFACTS (for weights COTDISTILL_CACHE) to a "
+            "folder that is"
         )
     )
     named = re.search(r": '([^']+)'", str(error))
     return DataError(
-        f"{named[1] if named else folder}: the folder {found}; expected to write "
-        f"there: {way}, then run the same command again: "
-        "what is whole is kept"
+        f"{named[1] if named else folder}: the folder {found}; expected to write there: {way}, "
+        "then run the same command again: what is whole is kept"
     )

@@ -61,14 +61,13 @@ def answer_index(answer, n_choices: int, where: str) -> int:
         index = LETTERS.find(text.upper()) if len(text) == 1 and text.isalpha() else -1
         if text.isdecimal():
             raise DataError(
-                f"{where}: answer '{text}' is a text; expected a number, an index from 0 "
-                f"to {n_choices - 1}, or a letter from A to {LETTERS[n_choices - 1]}"
+                f"{where}: answer '{text}' is a text; expected a number, an index from 0 to "
+                f"{n_choices - 1}, or a letter from A to {LETTERS[n_choices - 1]}"
             )
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n_choices:
         raise DataError(
-            f"{where}: answer {reprlib.repr(answer)} is outside the {n_choices} "
-            "choices; expected an index from 0 to "
-            f"{n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}"
+            f"{where}: answer {reprlib.repr(answer)} is outside the {n_choices} choices; expected "
+            f"an index from 0 to {n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}"
         )
     return index
 
@@ -88,16 +87,14 @@ def gold_index(answer, choices: tuple[str, ...], where: str) -> int:
     if same and not letter:
         raise DataError(
             f"{where}: answer {reprlib.repr(answer)} is outside the letters, and an option's text; "
-            f"expected an "
-            f"index from 0 to {len(choices) - 1} (here {same[0]}) or a letter from A to "
-            f"{LETTERS[len(choices) - 1]} (here {LETTERS[same[0]]})"
+            f"expected an index from 0 to {len(choices) - 1} (here {same[0]}) or a letter from A "
+            f"to {LETTERS[len(choices) - 1]} (here {LETTERS[same[0]]})"
         )
     index = answer_index(answer, len(choices), where)
     if same and choices[index].casefold() != text.casefold():
         raise DataError(
             f"{where}: answer '{text}' is the letter of option {reprlib.repr(choices[index])} and "
-            f"the text of "
-            f"another; expected the index as a number, {index} or {same[0]}"
+            f"the text of another; expected the index as a number, {index} or {same[0]}"
         )
     return index
 
@@ -148,8 +145,8 @@ def check_rationale(text, where: str) -> None:
     if not isinstance(text, str) or text.strip() and not is_plain_text(text):
         raise DataError(
             f"{where}: rationale is "
-            f"{type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; "
-            "expected a text"
+            f"{type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; expected "
+            "a text"
         )
 
 

@@ -93,8 +93,7 @@ def describe_failure(error: Exception) -> str:
     kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
     if kind == "DeadKernelError" or "Kernel died" in said:
         return (
-            "DeadKernelError: the kernel was killed (out of memory?); run the same command "
-            "again: "
+            "DeadKernelError: the kernel was killed (out of memory?); run the same command again: "
             "what is whole is kept"
         )
     full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
@@ -232,8 +231,7 @@ def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
     run_stages(stages, values, executed)
     print(
         f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks "
-        "in "
-        f"{os.path.relpath(executed / values['study'])}",
+        f"in {os.path.relpath(executed / values['study'])}",
         flush=True,
     )
 

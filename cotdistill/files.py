@@ -35,8 +35,8 @@ def read_jsonl(path: Path) -> list[tuple[int, dict]]:
             row = json.loads(line.decode("utf-8"), object_pairs_hook=_once)
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); "
-                "expected UTF-8 text"
+                f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); expected UTF-8 "
+                "text"
             ) from None
         except (ValueError, RecursionError) as error:
             what = (
@@ -130,14 +130,14 @@ def read_json(path: Path, made_by: str):
         ) from None
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(
-            f"{path}: not JSON ({error}); expected what {made_by} wrote: delete it "
-            "and run that again"
+            f"{path}: not JSON ({error}); expected what {made_by} wrote: delete it and run that "
+            "again"
         ) from None
     seal = value.pop("seal", None) if isinstance(value, dict) else None
     if seal is not None and seal != fingerprint(value):
         raise DataError(
-            f"{path}: changed after it was written; expected what {made_by} wrote: "
-            "delete it and run that again"
+            f"{path}: changed after it was written; expected what {made_by} wrote: delete it and "
+            "run that again"
         )
     return value
 

@@ -243,8 +243,7 @@ def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
     options = sorted({len(e.choices) for e in [*data.train, *data.test]})
     head = [
         f"{name}: {len(data.train):,} training, {len(data.validation):,} validation and "
-        f"{len(data.test):,} test "
-        f"questions with {'/'.join(map(str, options))} options.",
+        f"{len(data.test):,} test questions with {'/'.join(map(str, options))} options.",
         *filter(None, [repeats_note(data)]),
         f"Run it: make reproduce STUDY={name}",
     ]

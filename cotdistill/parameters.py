@@ -97,15 +97,15 @@ def notebook_parameters(path: Path) -> dict:
         name = node.targets[0].id
         if name in found:
             raise DataError(
-                f"{path}: parameters cell, line {node.lineno}: '{name}' stands there "
-                "twice; expected each name once"
+                f"{path}: parameters cell, line {node.lineno}: '{name}' stands there twice; "
+                "expected each name once"
             )
         try:
             found[name] = ast.literal_eval(node.value)
         except (ValueError, TypeError):
             raise DataError(
-                f"{path}: parameters cell, line {node.lineno}: the value of '{name}' "
-                f"is no literal; {expected}"
+                f"{path}: parameters cell, line {node.lineno}: the value of '{name}' is no "
+                f"literal; {expected}"
             ) from None
     return found
 
@@ -139,8 +139,8 @@ def check_value(key: str, value, default, where: str) -> None:
         if wanted in (float, int) and isinstance(value, str):
             hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if "e" in value.lower() else ""
         raise DataError(
-            f"{where}: {key} is {reprlib.repr(value)} ({type(value).__name__}); "
-            f"expected {kinds[wanted]}, as in {default!r}{hint}"
+            f"{where}: {key} is {reprlib.repr(value)} ({type(value).__name__}); expected "
+            f"{kinds[wanted]}, as in {default!r}{hint}"
         )
     if wanted is list and default:
         for item in value:
@@ -167,8 +167,8 @@ def check_own_name(path: Path) -> None:
         same_name = shipped.stem.casefold() == path.stem.casefold()
         if same_name and not shipped.samefile(path):
             raise DataError(
-                f"{path}: the study '{shipped.stem}' is already {shipped}, and results are "
-                "filed under the file's name; expected another file name"
+                f"{path}: the study '{shipped.stem}' is already {shipped}, and results are filed "
+                "under the file's name; expected another file name"
             )
 
 
@@ -222,8 +222,8 @@ def read_study(study: str) -> dict:
     except Exception as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise DataError(
-            f"{path}:{line}: not YAML ({getattr(error, 'problem', None) or error}); "
-            "expected `key: value` lines"
+            f"{path}:{line}: not YAML ({getattr(error, 'problem', None) or error}); expected `key: "
+            "value` lines"
         ) from None
     if values is None:
         values = {}
@@ -282,10 +282,9 @@ def check_made_with(values: dict, stages: list[str], where: str) -> None:
         for key, now in sorted(stage_parameters(stage, values).items()):
             if made.get(key, now) != now:
                 raise DataError(
-                    f"{where}: {key} is {reprlib.repr(now)}, but stage {stage} was "
-                    f"last run with {reprlib.repr(made[key])}; expected "
-                    f"one setting in all stages: run `make {stage} STUDY={where}` "
-                    "again, and the stages after it"
+                    f"{where}: {key} is {reprlib.repr(now)}, but stage {stage} was last run with "
+                    f"{reprlib.repr(made[key])}; expected one setting in all stages: run `make "
+                    f"{stage} STUDY={where}` again, and the stages after it"
                 )
 
 
@@ -297,8 +296,8 @@ def check_training_dtype(dtype: str) -> None:
     """
     if dtype == "float16":
         raise DataError(
-            "dtype is 'float16', in which training diverges; expected auto (float32 "
-            "weights), float32 or bfloat16"
+            "dtype is 'float16', in which training diverges; expected auto (float32 weights), "
+            "float32 or bfloat16"
         )
 
 
@@ -324,15 +323,14 @@ def check_demands(values: dict, stages: list[str]) -> None:
     if later and tested < 2:
         key = "test_size" if v["test_size"] else "n_test"
         raise DataError(
-            f"{key} is {tested}; expected at least 2 test questions: an interval "
-            f"needs them (stage {later[0]})"
+            f"{key} is {tested}; expected at least 2 test questions: an interval needs them (stage "
+            f"{later[0]})"
         )
     units = v["shuffle_units"] and v["shuffle_placements"]
     if "shuffle" in later and not units and not (any(v["controls"]) and v["control_placements"]):
         raise DataError(
-            "shuffle_units and controls are empty (or their placements), so stage "
-            "shuffle has no arm to run; expected one "
-            "of them, or --stages without shuffle"
+            "shuffle_units and controls are empty (or their placements), so stage shuffle has no "
+            "arm to run; expected one of them, or --stages without shuffle"
         )
     if "attribute" in later:
         check_attribution(v)
@@ -357,10 +355,9 @@ def check_attribution(v: dict) -> None:
         )
         if fault:
             raise DataError(
-                f"{fault}, but attribution_model is pre_cot: stage attribute needs "
-                "that student's weights; expected pre_cot "
-                "among the arms and keep_weights true, or attribution_model: "
-                "undistilled"
+                f"{fault}, but attribution_model is pre_cot: stage attribute needs that student's "
+                "weights; expected pre_cot among the arms and keep_weights true, or "
+                "attribution_model: undistilled"
             )
     if not v["check_methods"]:
         raise DataError("check_methods is empty; expected at least one method (stage attribute)")
@@ -371,8 +368,8 @@ def check_attribution(v: dict) -> None:
     if not keeps and not masks:
         raise DataError(
             "keep_amounts and mask_amounts are empty (or selectors, mask_orders, "
-            "mask_placements), so stage attribute has "
-            "no arm to run; expected one of them, or --stages without attribute"
+            "mask_placements), so stage attribute has no arm to run; expected one of them, or "
+            "--stages without attribute"
         )
 
 

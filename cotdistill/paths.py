@@ -79,8 +79,8 @@ def check_name(name: str) -> str:
     """
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name) or name in ("claims", "benchmark"):
         raise DataError(
-            f"study name {reprlib.repr(name)}; expected a plain name, as in "
-            "params/<name>.yaml: letters, digits, . _ + -"
+            f"study name {reprlib.repr(name)}; expected a plain name, as in params/<name>.yaml: "
+            "letters, digits, . _ + -"
         )
     return name
 

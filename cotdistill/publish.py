@@ -128,8 +128,8 @@ def publish(study: str, stages: list[str] | None = None) -> Path:
     lost = sorted({path.name for path in target.glob("*.ipynb")} - {path.name for path in files})
     if lost:
         raise DataError(
-            f"{target}: {lost[0]} is published too; expected all of its stages at once, "
-            "so that they go together"
+            f"{target}: {lost[0]} is published too; expected all of its stages at once, so that "
+            "they go together"
         )
     part, old = temporary_path(target), temporary_path(target.with_name(f"{target.name}.old"))
     target.parent.mkdir(parents=True, exist_ok=True)

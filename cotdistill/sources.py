@@ -77,8 +77,7 @@ def _lettered(choices, where: str) -> tuple[list, list]:
     ):
         raise DataError(
             f"{where}: choices {str(choices)[:60]!r}; expected an object with 'label' and 'text' "
-            f"lists of one "
-            "length, or a list of objects with 'label' and 'text'"
+            "lists of one length, or a list of objects with 'label' and 'text'"
         )
     return list(letters), list(texts)
 
@@ -102,8 +101,8 @@ def parse_row(dataset: str, row: dict, where: str) -> Example:
         key = _field(row, "answerKey", where)
         if key not in letters:
             raise DataError(
-                f"{where} (id {id}): answer {key!r} is outside the choices; expected "
-                f"one of {letters}"
+                f"{where} (id {id}): answer {key!r} is outside the choices; expected one of "
+                f"{letters}"
             )
         name = "question_stem" if dataset == "openbookqa" else "question"
         if nested and (name == "question" or name not in row):
@@ -120,8 +119,8 @@ def parse_row(dataset: str, row: dict, where: str) -> Example:
         )
         if parts is None:
             raise DataError(
-                f"{where} (id {id}): no '(A) .. (B) ..' in the question; expected "
-                "the options inline"
+                f"{where} (id {id}): no '(A) .. (B) ..' in the question; expected the options "
+                "inline"
             )
         return make_example(
             id,
@@ -150,8 +149,8 @@ def _unique(examples: list[tuple[str, Example]]) -> list[Example]:
     for where, example in examples:
         if example.id in seen:
             raise DataError(
-                f"{where}: duplicate id '{example.id}', first seen at "
-                f"{seen[example.id]}; ids must be unique"
+                f"{where}: duplicate id '{example.id}', first seen at {seen[example.id]}; ids must "
+                "be unique"
             )
         seen[example.id] = where
     return [example for _, example in examples]
@@ -212,9 +211,8 @@ def _hub_rows(source: dict, split: str):
         )
     except Exception as error:  # offline, gated, renamed: the hub raises a dozen types
         raise DataError(
-            f"{source['hub']} (split {split}, revision {source['revision'][:8]}): "
-            "cannot be loaded from the "
-            f"hub ({type(error).__name__}); expected a network, or data_dir set to a "
+            f"{source['hub']} (split {split}, revision {source['revision'][:8]}): cannot be loaded "
+            f"from the hub ({type(error).__name__}); expected a network, or data_dir set to a "
             "folder with a copy"
         ) from None
 
@@ -233,8 +231,8 @@ def load_rationales(path: str | Path, examples: list[Example]) -> dict[str, Rati
         where, id = f"{path}:{number}", _field(row, "id", f"{path}:{number}")
         if not isinstance(id, str) or id not in by_id:
             raise DataError(
-                f"{where}: rationale for an unknown id {id!r}; expected the id of a "
-                "training question"
+                f"{where}: rationale for an unknown id {id!r}; expected the id of a training "
+                "question"
             )
         if id in found:
             raise DataError(
@@ -252,20 +250,19 @@ def load_rationales(path: str | Path, examples: list[Example]) -> dict[str, Rati
             for s in spans
         ):
             raise DataError(
-                f"{where} (id {id}): key_spans {reprlib.repr(spans)}; expected a "
-                "list of [start, end] within the rationale"
+                f"{where} (id {id}): key_spans {reprlib.repr(spans)}; expected a list of [start, "
+                "end] within the rationale"
             )
         if spans and text != row["rationale"]:
             raise DataError(
-                f"{where} (id {id}): key_spans of a rationale with line breaks, "
-                "double spaces or spaces around it, which are "
-                "collapsed here; expected single spaces"
+                f"{where} (id {id}): key_spans of a rationale with line breaks, double spaces or "
+                "spaces around it, which are collapsed here; expected single spaces"
             )
         found[id] = Rationale(id, text, answer, tuple(map(tuple, spans)))
     if not any(rationale.text for rationale in found.values()):
         raise DataError(
-            f"{path}: covers none of the {len(by_id)} training questions; expected "
-            "at least one rationale"
+            f"{path}: covers none of the {len(by_id)} training questions; expected at least one "
+            "rationale"
         )
     return found
 
@@ -299,8 +296,8 @@ def concluded_option(answer, choices: tuple[str, ...], where: str) -> int | None
     if same is not None and texts[letter] != texts[same] and not (found[1] and not found[4]):
         raise DataError(
             f"{where}: answer {reprlib.repr(answer)} is the letter of option "
-            f"{reprlib.repr(choices[letter])} and the "
-            f"text of another; expected '({LETTERS[letter]})' or '({LETTERS[same]})'"
+            f"{reprlib.repr(choices[letter])} and the text of another; expected "
+            f"'({LETTERS[letter]})' or '({LETTERS[same]})'"
         )
     return first_equal(choices, letter)
 
@@ -389,8 +386,8 @@ def load_dataset(
     """
     if data_seed < 0 or validation_size < 0:
         raise DataError(
-            f"data_seed is {data_seed}, validation_size is {validation_size}; "
-            "expected numbers from 0 on"
+            f"data_seed is {data_seed}, validation_size is {validation_size}; expected numbers "
+            "from 0 on"
         )
     if dataset.partition("/")[0] == "microworld":
         from cotdistill.microworld.generate import generate
@@ -420,8 +417,7 @@ def load_dataset(
     if not train:
         raise DataError(
             f"{dataset}: all {len(left_out['train'])} training questions also stand in the "
-            f"validation or test "
-            "split; expected other questions there"
+            "validation or test split; expected other questions there"
         )
     validation, left_out["validation"] = (
         without_repeats(validation, test) if validation else (validation, [])

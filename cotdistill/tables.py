@@ -31,8 +31,7 @@ def split_path(folder: Path, name: str, official: str | None = None) -> Path | N
     if len(found) > 1:
         raise DataError(
             f"{folder}: split {name} stands there twice, as {found[0].name} and {found[1].name}; "
-            f"expected one of "
-            "them"
+            "expected one of them"
         )
     return found[0] if found else None
 
@@ -53,8 +52,7 @@ def _lines(path: Path) -> list[tuple[str, dict]]:
     if not path.exists():
         raise DataError(
             f"{path}: no such file; expected a JSONL file, one object per line, or a split as "
-            f".json (an array), "
-            ".csv, .parquet or a folder saved by `datasets`"
+            ".json (an array), .csv, .parquet or a folder saved by `datasets`"
         )
     return [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
 
@@ -121,8 +119,7 @@ def _typed(row: dict[str, str], where: str) -> dict:
         except (ValueError, RecursionError):
             raise DataError(
                 f"{where}: choices {reprlib.repr(row['choices'])}; expected a JSON list, or "
-                f"columns A, B, C, ... "
-                "in place of `choices`"
+                "columns A, B, C, ... in place of `choices`"
             ) from None
     elif "A" in row and "B" in row:
         texts = [row[letter] for letter in LETTERS if letter in row]
@@ -143,8 +140,7 @@ def _typed(row: dict[str, str], where: str) -> dict:
         if same and index < len(choices) and index not in same:
             raise DataError(
                 f"{where}: answer {said} is an index and the text of another option; expected a "
-                f"letter, "
-                f"{LETTERS[index]} or {LETTERS[same[0]]}"
+                f"letter, {LETTERS[index]} or {LETTERS[same[0]]}"
             )
         row[name] = same[0] if same else index
     return row

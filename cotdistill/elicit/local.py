@@ -90,9 +90,8 @@ def elicit_transformers(
     for id, (prefix, rest) in ids.items():
         if len(prefix) + len(rest) + new_tokens > room:
             raise DataError(
-                f"id {id}: a prompt of {len(prefix) + len(rest)} tokens plus "
-                f"{new_tokens} new ones; expected at most "
-                f"{room} for {student.name}: give fewer demonstrations"
+                f"id {id}: a prompt of {len(prefix) + len(rest)} tokens plus {new_tokens} new "
+                f"ones; expected at most {room} for {student.name}: give fewer demonstrations"
             )
     shares = share_prefix and len(prefixes) == 1
     answer = lambda todo, found: _generate_answers(

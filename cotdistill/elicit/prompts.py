@@ -15,8 +15,7 @@ INSTRUCTIONS = {
     "blind": "Answer each question. Give the reason first, in two or three sentences, and then "
     "the letter of the answer.",
     "label_conditioned": "Each question comes with its correct answer. Explain in two or three "
-    "sentences why it is "
-    "correct, and then close with the letter of the answer.",
+    "sentences why it is correct, and then close with the letter of the answer.",
 }
 
 
@@ -110,8 +109,8 @@ def _demonstration(path: Path, block: list[tuple[int, str]]) -> Demonstration:
             raise DataError(f"{where}: found {line[:40]!r}; expected {expected}")
     if "Answer:" not in end or not end["Reason:"]:
         raise DataError(
-            f"{path}:{head}: the block has no Reason: or no Answer: line; expected "
-            "Question, Options, Reason, Answer"
+            f"{path}:{head}: the block has no Reason: or no Answer: line; expected Question, "
+            "Options, Reason, Answer"
         )
     example = make_example(
         f"demonstration at line {head}",
@@ -189,8 +188,8 @@ def build_prompt(
     prefix, found, tail = shape.partition(mark)
     if not found:
         raise DataError(
-            "the tokenizer's chat template changes the user's text; expected one "
-            "that keeps it, or chat=False"
+            "the tokenizer's chat template changes the user's text; expected one that keeps it, "
+            "or chat=False"
         )
     return Prompt(prefix, messages[-1]["content"], tail)
 

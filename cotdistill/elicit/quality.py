@@ -30,14 +30,13 @@ def _by_question(records: list[dict], examples: list[Example]) -> dict[str, list
     if len(kinds) > 1:
         raise DataError(
             f"records of {len(kinds)} settings, e.g. {sorted(kinds)[0][:3]} and "
-            f"{sorted(kinds)[1][:3]}; expected those of one "
-            "teacher, mode, prompt and decoding"
+            f"{sorted(kinds)[1][:3]}; expected those of one teacher, mode, prompt and decoding"
         )
     for record in records:
         if record["id"] not in by_id:
             raise DataError(
-                f"record for an unknown id '{record['id']}'; expected the id of one "
-                f"of the {len(by_id)} questions"
+                f"record for an unknown id '{record['id']}'; expected the id of one of the "
+                f"{len(by_id)} questions"
             )
         # Asked again: the last one counts
         found.setdefault(record["id"], {})[record["sample"]] = record
@@ -144,8 +143,8 @@ def quality_card(
         id, text = (item["id"], item["rationale"]) if record else (item.id, item.text)
         if id not in by_id:
             raise DataError(
-                f"rationale for an unknown id '{id}'; expected the id of one of the "
-                f"{len(by_id)} questions"
+                f"rationale for an unknown id '{id}'; expected the id of one of the {len(by_id)} "
+                "questions"
             )
         example = by_id[id]
         answer = item["answer"] if record else item.answer
@@ -309,8 +308,8 @@ def filter_rationales(
     unknown = next((id for id in rationales if id not in by_id), None)
     if unknown is not None:
         raise DataError(
-            f"rationale for an unknown id '{unknown}'; expected the id of one of the "
-            f"{len(by_id)} questions"
+            f"rationale for an unknown id '{unknown}'; expected the id of one of the {len(by_id)} "
+            "questions"
         )
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"max_tokens is {max_tokens}; expected None or a number of at least 1")

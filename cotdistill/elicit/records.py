@@ -71,9 +71,8 @@ def _read(path: Path) -> tuple[list[dict], int]:
         seal = record.pop("seal", None)
         if seal is not None and seal != fingerprint(record):
             raise DataError(
-                f"{path}:{number} (id {record['id']}): changed after it was written; "
-                "expected the record of its seal: delete the "
-                "line, the question is asked again"
+                f"{path}:{number} (id {record['id']}): changed after it was written; expected the "
+                "record of its seal: delete the line, the question is asked again"
             )
         records.append(record)
         whole += len(line) + 1
@@ -99,8 +98,8 @@ def _recording(path: Path):
         records, length = _read(path)
         if length < path.stat().st_size:
             print(
-                f"{path}: dropped a torn last line of {path.stat().st_size - length} bytes; it "
-                "is asked again",
+                f"{path}: dropped a torn last line of {path.stat().st_size - length} bytes; it is "
+                "asked again",
                 flush=True,
             )
             file.truncate(length)
@@ -166,8 +165,8 @@ def rebuild_prompt(record: dict, path: str | Path) -> str | list[dict]:
     )
     if shared is None:
         raise DataError(
-            f"{side}: no prefix {record['prefix']} (id {record['id']}); expected the "
-            f"file written with {path}"
+            f"{side}: no prefix {record['prefix']} (id {record['id']}); expected the file written "
+            f"with {path}"
         )
     prompt = (
         shared["messages"] + [{"role": "user", "content": record["question"]}]
@@ -176,8 +175,8 @@ def rebuild_prompt(record: dict, path: str | Path) -> str | list[dict]:
     )
     if prompt_hash(prompt) != record["prompt_hash"]:
         raise DataError(
-            f"{path} (id {record['id']}): the prompt's hash is "
-            f"{prompt_hash(prompt)}; expected {record['prompt_hash']}"
+            f"{path} (id {record['id']}): the prompt's hash is {prompt_hash(prompt)}; expected "
+            f"{record['prompt_hash']}"
         )
     return prompt
 
@@ -197,15 +196,14 @@ def _decoding(sampling: Sampling, leave_out: tuple[str, ...] = ()) -> dict:
         or n < 1
     ):
         raise DataError(
-            f"temperature {temperature}, top_p {top_p}, top_k {top_k}, "
-            f"max_new_tokens {max_new_tokens}, n {n}; "
-            "expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: all), "
-            "max_new_tokens >= 1, n >= 1"
+            f"temperature {temperature}, top_p {top_p}, top_k {top_k}, max_new_tokens "
+            f"{max_new_tokens}, n {n}; expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0: "
+            "all), max_new_tokens >= 1, n >= 1"
         )
     if temperature == 0 and n > 1 and "temperature" not in leave_out:
         raise DataError(
-            f"n is {n} at temperature 0; expected n = 1 (every sample would be the "
-            "same) or a temperature"
+            f"n is {n} at temperature 0; expected n = 1 (every sample would be the same) or a "
+            "temperature"
         )
     how = (
         {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": sampling.seed}

@@ -208,9 +208,8 @@ def _check_address(base_url: str):
         or url.fragment
     ):
         raise DataError(
-            f"base_url with host '{host}'; expected http(s)://host:port/v1 without a "
-            "user, a key or a query: "
-            "the key belongs in OPENAI_API_KEY"
+            f"base_url with host '{host}'; expected http(s)://host:port/v1 without a user, a key "
+            "or a query: the key belongs in OPENAI_API_KEY"
         )
     return url
 
@@ -223,8 +222,8 @@ def _read_key() -> tuple[str, str | None]:
     key = os.environ.get("OPENAI_API_KEY") or None
     if key and not re.fullmatch(r"[!-~]+", key):
         raise DataError(
-            "OPENAI_API_KEY holds a blank, a line break or a letter that is not "
-            "ASCII; expected a key as it was given out"
+            "OPENAI_API_KEY holds a blank, a line break or a letter that is not ASCII; expected a "
+            "key as it was given out"
         )
     # "x", "null": a placeholder, no secret
     return key or "none", key if key and len(key) >= 8 else None

@@ -84,10 +84,9 @@ def from_teacher(
     for name, value in (("rationales", recorded), ("teacher_model", model), ("base_url", base_url)):
         if value and name not in uses[teacher]:
             raise DataError(
-                f"{name} is '{value}', but teacher is '{teacher}', which does not "
-                "read it; expected teacher "
-                f"{' or '.join(t for t in uses if name in uses[t])}, or {name} left "
-                "empty"
+                f"{name} is '{value}', but teacher is '{teacher}', which does not read it; "
+                f"expected teacher {' or '.join(t for t in uses if name in uses[t])}, or {name} "
+                "left empty"
             )
     if teacher == "gold":
         return dict(data.rationales), []

@@ -421,8 +421,7 @@ def _everyday(
         )
         if sizes["test"] > most:
             raise DataError(
-                f"microworld: n_test is {sizes['test']}; with n_core {n_core} and "
-                "these shares the "
+                f"microworld: n_test is {sizes['test']}; with n_core {n_core} and these shares the "
                 f"knowledge base gives at most {most} (a larger n_core teaches more)"
             )
         fill_apart("test", sizes["test"], streams["test"], *tested)

@@ -154,17 +154,16 @@ def generate(
             raise DataError(f"microworld {name} is {value}; expected a share from 0 to 1")
     if rationale_only + label_seen > 1:
         raise DataError(
-            "microworld rationale_only + label_seen is "
-            f"{rationale_only + label_seen:g}; "
-            "expected at most 1"
+            f"microworld rationale_only + label_seen is {rationale_only + label_seen:g}; expected "
+            "at most 1"
         )
     if n_options not in (2, 3, 4, 5, "mix"):
         raise DataError(f"microworld n_options is {n_options!r}; expected 2, 3, 4, 5 or mix")
     unknown = set(relations or ()) - set(knowledge()["relations"])
     if unknown:
         raise DataError(
-            f"microworld relations {sorted(unknown)}; "
-            f"expected some of {sorted(knowledge()['relations'])}"
+            f"microworld relations {sorted(unknown)}; expected some of "
+            f"{sorted(knowledge()['relations'])}"
         )
     sizes = dict(zip(SPLITS, (n_train, n_validation, n_test)))
     rng = np.random.default_rng([seed, WORLDS.index(part)])
@@ -172,9 +171,8 @@ def generate(
     if n_core is not None:
         if part not in ("everyday", "invented") or not 0 < n_core <= n_train:
             raise DataError(
-                f"microworld/{part}: n_core is {n_core}, n_train {n_train}; expected "
-                "a number from 1 "
-                "to n_train, of everyday or invented"
+                f"microworld/{part}: n_core is {n_core}, n_train {n_train}; expected a number from "
+                "1 to n_train, of everyday or invented"
             )
         apart = (
             n_core,
@@ -216,8 +214,7 @@ def generate(
     for split, size in sizes.items():
         if len(rows[split]) < size:
             raise DataError(
-                f"microworld/{part}: n_{split} is {size}; with these settings the "
-                "knowledge base "
+                f"microworld/{part}: n_{split} is {size}; with these settings the knowledge base "
                 f"gives at most {len(rows[split])}"
             )
     asked = {q["fact"] for q in rows["train"]}

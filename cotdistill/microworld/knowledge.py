@@ -40,8 +40,8 @@ def knowledge(path: Path = KNOWLEDGE) -> dict:
             unknown = (set(row) if section == "concepts" else {name}) - set(world["relations"])
             if unknown:
                 raise DataError(
-                    f"{path}: {name} has relation {sorted(unknown)}; "
-                    f"expected some of {sorted(world['relations'])}"
+                    f"{path}: {name} has relation {sorted(unknown)}; expected some of "
+                    f"{sorted(world['relations'])}"
                 )
             lists = {
                 key: [value] if isinstance(value, str) else value for key, value in row.items()

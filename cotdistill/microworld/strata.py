@@ -231,10 +231,9 @@ def _strata(
     if not n_facts <= sizes["train"] <= n_facts * n_forms - sizes["validation"]:
         raise DataError(
             f"microworld/strata: n_train is {sizes['train']}, validation_size "
-            f"{sizes['validation']}; "
-            f"with {concepts} concepts expected n_train from {n_facts} (each of the {n_facts} "
-            "label "
-            f"facts once) and at most {n_facts * n_forms} for both together"
+            f"{sizes['validation']}; with {concepts} concepts expected n_train from {n_facts} "
+            f"(each of the {n_facts} label facts once) and at most {n_facts * n_forms} for both "
+            "together"
         )
     streams = {
         split: np.random.default_rng([seed, WORLDS.index("strata"), 1 + i])
