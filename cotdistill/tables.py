@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cotdistill.errors import DataError
 from cotdistill.examples import LETTERS
-from cotdistill.files import _once, read_jsonl, read_text
+from cotdistill.files import _build_object, read_jsonl, read_text
 
 
 def split_path(folder: Path, name: str, official: str | None = None) -> Path | None:
@@ -64,7 +64,7 @@ def read_array(path: Path) -> list[tuple[str, dict]]:
     """
     expected = "expected a JSON array of objects"
     try:
-        rows = json.loads(read_text(path, "a JSON array of objects"), object_pairs_hook=_once)
+        rows = json.loads(read_text(path, "a JSON array of objects"), object_pairs_hook=_build_object)
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
