@@ -139,7 +139,7 @@ def parse_row(dataset: str, row: dict, where: str) -> Example:
     twice = [choice for choice, times in Counter(example.choices).items() if times > 1]
     if twice:  # the official sets hold some, which the data card counts; own data can be put right
         raise DataError(
-            f"{where} (id {id}): choice '{twice[0]}' stands there twice; expected different options"
+            f"{where} (id {id}): choice '{twice[0]}' appears twice; expected different options"
         )
     return example
 

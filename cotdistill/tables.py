@@ -18,7 +18,7 @@ def split_path(folder: Path, name: str, official: str | None = None) -> Path | N
     """Where a split is: a file, a folder saved by `datasets`, or the first of its Parquet shards.
 
     official: what the dataset's authors call the file. None where there is nothing. Raises
-    DataError where the split stands there twice.
+    DataError where the split appears twice.
     """
     found = [
         folder / f"{n}{suffix}"
@@ -30,7 +30,7 @@ def split_path(folder: Path, name: str, official: str | None = None) -> Path | N
     found += sorted(folder.glob(f"{name}-?????-of-?????.parquet"))[:1]
     if len(found) > 1:
         raise DataError(
-            f"{folder}: split {name} stands there twice, as {found[0].name} and {found[1].name}; "
+            f"{folder}: split {name} appears twice, as {found[0].name} and {found[1].name}; "
             "expected one of them"
         )
     return found[0] if found else None
@@ -96,7 +96,7 @@ def read_csv(path: Path) -> list[tuple[str, dict]]:
     lines, found = [cells for cells in lines if any(map(str.strip, cells))], []
     head = [name.strip() for name in lines[0]] if lines else []
     if len(set(head)) < len(head):
-        raise DataError(f"{path}: a column stands there twice in {head}; expected each name once")
+        raise DataError(f"{path}: a column appears twice in {head}; expected each name once")
     for number, cells in enumerate(lines[1:], 1):
         where = f"{path}, row {number}"
         if len(cells) != len(head):

@@ -471,7 +471,7 @@ def test_the_authors_own_file_names_of_quarel(tmp_path):
     (tmp_path / "quarel" / "validation.jsonl").write_text(json.dumps(OFFICIAL["quarel"][0]) + "\n")
     with pytest.raises(
         DataError,
-        match="validation stands there twice, as validation.jsonl and quarel-v1-dev.jsonl; exp",
+        match="validation appears twice, as validation.jsonl and quarel-v1-dev.jsonl; exp",
     ):
         load_examples("quarel", "validation", tmp_path)
 
@@ -591,7 +591,7 @@ BAD_FILES = {
         'id,question,A,B,answer\na,"q?,x,y,A\n',
         "train.csv: malformed CSV",
     ),
-    "a column twice": ("train.csv", "id,id\na,b\n", "a column stands there twice"),
+    "a column twice": ("train.csv", "id,id\na,b\n", "a column appears twice"),
     "choices no list": (
         "train.csv",
         "id,question,choices,answer\na,q?,ice;fire,A\n",
@@ -613,7 +613,7 @@ BAD_FILES = {
         "train.json, row 1: found str; expected a JSON array of objects",
     ),
     "half an array": ("train.json", '[{"id": ', "train.json: malformed JSON"),
-    "a key twice": ("train.json", '[{"id": "a", "id": "b"}]', "the key 'id' stands there twice"),
+    "a key twice": ("train.json", '[{"id": "a", "id": "b"}]', "the key 'id' appears twice"),
     "no Parquet": (
         "train.parquet",
         b"PAR1 nonsense",

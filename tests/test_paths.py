@@ -1,4 +1,4 @@
-"""Paths of a study, and what is said of a max_length that leaves out too much."""
+"""Paths of a study, and the warning of a max_length that drops too many questions."""
 
 import json
 from pathlib import Path
@@ -225,4 +225,4 @@ def test_more_than_a_tenth_left_out_is_said_with_the_length_that_keeps_them(
 
 def test_notebook_2_says_it():
     cells = json.loads((ROOT / "notebooks" / "02_train.ipynb").read_text())["cells"]
-    assert any("runs.warn_of_length(base)" in "".join(cell["source"]) for cell in cells)
+    assert any("warn_of_length(base)" in "".join(cell["source"]) for cell in cells)
