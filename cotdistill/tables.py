@@ -1,5 +1,6 @@
-"""Rows of questions from JSONL, JSON, CSV, Parquet and saved datasets, each with its number in the
-file.
+"""Read rows of questions from JSONL, JSON, CSV, Parquet and saved datasets.
+
+Each row comes with its place in the file, for error messages.
 """
 
 import csv
@@ -7,6 +8,7 @@ import io
 import json
 import re
 import reprlib
+import tempfile
 from pathlib import Path
 
 from cotdistill.errors import DataError
@@ -15,10 +17,10 @@ from cotdistill.files import _build_object, read_jsonl, read_text
 
 
 def split_path(folder: Path, name: str, official: str | None = None) -> Path | None:
-    """Where a split is: a file, a folder saved by `datasets`, or the first of its Parquet shards.
+    """Find a split: a file, a folder saved by `datasets`, or the first of its Parquet shards.
 
-    official: what the dataset's authors call the file. None where there is nothing. Raises
-    DataError where the split appears twice.
+    official: what the dataset's authors call the file. Returns None where there is nothing. Raises
+    DataError where the split is there in two forms.
     """
     found = [
         folder / f"{n}{suffix}"
@@ -37,18 +39,20 @@ def split_path(folder: Path, name: str, official: str | None = None) -> Path | N
 
 
 def question_rows(path: Path) -> list[tuple[str, dict]]:
-    """The rows of a split in any form, each with where it stands ("train.jsonl:3").
+    """Read the rows of a split in any form, each with its place ("train.jsonl:3").
 
-    Raises DataError for what is not there, can't be read, or holds something else than rows.
+    Raises DataError for what is missing, cannot be read, or holds anything but rows.
     """
-    return (
-        read_saved(path)
-        if path.is_dir() and path.suffix not in READERS
-        else READERS.get(path.suffix, _lines)(path)
-    )
+    if path.is_dir() and path.suffix not in READERS:
+        return read_saved(path)
+    return READERS.get(path.suffix, _read_lines)(path)
 
 
-def _lines(path: Path) -> list[tuple[str, dict]]:
+def _read_lines(path: Path) -> list[tuple[str, dict]]:
+    """Read a JSONL file.
+
+    Raises DataError.
+    """
     if not path.exists():
         raise DataError(
             f"{path}: no such file; expected a JSONL file, one object per line, or a split as "
@@ -58,13 +62,15 @@ def _lines(path: Path) -> list[tuple[str, dict]]:
 
 
 def read_array(path: Path) -> list[tuple[str, dict]]:
-    """A JSON file that is one array of objects.
+    """Read a JSON file that is one array of objects.
 
     Raises DataError.
     """
     expected = "expected a JSON array of objects"
     try:
-        rows = json.loads(read_text(path, "a JSON array of objects"), object_pairs_hook=_build_object)
+        rows = json.loads(
+            read_text(path, "a JSON array of objects"), object_pairs_hook=_build_object
+        )
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
@@ -78,12 +84,11 @@ def read_array(path: Path) -> list[tuple[str, dict]]:
 
 
 def read_csv(path: Path) -> list[tuple[str, dict]]:
-    """A CSV file with a head line.
+    """Read a CSV file with a header line.
 
-    The options stand in a column `choices` as a JSON list, or in columns A, B, C, ...
-
-    Cells are texts and a CSV file knows no numbers: digits as the answer are an index, unless they
-    are an option's text too. Rows are numbered from 1 after the head. Raises DataError.
+    The options are in a column `choices` as a JSON list, or in columns A, B, C, ... Cells are texts
+    and a CSV file has no numbers: digits as the answer are an index, unless they are an option's
+    text too. Rows are numbered from 1 after the header. Raises DataError.
     """
     try:
         lines = list(
@@ -93,7 +98,7 @@ def read_csv(path: Path) -> list[tuple[str, dict]]:
         raise DataError(
             f"{path}: malformed CSV ({error}); expected a head line and rows of as many cells"
         ) from None
-    lines, found = [cells for cells in lines if any(map(str.strip, cells))], []
+    lines, rows = [cells for cells in lines if any(map(str.strip, cells))], []
     head = [name.strip() for name in lines[0]] if lines else []
     if len(set(head)) < len(head):
         raise DataError(f"{path}: a column appears twice in {head}; expected each name once")
@@ -103,12 +108,12 @@ def read_csv(path: Path) -> list[tuple[str, dict]]:
             raise DataError(
                 f"{where}: {len(cells)} cells; expected {len(head)}, as in the head line"
             )
-        found.append((where, _typed(dict(zip(head, cells)), where)))
-    return found
+        rows.append((where, _parse_cells(dict(zip(head, cells, strict=True)), where)))
+    return rows
 
 
-def _typed(row: dict[str, str], where: str) -> dict:
-    """A row of a CSV file with its options as a list and an index as a number.
+def _parse_cells(row: dict[str, str], where: str) -> dict:
+    """Turn a row of a CSV file into one with a list of options and a number as its index.
 
     Raises DataError.
     """
@@ -123,23 +128,19 @@ def _typed(row: dict[str, str], where: str) -> dict:
             ) from None
     elif "A" in row and "B" in row:
         texts = [row[letter] for letter in LETTERS if letter in row]
-        while (
-            texts and not texts[-1].strip()
-        ):  # questions may have fewer options than there are columns
+        while texts and not texts[-1].strip():  # a question may have fewer options than columns
             texts.pop()
         row["choices"] = texts
     choices = row.get("choices") if isinstance(row.get("choices"), list) else []
     for name in ("answer", "answer_index"):
-        said = row.get(name, "").strip()
-        if not said.isdecimal():
+        cell = row.get(name, "").strip()
+        if not cell.isdecimal():
             continue
-        index, same = (
-            int(said),
-            [i for i, c in enumerate(choices) if isinstance(c, str) and c.strip() == said],
-        )
+        index = int(cell)
+        same = [i for i, c in enumerate(choices) if isinstance(c, str) and c.strip() == cell]
         if same and index < len(choices) and index not in same:
             raise DataError(
-                f"{where}: answer {said} is an index and the text of another option; expected a "
+                f"{where}: answer {cell} is an index and the text of another option; expected a "
                 f"letter, {LETTERS[index]} or {LETTERS[same[0]]}"
             )
         row[name] = same[0] if same else index
@@ -147,9 +148,9 @@ def _typed(row: dict[str, str], where: str) -> dict:
 
 
 def read_parquet(path: Path) -> list[tuple[str, dict]]:
-    """A Parquet file, or all shards of a split where `path` is the first.
+    """Read a Parquet file, or all shards of a split where `path` is the first.
 
-    Shards are named as train-00000-of-00002.parquet. Raises DataError.
+    Shards are named like train-00000-of-00002.parquet. Raises DataError.
     """
     shards = [path]
     if sharded := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", path.stem):
@@ -162,7 +163,7 @@ def read_parquet(path: Path) -> list[tuple[str, dict]]:
             raise DataError(
                 f"{missing}: no such file; expected all {len(shards)} shards of the split"
             )
-    return _table(
+    return _load_rows(
         path,
         "a Parquet file",
         lambda datasets, cache: datasets.Dataset.from_parquet(
@@ -172,22 +173,20 @@ def read_parquet(path: Path) -> list[tuple[str, dict]]:
 
 
 def read_saved(path: Path) -> list[tuple[str, dict]]:
-    """A split that `datasets` saved by `save_to_disk`.
+    """Read a split that `datasets` saved by `save_to_disk`.
 
     Raises DataError.
     """
-    return _table(
+    return _load_rows(
         path,
         "a folder saved by `datasets`",
         lambda datasets, cache: datasets.load_from_disk(str(path)),
     )
 
 
-def _table(path: Path, kind: str, load) -> list[tuple[str, dict]]:
-    """Rows through the `datasets` library: no network, no code of the data's own, no cache left."""
-    import tempfile
-
-    import datasets  # heavy, and needed for two forms of data only
+def _load_rows(path: Path, kind: str, load) -> list[tuple[str, dict]]:
+    """Load rows through the `datasets` library: no network, no code of the data, no cache left."""
+    import datasets  # heavy, and needed for Parquet files and saved datasets only
 
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # they would end up in an executed notebook
@@ -195,9 +194,9 @@ def _table(path: Path, kind: str, load) -> list[tuple[str, dict]]:
         with tempfile.TemporaryDirectory() as cache:
             rows = list(load(datasets, cache).with_format(None))
     except Exception as error:  # arrow, pandas, json and OS errors by the dozen
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise DataError(
-            f"{path}: can't be read ({type(error).__name__}: {said}); expected {kind}"
+            f"{path}: can't be read ({type(error).__name__}: {reason}); expected {kind}"
         ) from None
     finally:
         if not bars:
@@ -205,9 +204,9 @@ def _table(path: Path, kind: str, load) -> list[tuple[str, dict]]:
     return [(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-READERS = {
-    ".jsonl": _lines,
+READERS = {  # looked for in this order
+    ".jsonl": _read_lines,
     ".json": read_array,
     ".csv": read_csv,
     ".parquet": read_parquet,
-}  # in this order looked for
+}
