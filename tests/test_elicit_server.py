@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from teachers import group_settings
 
+from cotdistill.elicit.answers import completion_parts
 from cotdistill.elicit.local import elicit_transformers
 from cotdistill.elicit.prompts import Demonstration, build_messages, prompt_hash
 from cotdistill.elicit.quality import choose_rationales
 from cotdistill.elicit.records import (
     answer_kind,
-    completion_parts,
     count_usable,
     read_records,
     rebuild_prompt,

@@ -1,6 +1,4 @@
-"""microworld: counts, balance, no shortcut, gold spans, determinism, the rationale-only dial,
-strict logic.
-"""
+"""Test microworld: counts, balance, no shortcut, gold spans, determinism, strict logic."""
 
 import re
 from collections import Counter
@@ -16,8 +14,6 @@ from cotdistill.errors import DataError
 from cotdistill.evaluate import most_mentioned
 from cotdistill.examples import question_key
 from cotdistill.files import fingerprint
-from cotdistill.microworld import everyday as everyday_module
-from cotdistill.microworld import knowledge as knowledge_module
 from cotdistill.microworld.generate import draw_donors, generate
 from cotdistill.microworld.knowledge import (
     INVENTED,
@@ -26,9 +22,11 @@ from cotdistill.microworld.knowledge import (
     facts_of,
     invent_knowledge,
     knowledge,
+    list_texts,
     state,
     stems,
 )
+from cotdistill.microworld.options import group_alike
 from cotdistill.microworld.relations import COMPARE, DIRECTION
 from cotdistill.microworld.strata import STRATA
 
@@ -277,7 +275,7 @@ def test_a_like_option_hardly_gives_the_answer_away(part, sizes):
     A solver that drops every option with a close one beside it, and guesses among the rest, stays
     near chance.
     """
-    data, near = generate(part, **sizes), everyday_module._near(knowledge())
+    data, near = generate(part, **sizes), group_alike(knowledge())
     for split in ("train", "test"):
         hits = []
         for e in data[split]:
@@ -296,7 +294,7 @@ def test_an_invented_world_is_one_of_its_own():
     thing meet again in one made-up thing about as often as chance has it, over many worlds.
     """
     real = knowledge()
-    told = words(" ".join(knowledge_module._texts(real)))
+    told = words(" ".join(list_texts(real)))
     owner = {
         (relation, tuple(values)): thing
         for thing, row in real["concepts"].items()

@@ -5,10 +5,11 @@ from collections import Counter, defaultdict
 from itertools import islice
 
 from cotdistill.errors import DataError
-from cotdistill.microworld.knowledge import _plain, _upper, facts_of, shares_words, state
+from cotdistill.microworld.knowledge import capitalise, facts_of, shares_words, state, strip_article
+from cotdistill.microworld.options import add_wrong_options, allowed_values, group_alike
 
 
-def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
+def _ask_about(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
     """Every question that the templates of one side ("train", "test") can ask about the facts
     `keys`.
 
@@ -26,14 +27,14 @@ def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
             relation=relation,
             fact=(concept, relation),
             steps=1,
-            keys=[_plain(concept), value],
+            keys=[strip_article(concept), value],
             said=[((concept, relation), state(world, relation, concept, value))],
         )
         if "via" in row:  # two steps forward: a sweater, wool, sheep
             middle = facts[concept, row["via"]][0]
             base |= dict(
                 steps=2,
-                keys=[_plain(concept), middle, value],
+                keys=[strip_article(concept), middle, value],
                 said=[
                     ((concept, row["via"]), state(world, row["via"], concept, middle)),
                     ((concept, relation), state(world, relation, concept, value, middle)),
@@ -46,8 +47,8 @@ def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
                 | dict(
                     question=template.format(v=value),
                     pool=f"which {relation}",
-                    answer=_plain(concept),
-                    true=[_plain(concept)],
+                    answer=strip_article(concept),
+                    true=[strip_article(concept)],
                 )
             )
         for clue, words in clues.items():  # two steps from a use: cutting bread, a knife, steel
@@ -60,128 +61,13 @@ def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
                     for template in row[side]
                 ]
     return [
-        q | dict(question=_upper(q["question"]))
+        q | dict(question=capitalise(q["question"]))
         for q in found
         if not any(shares_words(q["question"], true) for true in q["true"][:1] + [q["answer"]])
     ]
 
 
-def _near(world: dict) -> dict[str, set[str]]:
-    near = defaultdict(set)
-    for group in world["alike"]:
-        for value in group:
-            near[value] |= set(group)
-    return near
-
-
-def _balance(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[set], dict]:
-    """Pick k different allowed values for each question so that value v is picked quota[v] times.
-
-    A random greedy start, then augmenting paths (Berge 1957), so the picks are as many as the
-    constraints permit. Returns the picks of each question (fewer than k where it cannot be) and
-    what is left of the quota.
-    """
-    left, picks, sets = (
-        Counter(quota),
-        [set() for _ in allowed],
-        [set(values) for values in allowed],
-    )
-    for i in sorted(range(len(allowed)), key=lambda i: (len(allowed[i]), rng.random())):
-        for v in sorted(allowed[i], key=lambda v: -left[v] * rng.random()):
-            if len(picks[i]) < k and left[v] > 0:
-                picks[i].add(v)
-                left[v] -= 1
-    holders = defaultdict(set)
-    for i, values in enumerate(picks):
-        for v in values:
-            holders[v].add(i)
-    for i in [i for i, values in enumerate(picks) for _ in range(k - len(values))]:
-        came, queue, end = {}, [], None  # value -> (question that takes it, value it gives up)
-        for v in sorted(sets[i] - picks[i]):
-            came[v] = (i, None)
-            queue.append(v)
-        for v in queue:
-            if left[v] > 0:
-                end = v
-                break
-            for j in sorted(holders[v] - {i}):
-                for w in sorted(sets[j] - picks[j] - set(came)):
-                    came[w] = (j, v)
-                    queue.append(w)
-        if end is not None:
-            left[end] -= 1
-            while end is not None:
-                j, given = came[end]
-                picks[j].add(end)
-                holders[end].add(j)
-                if given is not None:
-                    picks[j].discard(given)
-                    holders[given].discard(j)
-                end = given
-    return picks, left
-
-
-def _allowed(q: dict, values, near: dict):
-    """The values that may stand as a wrong option.
-
-    False, not close to a true one, no word shared with the question.
-    """
-    bad = set(q["true"]).union({q["answer"]}, *(near[v] for v in [*q["true"], q["answer"]]))
-    return (v for v in values if v not in bad and not shares_words(q["question"], v))
-
-
-def _apart(picks: list[set], allowed: list[list], near: dict) -> None:
-    """Exchange wrong options between questions, in place, until no two of a question are close to
-    each other, where that can be.
-
-    The right option is close to none of the others (`_allowed`): what has a like one among the
-    options would be known to be wrong. An exchange keeps how often each value is offered.
-    """
-    sets = [set(values) for values in allowed]
-    for i, mine in enumerate(picks):
-        for v in sorted(mine):
-            if not near[v] & (mine - {v}):
-                continue
-            for j, other in enumerate(picks):
-                if j == i or v in other or v not in sets[j]:
-                    continue
-                swap = next(
-                    (
-                        w
-                        for w in sorted(other - mine)
-                        if w in sets[i]
-                        and not near[w] & (mine - {v})
-                        and not near[v] & (other - {w})
-                    ),
-                    None,
-                )
-                if swap is not None:
-                    mine ^= {v, swap}
-                    other ^= {v, swap}
-                    break
-
-
-def _fill(items: list[dict], size: int, near: dict, rng) -> tuple[list[set], set[int]]:
-    """The wrong options of questions that share a pool, from the right answers of the others.
-
-    A value is offered wrongly size - 1 times per time it is right. Second, the questions that stand
-    in the way of that.
-    """
-    quota = {
-        v: count * (size - 1) for v, count in Counter(item["answer"] for item in items).items()
-    }
-    allowed = [list(_allowed(item, quota, near)) for item in items]
-    picks, left = _balance(allowed, quota, size - 1, rng)
-    _apart(picks, allowed, near)
-    bad = set()
-    for i, values in enumerate(picks):
-        if len(values) < size - 1:
-            over = [j for j in range(len(items)) if left[items[j]["answer"]] > 0 and j not in bad]
-            bad.add(i if not over else over[rng.integers(len(over))])
-    return picks, bad
-
-
-def _choose(
+def _choose_questions(
     questions: list[dict], size: int, two_step: int, taken: set, uses: Counter, rng
 ) -> list[dict]:
     """Up to `size` questions, so many of them with two steps, no text twice (`taken`), least asked
@@ -208,7 +94,7 @@ def _choose(
     return picked
 
 
-def _source(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = False):
+def _make_drawer(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = False):
     """A function count -> questions that draws from several lists.
 
     parts: (share, questions), shares of all that stand; what one list lacks, the others give.
@@ -227,7 +113,9 @@ def _source(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = 
         for i, want in [*enumerate(wanted), *((i, count) for i in range(len(parts)))]:
             want = min(want, count - len(found))
             two = round(owed * want / max(count - len(found), 1))
-            new = _choose(parts[i][1], want, min(two, want) if exact else two, taken, uses, rng)
+            new = _choose_questions(
+                parts[i][1], want, min(two, want) if exact else two, taken, uses, rng
+            )
             given[i], owed = given[i] + len(new), max(0, owed - sum(q["steps"] == 2 for q in new))
             found += [q | dict(part=i) for q in new]
         for q in removed[len(found) :]:  # nothing is left to exchange them for
@@ -237,49 +125,7 @@ def _source(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = 
     return pick
 
 
-def _with_options(pick, size: int, n_options, near: dict, spare: dict, rng) -> list[dict]:
-    """`size` questions with their wrong options, under the key "wrong".
-
-    `pick(count)` supplies questions; those that would break the balance are exchanged for others, twelve times at most, and an option that is still missing in the end is any value of the relation (it happens in splits of a few questions).
-    """
-    groups, done = defaultdict(list), {}
-
-    def add(items):
-        for item in items:
-            n = int(rng.integers(2, 6)) if n_options == "mix" else n_options
-            groups[item["pool"], n].append(item)
-            done.pop((item["pool"], n), None)
-        for key in sorted(groups.keys() - done.keys()):
-            done[key] = _fill(groups[key], key[1], near, rng)
-
-    add(pick(size))
-    for _ in range(12):
-        removed = [groups[key][i] for key in sorted(groups) for i in sorted(done[key][1])]
-        fresh = pick(len(removed), removed)
-        room = len(fresh)
-        for key in sorted(groups):
-            bad = sorted(done[key][1])[:room]
-            room -= len(bad)
-            if bad:
-                groups[key] = [item for i, item in enumerate(groups[key]) if i not in bad]
-                del done[key]
-        add(fresh)
-        if not fresh:
-            break
-    rows = []
-    for pool, n in sorted(groups):
-        for item, values in zip(groups[pool, n], done[pool, n][0]):
-            others = [v for v in _allowed(item, spare[pool], near) if v not in values]
-            # The unlike ones first
-            more = sorted(
-                (others[i] for i in rng.permutation(len(others))),
-                key=lambda v: bool(near[v] & values),
-            )
-            rows.append(item | dict(wrong=sorted(values) + more[: n - 1 - len(values)]))
-    return rows
-
-
-def _roles(
+def _assign_roles(
     asked: list, rng, rationale_only: float, label_seen: float, unseen_concepts: float
 ) -> dict:
     """What each fact is for: "label" may be asked in training; the others never are.
@@ -311,7 +157,7 @@ def _roles(
     }
 
 
-def _everyday(
+def make_everyday(
     world: dict,
     sizes: dict,
     rng,
@@ -329,30 +175,30 @@ def _everyday(
     Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
     often none).
     """
-    facts, near = facts_of(world), _near(world)
+    facts, near = facts_of(world), group_alike(world)
     asked = [key for key in facts if relations is None or key[1] in relations]
-    roles = _roles(asked, rng, rationale_only, label_seen, unseen_concepts)
+    roles = _assign_roles(asked, rng, rationale_only, label_seen, unseen_concepts)
     spare = defaultdict(set)
     for concept, relation in asked:
         spare[relation].add(facts[concept, relation][0])
-        spare[f"which {relation}"].add(_plain(concept))
+        spare[f"which {relation}"].add(strip_article(concept))
     spare = {pool: sorted(values) for pool, values in spare.items()}
     most, taken, rows = 5 if n_options == "mix" else n_options, set(), {}
 
     def ask(keys, side):
         return [
             q
-            for q in _questions(world, facts, keys, side)
-            if len(list(islice(_allowed(q, spare[q["pool"]], near), most - 1))) == most - 1
+            for q in _ask_about(world, facts, keys, side)
+            if len(list(islice(allowed_values(q, spare[q["pool"]], near), most - 1))) == most - 1
         ]
 
     def fill(split, *parts):
-        pick = _source(parts, two_step, taken, rng)
-        rows[split] = _with_options(pick, sizes[split], n_options, near, spare, rng)
+        pick = _make_drawer(parts, two_step, taken, rng)
+        rows[split] = add_wrong_options(pick, sizes[split], n_options, near, spare, rng)
 
     def fill_apart(split, size, stream, *parts):
-        pick = _source(parts, two_step, taken, stream, exact=True)
-        rows[split] = rows.get(split, []) + _with_options(
+        pick = _make_drawer(parts, two_step, taken, stream, exact=True)
+        rows[split] = rows.get(split, []) + add_wrong_options(
             pick, size, n_options, near, spare, stream
         )
 
@@ -362,7 +208,7 @@ def _everyday(
         q
         for q in ask(roles["label"], "train")
         if not any(fact in silent for fact, _ in q["said"])
-        and _first_step(world, q["fact"]) not in untold
+        and _find_first_step(world, q["fact"]) not in untold
     ]
     # Validation has its own tenth of what training could ask, whatever is drawn from either
     if apart:
@@ -383,22 +229,24 @@ def _everyday(
     else:
         fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
         fill("train", (1, fair))
-    stated = [key for key in roles["rationale"] if _first_step(world, key) not in silent]
+    stated = [key for key in roles["rationale"] if _find_first_step(world, key) not in silent]
     _add_supports(world, facts, rows["train"], stated, roles["label"], mentions, rng)
     labelled = {q["fact"] for q in rows["train"]}
     told = {q["support"][-1][0] for q in rows["train"] if q["support"]}
-    known = _sentences(rows["train"])
+    known = list_sentences(rows["train"])
     hidden = [
-        key for key in roles["rationale"] if key in told and _first_step(world, key) not in labelled
+        key
+        for key in roles["rationale"]
+        if key in told and _find_first_step(world, key) not in labelled
     ]
     tested = (
-        (rationale_only, [q for q in ask(hidden, "test") if _all_said(q, known)]),
+        (rationale_only, [q for q in ask(hidden, "test") if is_stated(q, known)]),
         (
             label_seen,
             [
                 q
                 for q in ask([key for key in roles["label"] if key in labelled], "test")
-                if _all_said(q, known)
+                if is_stated(q, known)
             ],
         ),
         (
@@ -406,7 +254,7 @@ def _everyday(
             [
                 q
                 for q in ask(roles["none"], "test")
-                if not _all_said(q, known) and (not apart or _never_said(world, q, silent))
+                if not is_stated(q, known) and (not apart or _needs_silent_fact(world, q, silent))
             ],
         ),
     )
@@ -425,7 +273,7 @@ def _everyday(
                 f"knowledge base gives at most {most} (a larger n_core teaches more)"
             )
         fill_apart("test", sizes["test"], streams["test"], *tested)
-        firsts, core = {_first_step(world, key) for key in hidden}, len(rows["train"])
+        firsts, core = {_find_first_step(world, key) for key in hidden}, len(rows["train"])
         fill_apart(
             "train",
             sizes["train"] - core,
@@ -443,16 +291,16 @@ def _everyday(
     return rows
 
 
-def _never_said(world: dict, q: dict, silent: set) -> bool:
+def _needs_silent_fact(world: dict, q: dict, silent: set) -> bool:
     """Whether a question needs a fact of `silent` that names its concept.
 
     No training rationale can state it, whatever else training asks (where wool comes from may be
     said of another thing of wool).
     """
-    return any(fact in silent and not _first_step(world, fact) for fact, _ in q["said"])
+    return any(fact in silent and not _find_first_step(world, fact) for fact, _ in q["said"])
 
 
-def _first_step(world: dict, key: tuple) -> tuple | None:
+def _find_first_step(world: dict, key: tuple) -> tuple | None:
     """The fact that a linked one starts from (what a sweater is made of, for where that comes
     from); None of others.
     """
@@ -460,12 +308,12 @@ def _first_step(world: dict, key: tuple) -> tuple | None:
     return (key[0], via) if via else None
 
 
-def _sentences(rows: list[dict]) -> set[str]:
+def list_sentences(rows: list[dict]) -> set[str]:
     """Every sentence that the rationales of these questions state."""
     return {sentence for q in rows for _, sentence in q["support"] + q["said"]}
 
 
-def _all_said(q: dict, known: set[str]) -> bool:
+def is_stated(q: dict, known: set[str]) -> bool:
     """Whether each sentence of a question's gold rationale is among the known ones."""
     return known.issuperset(sentence for _, sentence in q["said"])
 
@@ -478,7 +326,7 @@ def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> No
     rationales that are still free, any fact of `allowed` about the same concept. A two-step
     rationale, longer already, is taken only where there is no other.
     """
-    first = {key: _first_step(world, key) for key in facts}
+    first = {key: _find_first_step(world, key) for key in facts}
     concept_rows, wrong_rows, free = defaultdict(list), defaultdict(list), set(range(len(rows)))
     for i, q in enumerate(rows):
         q["support"] = []
@@ -501,7 +349,7 @@ def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> No
             places = [
                 *concept_rows[key[0]],
                 *wrong_rows[key[1], facts[key][0]],
-                *wrong_rows[f"which {key[1]}", _plain(key[0])],
+                *wrong_rows[f"which {key[1]}", strip_article(key[0])],
             ]
             places = [i for i in places if i in free and new(i, key)]
             short = [i for i in places if rows[i]["steps"] == 1]

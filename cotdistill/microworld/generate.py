@@ -23,18 +23,18 @@ import numpy as np
 
 from cotdistill.errors import DataError
 from cotdistill.examples import Example, Rationale
-from cotdistill.microworld.everyday import _all_said, _everyday, _sentences
+from cotdistill.microworld.everyday import is_stated, list_sentences, make_everyday
 from cotdistill.microworld.knowledge import (
     DONOR_SEED,
     SPLITS,
     STREAMS,
     WORLDS,
-    _spans,
+    find_spans,
     invent_knowledge,
     knowledge,
 )
-from cotdistill.microworld.relations import _relations
-from cotdistill.microworld.strata import _strata
+from cotdistill.microworld.relations import make_relations
+from cotdistill.microworld.strata import make_strata
 
 
 def draw_donors(data: dict, part: str, seed: int = 0, **settings) -> dict[str, Rationale]:
@@ -182,7 +182,7 @@ def generate(
             },
         )
     if strata:
-        rows = _strata(
+        rows = make_strata(
             sizes,
             seed,
             rationale_only,
@@ -193,12 +193,12 @@ def generate(
             concepts,
         )
     elif part == "relations":
-        rows = _relations(sizes, rng, rationale_only, label_seen, unseen_concepts)
+        rows = make_relations(sizes, rng, rationale_only, label_seen, unseen_concepts)
     else:
         world, often = (
             (knowledge(), 3) if part == "everyday" else (invent_knowledge(knowledge(), rng), 8)
         )
-        rows = _everyday(
+        rows = make_everyday(
             world,
             sizes,
             rng,
@@ -221,24 +221,24 @@ def generate(
     subjects = {fact[0] for fact in asked}
     stated, known = (
         {fact for q in rows["train"] for fact, _ in q["said"]},
-        _sentences(rows["train"]),
+        list_sentences(rows["train"]),
     )
     data = {"train": [], "validation": [], "test": [], "rationales": {}, "meta": {}}
     for split in SPLITS:
         if strata or n_core is not None:  # the order of one split must not depend on another's size
             rng = np.random.default_rng([seed, WORLDS.index(part), 10 + SPLITS.index(split)])
         questions = [rows[split][i] for i in rng.permutation(len(rows[split]))]
-        spots = _spots([(len(q["wrong"]) + 1, q.get("group", "")) for q in questions], rng)
+        spots = _draw_spots([(len(q["wrong"]) + 1, q.get("group", "")) for q in questions], rng)
         for number, (q, spot) in enumerate(zip(questions, spots)):
             id = f"{part}-{split}-{number:05d}"
             options = [q["wrong"][i] for i in rng.permutation(len(q["wrong"]))]
             options.insert(spot, q["answer"])
             lead = q["support"]
             text = " ".join(sentence for _, sentence in lead + q["said"])
-            spans = _spans(text, q["keys"], sum(len(sentence) + 1 for _, sentence in lead))
+            spans = find_spans(text, q["keys"], sum(len(sentence) + 1 for _, sentence in lead))
             data[split].append(Example(id, q["question"], tuple(options), spot))
             data["rationales"][id] = Rationale(id, text, spot, spans)
-            told = stated.issuperset(q["links"]) if part == "relations" else _all_said(q, known)
+            told = stated.issuperset(q["links"]) if part == "relations" else is_stated(q, known)
             data["meta"][id] = {
                 "steps": q["steps"],
                 "relation": q["relation"],
@@ -252,7 +252,7 @@ def generate(
     return data
 
 
-def _spots(groups: list[tuple[int, str]], rng) -> list[int]:
+def _draw_spots(groups: list[tuple[int, str]], rng) -> list[int]:
     """The place of the right option of each question.
 
     Every place equally often among questions of one group. A group is (number of options, stratum),

@@ -82,7 +82,7 @@ def stems(text: str) -> set[str]:
 
 
 @lru_cache(maxsize=20000)
-def _heads(text: str) -> set[str]:
+def _prefixes(text: str) -> set[str]:
     return {word[:n] for word in stems(text) for n in range(min(3, len(word)), len(word) + 1)}
 
 
@@ -91,11 +91,12 @@ def shares_words(question: str, option: str) -> bool:
     question.
     """
     return not (
-        stems(option).isdisjoint(_heads(question)) and stems(question).isdisjoint(_heads(option))
+        stems(option).isdisjoint(_prefixes(question))
+        and stems(question).isdisjoint(_prefixes(option))
     )
 
 
-def _plain(concept: str) -> str:
+def strip_article(concept: str) -> str:
     return re.sub(r"^(an?|the) ", "", concept)
 
 
@@ -108,7 +109,7 @@ def invent_knowledge(world: dict, rng: np.random.Generator, size: int = INVENTED
     and a last consonant that English words of that shape hardly have; none shares a beginning with
     a word of the world.
     """
-    names = _made_up_names(world)
+    names = list_made_up_names(world)
     names = [f"a {names[i]}" for i in rng.permutation(len(names))[:size]]
     concepts = [
         list(world["concepts"].values())[i] for i in rng.permutation(len(world["concepts"]))[:size]
@@ -121,32 +122,32 @@ def invent_knowledge(world: dict, rng: np.random.Generator, size: int = INVENTED
     return world | {"concepts": rows}
 
 
-def _made_up_names(world: dict) -> list[str]:
+def list_made_up_names(world: dict) -> list[str]:
     """Every name that a made-up thing may have, in alphabetical order of its letters.
 
     See `invent_knowledge`.
     """
-    known = {word[:3] for text in _texts(world) for word in re.findall(r"[a-z]+", text.lower())}
+    known = {word[:3] for text in list_texts(world) for word in re.findall(r"[a-z]+", text.lower())}
     letters = ("bdfgklmnprtvz", "aeiou", "jvxz", "aiou", "bgpx")
     return [name for name in map("".join, product(*letters)) if name[:3] not in known]
 
 
-def _texts(part) -> list[str]:
+def list_texts(part) -> list[str]:
     """Every text in a piece of the knowledge base, keys too."""
     if isinstance(part, str):
         return [part]
     return [
         text
         for one in ([*part, *part.values()] if isinstance(part, dict) else part)
-        for text in _texts(one)
+        for text in list_texts(one)
     ]
 
 
-def _upper(text: str) -> str:
+def capitalise(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _some(noun: str) -> str:
+def _add_article(noun: str) -> str:
     """A part with its article, none for a plural or a mass: "a blade", "webbed feet", "bark"."""
     return (
         noun
@@ -161,11 +162,11 @@ def state(world: dict, relation: str, concept: str, value: str, middle: str = ""
     "A knife is made of steel."; of a linked relation its second link, about `middle`: "People get
     wool from sheep.".
     """
-    v = _some(value) if relation == "part" else value
-    return _upper(world["relations"][relation]["state"].format(S=concept, v=v, V=middle))
+    v = _add_article(value) if relation == "part" else value
+    return capitalise(world["relations"][relation]["state"].format(S=concept, v=v, V=middle))
 
 
-def _spans(text: str, words: list[str], start: int = 0) -> tuple[tuple[int, int], ...]:
+def find_spans(text: str, words: list[str], start: int = 0) -> tuple[tuple[int, int], ...]:
     """Character spans of the words, each found from `prefill` on at a word border, sorted and without
     overlaps.
     """

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from cotdistill.microworld.knowledge import _upper, knowledge, stems
+from cotdistill.microworld.knowledge import capitalise, knowledge, stems
 
 NAMES = {
     "train": ["Ana", "Ben", "Carl", "Dora", "Emma", "Finn", "Gina", "Hugo"],
@@ -37,7 +37,7 @@ DIRECTION = {
 }
 
 
-def _paths(world: dict) -> list[dict]:
+def _list_paths(world: dict) -> list[dict]:
     """Every chain of one to three links.
 
     Its quantities [(noun, more, less)] and the signs of its links.
@@ -52,13 +52,13 @@ def _paths(world: dict) -> list[dict]:
                         nodes=[tuple(node[:3]) for node in nodes],
                         signs=[1 if node[3] == "+" else -1 for node in nodes[:-1]],
                         fact=(t, start, stop),
-                        links=_links((t, start, stop)),
+                        links=_list_links((t, start, stop)),
                     )
                 )
     return paths
 
 
-def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
+def _ask_about_chains(paths: list[dict], side: str, rng) -> list[dict]:
     """Both forms on each chain.
 
     direction: options are the two words of the last quantity. comparison: two people, of whom the
@@ -75,7 +75,7 @@ def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
                 (node[0], node[1] if s > 0 else node[2]) for node, s in zip(path["nodes"], signs)
             ]
             links = [
-                (fact, f"{_upper(w)} {a}, {w2} {b}.")
+                (fact, f"{capitalise(w)} {a}, {w2} {b}.")
                 for fact, (a, w), (b, w2) in zip(path["links"], said, said[1:])
             ]
             base = dict(
@@ -115,10 +115,10 @@ def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
                             cells=(who == a, who != a),
                         )
                     )
-    return [q | dict(question=_upper(q["question"])) for q in found]
+    return [q | dict(question=capitalise(q["question"])) for q in found]
 
 
-def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
+def _balance_questions(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
     """`size` questions in which each option is right as often as wrong, the first-named person too,
     and the three lengths and two forms are as even as they can be.
 
@@ -157,7 +157,7 @@ def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
     return picked
 
 
-def _relations(
+def make_relations(
     sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float
 ) -> dict:
     """See `generate`.
@@ -167,7 +167,7 @@ def _relations(
     know. A fifth of the chains that are held out are asked in validation, and not in test.
     """
     world = knowledge()
-    paths = _paths(world)
+    paths = _list_paths(world)
     themes = [int(t) for t in rng.permutation(len(world["quantities"]))]
     unseen = set(themes[: round(unseen_concepts * len(themes))])
     known = [path for path in paths if path["fact"][0] not in unseen]
@@ -187,7 +187,7 @@ def _relations(
         rows, total = [], sum(share for share, _ in parts) or 1
         for i, (share, part) in enumerate(parts):
             want = size - len(rows) if i == len(parts) - 1 else round(size * share / total)
-            rows += _even(_relation_questions(part, side, rng), want, taken, rng)
+            rows += _balance_questions(_ask_about_chains(part, side, rng), want, taken, rng)
         return rows
 
     out["validation"] = mixed(
@@ -207,6 +207,6 @@ def _relations(
     }
 
 
-def _links(chain: tuple) -> list[tuple]:
+def _list_links(chain: tuple) -> list[tuple]:
     theme, start, stop = chain
     return [(theme, i, i + 1) for i in range(start, stop)]

@@ -5,26 +5,26 @@ from collections import defaultdict
 import numpy as np
 
 from cotdistill.errors import DataError
-from cotdistill.microworld.everyday import _near
 from cotdistill.microworld.knowledge import (
     DONOR_SEED,
     SPLITS,
     WORLDS,
-    _made_up_names,
-    _plain,
-    _upper,
+    capitalise,
     knowledge,
+    list_made_up_names,
     shares_words,
     state,
     stems,
+    strip_article,
 )
+from cotdistill.microworld.options import group_alike
 
 # What `strata` asks about: relations of one step, each with four training and three test templates.
 STRATA_RELATIONS = ("kind", "use", "does", "place", "material", "part", "user", "cause", "effect")
 STRATA = ("label", "rationale", "none")  # where training has a fact, as `fact_in` says it
 
 
-def _strata_values(world: dict, relations: list[str], size: int, rng) -> dict[str, list[str]]:
+def _choose_values(world: dict, relations: list[str], size: int, rng) -> dict[str, list[str]]:
     """`size` values of each relation, no two of which share a content word, within a relation or
     across relations, nor one with the words in which facts are stated: how often a value is
     mentioned is then how often its facts are.
@@ -32,7 +32,7 @@ def _strata_values(world: dict, relations: list[str], size: int, rng) -> dict[st
     Values that are alike never stand together, and none shares a word with a template of its
     relation. Raises DataError where the knowledge base has fewer.
     """
-    near, chosen = _near(world), {relation: [] for relation in relations}
+    near, chosen = group_alike(world), {relation: [] for relation in relations}
     taken = set().union(
         *(stems(world["relations"][relation]["state"]) for relation in STRATA_RELATIONS)
     )
@@ -61,21 +61,21 @@ def _strata_values(world: dict, relations: list[str], size: int, rng) -> dict[st
     return chosen
 
 
-def _strata_names(world: dict, concepts: int, seed: int) -> list[str]:
+def _choose_names(world: dict, concepts: int, seed: int) -> list[str]:
     """Made-up names, other ones for every seed as long as they last.
 
     All names stand in one fixed random order, and a seed takes the next `concepts` of them. Even
     places are for studies, odd ones for donors (`draw_donors`), so a study's world never shares a
     name with its donors' world.
     """
-    names = _made_up_names(world)
+    names = list_made_up_names(world)
     order = np.random.default_rng(0).permutation(len(names))
     blocks = len(names) // concepts // 2
     block = 2 * (seed % DONOR_SEED % blocks) + (seed >= DONOR_SEED)
     return [f"a {names[i]}" for i in order[block * concepts : (block + 1) * concepts]]
 
 
-def _strata_roles(concepts: list[str], relations: list[str], rng) -> dict[tuple, str]:
+def _assign_strata(concepts: list[str], relations: list[str], rng) -> dict[tuple, str]:
     """(concept, relation) -> its stratum.
 
     Of each relation a third of the concepts is in each stratum, and of each concept a third of its
@@ -94,16 +94,16 @@ def _strata_roles(concepts: list[str], relations: list[str], rng) -> dict[tuple,
     return roles
 
 
-def _strata_world(world: dict, concepts: int, relations: list[str], seed: int) -> tuple[dict, dict]:
+def _make_world(world: dict, concepts: int, relations: list[str], seed: int) -> tuple[dict, dict]:
     """A world of `concepts` made-up things: (concept, relation) -> value, and -> stratum.
 
     In each stratum each value of a relation belongs to exactly one concept, so that a value is
     asked, stated and tested as often as any other.
     """
     rng = np.random.default_rng([seed, WORLDS.index("strata"), 0])
-    names = _strata_names(world, concepts, seed)
-    values = _strata_values(world, relations, concepts // 3, rng)
-    roles, facts = _strata_roles(names, relations, rng), {}
+    names = _choose_names(world, concepts, seed)
+    values = _choose_values(world, relations, concepts // 3, rng)
+    roles, facts = _assign_strata(names, relations, rng), {}
     for relation in relations:
         for stratum in STRATA:
             having = [name for name in names if roles[name, relation] == stratum]
@@ -112,7 +112,7 @@ def _strata_world(world: dict, concepts: int, relations: list[str], seed: int) -
     return facts, roles
 
 
-def _strata_block(world: dict, facts: dict, keys: list, template: str, n: int, rng) -> list[dict]:
+def _ask_block(world: dict, facts: dict, keys: list, template: str, n: int, rng) -> list[dict]:
     """One question on each of the facts `keys`, which share a relation and have different values,
     all in the words of one template, with n options.
 
@@ -131,21 +131,21 @@ def _strata_block(world: dict, facts: dict, keys: list, template: str, n: int, r
         sentence = state(world, relation, key[0], facts[key])
         rows.append(
             dict(
-                question=_upper(template.format(S=key[0])),
+                question=capitalise(template.format(S=key[0])),
                 answer=facts[key],
                 relation=relation,
                 wrong=[circle[(at + step) % len(circle)] for step in steps],
                 fact=key,
                 steps=1,
                 said=[(key, sentence)],
-                keys=[_plain(key[0]), facts[key]],
+                keys=[strip_article(key[0]), facts[key]],
                 support=[],
             )
         )
     return rows
 
 
-def _strata_questions(
+def _ask_in_blocks(
     world, facts, keys, side: str, size: int, n_options, rng, last: bool = False
 ) -> list:
     """`size` questions about the facts `keys`, or as many as the templates of one side can ask.
@@ -166,7 +166,7 @@ def _strata_questions(
             if mine:
                 template = world["relations"][relation][side][most - 1 - turn if last else turn]
                 n = 2 + blocks % 4 if n_options == "mix" else n_options
-                rows += _strata_block(world, facts, mine, template, n, rng)
+                rows += _ask_block(world, facts, mine, template, n, rng)
                 blocks += 1
     return rows
 
@@ -196,7 +196,7 @@ def _state_in_rationales(
         q["support"] = [q["support"][i] for i in rng.permutation(len(q["support"]))]
 
 
-def _strata(
+def make_strata(
     sizes: dict,
     seed: int,
     rationale_only: float,
@@ -225,7 +225,7 @@ def _strata(
             f"microworld/strata: relations is {relations}; expected three or more of "
             f"{', '.join(STRATA_RELATIONS)}"
         )
-    facts, roles = _strata_world(world, concepts, relations, seed)
+    facts, roles = _make_world(world, concepts, relations, seed)
     keys = {stratum: [key for key in facts if roles[key] == stratum] for stratum in STRATA}
     n_facts, n_forms = len(keys["label"]), len(world["relations"][relations[0]]["train"])
     if not n_facts <= sizes["train"] <= n_facts * n_forms - sizes["validation"]:
@@ -240,7 +240,7 @@ def _strata(
         for i, split in enumerate(SPLITS)
     }
     rows = {
-        split: _strata_questions(
+        split: _ask_in_blocks(
             world,
             facts,
             keys["label"],
@@ -259,7 +259,7 @@ def _strata(
     wanted["none"] = sizes["test"] - sum(wanted.values())
     rows["test"] = []
     for stratum, size in wanted.items():
-        found = _strata_questions(
+        found = _ask_in_blocks(
             world, facts, keys[stratum], "test", size, n_options, streams["test"]
         )
         if len(found) < size:
@@ -269,12 +269,12 @@ def _strata(
                 "stratum"
             )
         rows["test"] += found
-    _add_true_facts(world, facts, rows["validation"], streams["validation"])
-    _add_true_facts(world, facts, rows["test"], streams["test"])
+    _add_other_facts(world, facts, rows["validation"], streams["validation"])
+    _add_other_facts(world, facts, rows["test"], streams["test"])
     return {split: [q | dict(group=roles[q["fact"]]) for q in rows[split]] for split in SPLITS}
 
 
-def _add_true_facts(world: dict, facts: dict, rows: list[dict], rng) -> None:
+def _add_other_facts(world: dict, facts: dict, rows: list[dict], rng) -> None:
     """Before the fact asked, a gold rationale outside training states another fact of the same
     concept, of any stratum: it is about as long as one of training.
     """
