@@ -18,7 +18,6 @@ import pytest
 from teachers import group_settings
 
 from cotdistill.elicit.answers import completion_parts
-from cotdistill.elicit.local import elicit_transformers
 from cotdistill.elicit.prompts import Demonstration, build_messages, prompt_hash
 from cotdistill.elicit.quality import choose_rationales
 from cotdistill.elicit.records import (
@@ -310,6 +309,7 @@ def test_a_real_server(tmp_path):
     """
     for package in ("fastapi", "uvicorn"):
         pytest.importorskip(package)
+    from cotdistill.elicit.local import elicit_transformers
     from cotdistill.students import load_student
 
     student, folder = load_student("tiny-llama"), tmp_path / "tiny"

@@ -19,6 +19,8 @@ from cotdistill.elicit.settings import DEFAULT_SETTINGS, Sampling, TeacherSettin
 from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.files import fingerprint
+from cotdistill.kernels.linear import use_prepacked_linears
+from cotdistill.students import best_device, best_dtype, load_student
 
 
 def _end_ids(student) -> set[int]:
@@ -53,9 +55,6 @@ def elicit_transformers(
     length share a batch. Raises DataError for settings out of range and for a prompt that does not
     fit the model.
     """
-    # torch, which a teacher behind a server does without
-    from cotdistill.students import best_device, best_dtype, load_student
-
     if isinstance(student, str):
         device = best_device(device)
         student = load_student(student, best_dtype("auto", device), device)
@@ -111,8 +110,6 @@ def _generate_answers(
 
     ids: the token ids (prefix, rest) of each question's prompt.
     """
-    from cotdistill.kernels.linear import use_prepacked_linears
-
     todo = sorted(todo, key=lambda job: len(ids[job["id"]][1]))
     prefix = ids[todo[0]["id"]][0] if todo and share_prefix else []
     with use_prepacked_linears(student.model):

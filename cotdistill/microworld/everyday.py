@@ -1,4 +1,4 @@
-"""One- and two-step commonsense questions about concepts of the knowledge base."""
+"""Ask one- and two-step commonsense questions about concepts of the knowledge base."""
 
 import heapq
 from collections import Counter, defaultdict
@@ -7,11 +7,11 @@ from itertools import islice
 from cotdistill.errors import DataError
 from cotdistill.microworld.knowledge import capitalise, facts_of, shares_words, state, strip_article
 from cotdistill.microworld.options import add_wrong_options, allowed_values, group_alike
+from cotdistill.microworld.settings import WorldSettings
 
 
 def _ask_about(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
-    """Every question that the templates of one side ("train", "test") can ask about the facts
-    `keys`.
+    """Ask every question that the templates of one side ("train", "test") have about `keys`.
 
     Each is a dict: question, answer, true (values never offered as wrong), pool (whose values are
     the options), relation, fact (its key), steps, said (what the rationale states, (fact, sentence)
@@ -70,8 +70,10 @@ def _ask_about(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
 def _choose_questions(
     questions: list[dict], size: int, two_step: int, taken: set, uses: Counter, rng
 ) -> list[dict]:
-    """Up to `size` questions, so many of them with two steps, no text twice (`taken`), least asked
-    facts first (`uses`).
+    """Choose up to `size` questions, of the least asked facts first.
+
+    `two_step` of them need two steps. No text is chosen twice (`taken`); `uses` counts how often
+    each fact is asked.
     """
     picked = []
     for steps, wanted in ((2, two_step), (1, size), (2, size)):
@@ -95,12 +97,12 @@ def _choose_questions(
 
 
 def _make_drawer(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = False):
-    """A function count -> questions that draws from several lists.
+    """Make a function count -> questions that draws from several lists.
 
-    parts: (share, questions), shares of all that stand; what one list lacks, the others give.
-    `removed` are questions that were given and are exchanged now, the first for the first, as many
-    with two steps for as many. exact: never more than `count`; else there may be a few more where
-    one-step questions stood in for two-step ones (worlds drawn so stay as they are).
+    parts: (share, questions), shares of all that is drawn; what one list lacks, the others give.
+    The function's `removed` are questions that were given and are now exchanged, the first for the
+    first, as many with two steps for as many. exact: never more than `count`; else there may be a
+    few more where one-step questions replaced two-step ones (published worlds depend on it).
     """
     uses, given = Counter(), [0] * len(parts)
 
@@ -109,7 +111,9 @@ def _make_drawer(parts: list[tuple], two_step: float, taken: set, rng, exact: bo
             given[q["part"]] -= 1
         total, found = sum(given) + count, []
         owed = sum(q["steps"] == 2 for q in removed) if removed else round(two_step * count)
-        wanted = [max(0, round(total * share) - had) for (share, _), had in zip(parts, given)]
+        wanted = [
+            max(0, round(total * share) - had) for (share, _), had in zip(parts, given, strict=True)
+        ]
         for i, want in [*enumerate(wanted), *((i, count) for i in range(len(parts)))]:
             want = min(want, count - len(found))
             two = round(owed * want / max(count - len(found), 1))
@@ -128,13 +132,11 @@ def _make_drawer(parts: list[tuple], two_step: float, taken: set, rng, exact: bo
 def _assign_roles(
     asked: list, rng, rationale_only: float, label_seen: float, unseen_concepts: float
 ) -> dict:
-    """What each fact is for: "label" may be asked in training; the others never are.
+    """Assign each fact its role: only those of "label" may be asked in training.
 
     "validation" is asked there only, "rationale" in test, while training rationales state it,
-    "none" in test, and training never states it.
-
-    45 % of the facts are held out, first all those of the unseen concepts; a fifth of them goes to
-    validation.
+    "none" in test, and training never states it. 45 % of the facts are held out, first all those of
+    the unseen concepts; a fifth of them goes to validation.
     """
     concepts = sorted({concept for concept, _ in asked})
     unseen = {
@@ -142,9 +144,7 @@ def _assign_roles(
         for i in rng.permutation(len(concepts))[: round(unseen_concepts * len(concepts))]
     }
     facts = [asked[i] for i in rng.permutation(len(asked))]
-    facts = [fact for fact in facts if fact[0] in unseen] + [
-        fact for fact in facts if fact[0] not in unseen
-    ]
+    facts.sort(key=lambda fact: fact[0] not in unseen)  # stable: the order is kept otherwise
     n_held = max(round(0.45 * len(facts)), sum(fact[0] in unseen for fact in facts))
     held = [facts[i] for i in rng.permutation(n_held)]
     a = round(0.2 * n_held)
@@ -157,142 +157,152 @@ def _assign_roles(
     }
 
 
-def make_everyday(
-    world: dict,
-    sizes: dict,
-    rng,
-    rationale_only: float,
-    label_seen: float,
-    unseen_concepts: float,
-    two_step: float,
-    n_options,
-    relations,
-    mentions: int,
-    apart: tuple | None = None,
-) -> dict[str, list[dict]]:
-    """See `generate`; apart: (n_core, a generator for each name of STREAMS).
+class _EverydayDraw:
+    """Draw the questions of an everyday or invented world, split by split.
 
-    Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
-    often none).
+    `rows` holds what is drawn so far; `taken` its texts, so that none is asked twice.
     """
-    facts, near = facts_of(world), group_alike(world)
-    asked = [key for key in facts if relations is None or key[1] in relations]
-    roles = _assign_roles(asked, rng, rationale_only, label_seen, unseen_concepts)
-    spare = defaultdict(set)
-    for concept, relation in asked:
-        spare[relation].add(facts[concept, relation][0])
-        spare[f"which {relation}"].add(strip_article(concept))
-    spare = {pool: sorted(values) for pool, values in spare.items()}
-    most, taken, rows = 5 if n_options == "mix" else n_options, set(), {}
 
-    def ask(keys, side):
+    def __init__(self, world: dict, settings: WorldSettings, rng):
+        self.world, self.settings = world, settings
+        self.facts, self.near = facts_of(world), group_alike(world)
+        wanted = settings.relations
+        asked = [key for key in self.facts if wanted is None or key[1] in wanted]
+        self.roles = _assign_roles(
+            asked, rng, settings.rationale_only, settings.label_seen, settings.unseen_concepts
+        )
+        # Neither asked nor stated in training, not even as the first of two steps
+        self.silent = set(self.roles["validation"]) | set(self.roles["none"])
+        self.taken, self.rows, spare = set(), {}, defaultdict(set)
+        for concept, relation in asked:
+            spare[relation].add(self.facts[concept, relation][0])
+            spare[f"which {relation}"].add(strip_article(concept))
+        self.spare = {pool: sorted(values) for pool, values in spare.items()}
+
+    def ask(self, keys: list, side: str) -> list[dict]:
+        """Ask about the facts `keys` wherever there are enough wrong options."""
+        most = 5 if self.settings.n_options == "mix" else self.settings.n_options
+        wrong = lambda q: allowed_values(q, self.spare[q["pool"]], self.near)
         return [
             q
-            for q in _ask_about(world, facts, keys, side)
-            if len(list(islice(allowed_values(q, spare[q["pool"]], near), most - 1))) == most - 1
+            for q in _ask_about(self.world, self.facts, keys, side)
+            if len(list(islice(wrong(q), most - 1))) == most - 1
         ]
 
-    def fill(split, *parts):
-        pick = _make_drawer(parts, two_step, taken, rng)
-        rows[split] = add_wrong_options(pick, sizes[split], n_options, near, spare, rng)
+    def ask_fairly(self) -> list[dict]:
+        """Ask what training may ask without telling a fact that it must not know."""
+        # By labels: what covers a cat says what kind of animal it is
+        untold = set(self.roles["rationale"])
+        return [
+            q
+            for q in self.ask(self.roles["label"], "train")
+            if not any(fact in self.silent for fact, _ in q["said"])
+            and _find_first_step(self.world, q["fact"]) not in untold
+        ]
 
-    def fill_apart(split, size, stream, *parts):
-        pick = _make_drawer(parts, two_step, taken, stream, exact=True)
-        rows[split] = rows.get(split, []) + add_wrong_options(
-            pick, size, n_options, near, spare, stream
+    def fill(self, split: str, size: int, rng, *parts, exact: bool = False) -> None:
+        """Add `size` questions with wrong options to a split, from parts (share, questions)."""
+        pick = _make_drawer(parts, self.settings.two_step, self.taken, rng, exact)
+        self.rows[split] = self.rows.get(split, []) + add_wrong_options(
+            pick, size, self.settings.n_options, self.near, self.spare, rng
         )
 
-    silent = set(roles["validation"]) | set(roles["none"])  # not even as the first of two steps
-    untold = set(roles["rationale"])  # by labels: what covers a cat says what kind of animal it is
-    fair = [
-        q
-        for q in ask(roles["label"], "train")
-        if not any(fact in silent for fact, _ in q["said"])
-        and _find_first_step(world, q["fact"]) not in untold
-    ]
-    # Validation has its own tenth of what training could ask, whatever is drawn from either
-    if apart:
-        n_core, streams = apart
-        own = streams["world"].random(len(fair)) < 0.1
-        checked, fair = (
-            [q for q, is_own in zip(fair, own) if is_own == side] for side in (True, False)
-        )
-        fill_apart(
-            "validation",
-            sizes["validation"],
-            streams["validation"],
-            (label_seen, checked),
-            (1 - label_seen, ask(roles["validation"], "train")),
-        )
-        fill_apart("train", n_core, streams["train"], (1, fair))
-        rng = streams["train"]
-    else:
-        fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
-        fill("train", (1, fair))
-    stated = [key for key in roles["rationale"] if _find_first_step(world, key) not in silent]
-    _add_supports(world, facts, rows["train"], stated, roles["label"], mentions, rng)
-    labelled = {q["fact"] for q in rows["train"]}
-    told = {q["support"][-1][0] for q in rows["train"] if q["support"]}
-    known = list_sentences(rows["train"])
-    hidden = [
-        key
-        for key in roles["rationale"]
-        if key in told and _find_first_step(world, key) not in labelled
-    ]
-    tested = (
-        (rationale_only, [q for q in ask(hidden, "test") if is_stated(q, known)]),
-        (
-            label_seen,
-            [
-                q
-                for q in ask([key for key in roles["label"] if key in labelled], "test")
-                if is_stated(q, known)
-            ],
-        ),
-        (
-            1 - rationale_only - label_seen,
-            [
-                q
-                for q in ask(roles["none"], "test")
-                if not is_stated(q, known) and (not apart or _needs_silent_fact(world, q, silent))
-            ],
-        ),
-    )
-    if apart:
-        most = min(
+    def add_supports(self, rows: list, stated: list, allowed: list, mentions: int, rng) -> None:
+        """Give each rationale one more fact; see `_add_supports`."""
+        _add_supports(self.world, self.facts, rows, stated, allowed, mentions, rng)
+
+    def state_hidden_facts(self, rng) -> list[tuple]:
+        """State the rationale-only facts in training rationales; return those that test may ask."""
+        first = lambda key: _find_first_step(self.world, key)
+        stated = [key for key in self.roles["rationale"] if first(key) not in self.silent]
+        train, mentions = self.rows["train"], self.settings.mentions
+        self.add_supports(train, stated, self.roles["label"], mentions, rng)
+        labelled = {q["fact"] for q in train}
+        told = {q["support"][-1][0] for q in train if q["support"]}
+        return [
+            key for key in self.roles["rationale"] if key in told and first(key) not in labelled
+        ]
+
+    def ask_for_test(self, hidden: list[tuple], separate: bool) -> tuple:
+        """Ask test's three parts, as (share, questions).
+
+        Their facts are stated in training rationales only, asked in training, or at least one of
+        them is stated nowhere.
+        """
+        shares, known = self.settings, list_sentences(self.rows["train"])
+        asked = {q["fact"] for q in self.rows["train"]}
+        labels = [key for key in self.roles["label"] if key in asked]
+        unknown = [q for q in self.ask(self.roles["none"], "test") if not is_stated(q, known)]
+        if separate:
+            unknown = [q for q in unknown if _needs_silent_fact(self.world, q, self.silent)]
+        return (
             (
-                int(len({q["question"] for q in questions}) / share)
-                for share, questions in tested
-                if share > 1e-9
+                shares.rationale_only,
+                [q for q in self.ask(hidden, "test") if is_stated(q, known)],
             ),
-            default=0,
+            (shares.label_seen, [q for q in self.ask(labels, "test") if is_stated(q, known)]),
+            (1 - shares.rationale_only - shares.label_seen, unknown),
         )
-        if sizes["test"] > most:
-            raise DataError(
-                f"microworld: n_test is {sizes['test']}; with n_core {n_core} and these shares the "
-                f"knowledge base gives at most {most} (a larger n_core teaches more)"
-            )
-        fill_apart("test", sizes["test"], streams["test"], *tested)
-        firsts, core = {_find_first_step(world, key) for key in hidden}, len(rows["train"])
-        fill_apart(
-            "train",
-            sizes["train"] - core,
-            streams["more"],
-            (1, [q for q in fair if q["fact"] not in firsts]),
-        )
-        more = rows["train"][core:]
-        _add_supports(world, facts, more, hidden, roles["label"], mentions, streams["more"])
-        for split in ("validation", "test"):
-            _add_supports(world, facts, rows[split], [], list(facts), 0, streams[split])
-        return rows
-    fill("test", *tested)
+
+
+def make_everyday(
+    world: dict, settings: WorldSettings, rng, streams: dict | None = None
+) -> dict[str, list[dict]]:
+    """Make an everyday or invented world; see `generate`.
+
+    streams: a generator for each name of STREAMS, where the splits are drawn separately. Returns
+    split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs, often none).
+    """
+    draw = _EverydayDraw(world, settings, rng)
+    if streams:
+        return _draw_separately(draw, streams)
+    sizes, seen, fair = settings.sizes, settings.label_seen, draw.ask_fairly()
+    check = draw.ask(draw.roles["validation"], "train")
+    draw.fill("validation", sizes["validation"], rng, (seen, fair), (1 - seen, check))
+    draw.fill("train", sizes["train"], rng, (1, fair))
+    hidden = draw.state_hidden_facts(rng)
+    draw.fill("test", sizes["test"], rng, *draw.ask_for_test(hidden, separate=False))
     for split in ("validation", "test"):
-        _add_supports(world, facts, rows[split], [], list(facts), 0, rng)
-    return rows
+        draw.add_supports(draw.rows[split], [], list(draw.facts), 0, rng)
+    return draw.rows
+
+
+def _draw_separately(draw: _EverydayDraw, streams: dict) -> dict[str, list[dict]]:
+    """Draw each split with a generator of its own, around a core of training questions.
+
+    The core teaches all that test asks, so that no size changes another split.
+    """
+    settings, sizes, roles = draw.settings, draw.settings.sizes, draw.roles
+    fair, seen, n_core = draw.ask_fairly(), settings.label_seen, settings.n_core
+    # Validation has its own tenth of what training could ask, whatever is drawn from either
+    own = streams["world"].random(len(fair)) < 0.1
+    checked = [q for q, is_own in zip(fair, own, strict=True) if is_own]
+    fair = [q for q, is_own in zip(fair, own, strict=True) if not is_own]
+    parts = (seen, checked), (1 - seen, draw.ask(roles["validation"], "train"))
+    draw.fill("validation", sizes["validation"], streams["validation"], *parts, exact=True)
+    draw.fill("train", n_core, streams["train"], (1, fair), exact=True)
+    hidden = draw.state_hidden_facts(streams["train"])
+    parts = draw.ask_for_test(hidden, separate=True)
+    counts = [(len({q["question"] for q in questions}), share) for share, questions in parts]
+    most = min((int(count / share) for count, share in counts if share > 1e-9), default=0)
+    if sizes["test"] > most:
+        raise DataError(
+            f"microworld: n_test is {sizes['test']}; with n_core {n_core} and these shares the "
+            f"knowledge base gives at most {most} (a larger n_core teaches more)"
+        )
+    draw.fill("test", sizes["test"], streams["test"], *parts, exact=True)
+    firsts = {_find_first_step(draw.world, key) for key in hidden}
+    core, rest = len(draw.rows["train"]), [q for q in fair if q["fact"] not in firsts]
+    draw.fill("train", sizes["train"] - core, streams["more"], (1, rest), exact=True)
+    more, mentions = draw.rows["train"][core:], settings.mentions
+    draw.add_supports(more, hidden, roles["label"], mentions, streams["more"])
+    for split in ("validation", "test"):
+        draw.add_supports(draw.rows[split], [], list(draw.facts), 0, streams[split])
+    return draw.rows
 
 
 def _needs_silent_fact(world: dict, q: dict, silent: set) -> bool:
-    """Whether a question needs a fact of `silent` that names its concept.
+    """Tell whether a question needs a fact of `silent` that names its concept.
 
     No training rationale can state it, whatever else training asks (where wool comes from may be
     said of another thing of wool).
@@ -301,28 +311,29 @@ def _needs_silent_fact(world: dict, q: dict, silent: set) -> bool:
 
 
 def _find_first_step(world: dict, key: tuple) -> tuple | None:
-    """The fact that a linked one starts from (what a sweater is made of, for where that comes
-    from); None of others.
+    """Find the fact that a linked one starts from; None for others.
+
+    What a sweater is made of comes before where that comes from.
     """
     via = world["relations"][key[1]].get("via")
     return (key[0], via) if via else None
 
 
 def list_sentences(rows: list[dict]) -> set[str]:
-    """Every sentence that the rationales of these questions state."""
+    """Collect every sentence that the rationales of these questions state."""
     return {sentence for q in rows for _, sentence in q["support"] + q["said"]}
 
 
 def is_stated(q: dict, known: set[str]) -> bool:
-    """Whether each sentence of a question's gold rationale is among the known ones."""
+    """Tell whether each sentence of a question's gold rationale is among the known ones."""
     return known.issuperset(sentence for _, sentence in q["said"])
 
 
 def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> None:
-    """One more fact for each rationale, said before the fact asked: its "support".
+    """Give each rationale one more fact, said before the fact asked: its "support".
 
-    First the facts of `stated`, each in up to `mentions` rationales: of the same concept, or of a
-    wrong option ("A pencil is made of wood. A knife is made of steel."). Then, in one-step
+    First come the facts of `stated`, each in up to `mentions` rationales: of the same concept, or
+    of a wrong option ("A pencil is made of wood. A knife is made of steel."). Then, in one-step
     rationales that are still free, any fact of `allowed` about the same concept. A two-step
     rationale, longer already, is taken only where there is no other.
     """

@@ -1,4 +1,4 @@
-"""D."""
+"""Choose wrong options, so that every value is right as often as its share of the options."""
 
 from collections import Counter, defaultdict
 
@@ -6,6 +6,7 @@ from cotdistill.microworld.knowledge import shares_words
 
 
 def group_alike(world: dict) -> dict[str, set[str]]:
+    """Map each value to the values that are close to it, itself among them."""
     near = defaultdict(set)
     for group in world["alike"]:
         for value in group:
@@ -14,9 +15,9 @@ def group_alike(world: dict) -> dict[str, set[str]]:
 
 
 def allowed_values(q: dict, values, near: dict):
-    """The values that may stand as a wrong option.
+    """Yield the values that may be a wrong option.
 
-    False, not close to a true one, no word shared with the question.
+    They are false, not close to a true one, and share no word with the question.
     """
     bad = set(q["true"]).union({q["answer"]}, *(near[v] for v in [*q["true"], q["answer"]]))
     return (v for v in values if v not in bad and not shares_words(q["question"], v))
@@ -25,8 +26,8 @@ def allowed_values(q: dict, values, near: dict):
 def _balance_picks(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[set], dict]:
     """Pick k different allowed values for each question so that value v is picked quota[v] times.
 
-    A random greedy start, then augmenting paths (Berge 1957), so the picks are as many as the
-    constraints permit. Returns the picks of each question (fewer than k where it cannot be) and
+    A random greedy start is followed by augmenting paths (Berge 1957), so the picks are as many as
+    the constraints permit. Returns the picks of each question (fewer than k where it cannot be) and
     what is left of the quota.
     """
     left, picks, sets = (
@@ -70,11 +71,11 @@ def _balance_picks(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[
 
 
 def _separate_alike(picks: list[set], allowed: list[list], near: dict) -> None:
-    """Exchange wrong options between questions, in place, until no two of a question are close to
-    each other, where that can be.
+    """Exchange wrong options between questions, in place, until no question has two close ones.
 
-    The right option is close to none of the others (`allowed_values`): what has a like one among the
-    options would be known to be wrong. An exchange keeps how often each value is offered.
+    Some may stay where no exchange is possible. The right option is close to none of the others
+    (`allowed_values`): an option with a similar one beside it would be known to be wrong. An
+    exchange keeps how often each value is offered.
     """
     sets = [set(values) for values in allowed]
     for i, mine in enumerate(picks):
@@ -103,10 +104,10 @@ def _separate_alike(picks: list[set], allowed: list[list], near: dict) -> None:
 def _pick_wrong_options(
     items: list[dict], size: int, near: dict, rng
 ) -> tuple[list[set], set[int]]:
-    """The wrong options of questions that share a pool, from the right answers of the others.
+    """Pick the wrong options of questions that share a pool, from the right answers of others.
 
-    A value is offered wrongly size - 1 times per time it is right. Second, the questions that stand
-    in the way of that.
+    A value is offered wrongly size - 1 times for each time it is right. Returns the picks, and the
+    places of questions that stand in the way of that.
     """
     quota = {
         v: count * (size - 1) for v, count in Counter(item["answer"] for item in items).items()
@@ -123,9 +124,11 @@ def _pick_wrong_options(
 
 
 def add_wrong_options(pick, size: int, n_options, near: dict, spare: dict, rng) -> list[dict]:
-    """`size` questions with their wrong options, under the key "wrong".
+    """Draw `size` questions and give each its wrong options, under the key "wrong".
 
-    `pick(count)` supplies questions; those that would break the balance are exchanged for others, twelve times at most, and an option that is still missing in the end is any value of the relation (it happens in splits of a few questions).
+    `pick(count)` supplies questions. Those that would break the balance are exchanged for others,
+    twelve times at most. An option that is still missing in the end is any value of the relation
+    (it happens in splits of a few questions).
     """
     groups, done = defaultdict(list), {}
 
@@ -153,9 +156,9 @@ def add_wrong_options(pick, size: int, n_options, near: dict, spare: dict, rng) 
             break
     rows = []
     for pool, n in sorted(groups):
-        for item, values in zip(groups[pool, n], done[pool, n][0]):
+        for item, values in zip(groups[pool, n], done[pool, n][0], strict=True):
             others = [v for v in allowed_values(item, spare[pool], near) if v not in values]
-            # The unlike ones first
+            # Values unlike the others come first
             more = sorted(
                 (others[i] for i in rng.permutation(len(others))),
                 key=lambda v: bool(near[v] & values),
