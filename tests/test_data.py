@@ -600,8 +600,8 @@ BAD_FILES = {
     "index and text": (
         "train.csv",
         "id,question,A,B,answer\na,q?,1,2,1\n",
-        "train.csv, row 1: answer 1 is an index and the text of another option; expected a letter, "
-        "B or A",
+        "train.csv, row 1: answer 1 is an index and the text of another option; expected a "
+        "letter, B or A",
     ),
     "no rows": ("train.csv", "id,question,A,B,answer\n", "train.csv: no question in it"),
     "empty": ("train.csv", "", "train.csv: no question in it"),
@@ -652,7 +652,7 @@ def test_bad_files_of_every_form(tmp_path, name, content, message):
 
 def test_training_questions_of_the_later_splits_are_left_out_and_counted(tmp_path):
     """Validation and test count as later; case and order of options make no other question."""
-    ask = lambda id, question, **more: {**ROW, "id": id, "question": question, **more}
+    ask = lambda key, question, **more: {**ROW, "id": key, "question": question, **more}
     train = [
         ask("a", "one?", rationale="r"),
         ask("b", "TWO!", choices=["fire", "ice"]),
@@ -678,8 +678,8 @@ def test_training_questions_of_the_later_splits_are_left_out_and_counted(tmp_pat
     card = data_card(data)
     assert card["left_out"].tolist() == [2, 1, 0] and card["seen_in_train"].tolist() == [0, 0, 0]
     assert repeats_note(data) == (
-        "left out of training, as they also stand in the validation or test split: 2; "
-        "left out of validation, as they also stand in the test split: 1"
+        "left out of training, as they also stand in the validation or test split: 2; left out of "
+        "validation, as they also stand in the test split: 1"
     )
     (tmp_path / "validation.jsonl").unlink()
     data = load_dataset(path, validation_size=1)
