@@ -22,20 +22,20 @@ def split_path(folder: Path, name: str, official: str | None = None) -> Path | N
     official: what the dataset's authors call the file. Returns None where there is nothing. Raises
     DataError where the split is there in two forms.
     """
-    found = [
+    paths = [
         folder / f"{n}{suffix}"
         for n in filter(None, (name, official))
         for suffix in READERS
         if (folder / f"{n}{suffix}").is_file()
     ]
-    found += [folder / name] if (folder / name / "state.json").is_file() else []
-    found += sorted(folder.glob(f"{name}-?????-of-?????.parquet"))[:1]
-    if len(found) > 1:
+    paths += [folder / name] if (folder / name / "state.json").is_file() else []
+    paths += sorted(folder.glob(f"{name}-?????-of-?????.parquet"))[:1]
+    if len(paths) > 1:
         raise DataError(
-            f"{folder}: split {name} appears twice, as {found[0].name} and {found[1].name}; "
+            f"{folder}: split {name} appears twice, as {paths[0].name} and {paths[1].name}; "
             "expected one of them"
         )
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 def question_rows(path: Path) -> list[tuple[str, dict]]:

@@ -68,21 +68,21 @@ def contains_run(words: list[str], part: list[str]) -> bool:
     )
 
 
-def strip_markup(said: str) -> str:
+def strip_markup(text: str) -> str:
     """Strip LaTeX and brackets from a stated answer.
 
     "$\\boxed{\\text{B}}$", "[B]" and "`b`" become a plain letter or "(B)".
     """
-    said = said.translate(patterns.WIDE).replace("\\(", " ").replace("\\)", " ").replace("`", "")
+    text = text.translate(patterns.WIDE).replace("\\(", " ").replace("\\)", " ").replace("`", "")
     for _ in range(3):  # LaTeX is rarely nested deeper
-        said = re.sub(r"\\(?:boxed|text|textbf|mathrm|mathbf|textit)\s*\{([^{}]*)\}", r"\1", said)
-    said = re.sub(r"\$([^$]*)\$", r"\1", said).replace("\\ ", " ")
-    said = re.sub(r"^([\s*_\"']*)[\[{<「『(]+\s*([A-Za-z])\s*[\]}>」』)]+", r"\1(\2)", said)
-    said = re.sub(r"^([\s*_\"']*)\(([a-z])\)", lambda m: f"{m[1]}({m[2].upper()})", said)
-    return re.sub(r"(?<=[A-Z)])\s*(?:です|だ|입니다|이다)(?:。|\.)?\s*$", "", said)
+        text = re.sub(r"\\(?:boxed|text|textbf|mathrm|mathbf|textit)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\$([^$]*)\$", r"\1", text).replace("\\ ", " ")
+    text = re.sub(r"^([\s*_\"']*)[\[{<「『(]+\s*([A-Za-z])\s*[\]}>」』)]+", r"\1(\2)", text)
+    text = re.sub(r"^([\s*_\"']*)\(([a-z])\)", lambda m: f"{m[1]}({m[2].upper()})", text)
+    return re.sub(r"(?<=[A-Z)])\s*(?:です|だ|입니다|이다)(?:。|\.)?\s*$", "", text)
 
 
-def named_options(said: str, choices: tuple[str, ...], whole: bool = False) -> list[int]:
+def named_options(statement: str, choices: tuple[str, ...], whole: bool = False) -> list[int]:
     """List the options that a stated answer names.
 
     It names them by text, by letter ("(B)", "B.", "option B"), or by both (two options where they
@@ -90,49 +90,53 @@ def named_options(said: str, choices: tuple[str, ...], whole: bool = False) -> l
     whole=True nothing else may be in the statement. A denied option ("probably not copper") is
     none; "not (A) but (B)" is (B).
     """
-    said = strip_markup(said)
-    words = _split_terms(said)
+    statement = strip_markup(statement)
+    words = _split_terms(statement)
     texts = [
         _split_terms(choice.translate(patterns.WIDE)) if first_equal(choices, i) == i else []
         for i, choice in enumerate(choices)
     ]
-    alone = patterns.ALONE.fullmatch(said)
+    alone = patterns.ALONE.fullmatch(statement)
     # The form that was asked for: it is the letter even where an option's text is a letter
     if alone and LETTERS.find(alone[1]) < len(choices):
         return [first_equal(choices, LETTERS.find(alone[1]))]
     exact = [i for i, text in enumerate(texts) if text and text == words]
     if len(exact) == 1:
         return exact
-    first = _find_leading_texts(said, words, texts)
-    if patterns.DENIED.match(said) and not any(texts[i][0] in patterns.NEGATIONS for i in first):
-        instead = patterns.INSTEAD.search(said)
+    first = _find_leading_texts(statement, words, texts)
+    if patterns.DENIED.match(statement) and not any(
+        texts[i][0] in patterns.NEGATIONS for i in first
+    ):
+        instead = patterns.INSTEAD.search(statement)
         return named_options(instead["said"], choices, whole) if instead else []
-    named = _find_letters(said, choices, texts, whole)
+    named = _find_letters(statement, choices, texts, whole)
     if named or whole:
         return named
-    if "=" in said and len(_split_terms(said.rpartition("=")[2])) > 0 and not first:  # "12 - 8 = 4"
-        return named_options(said.rpartition("=")[2], choices)
     if (
-        "=" in said
+        "=" in statement and len(_split_terms(statement.rpartition("=")[2])) > 0 and not first
+    ):  # "12 - 8 = 4"
+        return named_options(statement.rpartition("=")[2], choices)
+    if (
+        "=" in statement
         and first
         and all(term[:1].isdigit() or term[:1] == "-" for text in texts for term in text)
     ):
-        return named_options(said.rpartition("=")[2], choices)
-    return first or _find_inner_text(said, texts)
+        return named_options(statement.rpartition("=")[2], choices)
+    return first or _find_inner_text(statement, texts)
 
 
 def _find_letters(
-    said: str, choices: tuple[str, ...], texts: list[list[str]], whole: bool
+    statement: str, choices: tuple[str, ...], texts: list[list[str]], whole: bool
 ) -> list[int]:
     """List the options that a statement names by letter at its start.
 
     They are one, two, or none where the letter is a word ("A knife").
     """
-    head = patterns.HEAD.match(said)
+    head = patterns.HEAD.match(statement)
     letter = LETTERS.find(head[2]) if head else -1
     if not 0 <= letter < len(choices):
-        return _find_small_letter(said, choices, texts)
-    letter, rest = first_equal(choices, letter), said[head.end() :]
+        return _find_small_letter(statement, choices, texts)
+    letter, rest = first_equal(choices, letter), statement[head.end() :]
     pair = patterns.SECOND.match(rest)
     second = LETTERS.find(pair[1] or pair[2]) if pair else -1
     if 0 <= second < len(choices):
@@ -154,12 +158,14 @@ def _find_letters(
     return [letter] if clear and not (whole and tail and not other) else []
 
 
-def _find_small_letter(said: str, choices: tuple[str, ...], texts: list[list[str]]) -> list[int]:
+def _find_small_letter(
+    statement: str, choices: tuple[str, ...], texts: list[list[str]]
+) -> list[int]:
     """Find the option of a small letter: "b", "b. a knife", "option b".
 
     Nothing else may be beside the letter but the option's own text.
     """
-    small = patterns.SMALL.fullmatch(said.strip())
+    small = patterns.SMALL.fullmatch(statement.strip())
     letter = LETTERS.find(small["letter"].upper()) if small else -1
     if not 0 <= letter < len(choices):
         return []
@@ -167,7 +173,7 @@ def _find_small_letter(said: str, choices: tuple[str, ...], texts: list[list[str
     return [letter] if not tail or tail == texts[letter] else []
 
 
-def _find_leading_texts(said: str, words: list[str], texts: list[list[str]]) -> list[int]:
+def _find_leading_texts(statement: str, words: list[str], texts: list[list[str]]) -> list[int]:
     """List the options whose text starts a statement: the longest, or two in "ice or wood".
 
     An ordinary word ("no") must be all of its clause: "no, because" names the option, "no longer
@@ -184,7 +190,7 @@ def _find_leading_texts(said: str, words: list[str], texts: list[list[str]]) -> 
         stop = r"(?:\s*(?:[.,;:!—–(*]|$)|\s+(?i:because|since|as|for|and|but|-)(?!\w))"
         ends = re.match(
             article + re.escape(text[0]) + end + stop,
-            said,
+            statement,
             re.I,
         )
         return first if len(first) == 1 and ends else []
@@ -199,12 +205,12 @@ def _find_leading_texts(said: str, words: list[str], texts: list[list[str]]) -> 
     return first if len(first) == 1 else []
 
 
-def _find_inner_text(said: str, texts: list[list[str]]) -> list[int]:
+def _find_inner_text(statement: str, texts: list[list[str]]) -> list[int]:
     """Find the one option whose text appears anywhere in a statement.
 
     What comes after a turn against something ("rather than wood") does not count.
     """
-    words, positive = _split_terms(said), _split_terms(patterns.AGAINST.split(said)[0])
+    words, positive = _split_terms(statement), _split_terms(patterns.AGAINST.split(statement)[0])
     inside = [
         i
         for i, text in enumerate(texts)
@@ -299,7 +305,7 @@ def stated_options(text: str, choices: tuple[str, ...]) -> list[list[int]]:
     option can be read is left out, and so is one that is asked ("is B the answer?"), supposed ("if
     the answer is B") or denied.
     """
-    text, found = text.translate(patterns.WIDE), {}
+    text, statements = text.translate(patterns.WIDE), {}
     for pattern, whole in (
         (patterns.TURN, True),
         (patterns.PICK, True),
@@ -323,14 +329,14 @@ def stated_options(text: str, choices: tuple[str, ...]) -> list[list[int]]:
                 or patterns.SUPPOSED.search(text, max(0, match.start() - 60), match.start())
             ):
                 continue
-            found[match.start(name)] = named_options(match[name], choices, whole)
+            statements[match.start(name)] = named_options(match[name], choices, whole)
     for match in patterns.NAMED.finditer(text):
-        found[match.start("said")] = _read_named_option(match, choices)
+        statements[match.start("said")] = _read_named_option(match, choices)
     for line in _find_answer_lines(text, choices):
-        found[line.at] = named_options(
+        statements[line.at] = named_options(
             line.said.lstrip(" #>\t") if line.whole else line.said, choices, line.whole
-        ) or found.get(line.at)
-    return [found[start] for start in sorted(found) if found[start]]
+        ) or statements.get(line.at)
+    return [statements[start] for start in sorted(statements) if statements[start]]
 
 
 def _read_named_option(match, choices: tuple[str, ...]) -> list[int]:
@@ -426,7 +432,7 @@ def read_completion(
     if not final:  # it thought and never answered
         return Reading("", None, False, thought, True)
     text = ("\n" + unwrap_answer(final)).split(STOP)[0].strip()
-    said = stated_options(text, example.choices)
+    statements = stated_options(text, example.choices)
     body = _extract_reason(text, example.choices) or _clean_reason(thought, example.choices)
-    answer = said[-1][0] if said and len(said[-1]) == 1 else None
-    return Reading(body, answer, len({i for s in said for i in s}) > 1, thought, True)
+    answer = statements[-1][0] if statements and len(statements[-1]) == 1 else None
+    return Reading(body, answer, len({i for s in statements for i in s}) > 1, thought, True)

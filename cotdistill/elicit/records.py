@@ -323,7 +323,7 @@ def find_answers(jobs: list[dict], records: dict[tuple, dict]) -> dict[tuple, di
     An answer that ended by itself under a smaller max_new_tokens is the answer under a larger one
     too: after the limit was raised, only what was cut off is asked again.
     """
-    found, ended = {}, {}
+    answers, ended = {}, {}
     for record in records.values():
         if not record["cut_off"]:
             ended.setdefault(_key_without_limit(record), []).append(record)
@@ -335,10 +335,10 @@ def find_answers(jobs: list[dict], records: dict[tuple, dict]) -> dict[tuple, di
             if r["decoding"].get("max_new_tokens", limit) < limit
         ]
         if _record_key(job) in records:
-            found[_record_key(job)] = records[_record_key(job)]
+            answers[_record_key(job)] = records[_record_key(job)]
         elif shorter:
-            found[_record_key(job)] = shorter[-1]
-    return found
+            answers[_record_key(job)] = shorter[-1]
+    return answers
 
 
 def ask_all(

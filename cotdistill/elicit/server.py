@@ -113,7 +113,7 @@ def _ask_server(
             failure, unreachable = f"no connection ({cause})", cause == "ConnectError"
         # Torn or invalid JSON, or a web page
         except (openai.APIError, ValueError, RecursionError) as error:
-            failure = f"its answer was not whole ({type(error).__name__})"
+            failure = f"its answer was incomplete ({type(error).__name__})"
             words = _hint_at_address(str(client.base_url))
         if attempt < tries - 1:
             stop.wait(

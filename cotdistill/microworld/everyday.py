@@ -17,7 +17,7 @@ def _ask_about(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
     the options), relation, fact (its key), steps, said (what the rationale states, (fact, sentence)
     pairs), keys (its key words).
     """
-    found, clues = [], {"use": "the thing used for {v}", "does": "the one known for {v}"}
+    questions, clues = [], {"use": "the thing used for {v}", "does": "the one known for {v}"}
     for concept, relation in keys:
         value, row = facts[concept, relation][0], world["relations"][relation]
         base = dict(
@@ -40,9 +40,9 @@ def _ask_about(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
                     ((concept, relation), state(world, relation, concept, value, middle)),
                 ],
             )
-        found += [base | dict(question=template.format(S=concept)) for template in row[side]]
+        questions += [base | dict(question=template.format(S=concept)) for template in row[side]]
         for template in row.get(f"inverse_{side}", []):  # from the value to the concept
-            found.append(
+            questions.append(
                 base
                 | dict(
                     question=template.format(v=value),
@@ -55,14 +55,14 @@ def _ask_about(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
             if clue != relation and "via" not in row and (concept, clue) in facts:
                 thing = facts[concept, clue][0]
                 said = [((concept, clue), state(world, clue, concept, thing)), *base["said"]]
-                found += [
+                questions += [
                     base
                     | dict(question=template.format(S=words.format(v=thing)), steps=2, said=said)
                     for template in row[side]
                 ]
     return [
         q | dict(question=capitalise(q["question"]))
-        for q in found
+        for q in questions
         if not any(shares_words(q["question"], true) for true in q["true"][:1] + [q["answer"]])
     ]
 
@@ -109,22 +109,22 @@ def _make_drawer(parts: list[tuple], two_step: float, taken: set, rng, exact: bo
     def pick(count: int, removed: list[dict] = ()) -> list[dict]:
         for q in removed:
             given[q["part"]] -= 1
-        total, found = sum(given) + count, []
+        total, drawn = sum(given) + count, []
         owed = sum(q["steps"] == 2 for q in removed) if removed else round(two_step * count)
         wanted = [
             max(0, round(total * share) - had) for (share, _), had in zip(parts, given, strict=True)
         ]
         for i, want in [*enumerate(wanted), *((i, count) for i in range(len(parts)))]:
-            want = min(want, count - len(found))
-            two = round(owed * want / max(count - len(found), 1))
+            want = min(want, count - len(drawn))
+            two = round(owed * want / max(count - len(drawn), 1))
             new = _choose_questions(
                 parts[i][1], want, min(two, want) if exact else two, taken, uses, rng
             )
             given[i], owed = given[i] + len(new), max(0, owed - sum(q["steps"] == 2 for q in new))
-            found += [q | dict(part=i) for q in new]
-        for q in removed[len(found) :]:  # nothing is left to exchange them for
+            drawn += [q | dict(part=i) for q in new]
+        for q in removed[len(drawn) :]:  # nothing is left to exchange them for
             given[q["part"]] += 1
-        return found
+        return drawn
 
     return pick
 

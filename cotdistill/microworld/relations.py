@@ -66,7 +66,7 @@ def _ask_about_chains(paths: list[dict], side: str, rng) -> list[dict]:
     direction: the options are the two words of the last quantity. comparison: two people, of whom
     the first named has more (or less) of the first quantity; either may be asked for.
     """
-    found, names = [], NAMES[side]
+    questions, names = [], NAMES[side]
     for path in paths:
         (c, more, less), (e, more2, less2) = path["nodes"][0], path["nodes"][-1]
         if stems(f"{c} {more} {less}") & stems(f"{e} {more2} {less2}"):
@@ -91,7 +91,7 @@ def _ask_about_chains(paths: list[dict], side: str, rng) -> list[dict]:
             word, right = said[0][1], said[-1][1]
             wrong = less2 if right == more2 else more2
             for template in DIRECTION[side]:
-                found.append(
+                questions.append(
                     base
                     | dict(
                         question=template.format(c=c, e=e, w=word),
@@ -106,7 +106,7 @@ def _ask_about_chains(paths: list[dict], side: str, rng) -> list[dict]:
                 for ask in (right, wrong) * 3:  # three pairs of people each
                     a, b = (names[x] for x in rng.permutation(len(names))[:2])
                     who, other = (a, b) if ask == right else (b, a)
-                    found.append(
+                    questions.append(
                         base
                         | dict(
                             question=template.format(c=c, e=e, w=word, w2=ask, A=a, B=b),
@@ -118,7 +118,7 @@ def _ask_about_chains(paths: list[dict], side: str, rng) -> list[dict]:
                             cells=(who == a, who != a),
                         )
                     )
-    return [q | dict(question=capitalise(q["question"])) for q in found]
+    return [q | dict(question=capitalise(q["question"])) for q in questions]
 
 
 def _balance_questions(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
@@ -134,8 +134,10 @@ def _balance_questions(questions: list[dict], size: int, taken: set, rng) -> lis
     cells = sorted(waiting)
 
     def fits(q: dict, slack: float) -> bool:
+        if q["question"] in taken:
+            return False
         right, wrong, first, *_ = (tilt[key] for key in _balance_keys(q))
-        return q["question"] not in taken and right <= slack and wrong >= -slack and first <= slack
+        return right <= slack and wrong >= -slack and first <= slack
 
     for slack in (0, 1, 2, 10**9):
         stuck = set()
