@@ -1,13 +1,13 @@
-"""The one kind of error that a user sees: a line that says what was found and what is expected."""
+"""Define the one kind of error that a user sees: a line of what was found and what is expected."""
 
 import re
 
 
 def one_line(message: str, longest: int = 1500) -> str:
-    """A message on one line of printable characters.
+    """Put a message on one line of printable characters.
 
-    Line breaks and control characters out of someone's file are escaped, and of a very long message
-    the middle is left out (its end says what is expected).
+    Line breaks and control characters from a user's file are escaped. A very long message loses its
+    middle; its end, which says what is expected, stays.
     """
     message = str(message)
     if len(message) > longest:
@@ -16,14 +16,16 @@ def one_line(message: str, longest: int = 1500) -> str:
 
 
 class DataError(ValueError):
-    """Bad input: one line that names the file, the line or id, what was found and what is expected."""
+    """Report bad input on one line.
+
+    The line names the file, the line or id, what was found and what is expected.
+    """
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
 
 
-# What a failed write says of itself: OSError, safetensors (Rust) and torch's zip writer each in its
-# own words
+# How a failed write reads: OSError, safetensors (Rust) and torch's zip writer word it differently.
 DISK = {
     "is full": (
         "No space left",
@@ -39,27 +41,23 @@ DISK = {
 
 
 def disk_error(error, folder) -> "DataError | None":
-    """A failed write as one line: the folder, what is wrong with it and the way out.
+    """Turn a failed write into one line: the folder, what is wrong with it and how to go on.
 
-    None for any other error (or text of one).
+    `error` is an exception or the text of one. Returns None for any other error.
     """
-    found = next(
-        (wrong for wrong, words in DISK.items() if any(word in str(error) for word in words)), None
+    problem = next(
+        (name for name, words in DISK.items() if any(word in str(error) for word in words)), None
     )
-    if found is None:
+    if problem is None:
         return None
-    way = (
-        "free some space"
-        if found == "is full"
-        else (
-            "make it writable, or set "
-            "COTDISTILL_ARTIFACTS (for weights "
-            "COTDISTILL_CACHE) to a folder that is"
+    remedy = "free some space"
+    if problem != "is full":
+        remedy = (
+            "make it writable, or set COTDISTILL_ARTIFACTS (for weights COTDISTILL_CACHE) to a "
+            "folder that is"
         )
-    )
-    named = re.search(r": '([^']+)'", str(error))
+    quoted = re.search(r": '([^']+)'", str(error))
     return DataError(
-        f"{named[1] if named else folder}: the folder {found}; expected to write "
-        f"there: {way}, then run the same command again: "
-        "what is whole is kept"
+        f"{quoted[1] if quoted else folder}: the folder {problem}; expected to write there: "
+        f"{remedy}, then run the same command again: what is complete is kept"
     )

@@ -1,4 +1,4 @@
-"""Examples, rationales and datasets: what they hold and what is checked of them."""
+"""Define examples, rationales and datasets, and check what they hold."""
 
 import re
 import reprlib
@@ -11,7 +11,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Example:
-    """One multiple-choice question.
+    """Hold one multiple-choice question.
 
     `answer` is the index of the right option in `choices`.
     """
@@ -23,15 +23,16 @@ class Example:
 
     @property
     def label(self) -> str:
-        """Text of the right option."""
+        """Return the text of the right option."""
         return self.choices[self.answer]
 
 
 @dataclass(frozen=True)
 class Rationale:
-    """A teacher's explanation of one question.
+    """Hold a teacher's explanation of one question.
 
-    `answer` is the option it concluded (None: none could be read); `key_spans` are character spans of tokens known to carry the answer (microworld only).
+    `answer` is the option that it concludes (None: none could be read). `key_spans` are the
+    character spans of tokens known to carry the answer (microworld only).
     """
 
     id: str
@@ -41,40 +42,46 @@ class Rationale:
 
 
 def is_plain_text(value) -> bool:
-    """A str that is not blank and can be written as UTF-8 (JSON may hold half a surrogate pair)."""
+    """Tell whether a value is a str that is not blank and can be written as UTF-8.
+
+    JSON may hold half a surrogate pair, which cannot be written.
+    """
     return (
         isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
     )
 
 
-def _field(row: dict, name: str, where: str):
+def get_field(row: dict, name: str, where: str):
+    """Return a field of a row; raise DataError where the row has none of this name."""
     if name not in row:
         raise DataError(f"{where}: no field '{name}'; found {sorted(row)}")
     return row[name]
 
 
 def answer_index(answer, n_choices: int, where: str) -> int:
-    """An answer given as an option letter ("B") or an index from 0 (1)."""
+    """Convert an answer, an option letter ("B") or an index from 0 (1), to the index.
+
+    Raises DataError for anything outside the choices, and for a number in quotes.
+    """
     index = answer
     if isinstance(answer, str):
         text = answer.strip()
         index = LETTERS.find(text.upper()) if len(text) == 1 and text.isalpha() else -1
         if text.isdecimal():
             raise DataError(
-                f"{where}: answer '{text}' is a text; expected a number, an index from 0 "
-                f"to {n_choices - 1}, or a letter from A to {LETTERS[n_choices - 1]}"
+                f"{where}: answer '{text}' is a text; expected a number, an index from 0 to "
+                f"{n_choices - 1}, or a letter from A to {LETTERS[n_choices - 1]}"
             )
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n_choices:
         raise DataError(
-            f"{where}: answer {reprlib.repr(answer)} is outside the {n_choices} "
-            "choices; expected an index from 0 to "
-            f"{n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}"
+            f"{where}: answer {reprlib.repr(answer)} is outside the {n_choices} choices; expected "
+            f"an index from 0 to {n_choices - 1} or a letter from A to {LETTERS[n_choices - 1]}"
         )
     return index
 
 
 def gold_index(answer, choices: tuple[str, ...], where: str) -> int:
-    """The right option of a question, given as an index from 0 (a number) or as a letter.
+    """Find the right option of a question, given as an index from 0 (a number) or as a letter.
 
     Digits in quotes ("1") are the option with that text, and never an index. Raises DataError where
     a letter is another option's text too (options O, A, B, AB and answer "A"): only the index can
@@ -88,40 +95,37 @@ def gold_index(answer, choices: tuple[str, ...], where: str) -> int:
     if same and not letter:
         raise DataError(
             f"{where}: answer {reprlib.repr(answer)} is outside the letters, and an option's text; "
-            f"expected an "
-            f"index from 0 to {len(choices) - 1} (here {same[0]}) or a letter from A to "
-            f"{LETTERS[len(choices) - 1]} (here {LETTERS[same[0]]})"
+            f"expected an index from 0 to {len(choices) - 1} (here {same[0]}) or a letter from A "
+            f"to {LETTERS[len(choices) - 1]} (here {LETTERS[same[0]]})"
         )
     index = answer_index(answer, len(choices), where)
     if same and choices[index].casefold() != text.casefold():
         raise DataError(
             f"{where}: answer '{text}' is the letter of option {reprlib.repr(choices[index])} and "
-            f"the text of "
-            f"another; expected the index as a number, {index} or {same[0]}"
+            f"the text of another; expected the index as a number, {index} or {same[0]}"
         )
     return index
 
 
-def make_example(id, question, choices, answer, where: str) -> Example:
+def make_example(question_id, question, choices, answer, where: str) -> Example:
     """Check one question and build it.
 
     White space inside an option is collapsed: a label must stay on one line. Where the right option
-    stands there twice (in some official questions), the first of the two is the answer: equal texts
-    are one answer.
+    appears twice (in some official questions), the first of the two is the answer: equal texts are
+    one answer. Raises DataError naming `where` and the id.
     """
-    if not is_plain_text(id):
-        raise DataError(f"{where}: id {reprlib.repr(id)}; expected a text that is not empty")
-    where = f"{where} (id {id})"
-    if not is_plain_text(question):
-        found = (
-            f"question {reprlib.repr(question)}"
-            if not isinstance(question, str) or question.strip()
-            else "empty question"
+    if not is_plain_text(question_id):
+        raise DataError(
+            f"{where}: id {reprlib.repr(question_id)}; expected a text that is not empty"
         )
-        raise DataError(f"{where}: {found}; expected a text")
+    where = f"{where} (id {question_id})"
+    if not is_plain_text(question):
+        blank = isinstance(question, str) and not question.strip()
+        problem = "empty question" if blank else f"question {reprlib.repr(question)}"
+        raise DataError(f"{where}: {problem}; expected a text")
     if not isinstance(choices, (list, tuple)) or len(choices) < 2:
-        found = len(choices) if isinstance(choices, (list, tuple)) else type(choices).__name__
-        raise DataError(f"{where}: {found} choice(s); expected a list of at least two")
+        count = len(choices) if isinstance(choices, (list, tuple)) else type(choices).__name__
+        raise DataError(f"{where}: {count} choice(s); expected a list of at least two")
     if len(choices) > len(LETTERS):
         raise DataError(f"{where}: {len(choices)} choices; expected at most {len(LETTERS)}")
     for choice in choices:
@@ -130,33 +134,32 @@ def make_example(id, question, choices, answer, where: str) -> Example:
                 f"{where}: choice {reprlib.repr(choice)}; expected a text that is not empty"
             )
     choices = tuple(" ".join(choice.split()) for choice in choices)
-    return Example(
-        id, question.strip(), choices, first_equal(choices, gold_index(answer, choices, where))
-    )
+    right = first_equal(choices, gold_index(answer, choices, where))
+    return Example(question_id, question.strip(), choices, right)
 
 
 def first_equal(choices: tuple[str, ...], option: int) -> int:
-    """The first option with the same text: where an option stands there twice, both are one answer."""
+    """Return the first option with the same text: equal options are one answer."""
     return choices.index(choices[option])
 
 
 def check_rationale(text, where: str) -> None:
-    """A rationale must be a text that can be written as UTF-8; it may be empty.
+    """Check that a rationale is a text that can be written as UTF-8; it may be empty.
 
     Raises DataError.
     """
     if not isinstance(text, str) or text.strip() and not is_plain_text(text):
         raise DataError(
             f"{where}: rationale is "
-            f"{type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; "
-            "expected a text"
+            f"{type(text).__name__ if not isinstance(text, str) else reprlib.repr(text)}; expected "
+            "a text"
         )
 
 
 def question_key(example: Example) -> tuple:
-    """What makes two questions the same.
+    """Return a key that is equal for two equal questions.
 
-    Their words and the set of their options, whatever the case and order.
+    They have the same words and the same set of options, whatever their case and order.
     """
     words = " ".join(re.findall(r"\w+", example.question.lower()))
     return words, tuple(sorted(choice.lower() for choice in example.choices))
@@ -164,9 +167,11 @@ def question_key(example: Example) -> tuple:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything a study trains and tests on.
+    """Hold everything that a study trains and tests on.
 
-    `rationales` maps an id to its Rationale; `meta` holds what microworld knows about a question (its steps, and where training states its fact), and is empty for other data. `left_out` holds, by split, the questions that also stand in a later one (`without_repeats`).
+    `rationales` maps an id to its Rationale. `meta` holds what microworld knows about a question
+    (its steps, and where training states its fact); it is empty for other data. `left_out` holds,
+    by split, the questions that are also in a later split (`without_repeats`).
     """
 
     name: str
@@ -179,7 +184,7 @@ class Dataset:
 
     @property
     def explained(self) -> list[Example]:
-        """Every question that a recorded set may explain, those that were left out too."""
+        """List every question that a recorded set may explain, including those left out."""
         return [
             *self.train,
             *self.validation,
@@ -190,7 +195,7 @@ class Dataset:
 def without_repeats(
     examples: list[Example], later: list[Example]
 ) -> tuple[list[Example], list[Example]]:
-    """(questions that do not stand among `later`, those that do).
+    """Split `examples` into (questions that are not among `later`, questions that are).
 
     The same question has the same words and options, whatever their case and order. A test question
     that was trained on measures memory. OpenBookQA's official train split holds 14 of its test
@@ -198,13 +203,13 @@ def without_repeats(
     """
     keys = {question_key(example) for example in later}
     repeated = [example for example in examples if question_key(example) in keys]
-    return [
-        example for example in examples if question_key(example) not in keys
-    ] if repeated else examples, repeated
+    if not repeated:
+        return examples, []
+    return [example for example in examples if question_key(example) not in keys], repeated
 
 
 def repeats_note(data: Dataset) -> str:
-    """One line on the questions left out because they stand in a later split; empty for none."""
+    """Say in one line which questions are left out as repeats of a later split; "" for none."""
     names = {
         "train": "left out of training, as they also stand in the validation or test split",
         "validation": "left out of validation, as they also stand in the test split",

@@ -1,7 +1,4 @@
-"""Execute a study's notebooks in sequence by papermill, each in a kernel of its own.
-
-Tidy what they leave; status.
-"""
+"""Execute a study's notebooks one after the other, each in a kernel of its own; show its status."""
 
 import json
 import os
@@ -11,11 +8,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cotdistill.errors import DataError, disk_error, one_line
 from cotdistill.files import atomic_write, read_text, remove_stale_parts, temporary_path
 from cotdistill.kernel import QUIET, kernel_is_alive, make_kernel, start_kernel, stop_kernel
 from cotdistill.parameters import (
-    _parameters_file,
     all_parameters,
     check_demands,
     check_made_with,
@@ -23,6 +21,7 @@ from cotdistill.parameters import (
     default_note,
     load_study,
     notebook_parameters,
+    parameters_path,
     stage_parameters,
 )
 from cotdistill.paths import FOLDER, NOTEBOOKS, RUN_KEY, RUN_STAGES, artifacts, enter_study, root
@@ -31,37 +30,36 @@ from cotdistill.tidy import tidy_notebook
 
 
 def run_stages(stages: list[str], values: dict, executed: Path) -> None:
-    """Execute notebook after notebook, each in a kernel of its own.
+    """Execute the notebooks of these stages in order, each in a kernel of its own.
 
-    The next one's starts meanwhile. Raises DataError, as `run_stage`.
+    The kernel of the next one starts meanwhile. Raises DataError, as `run_stage` does.
     """
-    ahead = None
+    upcoming = None
     try:
         for number, stage in enumerate(stages, 1):
-            mine, ahead = ahead, None
+            kernel, upcoming = upcoming, None
             try:
-                with suppress(
-                    Exception
-                ):  # where none can be started, the stage itself says why when it comes to it
-                    ahead = start_kernel() if number < len(stages) else None
-                run_stage(stage, values, executed, mine)
+                # Where no kernel can start, the next stage itself says why
+                with suppress(Exception):
+                    upcoming = start_kernel() if number < len(stages) else None
+                run_stage(stage, values, executed, kernel)
             finally:
-                if mine:
-                    stop_kernel(mine)
+                if kernel:
+                    stop_kernel(kernel)
     finally:
-        if ahead:
-            stop_kernel(ahead)
+        if upcoming:
+            stop_kernel(upcoming)
 
 
 def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> None:
-    """Execute a notebook with these parameters into `part`, its prints going to the terminal too.
+    """Execute a notebook with these parameters into `part`, and print what it prints.
 
-    kernel: one of `start_kernel`, which stays; None, or one that died meanwhile: a new one is
-    started and stopped. After Ctrl-C no part is left. Raises what papermill raises.
+    kernel: one of `start_kernel`, which is left running. With None, or where it has died meanwhile,
+    a new kernel is started and stopped. After Ctrl-C no part is left. Raises what papermill raises.
     """
     import papermill
 
-    own = kernel if kernel and kernel_is_alive(kernel) else make_kernel()
+    used = kernel if kernel and kernel_is_alive(kernel) else make_kernel()
     try:
         papermill.execute_notebook(
             str(source),
@@ -72,60 +70,59 @@ def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> Non
             cwd=str(root()),
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            start_timeout=600,  # a busy machine is no dead kernel: the defaults are 60 s and 4 s
+            start_timeout=600,  # a busy machine is not a dead kernel; defaults: 60 s and 4 s
             iopub_timeout=120,
-            km=own,
+            km=used,
             extra_arguments=[QUIET],
         )
     except KeyboardInterrupt:
         part.unlink(missing_ok=True)
         raise
     finally:
-        if own is not kernel:
-            stop_kernel(own)
+        if used is not kernel:
+            stop_kernel(used)
 
 
 def describe_failure(error: Exception) -> str:
-    """What a notebook ended with, in one line: "DataError: …".
+    """Say in one line what a notebook ended with, such as "DataError: …".
 
-    A killed kernel and a full disk say the way out.
+    For a killed kernel and a full disk the line says how to go on.
     """
-    kind, said = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
-    if kind == "DeadKernelError" or "Kernel died" in said:
+    kind, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error))
+    if kind == "DeadKernelError" or "Kernel died" in text:
         return (
-            "DeadKernelError: the kernel was killed (out of memory?); run the same command "
-            "again: "
-            "what is whole is kept"
+            "DeadKernelError: the kernel was killed (out of memory?); run the same command again: "
+            "what is complete is kept"
         )
-    full = None if kind in ("DataError", "TeacherError") else disk_error(said, artifacts())
+    full = None if kind in ("DataError", "TeacherError") else disk_error(text, artifacts())
     if full is not None:
         return f"DataError: {full}"
-    return f"{kind}: {one_line(said.strip().splitlines()[0] if said.strip() else '')}"
+    return f"{kind}: {one_line(text.strip().splitlines()[0] if text.strip() else '')}"
 
 
 def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
-    """Execute one notebook with the study's values; a whole result replaces the old one.
+    """Execute one notebook with the study's values; only a complete result replaces the old one.
 
-    kernel: as `execute_notebook` takes it. Raises DataError: what the notebook ended with, in one
-    line; a failed write (OSError) names the folder and the way out.
+    kernel: as for `execute_notebook`. Raises DataError with what the notebook ended with, in one
+    line; after a failed write it names the folder and how to go on.
     """
     name, folder = NOTEBOOKS[stage], executed / values["study"]
     source = root() / "notebooks" / f"{name}.ipynb"
     part = temporary_path(folder / f".{name}", ".ipynb")
-    broken = folder / f".{name}.part.ipynb"  # of a run that ended in an error, to be looked at
+    broken = folder / f".{name}.part.ipynb"  # ended in an error: kept to be looked at
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, artifacts() / "studies" / values["study"], artifacts() / "runs"):
         remove_stale_parts(place)
-    mine = {key: value for key, value in values.items() if key in notebook_parameters(source)}
+    known = {key: value for key, value in values.items() if key in notebook_parameters(source)}
     failed = artifacts() / "studies" / values["study"] / f"{stage}.failed"
     failed.unlink(missing_ok=True)
     print(f"== {name} ({values['study']})", flush=True)
     started = time.time()
     try:
-        execute_notebook(source, part, mine, kernel)
+        execute_notebook(source, part, known, kernel)
     except Exception as error:
         reason = describe_failure(error)
-        with suppress(OSError):  # the disk that stopped the notebook: the message below says it
+        with suppress(OSError):  # a full disk stopped the notebook: the message below says so
             failed.parent.mkdir(parents=True, exist_ok=True)
             failed.write_text(reason + "\n", encoding="utf-8")
         if part.is_file():
@@ -135,87 +132,87 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
         raise DataError(f"{name}: {reason} (the notebook up to the error: {broken})") from None
     tidy_notebook(part, seconds=time.time() - started)
     os.replace(part, folder / f"{name}.ipynb")
-    if os.environ.get(FOLDER):  # of this machine, and so not in what the notebooks hand on
-        with atomic_write(_parameters_file(values["study"], stage).with_name("folder.txt")) as made:
-            made.write_text(os.environ[FOLDER] + "\n", encoding="utf-8")
-    with atomic_write(_parameters_file(values["study"], stage)) as made:
-        made.write_text(
+    # The folder is a path of this machine, so it stays out of what the notebooks pass on
+    if os.environ.get(FOLDER):
+        with atomic_write(parameters_path(values["study"], stage).with_name("folder.txt")) as copy:
+            copy.write_text(os.environ[FOLDER] + "\n", encoding="utf-8")
+    with atomic_write(parameters_path(values["study"], stage)) as copy:
+        copy.write_text(
             json.dumps(stage_parameters(stage, values), indent=1, sort_keys=True), encoding="utf-8"
         )
     broken.unlink(missing_ok=True)
-    # What the README's findings are rendered from stands beside the notebooks
+    # The README's findings are rendered from these files beside the notebooks
     if stage == "figures":
-        made = artifacts() / "studies" / values["study"]
-        for file in (made / "verdicts.json", *(made / "figures" / figure for figure in FIGURES)):
+        results = artifacts() / "studies" / values["study"]
+        for file in (
+            results / "verdicts.json",
+            *(results / "figures" / figure for figure in FIGURES),
+        ):
             with atomic_write(folder / file.name) as copy:
                 shutil.copy(file, copy)
 
 
 def status(study: str) -> list[dict]:
-    """A row per stage: its notebook, its runs done, running and in all, the seconds left.
+    """Return one row per stage: its notebook, its runs, and the seconds left."""
+    values = load_study(study)
+    return [
+        stage_status(study, values["study"], stage)
+        for stage, name in NOTEBOOKS.items()
+        if (root() / "notebooks" / f"{name}.ipynb").is_file()
+    ]
 
-    The notebook is executed, published (by others, not on this machine), failed, or not yet
-    executed. The seconds are None where no run has ended yet.
+
+def stage_status(study: str, name: str, stage: str) -> dict:
+    """Return a stage's row of `status`.
+
+    `study` is the name or path that the user gave, `name` the study's own. The notebook is
+    executed, published (by others, not on this machine), failed, or not yet executed. The seconds
+    left are None where no run has ended yet.
     """
-    from filelock import FileLock, Timeout
+    folder, executed = artifacts() / "studies" / name, notebook_folder(name)
+    row = dict(stage=stage, notebook="not yet", runs=0, done=0, running=0, seconds_left=None)
+    if (executed / f"{NOTEBOOKS[stage]}.ipynb").is_file():
+        row["notebook"] = "executed" if executed != evidence_folder(name) else "published"
+    if (folder / f"{stage}.failed").is_file():
+        row["notebook"] = "failed: " + (folder / f"{stage}.failed").read_text().strip()
+    plan = folder / f"{stage}.json"
+    if stage not in RUN_STAGES or not plan.is_file():
+        return row
+    try:
+        rows = json.loads(read_text(plan, "a plan"))
+        keys = {r["key"] for r in rows if RUN_KEY.fullmatch(r["key"])}
+    except (ValueError, TypeError, KeyError):
+        row["notebook"] = f"{plan.name} is damaged: run `make {stage} STUDY={study}` again"
+        return row
+    return row | count_runs(keys)
 
-    values, rows = load_study(study), []
-    folder, runs = artifacts() / "studies" / values["study"], artifacts() / "runs"
-    for stage, name in NOTEBOOKS.items():
-        if not (root() / "notebooks" / f"{name}.ipynb").is_file():
-            continue
-        executed = notebook_folder(values["study"])
-        found = "executed" if executed != evidence_folder(values["study"]) else "published"
-        there = (executed / f"{name}.ipynb").is_file()
-        row = {
-            "stage": stage,
-            "notebook": found if there else "not yet",
-            "runs": 0,
-            "done": 0,
-            "running": 0,
-            "seconds_left": None,
-        }
-        if (folder / f"{stage}.failed").is_file():
-            row["notebook"] = "failed: " + (folder / f"{stage}.failed").read_text().strip()
-        if stage in RUN_STAGES and (folder / f"{stage}.json").is_file():
-            try:
-                keys = {
-                    r["key"]
-                    for r in json.loads(read_text(folder / f"{stage}.json", "a plan"))
-                    if RUN_KEY.fullmatch(r["key"])
-                }
-            except (ValueError, TypeError, KeyError):
-                rows.append(
-                    row
-                    | {
-                        "notebook": f"{stage}.json is damaged: run `make {stage} "
-                        f"STUDY={study}` again"
-                    }
-                )
-                continue
-            times = []
-            for key in keys:
-                row["runs"] += 1
-                try:
-                    metrics = json.loads((runs / key / "metrics.json").read_text())
-                    row["done"] += 1
-                    times.append(metrics["train_seconds"] + metrics["evaluate_seconds"])
-                    continue
-                except (OSError, ValueError, KeyError, TypeError):
-                    pass
-                try:
-                    if (runs / f"{key}.lock").is_file():
-                        FileLock(runs / f"{key}.lock").acquire(timeout=0).lock.release()
-                except Timeout:
-                    row["running"] += 1
-            if times:
-                row["seconds_left"] = sum(times) / len(times) * (row["runs"] - row["done"])
-        rows.append(row)
-    return rows
+
+def count_runs(keys: set[str]) -> dict:
+    """Count the runs under these keys: all, done, running, and the seconds left for the rest."""
+    runs, times, done, running = artifacts() / "runs", [], 0, 0
+    for key in keys:
+        try:
+            metrics = json.loads((runs / key / "metrics.json").read_text())
+            done += 1
+            times.append(metrics["train_seconds"] + metrics["evaluate_seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            running += is_locked(runs / f"{key}.lock")
+    left = sum(times) / len(times) * (len(keys) - done) if times else None
+    return dict(runs=len(keys), done=done, running=running, seconds_left=left)
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether another process holds a lock file."""
+    try:
+        if path.is_file():
+            FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
 
 
 def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
-    """Check a study, then run its stages, None being all of them.
+    """Check a study, then run its stages (None: all of them).
 
     Raises DataError before anything runs, or with what a notebook ended with.
     """
@@ -232,14 +229,13 @@ def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
     run_stages(stages, values, executed)
     print(
         f"study {values['study']}: done in {(time.time() - started) / 60:.1f} minutes; notebooks "
-        "in "
-        f"{os.path.relpath(executed / values['study'])}",
+        f"in {os.path.relpath(executed / values['study'])}",
         flush=True,
     )
 
 
 def show_status(study: str) -> None:
-    """Print `status`, a line per stage."""
+    """Print `status`, one line per stage."""
     for row in status(study):
         left = "" if row["seconds_left"] is None else f", {row['seconds_left'] / 60:.1f} min left"
         runs = (

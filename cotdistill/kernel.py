@@ -1,6 +1,6 @@
-"""A Jupyter kernel of this environment alone.
+"""Start and stop Jupyter kernels that run in this environment alone.
 
-Nothing of the user's start-up files or kernelspecs runs in it.
+Nothing of the user's start-up files or kernelspecs runs in them.
 """
 
 import os
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from cotdistill.paths import root
 
-QUIET = "--IPKernelApp.log_level=50"  # for a kernel: its own notes are not the notebook's
+QUIET = "--IPKernelApp.log_level=50"  # keeps a kernel's own log out of the notebook
 
 
 def make_kernel():
-    """A Jupyter kernel that is not started yet: this Python, and nothing of the user's.
+    """Make a Jupyter kernel, not started yet, of this Python and nothing of the user's.
 
-    A kernelspec that somebody installed under the name python3 is not looked at. The kernel's
-    IPython folder is a new and empty one, so no start-up file and no profile of the user runs in
-    it; packages in ~/.local stay out; progress bars are off, for in an executed notebook they would
-    be widgets. `stop_kernel` ends the kernel and deletes that folder.
+    A kernelspec installed under the name python3 is ignored. The kernel's IPython folder is new and
+    empty, so no start-up file and no profile of the user runs in it. Packages in ~/.local stay out.
+    Progress bars are off, because in an executed notebook they would be widgets. `stop_kernel` ends
+    the kernel and deletes that folder.
     """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -56,9 +56,9 @@ def make_kernel():
 def start_kernel(
     imports: str = "cotdistill.attribution.methods, cotdistill.runs.grid, cotdistill.plots",
 ):
-    """A Jupyter kernel for a notebook that comes next.
+    """Start a Jupyter kernel for the notebook that comes next.
 
-    While another one computes, it starts and imports what takes seconds (torch, transformers). Its
+    While another notebook computes, it imports what takes seconds (torch, transformers). Its
     namespace stays empty, and it ends with this process at the latest.
     """
     from jupyter_core.utils import run_sync
@@ -80,9 +80,9 @@ def start_kernel(
 
 
 def stop_kernel(kernel) -> None:
-    """End a kernel of `start_kernel` or `make_kernel`, and delete its IPython folder.
+    """Kill a kernel of `start_kernel` or `make_kernel`, and delete its IPython folder.
 
-    Whatever it is doing, it is killed; one that was never started or has ended is no error.
+    A kernel that was never started or has ended already is not an error.
     """
     from jupyter_core.utils import run_sync
 
@@ -92,7 +92,7 @@ def stop_kernel(kernel) -> None:
 
 
 def kernel_is_alive(kernel) -> bool:
-    """Whether a kernel of `start_kernel` still runs: it may have been killed before its turn came."""
+    """Tell whether a kernel still runs: it may have been killed before its turn."""
     from jupyter_core.utils import run_sync
 
     return run_sync(kernel.is_alive)()
@@ -100,10 +100,10 @@ def kernel_is_alive(kernel) -> bool:
 
 @contextmanager
 def interrupt_once():
-    """While open, the first Ctrl-C interrupts and further ones are ignored.
+    """Let only the first Ctrl-C interrupt while the block runs, and ignore further ones.
 
-    A kernel is stopped in a moment; one that isn't stopped is an orphan. Outside the main thread,
-    and where Ctrl-C is ignored already, nothing changes.
+    Stopping a kernel takes a moment, and one that is not stopped runs on as an orphan. Outside the
+    main thread, and where Ctrl-C is ignored already, nothing changes.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:

@@ -1,6 +1,6 @@
-"""Every key of a study: a commented YAML for own data, and a table.
+"""Write a commented study for a user's own data, and a table of every key.
 
-The parameters cells are the only schema; what stands here is read from them.
+The notebooks' parameters cells are the only schema; everything here is read from them.
 """
 
 import io
@@ -33,7 +33,7 @@ LINE = 100  # characters of a line of the YAML
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a study: its default in the notebook, and what the notebook says of it."""
+    """Hold one key of a study: its default in the notebook, and the comment there."""
 
     name: str
     default: object
@@ -41,7 +41,7 @@ class Key:
 
 
 def parameter_comments(source: str) -> dict[str, str]:
-    """Name -> the comment behind it, of a parameters cell's source."""
+    """Map each name in a parameters cell's source to the comment behind it."""
     comments, name = {}, None
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME and token.start[1] == 0:
@@ -52,9 +52,10 @@ def parameter_comments(source: str) -> dict[str, str]:
 
 
 def study_keys() -> dict[str, list[Key]]:
-    """Stage -> its keys in the notebook's order; a key of several notebooks stands under the first.
+    """Map each stage to its keys in the notebook's order.
 
-    Raises DataError for a notebook that is not there or has no parameters.
+    A key that several notebooks share is listed under the first. Raises DataError for a notebook
+    that is missing or has no parameters.
     """
     keys, seen = {}, {"study"}
     for stage, notebook in NOTEBOOKS.items():
@@ -73,26 +74,26 @@ def study_keys() -> dict[str, list[Key]]:
 
 
 def write_value(value) -> str:
-    """A key's value as YAML on one line."""
+    """Write a key's value as YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("...").strip()
 
 
 def write_default(value) -> str:
-    """A default as the table shows it.
+    """Write a default as the table shows it.
 
-    A list of one empty text stands for an empty list in a notebook: it shows the type.
+    A notebook writes an empty list of texts as a list of one empty text, which shows the type.
     """
     return "empty" if value in ("", [""]) else f"`{write_value(value)}`"
 
 
 def escape_markdown(text: str) -> str:
-    """A comment as a table's cell: no tags, no bars, no emphasis."""
+    """Escape a comment for a table's cell: no tags, no bars, no emphasis."""
     return re.sub(r"([|*_<>\[\]])", r"\\\1", text)
 
 
 def render_keys_table() -> str:
-    """All keys of a study as Markdown: a table per notebook, of defaults and meanings."""
+    """Render all keys of a study as Markdown: one table of defaults and meanings per notebook."""
     parts = []
     for stage, keys in study_keys().items():
         rows = [
@@ -111,7 +112,7 @@ def render_keys_table() -> str:
 
 
 def render_line(name: str, value, comment: str, active: bool) -> str:
-    """A key on a line of its own, its comment behind it, or above where the line would be long."""
+    """Render a key with its comment behind it, or above it where the line would be long."""
     text = f"{'' if active else '# '}{name}: {write_value(value)}"
     if not comment:
         return text
@@ -120,9 +121,9 @@ def render_line(name: str, value, comment: str, active: bool) -> str:
 
 
 def render_study(head: list[str], chosen: dict[str, tuple]) -> str:
-    """A study's YAML: `chosen` (key -> value and comment) on top, all other keys commented out.
+    """Render a study's YAML: `chosen` (key -> value and comment) on top, all others as comments.
 
-    head: lines that say what the data are.
+    head: lines that describe the data.
     """
     lines = [*(f"# {line}" for line in head), ""]
     lines += [render_line(name, *pair, active=True) for name, pair in chosen.items()]
@@ -135,10 +136,10 @@ def render_study(head: list[str], chosen: dict[str, tuple]) -> str:
 
 
 def portable_path(folder: Path) -> str:
-    """A folder as a study in params/ names it, without naming the machine where possible.
+    """Name a folder as a study in params/ does, without naming the machine where possible.
 
-    Within the repository: relative to it, unless that names a dataset or something in params/ too.
-    Under the user's home: with ~. Else: absolute.
+    In the repository the path is relative, unless it also names a dataset or something in params/.
+    Under the user's home it starts with ~; elsewhere it is absolute.
     """
     folder = folder.resolve()
     for place, prefix in ((root().resolve(), Path()), (Path.home().resolve(), Path("~"))):
@@ -153,7 +154,7 @@ def portable_path(folder: Path) -> str:
 
 
 def choose_sizes(data: Dataset, has_validation: bool) -> dict[str, tuple]:
-    """Sizes of a first study on these data, small enough for an evening on two cores."""
+    """Choose sizes of a first study on these data, small enough for an evening on two cores."""
     n_train, n_test, n_validation = len(data.train), len(data.test), len(data.validation)
     if has_validation:
         validation = (0 if n_validation <= 200 else 200, f"of {n_validation:,}; 0: all")
@@ -171,21 +172,25 @@ def choose_sizes(data: Dataset, has_validation: bool) -> dict[str, tuple]:
 
 
 def choose_lengths(data: Dataset, student, teacher_tokens: int) -> dict[str, tuple]:
-    """`max_length` that keeps 99 % of the training questions, and room for rationale and label.
+    """Choose a `max_length` that keeps 99 % of the training questions, and two more limits.
 
-    student: a Student. teacher_tokens: how long a rationale may be that is still to be asked for.
+    student: a Student. teacher_tokens: room for a rationale where the data hold none yet. The other
+    two limit what a student writes: its own rationale and its label. All are in tokens.
     """
     from cotdistill.encode import length_to_keep, training_length
 
     examples = [e for e in data.train if e.id in data.rationales] or data.train
     texts = [data.rationales[e.id].text if e.id in data.rationales else "" for e in examples]
-    asked = 0 if any(texts) else teacher_tokens
-    lengths = [training_length(student, e, t, "text") + asked for e, t in zip(examples, texts)]
+    expected = 0 if any(texts) else teacher_tokens
+    lengths = [
+        training_length(student, e, t, "text") + expected
+        for e, t in zip(examples, texts, strict=True)
+    ]
     everyone = [*data.train, *data.validation, *data.test]
     label = 2 + max(len(student.encode(f" {c}")) for e in everyone for c in e.choices)
     room = getattr(student.model.config, "max_position_embeddings", None) or math.inf
     length = min(room, 16 * math.ceil(length_to_keep(lengths) / 16))
-    written = asked or length_to_keep([len(student.encode(f" {t}")) for t in texts])
+    written = expected or length_to_keep([len(student.encode(f" {t}")) for t in texts])
     return {
         "max_length": (length, "tokens; keeps 99 % of the training questions"),
         "max_new_tokens": (8 * math.ceil(written / 8), "tokens for pre_cot's own rationale"),
@@ -197,10 +202,10 @@ def choose_lengths(data: Dataset, student, teacher_tokens: int) -> dict[str, tup
 
 
 def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
-    """Check own data and write params/<name>.yaml for them.
+    """Check a user's own data and write params/<name>.yaml for them.
 
-    What matters stands on top and is set; every other key is commented out. Raises DataError for
-    bad data, for a name that is taken, and for a student that can't be had.
+    The keys that matter are on top and set; every other key is a comment. Raises DataError for bad
+    data, for a name that is taken, and for a student that cannot be loaded.
     """
     from cotdistill.study import named_student  # torch, which the other commands do without
 
@@ -216,20 +221,12 @@ def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
     has_validation = split_path(place, "validation") is not None
     covered = sum(e.id in data.rationales for e in data.train)
     if covered:
-        teacher = {
-            "teacher": (
-                "gold",
-                f"the data hold {covered:,} rationales for {len(data.train):,} questions",
-            )
-        }
+        note = f"the data hold {covered:,} rationales for {len(data.train):,} questions"
+        teacher = {"teacher": ("gold", note)}
     else:
-        teacher = {
-            "teacher": (
-                "transformers",
-                "the data hold no rationales; gold, recorded, transformers, openai",
-            ),
-            "teacher_model": (DEFAULT_STUDENT, "a weak teacher that is at hand: name a better one"),
-        }
+        note = "the data hold no rationales; gold, recorded, transformers, openai"
+        weak = "a weak teacher that is at hand: name a better one"
+        teacher = {"teacher": ("transformers", note), "teacher_model": (DEFAULT_STUDENT, weak)}
     chosen = {
         "dataset": (portable_path(place), "looked for beside this file, then in the repository"),
         **teacher,
@@ -243,8 +240,7 @@ def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
     options = sorted({len(e.choices) for e in [*data.train, *data.test]})
     head = [
         f"{name}: {len(data.train):,} training, {len(data.validation):,} validation and "
-        f"{len(data.test):,} test "
-        f"questions with {'/'.join(map(str, options))} options.",
+        f"{len(data.test):,} test questions with {'/'.join(map(str, options))} options.",
         *filter(None, [repeats_note(data)]),
         f"Run it: make reproduce STUDY={name}",
     ]

@@ -1,6 +1,7 @@
-"""A study's YAML, checked against the notebooks' `parameters` cells before anything runs."""
+"""Check a study's YAML against the notebooks' `parameters` cells before anything runs."""
 
 import ast
+import difflib
 import json
 import math
 import os
@@ -15,12 +16,12 @@ from cotdistill.errors import DataError
 from cotdistill.files import read_text
 from cotdistill.paths import NOTEBOOKS, artifacts, check_name, root, study_path
 
-# Of a study that names none: the notebooks' own default is a random one, for `make smoke`.
+# For a study that names no student: the notebooks' own default is a random one, for `make smoke`.
 DEFAULT_STUDENT = "smollm2-135m"
-# students.BUNDLED and TINY
+# The names in students.BUNDLED and TINY, repeated here so that this module does without torch
 BUILT_IN = ("smollm2-135m", "gemma-3-270m", "tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
-# Parameter -> lowest and highest value, found before anything runs; for all other numbers 0 and
-# none
+# Parameter -> lowest and highest value, checked before anything runs; any other number may be 0 or
+# above
 LIMITS = {
     **dict.fromkeys(
         (
@@ -63,10 +64,9 @@ LIMITS = {
 
 
 def notebook_parameters(path: Path) -> dict:
-    """Name -> default of a notebook's `parameters` cell.
+    """Read a notebook's `parameters` cell as name -> default.
 
-    papermill only warns when the cell or a parameter is missing; here both are errors. Raises
-    DataError.
+    papermill only warns when the cell or a parameter is missing; here both raise DataError.
     """
     try:
         cells = json.loads(read_text(path, "a notebook"))["cells"]
@@ -80,7 +80,7 @@ def notebook_parameters(path: Path) -> dict:
         ) from None
     if len(cells) != 1:
         raise DataError(f"{path}: {len(cells)} cells tagged 'parameters'; expected exactly one")
-    found, expected = {}, "expected only `name = value`"
+    parameters, expected = {}, "expected only `name = value`"
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError) as error:
@@ -95,23 +95,23 @@ def notebook_parameters(path: Path) -> dict:
         ):
             raise DataError(f"{path}: parameters cell, line {node.lineno}: {expected}")
         name = node.targets[0].id
-        if name in found:
+        if name in parameters:
             raise DataError(
-                f"{path}: parameters cell, line {node.lineno}: '{name}' stands there "
-                "twice; expected each name once"
+                f"{path}: parameters cell, line {node.lineno}: '{name}' appears twice; "
+                "expected each name once"
             )
         try:
-            found[name] = ast.literal_eval(node.value)
+            parameters[name] = ast.literal_eval(node.value)
         except (ValueError, TypeError):
             raise DataError(
-                f"{path}: parameters cell, line {node.lineno}: the value of '{name}' "
-                f"is no literal; {expected}"
+                f"{path}: parameters cell, line {node.lineno}: the value of '{name}' is no "
+                f"literal; {expected}"
             ) from None
-    return found
+    return parameters
 
 
 def all_parameters() -> dict[str, dict]:
-    """Stage -> parameters with defaults, of every notebook that is there."""
+    """Map each stage to its parameters and their defaults, for the notebooks that exist."""
     folder = root() / "notebooks"
     return {
         stage: notebook_parameters(folder / f"{name}.ipynb")
@@ -121,9 +121,9 @@ def all_parameters() -> dict[str, dict]:
 
 
 def check_value(key: str, value, default, where: str) -> None:
-    """A study's value must have the type of the notebook's default.
+    """Check that a study's value has the type of the notebook's default and is in its range.
 
-    Raises DataError: one line, with the way out.
+    Raises DataError: one line that ends in what is expected.
     """
     kinds = {
         bool: "true or false",
@@ -132,23 +132,23 @@ def check_value(key: str, value, default, where: str) -> None:
         str: "a text",
         list: "a list",
     }
-    wanted = type(default)
-    fits = type(value) is wanted or wanted is float and type(value) is int
+    kind = type(default)
+    fits = type(value) is kind or kind is float and type(value) is int
     if not fits:
         hint = ""
-        if wanted in (float, int) and isinstance(value, str):
+        if kind in (float, int) and isinstance(value, str):
             hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if "e" in value.lower() else ""
         raise DataError(
-            f"{where}: {key} is {reprlib.repr(value)} ({type(value).__name__}); "
-            f"expected {kinds[wanted]}, as in {default!r}{hint}"
+            f"{where}: {key} is {reprlib.repr(value)} ({type(value).__name__}); expected "
+            f"{kinds[kind]}, as in {default!r}{hint}"
         )
-    if wanted is list and default:
+    if kind is list and default:
         for item in value:
             check_value(f"{key}: an item", item, default[0], where)
         twice = next((item for number, item in enumerate(value) if item in value[:number]), None)
         if twice is not None:
             raise DataError(f"{where}: {key} holds {twice!r} twice; expected each item once")
-    if wanted in (int, float):
+    if kind in (int, float):
         low, high = LIMITS.get(key, (0, math.inf))
         if not (math.isfinite(value) and low <= value <= high):
             upper = f" to {high:g}" if high < math.inf else " on"
@@ -158,41 +158,38 @@ def check_value(key: str, value, default, where: str) -> None:
 
 
 def check_own_name(path: Path) -> None:
-    """An own study file must not have the name of one in params/.
+    """Check that an own study file does not have the name of one in params/.
 
-    Results and evidence are filed under that name and would replace the shipped study's. Upper and
-    lower case count as equal: on some disks they are. Raises DataError naming both files.
+    Results and evidence are filed under that name and would replace those of the shipped study.
+    Upper and lower case count as equal: on some disks they are. Raises DataError naming both files.
     """
     for shipped in sorted((root() / "params").glob("*.yaml")):
         same_name = shipped.stem.casefold() == path.stem.casefold()
         if same_name and not shipped.samefile(path):
             raise DataError(
-                f"{path}: the study '{shipped.stem}' is already {shipped}, and results are "
-                "filed under the file's name; expected another file name"
+                f"{path}: the study '{shipped.stem}' is already {shipped}, and results are filed "
+                "under the file's name; expected another file name"
             )
 
 
 def load_study(study: str) -> dict:
-    """A study by name (params/<name>.yaml) or path -> its parameters, checked.
+    """Load a study's checked parameters, given its name (params/<name>.yaml) or a path.
 
-    Its own name is under "study".
-
-    A study that names no student gets `DEFAULT_STUDENT`. Raises DataError, as `read_study`.
+    The name itself is under "study". A study that names no student gets `DEFAULT_STUDENT`. Raises
+    DataError, as `read_study` does.
     """
     values = read_study(study)
     return {"study": study_path(study).stem, "student": DEFAULT_STUDENT, **values}
 
 
 def default_note(study: str) -> str:
-    """One line on what a study takes because it names no student; empty where it names one."""
+    """Say in one line what a study uses because it names no student; "" where it names one."""
     values = read_study(study)
     if "student" in values:
         return ""
-    seeds = (
-        ""
-        if "seeds" in values
-        else "; it names no seeds either: one run per arm, which decides nothing"
-    )
+    seeds = "; it names no seeds either: one run per arm, which decides nothing"
+    if "seeds" in values:
+        seeds = ""
     return (
         f"{study} names no student: the bundled {DEFAULT_STUDENT} is trained (`student: ...` names "
         f"another){seeds}"
@@ -200,9 +197,9 @@ def default_note(study: str) -> str:
 
 
 def read_study(study: str) -> dict:
-    """What stands in a study's YAML, checked against the notebooks' parameters.
+    """Read the keys of a study's YAML and check them against the notebooks' parameters.
 
-    Raises DataError for a missing file, broken YAML, an unknown key, a nested key, or a wrong type.
+    Raises DataError for a missing file, broken YAML, an unknown or repeated key, and a wrong type.
     """
     if not study.endswith((".yaml", ".yml")):
         check_name(study)
@@ -222,8 +219,8 @@ def read_study(study: str) -> dict:
     except Exception as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise DataError(
-            f"{path}:{line}: not YAML ({getattr(error, 'problem', None) or error}); "
-            "expected `key: value` lines"
+            f"{path}:{line}: not YAML ({getattr(error, 'problem', None) or error}); expected `key: "
+            "value` lines"
         ) from None
     if values is None:
         values = {}
@@ -232,88 +229,84 @@ def read_study(study: str) -> dict:
     written = [key.value for key, _ in tree.value] if tree else []
     if len(written) > len(values):
         twice = next((key for key in written if written.count(key) > 1), written[0])
-        raise DataError(f"{path}: the key '{twice}' stands there twice; expected each key once")
+        raise DataError(f"{path}: the key '{twice}' appears twice; expected each key once")
     parameters = all_parameters()
     defaults = {key: value for stage in parameters.values() for key, value in stage.items()}
     for key, value in values.items():
         if key == "study":
             raise DataError(f"{path}: study is named by its file; expected no key 'study'")
         if key not in defaults:
-            import difflib
-
             close = difflib.get_close_matches(str(key), defaults, 1)
-            raise DataError(
-                f"{path}: unknown key '{key}'"
-                + (
-                    f"; did you mean '{close[0]}'?"
-                    if close
-                    else "; expected a parameter of one of the notebooks"
-                )
+            hint = (
+                f"did you mean '{close[0]}'?"
+                if close
+                else "expected a parameter of one of the notebooks"
             )
+            raise DataError(f"{path}: unknown key '{key}'; {hint}")
         check_value(key, value, defaults[key], str(path))
     return values
 
 
 def stage_parameters(stage: str, values: dict) -> dict:
-    """All parameters of a stage's notebook: its defaults, and the study's values in their places."""
+    """Merge the defaults of a stage's notebook with the study's values; the study's win."""
     defaults = notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
     return defaults | {key: value for key, value in values.items() if key in defaults}
 
 
-def _parameters_file(study: str, stage: str) -> Path:
+def parameters_path(study: str, stage: str) -> Path:
+    """Return the file that holds the parameters with which a stage was last run."""
     return artifacts() / "studies" / study / f"{stage}.parameters.json"
 
 
 def check_made_with(values: dict, stages: list[str], where: str) -> None:
-    """Notebooks 1 and 2 fix the data, the student and the training for all that follow.
+    """Check that notebooks 1 and 2 were last run with the study's present parameters.
 
-    Where they are not among `stages`, their last run must have been with the parameters that the
-    study has now. Raises DataError naming the first that was changed since.
+    They fix the data, the student and the training for all that follow. Only those that are not
+    among `stages` are checked. Raises DataError naming the first parameter that was changed since.
     """
     order = list(NOTEBOOKS)
     for stage in ("elicit", "train"):
         if stage in stages or stage not in order[: max(map(order.index, stages))]:
             continue
         try:
-            made = json.loads(_parameters_file(values["study"], stage).read_text(encoding="utf-8"))
-        # Not run yet, or by an older version: the notebooks say what they lack
+            used = json.loads(parameters_path(values["study"], stage).read_text(encoding="utf-8"))
+        # Not run yet, or run by an older version: the notebooks themselves say what is missing
         except (OSError, ValueError):
             continue
         for key, now in sorted(stage_parameters(stage, values).items()):
-            if made.get(key, now) != now:
+            if used.get(key, now) != now:
                 raise DataError(
-                    f"{where}: {key} is {reprlib.repr(now)}, but stage {stage} was "
-                    f"last run with {reprlib.repr(made[key])}; expected "
-                    f"one setting in all stages: run `make {stage} STUDY={where}` "
-                    "again, and the stages after it"
+                    f"{where}: {key} is {reprlib.repr(now)}, but stage {stage} was last run with "
+                    f"{reprlib.repr(used[key])}; expected one setting in all stages: run `make "
+                    f"{stage} STUDY={where}` again, and the stages after it"
                 )
 
 
 def check_training_dtype(dtype: str) -> None:
-    """float16 weights can't be trained here.
+    """Refuse to train in float16.
 
-    Without loss scaling their updates vanish or overflow (losses of 6.8 to 124 were seen). Raises
+    Without loss scaling, updates vanish or overflow (losses of 6.8 to 124 were seen). Raises
     DataError.
     """
     if dtype == "float16":
         raise DataError(
-            "dtype is 'float16', in which training diverges; expected auto (float32 "
-            "weights), float32 or bfloat16"
+            "dtype is 'float16', in which training diverges; expected auto (float32 weights), "
+            "float32 or bfloat16"
         )
 
 
 def all_values(values: dict) -> dict:
-    """Every parameter of a study: the notebooks' defaults, and the study's values in their places."""
+    """Merge the defaults of all notebooks with the study's values; the study's win."""
     return {
         key: value for stage in all_parameters().values() for key, value in stage.items()
     } | values
 
 
 def check_demands(values: dict, stages: list[str]) -> None:
-    """What each of the stages asks of a study's settings, found before the first one runs.
+    """Check what each stage requires of a study's settings, before the first one runs.
 
-    Needs neither data nor student; what does is checked by `check_student`, and where each notebook
-    begins. Raises DataError naming the key, the stage that needs it and the way out.
+    This needs neither data nor student. What does is checked by `check_student`, and at the start
+    of each notebook. Raises DataError naming the key, the stage that needs it and how to go on.
     """
     v = all_values(values)
     later = [stage for stage in NOTEBOOKS if stage != "elicit" and stage in stages]
@@ -324,22 +317,21 @@ def check_demands(values: dict, stages: list[str]) -> None:
     if later and tested < 2:
         key = "test_size" if v["test_size"] else "n_test"
         raise DataError(
-            f"{key} is {tested}; expected at least 2 test questions: an interval "
-            f"needs them (stage {later[0]})"
+            f"{key} is {tested}; expected at least 2 test questions: an interval needs them (stage "
+            f"{later[0]})"
         )
     units = v["shuffle_units"] and v["shuffle_placements"]
     if "shuffle" in later and not units and not (any(v["controls"]) and v["control_placements"]):
         raise DataError(
-            "shuffle_units and controls are empty (or their placements), so stage "
-            "shuffle has no arm to run; expected one "
-            "of them, or --stages without shuffle"
+            "shuffle_units and controls are empty (or their placements), so stage shuffle has no "
+            "arm to run; expected one of them, or --stages without shuffle"
         )
     if "attribute" in later:
         check_attribution(v)
 
 
 def check_attribution(v: dict) -> None:
-    """What notebook 5 asks of all values of a study (`all_values`).
+    """Check what notebook 5 requires of all values of a study (`all_values`).
 
     Raises DataError.
     """
@@ -348,40 +340,35 @@ def check_attribution(v: dict) -> None:
             f"attribution_model '{v['attribution_model']}'; expected pre_cot or undistilled"
         )
     if v["attribution_model"] == "pre_cot":
-        fault = (
-            "arms has no pre_cot"
-            if "pre_cot" not in v["arms"]
-            else "keep_weights is false"
-            if not v["keep_weights"]
-            else ""
-        )
+        fault = ""
+        if "pre_cot" not in v["arms"]:
+            fault = "arms has no pre_cot"
+        elif not v["keep_weights"]:
+            fault = "keep_weights is false"
         if fault:
             raise DataError(
-                f"{fault}, but attribution_model is pre_cot: stage attribute needs "
-                "that student's weights; expected pre_cot "
-                "among the arms and keep_weights true, or attribution_model: "
-                "undistilled"
+                f"{fault}, but attribution_model is pre_cot: stage attribute needs that student's "
+                "weights; expected pre_cot among the arms and keep_weights true, or "
+                "attribution_model: undistilled"
             )
     if not v["check_methods"]:
         raise DataError("check_methods is empty; expected at least one method (stage attribute)")
-    keeps, masks = (
-        v["keep_amounts"] and v["selectors"],
-        v["mask_amounts"] and v["mask_orders"] and v["mask_placements"],
-    )
+    keeps = v["keep_amounts"] and v["selectors"]
+    masks = v["mask_amounts"] and v["mask_orders"] and v["mask_placements"]
     if not keeps and not masks:
         raise DataError(
             "keep_amounts and mask_amounts are empty (or selectors, mask_orders, "
-            "mask_placements), so stage attribute has "
-            "no arm to run; expected one of them, or --stages without attribute"
+            "mask_placements), so stage attribute has no arm to run; expected one of them, or "
+            "--stages without attribute"
         )
 
 
 def check_student(values: dict, stages: list[str]) -> None:
-    """Load the study's student in a process of its own, so that its memory is free again, and try
-    it, before rationales are asked for: only where stage elicit is followed by others (else the
-    first notebook does it), and not for the students that come with this package.
+    """Load and try the study's student before a teacher is asked for rationales.
 
-    Raises DataError: what is wrong with it, in one line.
+    A separate process does it, so that its memory is free again. Only where stage elicit is
+    followed by others, for else the first notebook does it; and not for the students that come with
+    this package. Raises DataError: what is wrong with the student, in one line.
     """
     v = all_values(values)
     if "elicit" not in stages or len(stages) == 1 or v["student"] in BUILT_IN:
@@ -391,23 +378,23 @@ def check_student(values: dict, stages: list[str]) -> None:
         "import json, sys; from cotdistill.study import try_student; "
         "sys.exit(try_student(**json.loads(sys.argv[1])))"
     )
-    asked = {
+    arguments = {
         "name": v["student"],
         "device": v["device"],
         "dtype": v["dtype"],
         "needs_offsets": needs_offsets,
     }
     print(f"student {v['student']}: loaded and tried before the first stage runs", flush=True)
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(asked)],
+    process = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)],
         cwd=root(),
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root()), *filter(None, sys.path)])},
     )
-    if done.returncode:
-        said = (
-            done.stderr.strip()
+    if process.returncode:
+        reason = (
+            process.stderr.strip()
             or f"the check of student '{v['student']}' was killed (out of memory?)"
         ).splitlines()[-1]
-        raise DataError(said.removeprefix("error: "))
+        raise DataError(reason.removeprefix("error: "))

@@ -1,6 +1,6 @@
-"""Where things are: the repository, the artifacts, the cache, a study's folder.
+"""Locate the repository, the artifacts, the cache and a study's folder.
 
-Names that cannot lead out.
+A study's name is checked, so that no path leads outside these folders.
 """
 
 import os
@@ -12,15 +12,15 @@ from cotdistill.errors import DataError
 
 
 def study_dir(study: str) -> Path:
-    """What the notebooks of a study hand to each other.
+    """Return the folder through which a study's notebooks pass results to each other.
 
-    A study's name can't lead out of the artifacts.
+    Raises DataError for a name that would lead outside the artifacts.
     """
     return artifacts() / "studies" / check_name(study)
 
 
 def cache_dir() -> Path:
-    """Where converted weights are kept: $COTDISTILL_CACHE, else ~/.cache/cotdistill."""
+    """Return the folder of converted weights: $COTDISTILL_CACHE, else ~/.cache/cotdistill."""
     return Path(os.environ.get("COTDISTILL_CACHE") or Path.home() / ".cache" / "cotdistill")
 
 
@@ -32,14 +32,14 @@ NOTEBOOKS = {
     "attribute": "05_attribute_and_mask",
     "figures": "06_figures",
 }
-# The folder of the study's YAML, for the kernels: paths are looked for there first.
+# The variable that tells kernels the folder of the study's YAML; paths are looked for there first.
 FOLDER = "COTDISTILL_STUDY_FOLDER"
 RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
 RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
 
 
 def root() -> Path:
-    """The repository, wherever a notebook or command was started from.
+    """Return the repository, wherever a notebook or command was started.
 
     $COTDISTILL_ROOT overrides it.
     """
@@ -47,20 +47,20 @@ def root() -> Path:
 
 
 def places() -> list[Path]:
-    """Where a relative path of a study is looked for: beside its YAML, then in the repository."""
+    """List where a study's relative path is looked for: beside its YAML, then in the repository."""
     return [*map(Path, filter(None, [os.environ.get(FOLDER)])), root()]
 
 
 def study_path(study: str) -> Path:
-    """The YAML of a study given by name or by path."""
+    """Return the YAML file of a study given by name or by path."""
     return Path(study) if study.endswith((".yaml", ".yml")) else root() / "params" / f"{study}.yaml"
 
 
 def enter_study(study: str, again: bool = True) -> None:
     """Look for relative paths beside this study's YAML first, in this process and its kernels.
 
-    The folder is kept in the artifacts, so that what is asked later by the study's name alone finds
-    its data. again=False: only where no study was entered before.
+    The folder is also stored in the artifacts, so that a later command that knows only the study's
+    name finds its data. With `again=False` nothing changes if a study was entered before.
     """
     path = study_path(study)
     note = artifacts() / "studies" / path.stem / "folder.txt"
@@ -73,18 +73,19 @@ def enter_study(study: str, again: bool = True) -> None:
 
 
 def check_name(name: str) -> str:
-    """A study's name is part of file names: letters, digits, and .
+    """Return a study's name if it is safe as part of a file name; raise DataError if not.
 
-    _ + - within; it can't lead out of the artifacts. Raises DataError.
+    Letters, digits and . _ + - are allowed, and the first character is a letter, a digit or _. Such
+    a name cannot lead outside the artifacts.
     """
     if not re.fullmatch(r"\w[\w.+-]{0,99}", name) or name in ("claims", "benchmark"):
         raise DataError(
-            f"study name {reprlib.repr(name)}; expected a plain name, as in "
-            "params/<name>.yaml: letters, digits, . _ + -"
+            f"study name {reprlib.repr(name)}; expected a plain name, as in params/<name>.yaml: "
+            "letters, digits, . _ + -"
         )
     return name
 
 
 def artifacts() -> Path:
-    """Where everything computed goes: $COTDISTILL_ARTIFACTS, else artifacts/ in the repository."""
+    """Return the folder of everything computed: $COTDISTILL_ARTIFACTS, else artifacts/ here."""
     return Path(os.environ.get("COTDISTILL_ARTIFACTS") or root() / "artifacts")

@@ -1,4 +1,4 @@
-"""From what a user executed to committed evidence: only `make publish` writes it."""
+"""Turn what a user executed into committed evidence; only `make publish` writes it."""
 
 import json
 import os
@@ -14,24 +14,24 @@ from cotdistill.parameters import load_study, notebook_parameters
 from cotdistill.paths import NOTEBOOKS, artifacts, root
 from cotdistill.tidy import INJECTED
 
-FIGURES = ("forest.png", "placement.png")  # of stage figures, shown beside the notebooks
+FIGURES = ("forest.png", "placement.png")  # made by stage figures, shown beside the notebooks
 
 
 def notebook_folder(study: str) -> Path:
-    """Where a study's executed notebooks are read: the user's own, else the published ones."""
+    """Return where a study's executed notebooks are read: the user's own, else the published."""
     own = artifacts() / "executed" / study
     return own if any(own.glob("[0-9]*.ipynb")) else evidence_folder(study)
 
 
 def evidence_folder(study: str) -> Path:
-    """A study's committed evidence; only `publish` writes there."""
+    """Return the folder of a study's committed evidence; only `publish` writes there."""
     return root() / "notebooks" / "executed" / study
 
 
 def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
-    """An executed notebook must be whole, and of the source and the values as they are now.
+    """Check that a notebook was executed to its end, with the present source and values.
 
-    again: the command that makes it so. Raises DataError: one line that says what differs.
+    again: the command that would make it so. Raises DataError: one line that says what differs.
     """
     if not path.is_file():
         raise DataError(f"{path}: not executed yet; run {again}")
@@ -43,8 +43,8 @@ def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
         failed = any(
             output["output_type"] == "error" for cell in code for output in cell["outputs"]
         )
-        ended = all(cell["execution_count"] for cell in code) and not failed
-        made = ran["metadata"]["cotdistill"]["parameters"]
+        completed = all(cell["execution_count"] for cell in code) and not failed
+        used = ran["metadata"]["cotdistill"]["parameters"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path}: not an executed notebook ({type(error).__name__}: {error}); run {again}"
@@ -54,32 +54,29 @@ def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
             f"{path}: executed with other cells than {os.path.relpath(source, root())} has now; "
             f"run {again}"
         )
-    if not ended:
+    if not completed:
         raise DataError(f"{path}: it was not executed to its end; run {again}")
-    for key in sorted(made.keys() | values.keys()):
-        if key not in made or key not in values or made[key] != values[key]:
+    for key in sorted(used.keys() | values.keys()):
+        if key not in used or key not in values or used[key] != values[key]:
             was, now = (
-                reprlib.repr(some[key]) if key in some else "the default" for some in (made, values)
+                reprlib.repr(some[key]) if key in some else "the default" for some in (used, values)
             )
             raise DataError(f"{path}: executed with {key} {was}, which is {now} now; run {again}")
 
 
 def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
-    """The files that `publish` copies: executed notebooks of these stages, None being all of them.
+    """List the files that `publish` copies: the executed notebooks of these stages (None: all).
 
-    With stage figures, its verdicts and two figures go along; costs.json does where it is there.
-    Raises DataError where a stage is missing, failed, or was executed with other values or code
-    than now.
+    Stage figures adds its verdicts and two figures; costs.json is added where it exists. Raises
+    DataError where a stage is missing, failed, or was executed with other values or code than now.
     """
     values = load_study(study)
     name = values["study"]
-    folder, there = artifacts() / "executed" / name, stages or list(NOTEBOOKS)
+    folder, wanted = artifacts() / "executed" / name, stages or list(NOTEBOOKS)
     files = []
-    for stage in there:
-        source, again = (
-            root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb",
-            f"`make {stage} STUDY={study}`",
-        )
+    for stage in wanted:
+        source = root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+        again = f"`make {stage} STUDY={study}`"
         failed = artifacts() / "studies" / name / f"{stage}.failed"
         if failed.is_file():
             raise DataError(f"{failed}: stage {stage} failed when it was last run; run {again}")
@@ -87,10 +84,9 @@ def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
         files.append(folder / source.name)
         if not files[-1].is_file() and not stages:
             again += f', or publish a part: `make publish STUDY="{study} --stages elicit …"`'
-        check_copy(
-            files[-1], source, {key: value for key, value in values.items() if key in known}, again
-        )
-    if "figures" in there:
+        given = {key: value for key, value in values.items() if key in known}
+        check_copy(files[-1], source, given, again)
+    if "figures" in wanted:
         files += [folder / file for file in ("verdicts.json", *FIGURES)]
         missing = next((file for file in files if not file.is_file()), None)
         if missing:
@@ -99,27 +95,21 @@ def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
 
 
 def find_benchmark() -> list[Path]:
-    """The executed benchmark, alone.
+    """List the executed benchmark, alone.
 
-    Raises DataError where it is not as it would be now.
+    Raises DataError where it was executed with other values or code than now.
     """
-    source, path = (
-        root() / "benchmarks" / "benchmark.ipynb",
-        artifacts() / "executed" / "benchmark" / "benchmark.ipynb",
-    )
-    check_copy(
-        path,
-        source,
-        yaml.safe_load(read_text(source.with_suffix(".yaml"), "a YAML file")),
-        "`make bench`",
-    )
+    source = root() / "benchmarks" / "benchmark.ipynb"
+    path = artifacts() / "executed" / "benchmark" / "benchmark.ipynb"
+    values = yaml.safe_load(read_text(source.with_suffix(".yaml"), "a YAML file"))
+    check_copy(path, source, values, "`make bench`")
     return [path]
 
 
 def publish(study: str, stages: list[str] | None = None) -> Path:
-    """Make a study's executed notebooks its committed evidence, whole or not at all.
+    """Make a study's executed notebooks its committed evidence, completely or not at all.
 
-    notebooks/executed/<study>/ then holds these files and nothing older, but for costs.json, which
+    notebooks/executed/<study>/ then holds these files and nothing older, except costs.json, which
     few studies make. study: a name or a path, or "benchmark". Raises DataError as `find_evidence`
     does, and where a published notebook would be lost. Returns that folder.
     """
@@ -128,8 +118,8 @@ def publish(study: str, stages: list[str] | None = None) -> Path:
     lost = sorted({path.name for path in target.glob("*.ipynb")} - {path.name for path in files})
     if lost:
         raise DataError(
-            f"{target}: {lost[0]} is published too; expected all of its stages at once, "
-            "so that they go together"
+            f"{target}: {lost[0]} is published too; expected all of its stages at once, so that "
+            "they go together"
         )
     part, old = temporary_path(target), temporary_path(target.with_name(f"{target.name}.old"))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
-"""Rows of questions from JSONL, JSON, CSV, Parquet and saved datasets, each with its number in the
-file.
+"""Read rows of questions from JSONL, JSON, CSV, Parquet and saved datasets.
+
+Each row comes with its place in the file, for error messages.
 """
 
 import csv
@@ -7,66 +8,69 @@ import io
 import json
 import re
 import reprlib
+import tempfile
 from pathlib import Path
 
 from cotdistill.errors import DataError
 from cotdistill.examples import LETTERS
-from cotdistill.files import _once, read_jsonl, read_text
+from cotdistill.files import _build_object, read_jsonl, read_text
 
 
 def split_path(folder: Path, name: str, official: str | None = None) -> Path | None:
-    """Where a split is: a file, a folder saved by `datasets`, or the first of its Parquet shards.
+    """Find a split: a file, a folder saved by `datasets`, or the first of its Parquet shards.
 
-    official: what the dataset's authors call the file. None where there is nothing. Raises
-    DataError where the split stands there twice.
+    official: what the dataset's authors call the file. Returns None where there is nothing. Raises
+    DataError where the split is there in two forms.
     """
-    found = [
+    paths = [
         folder / f"{n}{suffix}"
         for n in filter(None, (name, official))
         for suffix in READERS
         if (folder / f"{n}{suffix}").is_file()
     ]
-    found += [folder / name] if (folder / name / "state.json").is_file() else []
-    found += sorted(folder.glob(f"{name}-?????-of-?????.parquet"))[:1]
-    if len(found) > 1:
+    paths += [folder / name] if (folder / name / "state.json").is_file() else []
+    paths += sorted(folder.glob(f"{name}-?????-of-?????.parquet"))[:1]
+    if len(paths) > 1:
         raise DataError(
-            f"{folder}: split {name} stands there twice, as {found[0].name} and {found[1].name}; "
-            f"expected one of "
-            "them"
+            f"{folder}: split {name} appears twice, as {paths[0].name} and {paths[1].name}; "
+            "expected one of them"
         )
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 def question_rows(path: Path) -> list[tuple[str, dict]]:
-    """The rows of a split in any form, each with where it stands ("train.jsonl:3").
+    """Read the rows of a split in any form, each with its place ("train.jsonl:3").
 
-    Raises DataError for what is not there, can't be read, or holds something else than rows.
+    Raises DataError for what is missing, cannot be read, or holds anything but rows.
     """
-    return (
-        read_saved(path)
-        if path.is_dir() and path.suffix not in READERS
-        else READERS.get(path.suffix, _lines)(path)
-    )
+    if path.is_dir() and path.suffix not in READERS:
+        return read_saved(path)
+    return READERS.get(path.suffix, _read_lines)(path)
 
 
-def _lines(path: Path) -> list[tuple[str, dict]]:
+def _read_lines(path: Path) -> list[tuple[str, dict]]:
+    """Read a JSONL file.
+
+    Raises DataError.
+    """
     if not path.exists():
         raise DataError(
             f"{path}: no such file; expected a JSONL file, one object per line, or a split as "
-            f".json (an array), "
-            ".csv, .parquet or a folder saved by `datasets`"
+            ".json (an array), .csv, .parquet or a folder saved by `datasets`"
         )
     return [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
 
 
 def read_array(path: Path) -> list[tuple[str, dict]]:
-    """A JSON file that is one array of objects.
+    """Read a JSON file that is one array of objects.
 
     Raises DataError.
     """
     expected = "expected a JSON array of objects"
     try:
-        rows = json.loads(read_text(path, "a JSON array of objects"), object_pairs_hook=_once)
+        rows = json.loads(
+            read_text(path, "a JSON array of objects"), object_pairs_hook=_build_object
+        )
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
@@ -80,12 +84,11 @@ def read_array(path: Path) -> list[tuple[str, dict]]:
 
 
 def read_csv(path: Path) -> list[tuple[str, dict]]:
-    """A CSV file with a head line.
+    """Read a CSV file with a header line.
 
-    The options stand in a column `choices` as a JSON list, or in columns A, B, C, ...
-
-    Cells are texts and a CSV file knows no numbers: digits as the answer are an index, unless they
-    are an option's text too. Rows are numbered from 1 after the head. Raises DataError.
+    The options are in a column `choices` as a JSON list, or in columns A, B, C, ... Cells are texts
+    and a CSV file has no numbers: digits as the answer are an index, unless they are an option's
+    text too. Rows are numbered from 1 after the header. Raises DataError.
     """
     try:
         lines = list(
@@ -95,22 +98,22 @@ def read_csv(path: Path) -> list[tuple[str, dict]]:
         raise DataError(
             f"{path}: malformed CSV ({error}); expected a head line and rows of as many cells"
         ) from None
-    lines, found = [cells for cells in lines if any(map(str.strip, cells))], []
+    lines, rows = [cells for cells in lines if any(map(str.strip, cells))], []
     head = [name.strip() for name in lines[0]] if lines else []
     if len(set(head)) < len(head):
-        raise DataError(f"{path}: a column stands there twice in {head}; expected each name once")
+        raise DataError(f"{path}: a column appears twice in {head}; expected each name once")
     for number, cells in enumerate(lines[1:], 1):
         where = f"{path}, row {number}"
         if len(cells) != len(head):
             raise DataError(
                 f"{where}: {len(cells)} cells; expected {len(head)}, as in the head line"
             )
-        found.append((where, _typed(dict(zip(head, cells)), where)))
-    return found
+        rows.append((where, _parse_cells(dict(zip(head, cells, strict=True)), where)))
+    return rows
 
 
-def _typed(row: dict[str, str], where: str) -> dict:
-    """A row of a CSV file with its options as a list and an index as a number.
+def _parse_cells(row: dict[str, str], where: str) -> dict:
+    """Turn a row of a CSV file into one with a list of options and a number as its index.
 
     Raises DataError.
     """
@@ -121,39 +124,33 @@ def _typed(row: dict[str, str], where: str) -> dict:
         except (ValueError, RecursionError):
             raise DataError(
                 f"{where}: choices {reprlib.repr(row['choices'])}; expected a JSON list, or "
-                f"columns A, B, C, ... "
-                "in place of `choices`"
+                "columns A, B, C, ... in place of `choices`"
             ) from None
     elif "A" in row and "B" in row:
         texts = [row[letter] for letter in LETTERS if letter in row]
-        while (
-            texts and not texts[-1].strip()
-        ):  # questions may have fewer options than there are columns
+        while texts and not texts[-1].strip():  # a question may have fewer options than columns
             texts.pop()
         row["choices"] = texts
     choices = row.get("choices") if isinstance(row.get("choices"), list) else []
     for name in ("answer", "answer_index"):
-        said = row.get(name, "").strip()
-        if not said.isdecimal():
+        cell = row.get(name, "").strip()
+        if not cell.isdecimal():
             continue
-        index, same = (
-            int(said),
-            [i for i, c in enumerate(choices) if isinstance(c, str) and c.strip() == said],
-        )
+        index = int(cell)
+        same = [i for i, c in enumerate(choices) if isinstance(c, str) and c.strip() == cell]
         if same and index < len(choices) and index not in same:
             raise DataError(
-                f"{where}: answer {said} is an index and the text of another option; expected a "
-                f"letter, "
-                f"{LETTERS[index]} or {LETTERS[same[0]]}"
+                f"{where}: answer {cell} is an index and the text of another option; expected a "
+                f"letter, {LETTERS[index]} or {LETTERS[same[0]]}"
             )
         row[name] = same[0] if same else index
     return row
 
 
 def read_parquet(path: Path) -> list[tuple[str, dict]]:
-    """A Parquet file, or all shards of a split where `path` is the first.
+    """Read a Parquet file, or all shards of a split where `path` is the first.
 
-    Shards are named as train-00000-of-00002.parquet. Raises DataError.
+    Shards are named like train-00000-of-00002.parquet. Raises DataError.
     """
     shards = [path]
     if sharded := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", path.stem):
@@ -166,7 +163,7 @@ def read_parquet(path: Path) -> list[tuple[str, dict]]:
             raise DataError(
                 f"{missing}: no such file; expected all {len(shards)} shards of the split"
             )
-    return _table(
+    return _load_rows(
         path,
         "a Parquet file",
         lambda datasets, cache: datasets.Dataset.from_parquet(
@@ -176,22 +173,20 @@ def read_parquet(path: Path) -> list[tuple[str, dict]]:
 
 
 def read_saved(path: Path) -> list[tuple[str, dict]]:
-    """A split that `datasets` saved by `save_to_disk`.
+    """Read a split that `datasets` saved by `save_to_disk`.
 
     Raises DataError.
     """
-    return _table(
+    return _load_rows(
         path,
         "a folder saved by `datasets`",
         lambda datasets, cache: datasets.load_from_disk(str(path)),
     )
 
 
-def _table(path: Path, kind: str, load) -> list[tuple[str, dict]]:
-    """Rows through the `datasets` library: no network, no code of the data's own, no cache left."""
-    import tempfile
-
-    import datasets  # heavy, and needed for two forms of data only
+def _load_rows(path: Path, kind: str, load) -> list[tuple[str, dict]]:
+    """Load rows through the `datasets` library: no network, no code of the data, no cache left."""
+    import datasets  # heavy, and needed for Parquet files and saved datasets only
 
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # they would end up in an executed notebook
@@ -199,9 +194,9 @@ def _table(path: Path, kind: str, load) -> list[tuple[str, dict]]:
         with tempfile.TemporaryDirectory() as cache:
             rows = list(load(datasets, cache).with_format(None))
     except Exception as error:  # arrow, pandas, json and OS errors by the dozen
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise DataError(
-            f"{path}: can't be read ({type(error).__name__}: {said}); expected {kind}"
+            f"{path}: can't be read ({type(error).__name__}: {reason}); expected {kind}"
         ) from None
     finally:
         if not bars:
@@ -209,9 +204,9 @@ def _table(path: Path, kind: str, load) -> list[tuple[str, dict]]:
     return [(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-READERS = {
-    ".jsonl": _lines,
+READERS = {  # looked for in this order
+    ".jsonl": _read_lines,
     ".json": read_array,
     ".csv": read_csv,
     ".parquet": read_parquet,
-}  # in this order looked for
+}

@@ -13,18 +13,20 @@ from urllib.parse import quote
 from cotdistill.files import atomic_write
 from cotdistill.paths import artifacts, root
 
-INJECTED = "injected-parameters"  # papermill's tag of the cell with a study's values; its id too
+INJECTED = (
+    "injected-parameters"  # papermill's tag for the cell of a study's values; here its id too
+)
 
 
 def tidy_notebook(path: Path, seconds: float) -> None:
-    """Make an executed notebook fit to publish; two executions that say the same are then equal.
+    """Remove from an executed notebook all that differs between two executions of the same code.
 
-    No widgets, no paths of this machine, stream output in one piece, one id for the cell that
-    papermill puts in (its own is random), no times per cell. Only the wall time of the whole stays,
-    in seconds. Raises ValueError for what is no JSON.
+    Widgets, paths of this machine and times per cell go. Stream output is joined, and the cell that
+    papermill adds gets a fixed id (its own is random). Only the wall time of the whole stays, in
+    seconds. Raises ValueError for what is not JSON.
     """
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    about = notebook["metadata"].pop("papermill", {})
+    papermill = notebook["metadata"].pop("papermill", {})
     notebook["metadata"].pop("widgets", None)
     notebook["metadata"]["kernelspec"] = {
         "display_name": "Python 3",
@@ -32,7 +34,7 @@ def tidy_notebook(path: Path, seconds: float) -> None:
         "name": "python3",
     }
     notebook["metadata"]["cotdistill"] = {
-        "parameters": about.get("parameters", {}),
+        "parameters": papermill.get("parameters", {}),
         "seconds": round(seconds, 1),
     }
     places = find_places()
@@ -44,14 +46,15 @@ def tidy_notebook(path: Path, seconds: float) -> None:
             cell["outputs"] = [
                 clean_output(output, places) for output in merge_streams(cell["outputs"])
             ]
-    with atomic_write(path) as made:
-        made.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def merge_streams(outputs: list[dict]) -> list[dict]:
-    """A cell's outputs without widgets, neighbours of one stream joined.
+    """Drop widgets from a cell's outputs and join neighbouring outputs of one stream.
 
-    A line that was printed once may come in several messages, and a path cut in two is not found.
+    A line that was printed once may arrive in several messages, and a path cut in two would not be
+    found.
     """
     merged = []
     for output in outputs:
@@ -74,7 +77,7 @@ def merge_streams(outputs: list[dict]) -> list[dict]:
 
 
 def clean_output(output: dict, places: list[tuple[re.Pattern, str]]) -> dict:
-    """An output without the machine's paths: stream, display, result or error.
+    """Remove the machine's paths from an output: stream, display, result or error.
 
     Images stay as they are.
     """
@@ -95,7 +98,7 @@ def clean_output(output: dict, places: list[tuple[re.Pattern, str]]) -> dict:
 
 
 def clean_paths(value, places: list[tuple[re.Pattern, str]]):
-    """A text, or the texts of a list or mapping, with paths named as `find_places` says."""
+    """Replace paths in a text, or in the texts of a list or mapping, as `find_places` says."""
     if isinstance(value, list):
         return [clean_paths(item, places) for item in value]
     if isinstance(value, dict):
@@ -107,15 +110,15 @@ def clean_paths(value, places: list[tuple[re.Pattern, str]]):
 
 
 def find_places() -> list[tuple[re.Pattern, str]]:
-    """What an executed notebook calls the places of this machine: (pattern, name) in their order.
+    """List the (pattern, name) pairs that replace this machine's paths, in their order.
 
-    The repository is where its paths start, the artifacts are `artifacts` and the cache is
-    ~/.cache/cotdistill wherever they lie, the home folder is ~; of the environment's own files the
-    part from site-packages or lib on is kept. A path is found as it is, resolved, and as HTML, JSON
+    Paths in the repository become relative, the artifacts are called `artifacts`, the cache
+    ~/.cache/cotdistill wherever it lies, and the home folder ~. Of the environment's own files the
+    part from site-packages or lib on is kept. A path is found as given, resolved, and as HTML, JSON
     and URLs write it, the longest first.
     """
     home, paths = Path.home(), sysconfig.get_paths()
-    named = {
+    names = {
         paths["purelib"]: "site-packages",
         paths["stdlib"]: f"lib/{Path(paths['stdlib']).name}",
         artifacts(): "artifacts",
@@ -127,25 +130,23 @@ def find_places() -> list[tuple[re.Pattern, str]]:
         "/tmp": "tmp",
         "/var/tmp": "tmp",
     }
-    if sys.prefix != sys.base_prefix:  # without an environment it is /usr
-        named[sys.prefix] = ".venv"
-    spelled = {}
-    for place, name in named.items():
+    if sys.prefix != sys.base_prefix:  # outside an environment it is /usr
+        names[sys.prefix] = ".venv"
+    spellings = {}
+    for place, name in names.items():
         absolute = Path(os.path.abspath(place))
         for path in (str(absolute), str(absolute.resolve())):
-            if len(path) > 1:  # a home folder that is "/" has no name of its own
+            if len(path) > 1:  # "/" as a home folder gets no name of its own
                 for form in (path, html.escape(path), json.dumps(path)[1:-1], quote(path)):
-                    spelled.setdefault(form, name)
-    before = r"(?:(?<![\w.~/-])|(?<=file://)|(?<=\dm))"  # the last: a colour of a traceback
-    places = [
-        (re.compile(r"[^\s\"'<>]*/ipykernel_\d+/(?=\d+\.py)"), "cell ")
-    ]  # a cell's source, under the kernel's number
-    for path, name in sorted(spelled.items(), key=lambda item: -len(item[0])):
+                    spellings.setdefault(form, name)
+    before = r"(?:(?<![\w.~/-])|(?<=file://)|(?<=\dm))"  # the last one: a traceback's colour
+    # A cell's source lies in a folder with the kernel's number
+    places = [(re.compile(r"[^\s\"'<>]*/ipykernel_\d+/(?=\d+\.py)"), "cell ")]
+    for path, name in sorted(spellings.items(), key=lambda item: -len(item[0])):
         whole_path = before + re.escape(path)
         if not name:
             places.append((re.compile(whole_path + r"/(?=[\w.-])"), ""))
         places.append((re.compile(whole_path + r"(?![\w-])"), name or "."))
-    places.append(
-        (re.compile(r"(?<![\w.])~?/[^\s\"'<>]*/(?=site-packages/)"), "")
-    )  # of another environment
+    # Files of another environment
+    places.append((re.compile(r"(?<![\w.])~?/[^\s\"'<>]*/(?=site-packages/)"), ""))
     return places

@@ -231,7 +231,7 @@ CASES = {
     ),
     "a key twice": (
         params("lr: 0.1\nlr: 0.2"),
-        "'lr' stands there twice",
+        "'lr' appears twice",
         "expected each key once",
     ),
     "number as text": (params("lr: 1e-4"), "lr is '1e-4'", "write 1.0e-4"),
@@ -348,7 +348,7 @@ CASES = {
     ),
     "a field twice": (
         data([ROW, '{"id": "b", "id": "c"}']),
-        "the key 'id' stands there twice",
+        "the key 'id' appears twice",
         "expected one object per line",
     ),
     "data not UTF-8": (
@@ -382,7 +382,7 @@ CASES = {
     ),
     "the same option twice": (
         line(choices=["ice", " ice "]),
-        "(id b): choice 'ice' stands there twice",
+        "(id b): choice 'ice' appears twice",
         "expected different options",
     ),
     "an option that is no text": (
@@ -944,7 +944,7 @@ CASES = {
     ),
     "a parameter twice": (
         cells("a = 1\na = 2"),
-        "line 2: 'a' stands there twice",
+        "line 2: 'a' appears twice",
         "expected each name once",
     ),
     "a statement": (cells("import os"), "line 1", "expected only `name = value`"),

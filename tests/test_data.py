@@ -21,6 +21,7 @@ from cotdistill.examples import (
     repeats_note,
 )
 from cotdistill.files import fingerprint
+from cotdistill.row_formats import parse_row
 from cotdistill.sources import (
     carve_validation,
     concluded_option,
@@ -28,7 +29,6 @@ from cotdistill.sources import (
     load_dataset,
     load_examples,
     load_rationales,
-    parse_row,
     write_rationales,
 )
 
@@ -471,7 +471,7 @@ def test_the_authors_own_file_names_of_quarel(tmp_path):
     (tmp_path / "quarel" / "validation.jsonl").write_text(json.dumps(OFFICIAL["quarel"][0]) + "\n")
     with pytest.raises(
         DataError,
-        match="validation stands there twice, as validation.jsonl and quarel-v1-dev.jsonl; exp",
+        match="validation appears twice, as validation.jsonl and quarel-v1-dev.jsonl; exp",
     ):
         load_examples("quarel", "validation", tmp_path)
 
@@ -591,7 +591,7 @@ BAD_FILES = {
         'id,question,A,B,answer\na,"q?,x,y,A\n',
         "train.csv: malformed CSV",
     ),
-    "a column twice": ("train.csv", "id,id\na,b\n", "a column stands there twice"),
+    "a column twice": ("train.csv", "id,id\na,b\n", "a column appears twice"),
     "choices no list": (
         "train.csv",
         "id,question,choices,answer\na,q?,ice;fire,A\n",
@@ -600,8 +600,8 @@ BAD_FILES = {
     "index and text": (
         "train.csv",
         "id,question,A,B,answer\na,q?,1,2,1\n",
-        "train.csv, row 1: answer 1 is an index and the text of another option; expected a letter, "
-        "B or A",
+        "train.csv, row 1: answer 1 is an index and the text of another option; expected a "
+        "letter, B or A",
     ),
     "no rows": ("train.csv", "id,question,A,B,answer\n", "train.csv: no question in it"),
     "empty": ("train.csv", "", "train.csv: no question in it"),
@@ -613,7 +613,7 @@ BAD_FILES = {
         "train.json, row 1: found str; expected a JSON array of objects",
     ),
     "half an array": ("train.json", '[{"id": ', "train.json: malformed JSON"),
-    "a key twice": ("train.json", '[{"id": "a", "id": "b"}]', "the key 'id' stands there twice"),
+    "a key twice": ("train.json", '[{"id": "a", "id": "b"}]', "the key 'id' appears twice"),
     "no Parquet": (
         "train.parquet",
         b"PAR1 nonsense",
@@ -652,7 +652,7 @@ def test_bad_files_of_every_form(tmp_path, name, content, message):
 
 def test_training_questions_of_the_later_splits_are_left_out_and_counted(tmp_path):
     """Validation and test count as later; case and order of options make no other question."""
-    ask = lambda id, question, **more: {**ROW, "id": id, "question": question, **more}
+    ask = lambda key, question, **more: {**ROW, "id": key, "question": question, **more}
     train = [
         ask("a", "one?", rationale="r"),
         ask("b", "TWO!", choices=["fire", "ice"]),
@@ -678,8 +678,8 @@ def test_training_questions_of_the_later_splits_are_left_out_and_counted(tmp_pat
     card = data_card(data)
     assert card["left_out"].tolist() == [2, 1, 0] and card["seen_in_train"].tolist() == [0, 0, 0]
     assert repeats_note(data) == (
-        "left out of training, as they also stand in the validation or test split: 2; "
-        "left out of validation, as they also stand in the test split: 1"
+        "left out of training, as they also stand in the validation or test split: 2; left out of "
+        "validation, as they also stand in the test split: 1"
     )
     (tmp_path / "validation.jsonl").unlink()
     data = load_dataset(path, validation_size=1)

@@ -76,9 +76,9 @@ SHOWN = [
 ]
 
 
-def record(id, sample=0, rationale="Because.", answer="A", **changes):
+def record(question_id, sample=0, rationale="Because.", answer="A", **changes):
     return {
-        "id": id,
+        "id": question_id,
         "sample": sample,
         "prompt_hash": "h",
         "prefix": "p",
@@ -317,7 +317,7 @@ def test_records_are_kept_resumed_and_rebuilt(tmp_path, monkeypatch, capsys):
     first = elicit_transformers(EXAMPLES[:2], student, path, **how)
     assert "2 of 2 answers" in capsys.readouterr().out
     assert [r["id"] for r in first] == ["a", "b"] and all(r["cut_off"] for r in first)
-    for r, example in zip(first, EXAMPLES):
+    for r, example in zip(first, EXAMPLES[:2], strict=True):
         assert rebuild_prompt(r, path) == build_prompt(example, SHOWN).text
         ids = student.tokenizer(rebuild_prompt(r, path), return_tensors="pt")
         assert (
@@ -499,7 +499,7 @@ def test_choose_takes_the_first_that_agrees():
         record("c", 1, "none", None),
     ]
     chosen = choose_rationales(rows, EXAMPLES)
-    assert {id: (r.text, r.answer) for id, r in chosen.items()} == {
+    assert {question_id: (r.text, r.answer) for question_id, r in chosen.items()} == {
         "a": ("good", 0),
         "b": ("only", 0),
         "c": ("", 2),
@@ -587,9 +587,8 @@ def test_filters_count_what_they_remove():
         filter_rationales(rationales, EXAMPLES, max_tokens=0)
 
 
-WORD = st.sampled_from(
-    "ice the a option this A (A) answer is knife, sharp; it such Ice-cream cream that one".split()
-)
+WORDS = "ice the a option this A (A) answer is knife, sharp; it such Ice-cream cream that one"
+WORD = st.sampled_from(WORDS.split())
 
 
 @settings(max_examples=150, deadline=None)
@@ -625,14 +624,16 @@ def test_from_teacher_takes_rationales_from_where_it_is_told(tmp_path):
         json.dumps({"id": "b", "rationale": "Knives cut.", "answer": "B"}) + "\n"
     )
     found, asked = call("recorded", recorded=str(tmp_path / "recorded.json"))
-    assert {id: (r.text, r.answer) for id, r in found.items()} == {
+    assert {question_id: (r.text, r.answer) for question_id, r in found.items()} == {
         "b": ("Knives cut.", 1)
     } and asked == []
     found, asked = call("transformers", model="tiny-llama", mode="blind", max_new_tokens=8)
     assert [r["id"] for r in asked] == list("abc") and asked == sorted(
         read_records(tmp_path / "transformers.jsonl"), key=lambda r: r["id"]
     )
-    assert {id: r.text for id, r in found.items()} == {r["id"]: r["rationale"] for r in asked}
+    assert {question_id: r.text for question_id, r in found.items()} == {
+        r["id"]: r["rationale"] for r in asked
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 from teachers import group_settings
 
-from cotdistill.elicit.local import elicit_transformers
+from cotdistill.elicit.answers import completion_parts
 from cotdistill.elicit.prompts import Demonstration, build_messages, prompt_hash
 from cotdistill.elicit.quality import choose_rationales
 from cotdistill.elicit.records import (
     answer_kind,
-    completion_parts,
     count_usable,
     read_records,
     rebuild_prompt,
@@ -85,11 +84,11 @@ class Reply(BaseHTTPRequestHandler):
 
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        id = "q" + body["messages"][-1]["content"].split("number ")[1].split()[0].zfill(3)
+        question_id = "q" + body["messages"][-1]["content"].split("number ")[1].split()[0].zfill(3)
         with server.lock:
-            nth = sum(i == id for i, _ in server.log)
-            fault = server.fault(id, nth)
-            server.log.append((id, fault))
+            nth = sum(i == question_id for i, _ in server.log)
+            fault = server.fault(question_id, nth)
+            server.log.append((question_id, fault))
             server.keys.add(self.headers["Authorization"])
             server.active += 1
             server.peak = max(server.peak, server.active)
@@ -155,8 +154,9 @@ from cotdistill.elicit.server import elicit_openai
 sys.path.insert(0, {tests!r})
 from test_elicit_server import SHOWN, group_settings, questions
 assert "torch" not in sys.modules
-elicit_openai(questions(300), {path!r}, **group_settings(model="m", base_url={url!r}, demonstrations=SHOWN, timeout=1.0, backoff=0.02,
-              concurrency=8, max_retries=20))
+how = group_settings(model="m", base_url={url!r}, demonstrations=SHOWN, timeout=1.0, backoff=0.02,
+                     concurrency=8, max_retries=20)
+elicit_openai(questions(300), {path!r}, **how)
 """
 
 
@@ -164,7 +164,9 @@ elicit_openai(questions(300), {path!r}, **group_settings(model="m", base_url={ur
 def test_a_server_that_fails_at_30_percent_and_two_kills(tmp_path):
     rng, kinds = random.Random(0), ("timeout", 429, 500, 503, "cut", "torn", "close")
     server, path = (
-        Faulty(lambda id, nth: rng.choice(kinds) if rng.random() < 0.3 else None, slow=1.5),
+        Faulty(
+            lambda question_id, nth: rng.choice(kinds) if rng.random() < 0.3 else None, slow=1.5
+        ),
         tmp_path / "r.jsonl",
     )
     code = CLIENT.format(tests=str(ROOT / "tests"), path=str(path), url=server.url)
@@ -191,7 +193,7 @@ def test_a_server_that_fails_at_30_percent_and_two_kills(tmp_path):
         assert client.returncode == (-signal.SIGKILL if kill_at else 0), output
         assert KEY not in output
         time.sleep(0.1 if kill_at else 0)  # what the dead client had sent still arrives
-        asked = {id for id, _ in server.log[before:]}
+        asked = {question_id for question_id, _ in server.log[before:]}
         assert not asked & recorded, "a recorded question was asked again"
         if kill_at == 80:
             with open(path, "ab") as torn:
@@ -204,7 +206,7 @@ def test_a_server_that_fails_at_30_percent_and_two_kills(tmp_path):
         r["raw"] == server.content and r["answer"] == "A" and not r["malformed"]
         for r in read_records(path)
     )
-    served = Counter(id for id, fault in server.log if fault is None)
+    served = Counter(question_id for question_id, fault in server.log if fault is None)
     # Answers in flight at a kill, or read too late on a busy machine
     assert sum(served.values()) - 300 <= 2 * 8 + 20
     assert {fault for _, fault in server.log} == {*kinds, None} and server.peak <= 8 + 8
@@ -216,7 +218,7 @@ def test_a_server_that_fails_at_30_percent_and_two_kills(tmp_path):
 
 def test_a_malformed_answer_is_recorded_and_not_asked_again(tmp_path):
     faults = {"q000": "empty", "q001": "length", "q002": 413}
-    server = Faulty(lambda id, nth: faults.get(id))
+    server = Faulty(lambda question_id, nth: faults.get(question_id))
     rows = ask(server, tmp_path / "r.jsonl", 4, concurrency=1)
     assert [r["malformed"].split(":")[0] for r in rows] == ["no text", "", "refused", ""]
     assert [r["cut_off"] for r in rows] == [False, True, False, False] and [
@@ -234,7 +236,8 @@ def test_a_server_that_fails_for_good_ends_in_one_clear_error(tmp_path, monkeypa
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     state = {"down": 500}
     server = Faulty(
-        lambda id, nth: state["down"] if id >= "q006" else None, content=f" {KEY}.\nAnswer: (A)"
+        lambda question_id, nth: state["down"] if question_id >= "q006" else None,
+        content=f" {KEY}.\nAnswer: (A)",
     )
     path = tmp_path / "r.jsonl"
     for down, said in ((500, "it answered 500, 3 times in a row"), (401, "it answered 401")):
@@ -255,7 +258,7 @@ def test_a_server_that_fails_for_good_ends_in_one_clear_error(tmp_path, monkeypa
     with pytest.raises(TeacherError, match="no connection"):
         ask(server, tmp_path / "none.jsonl", max_retries=1)
     with pytest.raises(TeacherError, match="refused question q000"):
-        ask(Faulty(lambda id, nth: 400), tmp_path / "400.jsonl", 5, concurrency=1)
+        ask(Faulty(lambda question_id, nth: 400), tmp_path / "400.jsonl", 5, concurrency=1)
     assert not any(KEY in file.read_text() for file in tmp_path.iterdir()) and KEY not in "".join(
         capfd.readouterr()
     )
@@ -275,7 +278,7 @@ def test_what_is_sent(tmp_path, monkeypatch):
         real(self)
 
     monkeypatch.setattr(Reply, "do_POST", do_POST)
-    server = Faulty(lambda id, nth: None)
+    server = Faulty(lambda question_id, nth: None)
     (greedy,) = ask(server, tmp_path / "r.jsonl")
     sampled = ask(
         server,
@@ -310,6 +313,7 @@ def test_a_real_server(tmp_path):
     """
     for package in ("fastapi", "uvicorn"):
         pytest.importorskip(package)
+    from cotdistill.elicit.local import elicit_transformers
     from cotdistill.students import load_student
 
     student, folder = load_student("tiny-llama"), tmp_path / "tiny"
@@ -385,7 +389,7 @@ class Scripted(Faulty):
     """Answers with what `reply(id, nth request, body)` gives: (status, JSON), or a message."""
 
     def __init__(self, reply):
-        super().__init__(lambda id, nth: None)
+        super().__init__(lambda question_id, nth: None)
         self.reply, self.bodies = reply, []
 
     def finish_request(self, request, client_address):
@@ -396,12 +400,14 @@ class Scripting(Reply):
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         asked = body["messages"][-1]["content"]
-        id = "q" + asked.split("number ")[1].split()[0].zfill(3) if "number " in asked else asked
+        question_id = (
+            "q" + asked.split("number ")[1].split()[0].zfill(3) if "number " in asked else asked
+        )
         with server.lock:
-            nth = sum(i == id for i, _ in server.log)
-            server.log.append((id, None))
+            nth = sum(i == question_id for i, _ in server.log)
+            server.log.append((question_id, None))
             server.bodies.append(body)
-        said = server.reply(id, nth, body)
+        said = server.reply(question_id, nth, body)
         if isinstance(said, tuple):
             status, content = said
         else:
@@ -514,7 +520,7 @@ FORMS = {  # message -> raw text, kind, the start of `malformed`, thoughts
 @pytest.mark.parametrize("form", FORMS)
 def test_an_answer_is_kept_whatever_its_form(scripted, tmp_path, form):
     message, raw, kind, malformed, thoughts = FORMS[form]
-    server, path = scripted(lambda id, nth, body: dict(message)), tmp_path / "r.jsonl"
+    server, path = scripted(lambda question_id, nth, body: dict(message)), tmp_path / "r.jsonl"
     (row,) = ask(server, path)
     assert (row["raw"], answer_kind(row)) == (raw, kind) and row["malformed"].startswith(malformed)
     assert row["message"] == {k: v for k, v in message.items() if k != "finish_reason"}
@@ -531,7 +537,7 @@ def test_a_response_without_a_message_is_kept_too(scripted, tmp_path):
     for number, content in enumerate(
         ({"choices": []}, {"choices": [{"message": None}]}, {"choices": ["x"]})
     ):
-        (row,) = ask(scripted(lambda *_: (200, content)), tmp_path / f"{number}.jsonl")
+        (row,) = ask(scripted(lambda *_, sent=content: (200, sent)), tmp_path / f"{number}.jsonl")
         assert row["message"] == content and answer_kind(row) == "empty"
 
 
@@ -552,7 +558,9 @@ def test_the_count_says_what_is_usable(scripted, tmp_path):
         "q001": {"content": None, "finish_reason": "length"},
         "q002": {"content": " It is", "finish_reason": "length"},
     }
-    reply = lambda id, nth, body: (500, error_of("no")) if id == "q003" else dict(odd.get(id, GOOD))
+    reply = lambda question_id, nth, body: (
+        (500, error_of("no")) if question_id == "q003" else dict(odd.get(question_id, GOOD))
+    )
     rows = ask(scripted(reply), tmp_path / "r.jsonl", 40, max_retries=1)
     said = count_usable(choose_rationales(rows, questions(40)), rows, questions(42), questions(40))
     assert said.startswith("37 of 42 training questions have a usable rationale: ")
@@ -566,15 +574,17 @@ def test_the_count_says_what_is_usable(scripted, tmp_path):
 
 
 def test_only_what_was_cut_off_is_asked_again_with_more_tokens(scripted, tmp_path):
-    reply = lambda id, nth, body: {
+    reply = lambda question_id, nth, body: {
         **GOOD,
-        "finish_reason": "length" if id == "q001" and body["max_tokens"] < 64 else "stop",
+        "finish_reason": "length" if question_id == "q001" and body["max_tokens"] < 64 else "stop",
     }
     server, path = scripted(reply), tmp_path / "r.jsonl"
     short = ask(server, path, 3, max_new_tokens=16)
     assert [r["cut_off"] for r in short] == [False, True, False]
     longer = ask(server, path, 3, max_new_tokens=64)
-    assert [id for id, _ in server.log[3:]] == ["q001"] and not longer[1]["cut_off"]
+    assert [question_id for question_id, _ in server.log[3:]] == ["q001"] and not longer[1][
+        "cut_off"
+    ]
     assert (
         longer[::2] == short[::2]
         and len(read_records(path)) == 4
@@ -592,14 +602,19 @@ def test_kinds_that_are_asked_again(scripted, tmp_path):
         "q001": {"content": ""},
         "q002": {**GOOD, "finish_reason": "length"},
     }
-    server, path = scripted(lambda id, nth, body: dict(state.get(id, GOOD))), tmp_path / "r.jsonl"
+    server, path = (
+        scripted(lambda question_id, nth, body: dict(state.get(question_id, GOOD))),
+        tmp_path / "r.jsonl",
+    )
     first = ask(server, path, 4)
     state.clear()
-    for number, (kind, id) in enumerate(
+    for number, (kind, question_id) in enumerate(
         (("refused", "q000"), ("empty", "q001"), ("cut_off", "q002")), 1
     ):
         rows = ask(server, path, 4, ask_again=(kind,))
-        assert [id for id, _ in server.log[3 + number :]] == [id] and len(rows) == 4
+        assert [question_id for question_id, _ in server.log[3 + number :]] == [
+            question_id
+        ] and len(rows) == 4
     assert (
         all(answer_kind(r) == "usable" and not r["cut_off"] for r in rows)
         and len(read_records(path)) == 7
@@ -616,7 +631,9 @@ def test_kinds_that_are_asked_again(scripted, tmp_path):
 
 def test_one_question_that_always_fails_is_skipped_and_named(scripted, tmp_path, capfd):
     state = {"q007"}
-    reply = lambda id, nth, body: (500, error_of("out of memory")) if id in state else dict(GOOD)
+    reply = lambda question_id, nth, body: (
+        (500, error_of("out of memory")) if question_id in state else dict(GOOD)
+    )
     server, path = scripted(reply), tmp_path / "r.jsonl"
     rows = ask(server, path, 40, max_retries=2)
     assert len(rows) == 39 and "q007" not in {r["id"] for r in rows} and len(server.log) == 42
@@ -662,8 +679,8 @@ REFUSED_FIELDS = [
     ),
     ("Unsupported parameter: 'stop' is not supported with this model.", {}, "`leave_out: [stop]`"),
     (
-        "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) "
-        "value is supported.",
+        "Unsupported value: 'temperature' does not support 0 with this model. Only the default "
+        "(1) value is supported.",
         {"param": "temperature"},
         "`leave_out: [temperature]`",
     ),
@@ -672,7 +689,9 @@ REFUSED_FIELDS = [
 
 @pytest.mark.parametrize("words, more, key", REFUSED_FIELDS)
 def test_a_refused_field_names_the_study_key(scripted, tmp_path, words, more, key):
-    reply = lambda id, nth, body: (400, error_of(words, **more)) if id == "q003" else dict(GOOD)
+    reply = lambda question_id, nth, body: (
+        (400, error_of(words, **more)) if question_id == "q003" else dict(GOOD)
+    )
     with pytest.raises(TeacherError) as error:  # also after it has answered others
         ask(scripted(reply), tmp_path / "r.jsonl", 4, concurrency=1)
     assert words[:60] in str(error.value) and f"set {key} in the study" in str(error.value)
@@ -714,7 +733,7 @@ def test_the_servers_own_words_end_the_run_at_once(scripted, tmp_path, status, c
 
 def test_an_address_without_v1_is_hinted_at(scripted, tmp_path):
     for content, status in ((error_of("Invalid URL"), 404), (b"<html>Welcome</html>", 200)):
-        server = scripted(lambda *_: (status, content))
+        server = scripted(lambda *_, sent=(status, content): sent)
         with pytest.raises(TeacherError, match="base_url has no /v1 at its end"):
             ask(
                 server, tmp_path / "r.jsonl", base_url=server.url.removesuffix("/v1"), max_retries=0
@@ -809,15 +828,17 @@ def test_a_study_with_such_a_teacher(scripted, tmp_path):
     ]
     order = []
 
-    def reply(id, nth, body):
+    def reply(question_id, nth, body):
         assert (
             "stop" not in body
             and body["max_completion_tokens"] == 128
             and body["reasoning_effort"] == "low"
         )
-        if id not in order:
-            order.append(id)
-        return dict(kinds[order.index(id)] if order.index(id) < len(kinds) else GOOD)
+        if question_id not in order:
+            order.append(question_id)
+        return dict(
+            kinds[order.index(question_id)] if order.index(question_id) < len(kinds) else GOOD
+        )
 
     server = scripted(reply)
     (tmp_path / "odd.yaml").write_text(STUDY.format(url=server.url, max_failed=0.1))

@@ -155,7 +155,7 @@ def test_a_stage_runs_beside_a_broken_kernelspec(hostile_home, tmp_path):
         [
             sys.executable,
             "-m",
-            "cotdistill.study",
+            "cotdistill.cli",
             "run",
             str(tmp_path / "own.yaml"),
             "--stages",

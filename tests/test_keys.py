@@ -23,8 +23,14 @@ def put_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def ask(id: str, question: str, **more) -> dict:
-    return {"id": id, "question": question, "choices": ["ice", "fire"], "answer": 0, **more}
+def ask(question_id: str, question: str, **more) -> dict:
+    return {
+        "id": question_id,
+        "question": question,
+        "choices": ["ice", "fire"],
+        "answer": 0,
+        **more,
+    }
 
 
 @pytest.fixture

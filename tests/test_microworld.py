@@ -1,6 +1,4 @@
-"""microworld: counts, balance, no shortcut, gold spans, determinism, the rationale-only dial,
-strict logic.
-"""
+"""Test microworld: counts, balance, no shortcut, gold spans, determinism, strict logic."""
 
 import re
 from collections import Counter
@@ -16,8 +14,6 @@ from cotdistill.errors import DataError
 from cotdistill.evaluate import most_mentioned
 from cotdistill.examples import question_key
 from cotdistill.files import fingerprint
-from cotdistill.microworld import everyday as everyday_module
-from cotdistill.microworld import knowledge as knowledge_module
 from cotdistill.microworld.generate import draw_donors, generate
 from cotdistill.microworld.knowledge import (
     INVENTED,
@@ -26,9 +22,11 @@ from cotdistill.microworld.knowledge import (
     facts_of,
     invent_knowledge,
     knowledge,
+    list_texts,
     state,
     stems,
 )
+from cotdistill.microworld.options import group_alike
 from cotdistill.microworld.relations import COMPARE, DIRECTION
 from cotdistill.microworld.strata import STRATA
 
@@ -97,15 +95,16 @@ def ngram_accuracy(train, test):
     pairs = lambda es: [(f"{e.question} {c}", c) for e in es for c in e.choices]
     shape = lambda e: np.array([[len(c), i] for i, c in enumerate(e.choices)])
     extra = lambda es: csr_matrix(np.vstack([np.hstack([overlap(e), shape(e)]) for e in es]))
-    both, options = zip(*pairs(train))
+    both, options = zip(*pairs(train), strict=True)
     x = hstack([text.fit_transform(both), alone.fit_transform(options), extra(train)]).tocsr()
     y = np.concatenate([np.arange(len(e.choices)) == e.answer for e in train])
     model = LogisticRegression(C=1.0, max_iter=300).fit(x, y)
-    both, options = zip(*pairs(test))
+    both, options = zip(*pairs(test), strict=True)
     x = hstack([text.transform(both), alone.transform(options), extra(test)]).tocsr()
     scores = model.decision_function(x)
     ends = np.cumsum([len(e.choices) for e in test])[:-1]
-    return np.mean([int(np.argmax(s)) == e.answer for s, e in zip(np.split(scores, ends), test)])
+    parts = zip(np.split(scores, ends), test, strict=True)
+    return np.mean([int(np.argmax(s)) == e.answer for s, e in parts])
 
 
 def chance(examples):
@@ -168,13 +167,13 @@ def test_sizes_places_and_duplicates(any_world):
 
 
 def test_gold_rationales(any_world):
-    """Every question has one; its spans are words of it, in order, and one of them is the answer."""
+    """Every question has one; its spans are words in order, one of them the answer."""
     _, data = any_world
     for e in data["train"] + data["validation"] + data["test"]:
         r = data["rationales"][e.id]
         assert r.id == e.id and r.answer == e.answer and r.key_spans
         assert all(0 <= a < b <= len(r.text) for a, b in r.key_spans)
-        assert all(b <= c for (_, b), (c, _) in zip(r.key_spans, r.key_spans[1:]))
+        assert all(b <= c for (_, b), (c, _) in zip(r.key_spans[:-1], r.key_spans[1:], strict=True))
         assert e.label.lower() in {r.text[a:b].lower() for a, b in r.key_spans}
         for a, b in r.key_spans:
             assert not (r.text[a - 1 : a] + r.text[a]).isalpha() or a == 0
@@ -277,7 +276,7 @@ def test_a_like_option_hardly_gives_the_answer_away(part, sizes):
     A solver that drops every option with a close one beside it, and guesses among the rest, stays
     near chance.
     """
-    data, near = generate(part, **sizes), everyday_module._near(knowledge())
+    data, near = generate(part, **sizes), group_alike(knowledge())
     for split in ("train", "test"):
         hits = []
         for e in data[split]:
@@ -296,7 +295,7 @@ def test_an_invented_world_is_one_of_its_own():
     thing meet again in one made-up thing about as often as chance has it, over many worlds.
     """
     real = knowledge()
-    told = words(" ".join(knowledge_module._texts(real)))
+    told = words(" ".join(list_texts(real)))
     owner = {
         (relation, tuple(values)): thing
         for thing, row in real["concepts"].items()
@@ -381,9 +380,10 @@ def test_nothing_is_known_of_an_invented_world_beforehand():
 
 
 def test_a_rationale_states_nothing_twice(everyday):
-    for id, meta in everyday["meta"].items():
+    for question_id, meta in everyday["meta"].items():
         sentences = [
-            sentence.strip() for sentence in re.findall(r"[^.]+\.", everyday["rationales"][id].text)
+            sentence.strip()
+            for sentence in re.findall(r"[^.]+\.", everyday["rationales"][question_id].text)
         ]
         assert len(set(sentences)) == len(sentences) == len(set(map(tuple, meta["states"])))
 
@@ -422,7 +422,7 @@ def test_relations_follow_the_signs():
         theme, start, stop = data["meta"][e.id]["fact"]
         nodes = themes[theme][start : stop + 1]
         text = e.question.lower()
-        has = lambda phrase: re.search(rf"\b{re.escape(phrase)}\b", text) is not None
+        has = lambda phrase, text=text: bool(re.search(rf"\b{re.escape(phrase)}\b", text))
         sign = 1 if has(nodes[0][1]) else -1
         assert has(nodes[0][1]) != has(nodes[0][2]), e.question
         for node in nodes[:-1]:
@@ -433,10 +433,7 @@ def test_relations_follow_the_signs():
         else:
             first = min(e.choices, key=lambda name: text.index(name.lower()))
             second = max(e.choices, key=lambda name: text.index(name.lower()))
-            if not text.startswith("unlike"):
-                owner = first
-            else:  # "Unlike B, A has the ..."
-                owner = second
+            owner = second if text.startswith("unlike") else first  # "Unlike B, A has the ..."
             assert e.label == (owner if has(right) else first if owner == second else second)
         solved += 1
     assert solved == 600
@@ -482,7 +479,7 @@ def by_stratum(data):
     return found
 
 
-def test_questions_of_worlds_made_before_are_the_same():
+def test_questions_of_published_worlds_are_the_same():
     """Fingerprints from before `strata` and `n_core` came.
 
     Runs of published studies depend on them.
@@ -531,7 +528,9 @@ def test_strata_are_what_they_say(strata_worlds):
                 )
                 assert (own[sentence] > 0) == (stratum == "label") == ((fact, e.label) in labels)
                 if stratum != "label":  # not in a training question, in any words or direction
-                    named = [t for t, text in zip(data["train"], texts) if fact[0] in text]
+                    named = [
+                        t for t, text in zip(data["train"], texts, strict=True) if fact[0] in text
+                    ]
                     assert not [t for t in named if e.label in t.choices]
         train = {question_key(e) for e in data["train"] + data["validation"]}
         assert len(train) == 272 and not train & {question_key(e) for e in data["test"]}
@@ -577,7 +576,7 @@ def test_no_shortcut_in_strata(strata_worlds):
         for stratum in ("rationale", "none"):
             rows = by_stratum(data)[stratum]
             grams[stratum].append(ngram_accuracy(data["train"], rows))
-    assert set(n for _, n in count) == {1}, count
+    assert {n for _, n in count} == {1}, count
     for stratum in ("rationale", "none"):
         clustered = (
             np.mean(grams[stratum]),
@@ -624,12 +623,12 @@ def test_donors_state_no_fact_of_the_world(part, settings):
     data = generate(part, seed=3, **settings)
     donors = draw_donors(data, part, seed=3, **settings)
     assert set(donors) == {e.id for e in data["train"]} and all(
-        id == r.id for id, r in donors.items()
+        question_id == r.id for question_id, r in donors.items()
     )
     names = {name for m in data["meta"].values() for name, _ in m["states"]}
     said = "\n".join(r.text for r in donors.values()).lower()
     assert not [name for name in names if re.search(rf"\b{name[2:]}\b", said)]
-    own = np.array([len(data["rationales"][id].text) for id in donors])
+    own = np.array([len(data["rationales"][question_id].text) for question_id in donors])
     theirs = np.array([len(r.text) for r in donors.values()])
     assert np.mean(abs(own - theirs)) < 0.1 * np.mean(own)
     with pytest.raises(DataError, match="expected donors for invented or strata"):

@@ -1,4 +1,4 @@
-"""Paths of a study, and what is said of a max_length that leaves out too much."""
+"""Paths of a study, and the warning of a max_length that drops too many questions."""
 
 import json
 from pathlib import Path
@@ -197,8 +197,8 @@ def test_more_than_a_tenth_left_out_is_said_with_the_length_that_keeps_them(
         if said:
             assert said[0] == (
                 f"max_length {lengths[n_kept - 1]} leaves out {19 - n_kept} of 19 training "
-                f"questions; max_length {lengths[-1]} would keep "
-                "99 % of them (the student has 1024 positions)"
+                f"questions; max_length {lengths[-1]} would keep 99 % of them (the student has "
+                "1024 positions)"
             )
 
 

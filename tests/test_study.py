@@ -169,8 +169,7 @@ def test_a_stage_alone_needs_the_setting_that_the_earlier_ones_ran_with(tmp_path
         with pytest.raises(
             DataError,
             match=f"own.yaml: {[*changed][0]} is .* but stage {stage} "
-            f"was last run with .* run `make {stage} "
-            "STUDY=own.yaml` again",
+            f"was last run with .* run `make {stage} STUDY=own.yaml` again",
         ):
             check_made_with(values | changed, ["figures"], "own.yaml")
     check_made_with(values | {"epochs": 7}, ["elicit"], "own.yaml")  # an earlier stage than train

@@ -1,4 +1,4 @@
-"""A teacher that transformers loads here."""
+"""Ask a teacher that transformers loads on this machine."""
 
 import time
 from pathlib import Path
@@ -6,16 +6,25 @@ from pathlib import Path
 import numpy as np
 
 from cotdistill.decode import generate, prefix_cache
-from cotdistill.elicit.prompts import Demonstration, build_prompt, prompt_hash, prompt_ids
-from cotdistill.elicit.records import Answer, _decoding, _plan, ask_all, sample_seed
-from cotdistill.elicit.settings import Sampling, TeacherSettings
+from cotdistill.elicit.answers import Answer
+from cotdistill.elicit.prompts import Demonstration, build_prompt, prompt_ids
+from cotdistill.elicit.records import (
+    ask_all,
+    describe_decoding,
+    describe_job,
+    plan_jobs,
+    sample_seed,
+)
+from cotdistill.elicit.settings import DEFAULT_SETTINGS, Sampling, TeacherSettings
 from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.files import fingerprint
+from cotdistill.kernels.linear import use_prepacked_linears
+from cotdistill.students import best_device, best_dtype, load_student
 
 
 def _end_ids(student) -> set[int]:
-    """Tokens that end a turn in the known chat templates, where the vocabulary has them."""
+    """Return the tokens that end a turn in known chat templates, if the vocabulary has them."""
     vocabulary = student.tokenizer.get_vocab()
     return {
         vocabulary[t]
@@ -30,70 +39,49 @@ def elicit_transformers(
     out_path: str | Path,
     *,
     demonstrations: list[Demonstration],
-    settings: TeacherSettings = TeacherSettings(),
+    settings: TeacherSettings = DEFAULT_SETTINGS,
     batch_size: int = 16,
     share_prefix: bool = True,
     device: str = "auto",
 ) -> list[dict]:
-    """Ask a local model for rationales; returns their records, by question and sample.
+    """Ask a local model for rationales; return their records, by question and sample.
 
     student        a Student, or what load_student takes (a bundled name, a directory, a hub id)
-    share_prefix   compute the few-shot prefix once and reuse its keys and values (the same tokens, less time)
+    share_prefix   compute the few-shot prefix once and reuse its keys and values: the same
+                   tokens in less time
     device         "auto" takes a GPU where there is one; only used when `student` is a name
 
     What is in `out_path` by the same settings is not asked again. Questions of about the same
     length share a batch. Raises DataError for settings out of range and for a prompt that does not
     fit the model.
     """
-    from cotdistill.students import best_device, best_dtype, load_student
-
     if isinstance(student, str):
-        student = load_student(
-            student, best_dtype("auto", best_device(device)), best_device(device)
-        )
+        device = best_device(device)
+        student = load_student(student, best_dtype("auto", device), device)
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; expected a number from 1 on")
-    decoding = _decoding(settings.sampling) | {
-        "dtype": str(student.model.dtype).removeprefix("torch.")
-    }
+    dtype = {"dtype": str(student.model.dtype).removeprefix("torch.")}
     chat = bool(student.tokenizer.chat_template) if settings.chat is None else settings.chat
+    tokenizer = student.tokenizer if chat else None
+    teacher = {
+        "mode": settings.mode,
+        "teacher": student.name,
+        "revision": student.fingerprint,
+        "decoding": describe_decoding(settings.sampling) | dtype,
+    }
     ids, prefixes = {}, {}
 
     def make_job(example, sample):
         prompt = build_prompt(
-            example,
-            demonstrations,
-            settings.mode,
-            student.tokenizer if chat else None,
-            settings.instruction,
+            example, demonstrations, settings.mode, tokenizer, settings.instruction
         )
-        prefixes[fingerprint(prompt.prefix, prompt.tail)] = {
-            "prefix": prompt.prefix,
-            "tail": prompt.tail,
-        }
+        prefix = fingerprint(prompt.prefix, prompt.tail)
+        prefixes[prefix] = {"prefix": prompt.prefix, "tail": prompt.tail}
         ids.setdefault(example.id, prompt_ids(student, prompt))
-        return {
-            "id": example.id,
-            "sample": sample,
-            "prompt_hash": prompt_hash(prompt.text),
-            "prefix": fingerprint(prompt.prefix, prompt.tail),
-            "question": prompt.question,
-            "mode": settings.mode,
-            "teacher": student.name,
-            "revision": student.fingerprint,
-            "decoding": decoding,
-        }
+        return describe_job(teacher, example, sample, prompt.text, prefix, prompt.question)
 
-    jobs = _plan(examples, settings.sampling.n, make_job)
-    room = getattr(student.model.config, "max_position_embeddings", None) or 10**9
-    new_tokens = settings.sampling.max_new_tokens
-    for id, (prefix, rest) in ids.items():
-        if len(prefix) + len(rest) + new_tokens > room:
-            raise DataError(
-                f"id {id}: a prompt of {len(prefix) + len(rest)} tokens plus "
-                f"{new_tokens} new ones; expected at most "
-                f"{room} for {student.name}: give fewer demonstrations"
-            )
+    jobs = plan_jobs(examples, settings.sampling.n, make_job)
+    _check_room(student, ids, settings.sampling.max_new_tokens)
     shares = share_prefix and len(prefixes) == 1
     answer = lambda todo, found: _generate_answers(
         student, todo, ids, settings.sampling, batch_size, shares
@@ -101,15 +89,27 @@ def elicit_transformers(
     return ask_all(jobs, answer, examples, Path(out_path), prefixes, ask_again=settings.ask_again)
 
 
-def _generate_answers(
-    student, todo: list[dict], ids: dict, sampling: Sampling, batch_size: int, share_prefix: bool
-):
-    """(job, Answer) of a local model, batch by batch.
+def _check_room(student, ids: dict, new_tokens: int) -> None:
+    """Raise DataError for a prompt that leaves no room for `new_tokens` more.
 
     ids: the token ids (prefix, rest) of each question's prompt.
     """
-    from cotdistill.kernels.linear import use_prepacked_linears
+    room = getattr(student.model.config, "max_position_embeddings", None) or 10**9
+    for key, (prefix, rest) in ids.items():
+        if len(prefix) + len(rest) + new_tokens > room:
+            raise DataError(
+                f"id {key}: a prompt of {len(prefix) + len(rest)} tokens plus {new_tokens} new "
+                f"ones; expected at most {room} for {student.name}: give fewer demonstrations"
+            )
 
+
+def _generate_answers(
+    student, todo: list[dict], ids: dict, sampling: Sampling, batch_size: int, share_prefix: bool
+):
+    """Yield (job, Answer) of a local model, batch by batch.
+
+    ids: the token ids (prefix, rest) of each question's prompt.
+    """
     todo = sorted(todo, key=lambda job: len(ids[job["id"]][1]))
     prefix = ids[todo[0]["id"]][0] if todo and share_prefix else []
     with use_prepacked_linears(student.model):
@@ -142,10 +142,10 @@ def time_shared_prefix(
     max_new_tokens: int = 64,
     repeats: int = 2,
 ) -> dict:
-    """Seconds per rationale, greedy, with the prefix computed once and with whole prompts, turn
-    about in one run (the computing of the prefix included).
+    """Measure seconds per rationale, greedy, with a shared prefix and with full prompts.
 
-    `ratio` is whole / shared; `same` counts equal token sequences.
+    Both sides alternate in one run, and computing the prefix is included. `ratio` is full / shared;
+    `same` counts equal token sequences.
     """
     chat = bool(student.tokenizer.chat_template) if chat is None else chat
     ids = [
@@ -167,14 +167,14 @@ def time_shared_prefix(
             ):
                 texts[share][first + i] = new
         seconds[share].append((time.perf_counter() - start) / len(ids))
-    shared, whole = float(np.median(seconds[True])), float(np.median(seconds[False]))
+    shared, full = float(np.median(seconds[True])), float(np.median(seconds[False]))
     return {
         "rationales": len(ids),
         "prefix_tokens": len(ids[0][0]),
         "question_tokens": float(np.mean([len(b) for _, b in ids])),
         "new_tokens": float(np.mean([len(new) for new in texts[True].values()])),
         "shared_seconds": shared,
-        "whole_seconds": whole,
-        "ratio": whole / shared,
+        "whole_seconds": full,
+        "ratio": full / shared,
         "same": sum(texts[True][i] == texts[False][i] for i in texts[True]),
     }

@@ -1,4 +1,4 @@
-"""What a teacher is asked: instructions, demonstrations, chat messages or plain text."""
+"""Build what a teacher is asked: instructions, demonstrations, chat messages or plain text."""
 
 import re
 from dataclasses import dataclass
@@ -15,15 +15,13 @@ INSTRUCTIONS = {
     "blind": "Answer each question. Give the reason first, in two or three sentences, and then "
     "the letter of the answer.",
     "label_conditioned": "Each question comes with its correct answer. Explain in two or three "
-    "sentences why it is "
-    "correct, and then close with the letter of the answer.",
+    "sentences why it is correct, and then close with the letter of the answer.",
 }
 
 
-# prompts
 @dataclass(frozen=True)
 class Demonstration:
-    """One worked question of a few-shot prompt."""
+    """Hold one worked question of a few-shot prompt."""
 
     example: Example
     reason: str
@@ -31,9 +29,10 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text.
+    """Hold a prompt as text, in three parts.
 
-    `prefix` is the same for every question, so its key-value cache is computed once; `question` is plain text; `tail` is what a chat template puts after it (empty without one).
+    `prefix` is the same for every question, so its key-value cache is computed once. `question` is
+    plain text. `tail` is what a chat template puts after it (empty without one).
     """
 
     prefix: str
@@ -42,14 +41,14 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The whole prompt, as a teacher without a shared prefix reads it."""
+        """Return the complete prompt, as a teacher without a shared prefix reads it."""
         return self.prefix + self.question + self.tail
 
 
 def demonstrations_path(dataset: str) -> Path:
-    """The demonstrations that belong to a dataset ("microworld/everyday" -> microworld.txt.
+    """Return the file of demonstrations that belongs to a dataset.
 
-    Own data -> generic.txt).
+    "microworld/everyday" has microworld.txt; own data have generic.txt.
     """
     folder = Path(__file__).with_name("demonstrations")
     own = folder / f"{dataset.partition('/')[0]}.txt"
@@ -57,17 +56,15 @@ def demonstrations_path(dataset: str) -> Path:
 
 
 def load_demonstrations(path: str | Path) -> list[Demonstration]:
-    """Read a file of demonstrations (format: top of this module).
+    """Read a file of demonstrations; `elicit.teacher` describes its format.
 
-    Raises DataError, naming file and line.
+    Raises DataError naming file and line.
     """
     path, text = Path(path), read_text(path, "few-shot demonstrations as plain text")
     lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1)]
     blocks, block = [], []
-    for number, line in [
-        *((n, text) for n, text in lines if not text.startswith("#")),
-        (len(lines) + 1, ""),
-    ]:
+    kept = [(number, line) for number, line in lines if not line.startswith("#")]
+    for number, line in [*kept, (len(lines) + 1, "")]:  # an empty line ends the last block
         if line:
             block.append((number, line))
         elif block:
@@ -77,54 +74,41 @@ def load_demonstrations(path: str | Path) -> list[Demonstration]:
         raise DataError(
             f"{path}: no demonstration; expected at least one block that starts with 'Question:'"
         )
-    return [_demonstration(path, block) for block in blocks]
+    return [_parse_demonstration(path, block) for block in blocks]
 
 
-def _demonstration(path: Path, block: list[tuple[int, str]]) -> Demonstration:
-    head, choices, end = block[0][0], [], {}
+def _parse_demonstration(path: Path, block: list[tuple[int, str]]) -> Demonstration:
+    """Parse one block of (line number, line) pairs; raise DataError where a line is wrong."""
+    head, choices, fields = block[0][0], [], {}
     wanted = ["Question:", "Options:"]
     for number, line in block:
-        where, key = (
-            f"{path}:{number}",
-            next(
-                (k for k in ("Question:", "Options:", "Reason:", "Answer:") if line.startswith(k)),
-                None,
-            ),
-        )
+        names = ("Question:", "Options:", "Reason:", "Answer:")
+        key = next((name for name in names if line.startswith(name)), None)
         option = re.match(r"\(([A-Z])\)\s*(.+)", line)
         if wanted == ["option"] and option and option[1] == LETTERS[len(choices)]:
             choices.append(option[2])
         elif wanted == ["option"] and len(choices) > 1 and key == "Reason:":
-            wanted, end["Reason:"] = ["Answer:"], line.removeprefix("Reason:").strip()
+            wanted, fields["Reason:"] = ["Answer:"], line.removeprefix("Reason:").strip()
         elif key and wanted and key == wanted[0]:
-            end[key], wanted = line.removeprefix(key).strip(), wanted[1:]
+            fields[key], wanted = line.removeprefix(key).strip(), wanted[1:]
             wanted = wanted or (["option"] if key == "Options:" else [])
         else:
-            expected = (
-                f"({LETTERS[len(choices)]}) or Reason:"
-                if wanted == ["option"]
-                else wanted[0]
-                if wanted
-                else "an empty line"
-            )
-            raise DataError(f"{where}: found {line[:40]!r}; expected {expected}")
-    if "Answer:" not in end or not end["Reason:"]:
+            expected = wanted[0] if wanted else "an empty line"
+            if wanted == ["option"]:
+                expected = f"({LETTERS[len(choices)]}) or Reason:"
+            raise DataError(f"{path}:{number}: found {line[:40]!r}; expected {expected}")
+    if "Answer:" not in fields or not fields["Reason:"]:
         raise DataError(
-            f"{path}:{head}: the block has no Reason: or no Answer: line; expected "
-            "Question, Options, Reason, Answer"
+            f"{path}:{head}: the block has no Reason: or no Answer: line; expected Question, "
+            "Options, Reason, Answer"
         )
-    example = make_example(
-        f"demonstration at line {head}",
-        end["Question:"],
-        choices,
-        end["Answer:"].strip("()"),
-        f"{path}:{head}",
-    )
-    return Demonstration(example, end["Reason:"])
+    name, letter = f"demonstration at line {head}", fields["Answer:"].strip("()")
+    example = make_example(name, fields["Question:"], choices, letter, f"{path}:{head}")
+    return Demonstration(example, fields["Reason:"])
 
 
 def teacher_question(example: Example, mode: str) -> str:
-    """The question as it is put to the teacher, up to the cue."""
+    """Write the question as a teacher reads it, up to the cue."""
     text = prompt_text(example, "pre_cot", "letter")
     if mode == "blind":
         return text
@@ -135,10 +119,11 @@ def teacher_question(example: Example, mode: str) -> str:
 def build_messages(
     example: Example, demonstrations: list[Demonstration], mode: str, instruction: str | None = None
 ) -> list[dict]:
-    """The prompt as chat messages.
+    """Build the prompt as chat messages.
 
-    Each demonstration a question by the user and an answer by the assistant, the instruction at the
-    top of the first user message (several templates know no system role).
+    Each demonstration is a question by the user and an answer by the assistant. The instruction is
+    at the top of the first user message, because several templates know no system role.
+    instruction=None takes ours. Raises DataError for an unknown mode.
     """
     if mode not in MODES:
         raise DataError(f"mode '{mode}'; expected one of {', '.join(MODES)}")
@@ -167,16 +152,17 @@ def build_prompt(
     tokenizer=None,
     instruction: str | None = None,
 ) -> Prompt:
-    """The prompt as text: with the chat template of `tokenizer` where one is given, else plain
-    few-shot text.
+    """Build the prompt as text: with the chat template of `tokenizer`, or plain without one.
 
     Prompt.prefix does not depend on the example (with at least one demonstration). instruction=None
-    takes ours. Raises DataError for an unknown mode and for a tokenizer without a chat template.
+    takes ours. Raises DataError for an unknown mode, and for a tokenizer whose chat template is
+    missing or changes the user's text.
     """
     messages = build_messages(example, demonstrations, mode, instruction)
     if tokenizer is None:
         *shown, last = [m["content"] for m in messages]
-        blocks = [f"{asked} {answer}" for asked, answer in zip(shown[::2], shown[1::2])]
+        pairs = zip(shown[::2], shown[1::2], strict=True)
+        blocks = [f"{question} {answer}" for question, answer in pairs]
         return Prompt("\n\n".join(blocks), "\n\n" * bool(blocks) + last)
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template; expected chat=False for a base model")
@@ -186,30 +172,30 @@ def build_prompt(
         tokenize=False,
         add_generation_prompt=True,
     )
-    prefix, found, tail = shape.partition(mark)
-    if not found:
+    prefix, kept, tail = shape.partition(mark)
+    if not kept:
         raise DataError(
-            "the tokenizer's chat template changes the user's text; expected one "
-            "that keeps it, or chat=False"
+            "the tokenizer's chat template changes the user's text; expected one that keeps it, "
+            "or chat=False"
         )
     return Prompt(prefix, messages[-1]["content"], tail)
 
 
 def prompt_hash(prompt: str | list[dict]) -> str:
-    """16 hex digits of the SHA-256 of a prompt, text or chat messages."""
+    """Hash a prompt, text or chat messages, to 16 hex digits of its SHA-256."""
     return fingerprint(prompt)
 
 
 def prompt_ids(student, prompt: Prompt) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt as (prefix, rest).
+    """Encode a prompt as token ids (prefix, rest).
 
-    The pieces are tokenised by themselves; markup is read in the template's parts and never in the
+    Each part is tokenised by itself. Markup is read in the template's parts and never in the
     question, so that a question that quotes a special token stays text.
     """
-    markup = lambda text: student.tokenizer(text, add_special_tokens=False)["input_ids"]
+    encode_markup = lambda text: student.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not prompt.tail:
         return [*student.bos_ids, *student.encode(prompt.prefix)], student.encode(prompt.question)
-    prefix = markup(prompt.prefix)
+    prefix = encode_markup(prompt.prefix)
     if student.bos_ids and prefix[:1] != student.bos_ids:
         prefix = [*student.bos_ids, *prefix]
-    return prefix, [*student.encode(prompt.question), *markup(prompt.tail)]
+    return prefix, [*student.encode(prompt.question), *encode_markup(prompt.tail)]

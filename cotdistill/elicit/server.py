@@ -1,4 +1,4 @@
-"""A teacher behind the OpenAI protocol."""
+"""Ask a teacher behind the OpenAI protocol."""
 
 import json
 import os
@@ -10,9 +10,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cotdistill.elicit.prompts import STOP, Demonstration, build_messages, build_prompt, prompt_hash
-from cotdistill.elicit.records import Answer, _decoding, _plan, ask_all, join_parts, sample_seed
+from cotdistill.elicit.answers import Answer, join_content
+from cotdistill.elicit.prompts import STOP, Demonstration, build_messages, build_prompt
+from cotdistill.elicit.records import (
+    ask_all,
+    describe_decoding,
+    describe_job,
+    plan_jobs,
+    sample_seed,
+)
 from cotdistill.elicit.settings import (
+    DEFAULT_CONNECTION,
+    DEFAULT_SETTINGS,
     LEAVE_OUT,
     TOKEN_LIMITS,
     Connection,
@@ -25,7 +34,7 @@ from cotdistill.files import fingerprint
 
 
 class TeacherError(RuntimeError):
-    """The teacher can't be asked any more.
+    """Report that the teacher cannot be asked any more.
 
     One line says why, how many answers are recorded and how to go on.
     """
@@ -34,22 +43,20 @@ class TeacherError(RuntimeError):
         super().__init__(one_line(message))
 
 
-# a teacher behind the OpenAI protocol
-class _Refused(Exception):
-    """The server read the question and will not answer it (400, 413, 422)."""
+class _RefusedError(Exception):
+    """Report that the server read the question and will not answer it (400, 413, 422)."""
 
 
-class _Failed(Exception):
-    """A question got no answer, however often it was asked."""
+class _FailedError(Exception):
+    """Report that a question got no answer, however often it was asked."""
 
 
 def read_answer(response, chat: bool) -> Answer:
-    """A server's JSON object -> Answer.
+    """Read a server's JSON object as an Answer.
 
-    `message` keeps what was sent, whatever its form.
-
-    A refusal is a refusal field without any text, or a text that a content filter broke off. Raises
-    ValueError for what is not a completion at all.
+    `message` keeps what was sent, whatever its form. A refusal is a refusal field without any text,
+    or a text that a content filter broke off. Raises ValueError for what is not a completion at
+    all.
     """
     choices = response.get("choices") if isinstance(response, dict) else None
     if not isinstance(choices, list):
@@ -57,10 +64,8 @@ def read_answer(response, chat: bool) -> Answer:
     choice = choices[0] if choices and isinstance(choices[0], dict) else {}
     message = choice.get("message") if chat else choice or None
     fields = message if isinstance(message, dict) else {}
-    text, refusal = (
-        join_parts(fields.get("content" if chat else "text")),
-        join_parts(fields.get("refusal")),
-    )
+    text = join_content(fields.get("content" if chat else "text"))
+    refusal = join_content(fields.get("refusal"))
     reason = str(choice.get("finish_reason") or "")
     problem = "" if text.strip() else "no text"
     if not text.strip() and refusal:
@@ -70,15 +75,15 @@ def read_answer(response, chat: bool) -> Answer:
     return Answer(text, reason, 0.0, response if message is None else message, problem)
 
 
-def _ask(
+def _ask_server(
     client, request: dict, connection: Connection, secret: str | None, stop: threading.Event
 ) -> Answer | None:
-    """One answer, after up to max_retries further tries; None when stopped.
+    """Ask for one answer, with up to max_retries further tries; return None when stopped.
 
-    Tried again: timeouts, lost connections, 408, 409, 429, 5xx and answers that are not whole. The
-    wait doubles from `backoff` seconds up to 30, times a random factor from 0.5 to 1.5, and
-    respects Retry-After (up to 60 s). Raises _Refused and _Failed for this question; TeacherError
-    for what would happen to any other question too, and sets `stop`.
+    Timeouts, lost connections, 408, 409, 429, 5xx and incomplete answers are tried again. The wait
+    doubles from `backoff` seconds up to 30, times a random factor from 0.5 to 1.5, and respects
+    Retry-After (up to 60 s). Raises _RefusedError and _FailedError for this question; sets `stop`
+    and raises TeacherError for what would happen to any other question too.
     """
     import openai
 
@@ -94,9 +99,9 @@ def _ask(
         except openai.APIStatusError as error:
             words = server_words(error, secret)
             try:
-                _stop_or_refuse(error, words, str(client.base_url))
+                _raise_if_final(error, words, str(client.base_url))
             except TeacherError:
-                stop.set()  # here and not by who collects: nothing more is asked meanwhile
+                stop.set()  # here, not where answers are collected: nothing more is asked meanwhile
                 raise
             failure = f"it answered {error.status_code}"
             after = error.response.headers.get("retry-after", "")
@@ -106,10 +111,10 @@ def _ask(
         except openai.APIConnectionError as error:
             cause = type(error.__cause__ or error).__name__
             failure, unreachable = f"no connection ({cause})", cause == "ConnectError"
-        # Cut or invalid JSON, a web page
+        # Torn or invalid JSON, or a web page
         except (openai.APIError, ValueError, RecursionError) as error:
-            failure = f"its answer was not whole ({type(error).__name__})"
-            words = _address_hint(str(client.base_url))
+            failure = f"its answer was incomplete ({type(error).__name__})"
+            words = _hint_at_address(str(client.base_url))
         if attempt < tries - 1:
             stop.wait(
                 max(wait, min(30.0, connection.backoff * 2**attempt) * random.uniform(0.5, 1.5))
@@ -119,51 +124,48 @@ def _ask(
     if unreachable:
         stop.set()
         raise TeacherError(reason)
-    raise _Failed(reason)
+    raise _FailedError(reason)
 
 
 def server_words(error, secret: str | None = None, longest: int = 200) -> str:
-    """What a server itself says of an error, on one line, shortened, without the key."""
+    """Return what a server itself says of an error: one short line, without the key."""
     body = error.body
     for name in ("error", "message", "detail"):
         if isinstance(body, dict) and body.get(name):
             body = body[name]
     words = body if isinstance(body, str) and body else json.dumps(body) if body else error.message
     words = " ".join(words.split())
-    # Before it is cut, so that no half stays
+    # The key is masked before the text is cut, so that no half of it stays
     words = words.replace(secret, "***") if secret else words
     return words if len(words) <= longest else words[:longest] + " …"
 
 
-def _stop_or_refuse(error, words: str, base_url: str) -> None:
-    """Raise TeacherError or _Refused for a status that another try would not mend."""
+def _raise_if_final(error, words: str, base_url: str) -> None:
+    """Raise TeacherError or _RefusedError for a status that another try would not change."""
     status = error.status_code
     if status in (400, 422) and (hint := study_key_for(words, getattr(error, "param", None))):
         raise TeacherError(f"it answered {status} ({words}); {hint}") from None
     if status in (400, 413, 422):
-        raise _Refused(f"{status} {words}") from None
+        raise _RefusedError(f"{status} {words}") from None
     quota = re.search(
-        r"(?i)insufficient[ _](quota|balance|credit|funds)|exceeded your current "
-        r"quota",
+        r"(?i)insufficient[ _](quota|balance|credit|funds)|exceeded your current quota",
         f"{words} {getattr(error, 'code', '')} {getattr(error, 'type', '')}",
     )
     if status not in (408, 409, 429) and status < 500 or quota:
-        hint = _address_hint(base_url) if status in (404, 405) else ""
+        hint = _hint_at_address(base_url) if status in (404, 405) else ""
         raise TeacherError(
             f"it answered {status} ({words})" + (f"; {hint}" if hint else "")
         ) from None
 
 
 def study_key_for(words: str, param: str | None = None) -> str:
-    """The study key that mends a request with a field the model does not take.
+    """Say which study key helps where the model does not take a field of the request.
 
-    "" for other refusals.
-
-    words: the server's; param: the field that it names beside them (OpenAI's `param`).
+    Returns "" for other refusals. words: the server's; param: the field that it names beside them
+    (OpenAI's `param`).
     """
     refused = (
-        r"(?i)unsupported|not support|unknown|unrecogni[sz]ed|not "
-        r"(?:permitted|allowed)|unexpected"
+        r"(?i)unsupported|not support|unknown|unrecogni[sz]ed|not (?:permitted|allowed)|unexpected"
     )
     about = r"(?i)parameter|argument|field|input|value"
     if not re.search(refused, words) or not re.search(about, words):
@@ -179,24 +181,22 @@ def study_key_for(words: str, param: str | None = None) -> str:
     return f"set `leave_out: [{field}]` in the study" if field else ""
 
 
-def _address_hint(base_url: str) -> str:
-    path = urlsplit(base_url).path.rstrip("/")
-    return (
-        ""
-        if re.search(r"/v\d", path)
-        else ("base_url has no /v1 at its end, where most servers answer")
-    )
+def _hint_at_address(base_url: str) -> str:
+    """Say that base_url lacks its /v1; "" where it has one."""
+    if re.search(r"/v\d", urlsplit(base_url).path):
+        return ""
+    return "base_url has no /v1 at its end, where most servers answer"
 
 
-def _check_address(base_url: str):
-    """The parts of base_url.
+def _parse_address(base_url: str):
+    """Return the parts of base_url.
 
-    Raises DataError for one that is no plain http address.
+    Raises DataError where it is not a plain http address.
     """
     try:
         url = urlsplit(base_url)
         host, fits = url.hostname, url.port is None or url.port > 0
-    except ValueError:  # not shown: what can't be read may hold a key
+    except ValueError:  # the address is not shown: it may hold a key
         host, fits = "that can't be read", False
     if (
         not fits
@@ -208,43 +208,42 @@ def _check_address(base_url: str):
         or url.fragment
     ):
         raise DataError(
-            f"base_url with host '{host}'; expected http(s)://host:port/v1 without a "
-            "user, a key or a query: "
-            "the key belongs in OPENAI_API_KEY"
+            f"base_url with host '{host}'; expected http(s)://host:port/v1 without a user, a key "
+            "or a query: the key belongs in OPENAI_API_KEY"
         )
     return url
 
 
 def _read_key() -> tuple[str, str | None]:
-    """(the key to send, the secret to keep out of everything) from OPENAI_API_KEY.
+    """Read OPENAI_API_KEY as (the key to send, the secret to keep out of everything).
 
     Raises DataError.
     """
     key = os.environ.get("OPENAI_API_KEY") or None
     if key and not re.fullmatch(r"[!-~]+", key):
         raise DataError(
-            "OPENAI_API_KEY holds a blank, a line break or a letter that is not "
-            "ASCII; expected a key as it was given out"
+            "OPENAI_API_KEY holds a blank, a line break or a letter that is not ASCII; expected a "
+            "key as it was given out"
         )
-    # "x", "null": a placeholder, no secret
+    # "x" or "null" is a placeholder, not a secret
     return key or "none", key if key and len(key) >= 8 else None
 
 
-def _server_decoding(sampling: Sampling, connection: Connection, chat: bool) -> dict:
-    """`_decoding` and what else decides what a server writes.
+def _describe_server_decoding(sampling: Sampling, connection: Connection, chat: bool) -> dict:
+    """Add to `describe_decoding` what else decides what a server writes.
 
-    token_limit is only a name.
+    token_limit is not recorded: it is only a name.
     """
-    decoding = {**_decoding(sampling, connection.leave_out), "chat": chat}
+    decoding = {**describe_decoding(sampling, connection.leave_out), "chat": chat}
     decoding |= {"extra_body": connection.extra_body} if connection.extra_body else {}
     return decoding | ({"leave_out": sorted(connection.leave_out)} if connection.leave_out else {})
 
 
 def _build_request(job: dict, prompt, sampling: Sampling, connection: Connection) -> dict:
-    """The arguments of a request.
+    """Build the arguments of a request.
 
-    `seed` and top_p only at a temperature. top_k is no part of the protocol: it is sent in the extra
-    body, only when not 0 (vLLM and llama.cpp know it).
+    `seed` and top_p are sent only at a temperature. top_k is not part of the protocol: it goes into
+    the extra body, only when not 0 (vLLM and llama.cpp know it).
     """
     body = {
         "model": job["teacher"],
@@ -259,16 +258,17 @@ def _build_request(job: dict, prompt, sampling: Sampling, connection: Connection
         body |= {"top_p": sampling.top_p, "seed": seed}
         extra = {**({"top_k": sampling.top_k} if sampling.top_k else {}), **extra}
     if not isinstance(prompt, list) and connection.token_limit != "max_tokens":
-        # the client's /completions has no argument of this name
+        # The client's /completions has no argument of this name
         extra[connection.token_limit] = body.pop(connection.token_limit)
     body = {name: value for name, value in body.items() if name not in connection.leave_out}
     return {**body, **({"extra_body": extra} if extra else {})}
 
 
-class _Failures:
-    """What went wrong while a server was asked.
+class _FailureLog:
+    """Collect what goes wrong while a server is asked.
 
-    `fatal` ends the run, `skipped` holds (id, reason) of the questions that failed after all their tries.
+    `fatal` ends the run; `skipped` holds (id, reason) of the questions that failed after all their
+    tries; `row` counts failures in a row.
     """
 
     def __init__(self, total: int, todo: int, connection: Connection):
@@ -278,23 +278,27 @@ class _Failures:
         self.rest_may_fail = todo <= self.allowed
 
     def too_many(self) -> bool:
-        """More than the share that may fail, or so many in a row that the server must be down."""
+        """Tell whether too many failed.
+
+        They are more than the share that may fail, or so many in a row that the server must be
+        down.
+        """
         return (
             len(self.skipped) > self.allowed or self.row >= self.patience and not self.rest_may_fail
         )
 
     def describe(self, first: int = 3) -> str:
-        """Number, names and reasons of the questions that were skipped, the first ones in full."""
-        shown = "; ".join(f"{id}: {reason}" for id, reason in self.skipped[:first])
+        """Say how many questions were skipped, and name the first ones with their reasons."""
+        shown = "; ".join(f"{key}: {reason}" for key, reason in self.skipped[:first])
         more = f"; and {len(self.skipped) - first} more" if len(self.skipped) > first else ""
         count = len(self.skipped)
         return f"{count} question{'s' if count > 1 else ''} failed: {shown}{more}"
 
 
-def _collect_answers(waiting: dict, answered: bool, failures: _Failures, stop: threading.Event):
-    """(job, Answer) of each request as it ends; what fails goes to `failures`.
+def _collect_answers(waiting: dict, answered: bool, failures: _FailureLog, stop: threading.Event):
+    """Yield (job, Answer) of each request as it ends; what fails goes to `failures`.
 
-    Refusals count as answers about one question once the server has answered another; where it
+    Refusals count as answers about one question once the server has answered another. Where it
     refuses all, the settings are wrong.
     """
     refused = []
@@ -302,11 +306,11 @@ def _collect_answers(waiting: dict, answered: bool, failures: _Failures, stop: t
         job = waiting[future]
         try:
             answer = future.result()
-        except _Refused as refusal:
+        except _RefusedError as refusal:
             refused.append((job, Answer(problem=f"refused: {refusal}")))
             if not answered and len(refused) >= failures.patience:
                 stop.set()
-        except _Failed as error:
+        except _FailedError as error:
             failures.skipped.append((job["id"], str(error)))
             failures.row += 1
             if failures.too_many():
@@ -327,6 +331,43 @@ def _collect_answers(waiting: dict, answered: bool, failures: _Failures, stop: t
         failures.fatal = f"it refused question {job['id']} ({reason})"
 
 
+def _open_client(key: str, base_url: str, timeout: float):
+    """Open a client that never retries by itself: `_ask_server` decides what is tried again."""
+    from openai import OpenAI
+
+    return OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=0)
+
+
+def _ask_in_parallel(
+    client, requests: list, connection: Connection, secret: str | None, failures, answered: bool
+):
+    """Send (job, request) pairs, `concurrency` at a time, and yield (job, Answer).
+
+    answered: whether the server has answered any question before. Raises nothing: what fails goes
+    to `failures`.
+    """
+    stop, pool = threading.Event(), ThreadPoolExecutor(connection.concurrency)
+    ask = lambda request: pool.submit(_ask_server, client, request, connection, secret, stop)
+    try:
+        waiting = {ask(request): job for job, request in requests}
+        yield from _collect_answers(waiting, answered, failures, stop)
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _split_prompt(example: Example, demonstrations: list[Demonstration], settings):
+    """Build a question's prompt as (prompt, the part shared with others, the question's own).
+
+    The prompt is a list of chat messages, or a text with settings.chat=False.
+    """
+    if settings.chat is not False:
+        prompt = build_messages(example, demonstrations, settings.mode, settings.instruction)
+        return prompt, {"messages": prompt[:-1]}, prompt[-1]["content"]
+    pieces = build_prompt(example, demonstrations, settings.mode, None, settings.instruction)
+    return pieces.text, {"prefix": pieces.prefix, "tail": ""}, pieces.question
+
+
 def elicit_openai(
     examples: list[Example],
     out_path: str | Path,
@@ -335,76 +376,48 @@ def elicit_openai(
     base_url: str,
     revision: str = "",
     demonstrations: list[Demonstration],
-    settings: TeacherSettings = TeacherSettings(),
-    connection: Connection = Connection(),
+    settings: TeacherSettings = DEFAULT_SETTINGS,
+    connection: Connection = DEFAULT_CONNECTION,
 ) -> list[dict]:
-    """Ask a server that speaks the OpenAI protocol for rationales; returns their records.
+    """Ask a server that speaks the OpenAI protocol for rationales; return their records.
 
     The key is read from OPENAI_API_KEY and written nowhere ("none" is sent where it is not set, as
     local servers expect). chat=False asks /completions with text, else /chat/completions with
     messages (the server applies its template).
 
-    What is in `out_path` by the same settings is not asked again (`find_answers`: nor what ended by
-    itself under a smaller limit). A refused question (400, 413, 422) is recorded as malformed once
-    the server has answered others. One that fails after all its tries is skipped, named, and left
-    to the next call, unless more than max_failed do. Raises TeacherError where the server fails for
-    good: what was answered until then is recorded, and the same call asks for the rest. DataError
-    for settings out of range.
+    What is in `out_path` by the same settings is not asked again (see `find_answers`). A refused
+    question (400, 413, 422) is recorded as malformed once the server has answered others. One that
+    fails after all its tries is skipped, named, and left to the next call, unless more than
+    max_failed do. Raises TeacherError where the server fails for good: answers are recorded, and
+    the same call asks for the rest. Raises DataError for settings out of range.
     """
-    from openai import OpenAI
-
-    url, path, sampling = _check_address(base_url), Path(out_path), settings.sampling
+    url, path, sampling = _parse_address(base_url), Path(out_path), settings.sampling
     chat = settings.chat is not False
-    decoding = _server_decoding(sampling, connection, chat)
+    teacher = {
+        "mode": settings.mode,
+        "teacher": model,
+        "revision": revision,
+        "decoding": _describe_server_decoding(sampling, connection, chat),
+    }
     prompts, prefixes = {}, {}
 
     def make_job(example, sample):
-        if chat:
-            prompt = build_messages(example, demonstrations, settings.mode, settings.instruction)
-            shared, question = {"messages": prompt[:-1]}, prompt[-1]["content"]
-        else:
-            pieces = build_prompt(
-                example, demonstrations, settings.mode, None, settings.instruction
-            )
-            prompt, shared, question = (
-                pieces.text,
-                {"prefix": pieces.prefix, "tail": ""},
-                pieces.question,
-            )
+        prompt, shared, question = _split_prompt(example, demonstrations, settings)
         prompts[example.id], prefixes[fingerprint(shared)] = prompt, shared
-        return {
-            "id": example.id,
-            "sample": sample,
-            "prompt_hash": prompt_hash(prompt),
-            "prefix": fingerprint(shared),
-            "question": question,
-            "mode": settings.mode,
-            "teacher": model,
-            "revision": revision,
-            "decoding": decoding,
-        }
+        return describe_job(teacher, example, sample, prompt, fingerprint(shared), question)
 
     key, secret = _read_key()
-    jobs = _plan(examples, sampling.n, make_job)
-    failures, stop = _Failures(len(jobs), len(jobs), connection), threading.Event()
+    jobs = plan_jobs(examples, sampling.n, make_job)
+    failures = _FailureLog(len(jobs), len(jobs), connection)
 
     def answer(todo, found):
         nonlocal failures
-        failures = _Failures(len(jobs), len(todo), connection)
-        pool = ThreadPoolExecutor(connection.concurrency)
-        with OpenAI(
-            api_key=key, base_url=base_url, timeout=connection.timeout, max_retries=0
-        ) as client:
-            try:
-                waiting = {}
-                for job in todo:
-                    request = _build_request(job, prompts[job["id"]], sampling, connection)
-                    waiting[pool.submit(_ask, client, request, connection, secret, stop)] = job
-                answered = any(not record["malformed"] for record in found.values())
-                yield from _collect_answers(waiting, answered, failures, stop)
-            finally:
-                stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
+        failures = _FailureLog(len(jobs), len(todo), connection)
+        build = lambda job: _build_request(job, prompts[job["id"]], sampling, connection)
+        requests = [(job, build(job)) for job in todo]
+        answered = any(not record["malformed"] for record in found.values())
+        with _open_client(key, base_url, connection.timeout) as client:
+            yield from _ask_in_parallel(client, requests, connection, secret, failures, answered)
 
     records = ask_all(
         jobs, answer, examples, path, prefixes, ask_again=settings.ask_again, secret=secret
@@ -416,7 +429,7 @@ def elicit_openai(
 
 
 def _report_failures(
-    failures: _Failures, who: str, recorded: str, missing: int, secret: str | None
+    failures: _FailureLog, who: str, recorded: str, missing: int, secret: str | None
 ) -> None:
     """Print which questions were skipped, or raise TeacherError where there were too many."""
     hide = lambda text: text.replace(secret, "***") if secret else text

@@ -1,17 +1,17 @@
-"""How a teacher is asked: sampling, connection, what is asked again."""
+"""Settle how a teacher is asked: sampling, connection, and what is asked again."""
 
 import json
 from dataclasses import dataclass
 
 from cotdistill.errors import DataError
 
-# settings
 ASK_AGAIN = ("cut_off", "empty", "refused")
 LEAVE_OUT = ("stop", "temperature", "top_p", "seed")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 def _check_items(name: str, items, allowed: tuple[str, ...]) -> None:
+    """Raise DataError for an item that is not allowed."""
     unknown = next((item for item in items if item not in allowed), None)
     if unknown is not None:
         raise DataError(f"{name} holds {unknown!r}; expected only {', '.join(allowed)}")
@@ -19,9 +19,9 @@ def _check_items(name: str, items, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a teacher writes: `n` rationales per question, greedy at temperature 0.
+    """Settle how a teacher writes: `n` rationales per question, greedy at temperature 0.
 
-    Else they are sampled with top_p and top_k (0: all), each from its own seed. An answer longer
+    Above 0 they are sampled with top_p and top_k (0: all), each from its own seed. An answer longer
     than max_new_tokens is cut off.
     """
 
@@ -35,13 +35,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """What any teacher is asked, and what is asked again.
+    """Settle what any teacher is asked, and what is asked again.
 
-    mode         "blind" or "label_conditioned" (top of this module)
+    mode         "blind" or "label_conditioned" (see `elicit.teacher`)
     chat         use a chat template; None: where there is one (a server: yes)
     instruction  the sentence above the first question; None: ours
     ask_again    recorded answers that are asked once more at the same settings: of "cut_off",
-                 "empty" (no rationale in it), "refused". The old record stays in the file.
+                 "empty" (no rationale in it), "refused"; the old record stays in the file
 
     Raises DataError for an unknown item of ask_again.
     """
@@ -58,7 +58,7 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class Connection:
-    """How a server is asked.
+    """Settle how a server is asked.
 
     concurrency  requests at a time
     timeout      seconds until a request counts as lost
@@ -96,9 +96,9 @@ class Connection:
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """Where rationales come from: a recorded file, a local model, or a model at a server.
+    """Say where rationales come from: a recorded file, a local model, or a server's model.
 
-    batch_size is the local model's; connection the server's.
+    batch_size is the local model's; connection is the server's.
     """
 
     recorded: str = ""
@@ -108,22 +108,28 @@ class TeacherSource:
     connection: Connection = Connection()
 
 
+# One instance of each for default arguments: they are frozen
+DEFAULT_SETTINGS = TeacherSettings()
+DEFAULT_CONNECTION = Connection()
+DEFAULT_SOURCE = TeacherSource()
+
+
 def parse_extra_body(items: list[str]) -> dict:
-    """["reasoning_effort=low", "min_p=0.1"] -> {"reasoning_effort": "low", "min_p": 0.1}.
+    """Parse ["reasoning_effort=low", "min_p=0.1"] to {"reasoning_effort": "low", "min_p": 0.1}.
 
     A value is JSON, or plain text where it is not. Raises DataError for an item without a key and
-    for a key that stands there twice.
+    for a key that appears twice.
     """
-    found = {}
+    body = {}
     for item in items:
         key, sign, value = item.partition("=")
         key = key.strip()
         if not sign or not key:
             raise DataError(f"extra_body holds {item!r}; expected key=value, e.g. min_p=0.1")
-        if key in found:
+        if key in body:
             raise DataError(f"extra_body holds '{key}' twice; expected each key once")
         try:
-            found[key] = json.loads(value)
+            body[key] = json.loads(value)
         except ValueError:
-            found[key] = value.strip()
-    return found
+            body[key] = value.strip()
+    return body

@@ -1,13 +1,12 @@
-"""Take a reasoning teacher's thoughts apart from its final text."""
+"""Set a reasoning teacher's thoughts apart from its final text."""
 
 import json
 import re
 
-# Marks by which models set their thoughts apart (opening, closing): DeepSeek, Qwen, Magistral,
-# Kimi, Seed, and those that
-# were asked for tags. DeepSeek's and others' templates put the opening mark into the prompt: then
-# only the closing one is seen.
-_THOUGHTS = (
+# Marks (opening, closing) by which models set their thoughts apart: DeepSeek, Qwen, Magistral,
+# Kimi, Seed, and those that were asked for tags. Some templates, such as DeepSeek's, put the
+# opening mark into the prompt: then the answer holds only the closing one.
+THOUGHT_MARKS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -19,11 +18,12 @@ _THOUGHTS = (
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
 _ANSWER_TAG = re.compile(r"(?is)<(?P<tag>answer|final_answer)>\s*(?P<said>.*?)\s*(?:</(?P=tag)>|$)")
+# Other marks, dropped from the final text
 _MARKS = re.compile(
-    r"<\|(?:begin|end)_of_solution\|>|<\|(?:start\|>assistant|end\|>|return\|>)|</?(?:rationale|explanation|output|response)>"
+    r"<\|(?:begin|end)_of_solution\|>|<\|(?:start\|>assistant|end\|>|return\|>)"
+    r"|</?(?:rationale|explanation|output|response)>"
 )
-# Names under which a JSON answer holds the option and the reason, in the order in which they are
-# looked for.
+# Names under which a JSON answer holds the option and the reason, in the order of the search
 _JSON_ANSWER = (
     "answer",
     "final_answer",
@@ -48,16 +48,15 @@ _JSON_REASON = (
 
 
 def clean_text(text: str) -> str:
-    """A text that can be written as UTF-8.
+    """Make a text writable as UTF-8.
 
-    Lone halves of surrogate pairs become U+FFFD, whole pairs the character they mean.
-
-    A server may cut an answer inside an emoji; json.loads then gives half a pair, and any later
-    write fails.
+    Lone halves of surrogate pairs become U+FFFD, whole pairs the character they mean. A server may
+    cut an answer inside an emoji; json.loads then gives half a pair, and any later write would
+    fail.
     """
     if not any("\ud800" <= c <= "\udfff" for c in text):
         return text
-    # Pairs -> characters
+    # Whole pairs become characters
     joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     return re.sub("[\ud800-\udfff]", "\ufffd", joined)
 
@@ -65,26 +64,23 @@ def clean_text(text: str) -> str:
 def split_thought(
     text: str | None, reasoning_content: str | None = None, finish_reason: str | None = None
 ) -> tuple[str, str, bool]:
-    """An answer -> (thought, final text, finished).
+    """Split an answer into (thought, final text, finished).
 
-    `reasoning_content` is the thought that a server gives in a field of its own. Marked thoughts ("<think>…</think>",
-    "[THINK]…[/THINK]", "<reasoning>…</reasoning>", …) are taken out of the text; a closing mark
-    without an opening one ends a thought that began in the prompt. finished is False where a mark
-    is never closed, or where the answer was cut off (finish_reason "length") before any final text.
-    `text` None counts as empty.
+    `reasoning_content` is the thought that a server sends in a field of its own. Marked thoughts
+    ("<think>…</think>", "[THINK]…[/THINK]", "<reasoning>…</reasoning>", …) are taken out of the
+    text; a closing mark without an opening one ends a thought that began in the prompt. finished is
+    False where a mark is never closed, or where the answer was cut off (finish_reason "length")
+    before any final text. `text` None counts as empty.
     """
-    final, thoughts, finished = (
-        clean_text(text or ""),
-        [clean_text(reasoning_content or "").strip()],
-        True,
-    )
-    for opening, closing in _THOUGHTS:
-        before, found, after = _rpartition(final, closing)
-        if found:
-            lead, opened, inside = _partition(before, opening)
+    final, finished = clean_text(text or ""), True
+    thoughts = [clean_text(reasoning_content or "").strip()]
+    for opening, closing in THOUGHT_MARKS:
+        before, closed, after = _split_at_last(final, closing)
+        if closed:
+            lead, opened, inside = _split_at_first(before, opening)
             thoughts.append((inside if opened else lead).strip())
             final = (lead if opened else "") + after
-        lead, opened, rest = _partition(final, opening)
+        lead, opened, rest = _split_at_first(final, opening)
         if opened:
             thoughts.append(rest.strip())
             final, finished = lead, False
@@ -95,33 +91,33 @@ def split_thought(
     return thought, final, finished
 
 
-def _partition(text: str, mark: str) -> tuple[str, str, str]:
-    """str.partition at the first `mark`, whatever its case."""
-    found = re.search(re.escape(mark), text, re.I)
-    return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")
+def _split_at_first(text: str, mark: str) -> tuple[str, str, str]:
+    """Split a text at the first `mark`, whatever its case, as str.partition does."""
+    match = re.search(re.escape(mark), text, re.I)
+    return (text[: match.start()], match[0], text[match.end() :]) if match else (text, "", "")
 
 
-def _rpartition(text: str, mark: str) -> tuple[str, str, str]:
-    """str.rpartition at the last `mark`, whatever its case; without one, all is the first part."""
-    found = None
-    for found in re.finditer(re.escape(mark), text, re.I):
-        pass
-    return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")
+def _split_at_last(text: str, mark: str) -> tuple[str, str, str]:
+    """Split a text at the last `mark`, whatever its case; without one, all is the first part."""
+    matches = list(re.finditer(re.escape(mark), text, re.I))
+    if not matches:
+        return text, "", ""
+    return text[: matches[-1].start()], matches[-1][0], text[matches[-1].end() :]
 
 
-def _from_tags(text: str) -> str:
-    """A final text with its <answer> tag or JSON object written as "rationale\\nAnswer.
+def unwrap_answer(text: str) -> str:
+    """Rewrite a final text with an <answer> tag or a JSON object as "rationale\\nAnswer: …".
 
-    …"; any other text as it is.
+    Any other text stays as it is.
     """
     tag = _ANSWER_TAG.search(text)
     if tag:
         return f"{text[: tag.start()]}{text[tag.end() :]}".strip() + (
             f"\nAnswer: {' '.join(tag['said'].split())}"
         )
-    found = re.search(r"(?s)\{.*\}", text)
+    braces = re.search(r"(?s)\{.*\}", text)
     try:
-        given = json.loads(found[0]) if found else None
+        given = json.loads(braces[0]) if braces else None
     except (ValueError, RecursionError):
         return text
     if not isinstance(given, dict):
@@ -133,6 +129,8 @@ def _from_tags(text: str) -> str:
     reason = next((fields[name] for name in _JSON_REASON if fields.get(name)), "")
     if answer is None:
         return text
-    outside = re.sub(r"(?m)^\s*```\w*\s*$", "", text[: found.start()] + text[found.end() :]).strip()
+    outside = re.sub(
+        r"(?m)^\s*```\w*\s*$", "", text[: braces.start()] + text[braces.end() :]
+    ).strip()
     reason = "\n".join(map(str, reason)) if isinstance(reason, list) else str(reason) or outside
     return f"{reason}\nAnswer: {' '.join(str(answer).split())}"

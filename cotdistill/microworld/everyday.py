@@ -1,22 +1,23 @@
-"""One- and two-step commonsense questions about concepts of the knowledge base."""
+"""Ask one- and two-step commonsense questions about concepts of the knowledge base."""
 
 import heapq
 from collections import Counter, defaultdict
 from itertools import islice
 
 from cotdistill.errors import DataError
-from cotdistill.microworld.knowledge import _plain, _upper, facts_of, shares_words, state
+from cotdistill.microworld.knowledge import capitalise, facts_of, shares_words, state, strip_article
+from cotdistill.microworld.options import add_wrong_options, allowed_values, group_alike
+from cotdistill.microworld.settings import WorldSettings
 
 
-def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
-    """Every question that the templates of one side ("train", "test") can ask about the facts
-    `keys`.
+def _ask_about(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
+    """Ask every question that the templates of one side ("train", "test") have about `keys`.
 
     Each is a dict: question, answer, true (values never offered as wrong), pool (whose values are
     the options), relation, fact (its key), steps, said (what the rationale states, (fact, sentence)
     pairs), keys (its key words).
     """
-    found, clues = [], {"use": "the thing used for {v}", "does": "the one known for {v}"}
+    questions, clues = [], {"use": "the thing used for {v}", "does": "the one known for {v}"}
     for concept, relation in keys:
         value, row = facts[concept, relation][0], world["relations"][relation]
         base = dict(
@@ -26,166 +27,53 @@ def _questions(world: dict, facts: dict, keys: list, side: str) -> list[dict]:
             relation=relation,
             fact=(concept, relation),
             steps=1,
-            keys=[_plain(concept), value],
+            keys=[strip_article(concept), value],
             said=[((concept, relation), state(world, relation, concept, value))],
         )
         if "via" in row:  # two steps forward: a sweater, wool, sheep
             middle = facts[concept, row["via"]][0]
             base |= dict(
                 steps=2,
-                keys=[_plain(concept), middle, value],
+                keys=[strip_article(concept), middle, value],
                 said=[
                     ((concept, row["via"]), state(world, row["via"], concept, middle)),
                     ((concept, relation), state(world, relation, concept, value, middle)),
                 ],
             )
-        found += [base | dict(question=template.format(S=concept)) for template in row[side]]
+        questions += [base | dict(question=template.format(S=concept)) for template in row[side]]
         for template in row.get(f"inverse_{side}", []):  # from the value to the concept
-            found.append(
+            questions.append(
                 base
                 | dict(
                     question=template.format(v=value),
                     pool=f"which {relation}",
-                    answer=_plain(concept),
-                    true=[_plain(concept)],
+                    answer=strip_article(concept),
+                    true=[strip_article(concept)],
                 )
             )
         for clue, words in clues.items():  # two steps from a use: cutting bread, a knife, steel
             if clue != relation and "via" not in row and (concept, clue) in facts:
                 thing = facts[concept, clue][0]
                 said = [((concept, clue), state(world, clue, concept, thing)), *base["said"]]
-                found += [
+                questions += [
                     base
                     | dict(question=template.format(S=words.format(v=thing)), steps=2, said=said)
                     for template in row[side]
                 ]
     return [
-        q | dict(question=_upper(q["question"]))
-        for q in found
+        q | dict(question=capitalise(q["question"]))
+        for q in questions
         if not any(shares_words(q["question"], true) for true in q["true"][:1] + [q["answer"]])
     ]
 
 
-def _near(world: dict) -> dict[str, set[str]]:
-    near = defaultdict(set)
-    for group in world["alike"]:
-        for value in group:
-            near[value] |= set(group)
-    return near
-
-
-def _balance(allowed: list[list], quota: dict, k: int, rng) -> tuple[list[set], dict]:
-    """Pick k different allowed values for each question so that value v is picked quota[v] times.
-
-    A random greedy start, then augmenting paths (Berge 1957), so the picks are as many as the
-    constraints permit. Returns the picks of each question (fewer than k where it cannot be) and
-    what is left of the quota.
-    """
-    left, picks, sets = (
-        Counter(quota),
-        [set() for _ in allowed],
-        [set(values) for values in allowed],
-    )
-    for i in sorted(range(len(allowed)), key=lambda i: (len(allowed[i]), rng.random())):
-        for v in sorted(allowed[i], key=lambda v: -left[v] * rng.random()):
-            if len(picks[i]) < k and left[v] > 0:
-                picks[i].add(v)
-                left[v] -= 1
-    holders = defaultdict(set)
-    for i, values in enumerate(picks):
-        for v in values:
-            holders[v].add(i)
-    for i in [i for i, values in enumerate(picks) for _ in range(k - len(values))]:
-        came, queue, end = {}, [], None  # value -> (question that takes it, value it gives up)
-        for v in sorted(sets[i] - picks[i]):
-            came[v] = (i, None)
-            queue.append(v)
-        for v in queue:
-            if left[v] > 0:
-                end = v
-                break
-            for j in sorted(holders[v] - {i}):
-                for w in sorted(sets[j] - picks[j] - set(came)):
-                    came[w] = (j, v)
-                    queue.append(w)
-        if end is not None:
-            left[end] -= 1
-            while end is not None:
-                j, given = came[end]
-                picks[j].add(end)
-                holders[end].add(j)
-                if given is not None:
-                    picks[j].discard(given)
-                    holders[given].discard(j)
-                end = given
-    return picks, left
-
-
-def _allowed(q: dict, values, near: dict):
-    """The values that may stand as a wrong option.
-
-    False, not close to a true one, no word shared with the question.
-    """
-    bad = set(q["true"]).union({q["answer"]}, *(near[v] for v in [*q["true"], q["answer"]]))
-    return (v for v in values if v not in bad and not shares_words(q["question"], v))
-
-
-def _apart(picks: list[set], allowed: list[list], near: dict) -> None:
-    """Exchange wrong options between questions, in place, until no two of a question are close to
-    each other, where that can be.
-
-    The right option is close to none of the others (`_allowed`): what has a like one among the
-    options would be known to be wrong. An exchange keeps how often each value is offered.
-    """
-    sets = [set(values) for values in allowed]
-    for i, mine in enumerate(picks):
-        for v in sorted(mine):
-            if not near[v] & (mine - {v}):
-                continue
-            for j, other in enumerate(picks):
-                if j == i or v in other or v not in sets[j]:
-                    continue
-                swap = next(
-                    (
-                        w
-                        for w in sorted(other - mine)
-                        if w in sets[i]
-                        and not near[w] & (mine - {v})
-                        and not near[v] & (other - {w})
-                    ),
-                    None,
-                )
-                if swap is not None:
-                    mine ^= {v, swap}
-                    other ^= {v, swap}
-                    break
-
-
-def _fill(items: list[dict], size: int, near: dict, rng) -> tuple[list[set], set[int]]:
-    """The wrong options of questions that share a pool, from the right answers of the others.
-
-    A value is offered wrongly size - 1 times per time it is right. Second, the questions that stand
-    in the way of that.
-    """
-    quota = {
-        v: count * (size - 1) for v, count in Counter(item["answer"] for item in items).items()
-    }
-    allowed = [list(_allowed(item, quota, near)) for item in items]
-    picks, left = _balance(allowed, quota, size - 1, rng)
-    _apart(picks, allowed, near)
-    bad = set()
-    for i, values in enumerate(picks):
-        if len(values) < size - 1:
-            over = [j for j in range(len(items)) if left[items[j]["answer"]] > 0 and j not in bad]
-            bad.add(i if not over else over[rng.integers(len(over))])
-    return picks, bad
-
-
-def _choose(
+def _choose_questions(
     questions: list[dict], size: int, two_step: int, taken: set, uses: Counter, rng
 ) -> list[dict]:
-    """Up to `size` questions, so many of them with two steps, no text twice (`taken`), least asked
-    facts first (`uses`).
+    """Choose up to `size` questions, of the least asked facts first.
+
+    `two_step` of them need two steps. No text is chosen twice (`taken`); `uses` counts how often
+    each fact is asked.
     """
     picked = []
     for steps, wanted in ((2, two_step), (1, size), (2, size)):
@@ -208,87 +96,47 @@ def _choose(
     return picked
 
 
-def _source(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = False):
-    """A function count -> questions that draws from several lists.
+def _make_drawer(parts: list[tuple], two_step: float, taken: set, rng, exact: bool = False):
+    """Make a function count -> questions that draws from several lists.
 
-    parts: (share, questions), shares of all that stand; what one list lacks, the others give.
-    `removed` are questions that were given and are exchanged now, the first for the first, as many
-    with two steps for as many. exact: never more than `count`; else there may be a few more where
-    one-step questions stood in for two-step ones (worlds drawn so stay as they are).
+    parts: (share, questions), shares of all that is drawn; what one list lacks, the others give.
+    The function's `removed` are questions that were given and are now exchanged, the first for the
+    first, as many with two steps for as many. exact: never more than `count`; else there may be a
+    few more where one-step questions replaced two-step ones (published worlds depend on it).
     """
     uses, given = Counter(), [0] * len(parts)
 
     def pick(count: int, removed: list[dict] = ()) -> list[dict]:
         for q in removed:
             given[q["part"]] -= 1
-        total, found = sum(given) + count, []
+        total, drawn = sum(given) + count, []
         owed = sum(q["steps"] == 2 for q in removed) if removed else round(two_step * count)
-        wanted = [max(0, round(total * share) - had) for (share, _), had in zip(parts, given)]
+        wanted = [
+            max(0, round(total * share) - had) for (share, _), had in zip(parts, given, strict=True)
+        ]
         for i, want in [*enumerate(wanted), *((i, count) for i in range(len(parts)))]:
-            want = min(want, count - len(found))
-            two = round(owed * want / max(count - len(found), 1))
-            new = _choose(parts[i][1], want, min(two, want) if exact else two, taken, uses, rng)
+            want = min(want, count - len(drawn))
+            two = round(owed * want / max(count - len(drawn), 1))
+            new = _choose_questions(
+                parts[i][1], want, min(two, want) if exact else two, taken, uses, rng
+            )
             given[i], owed = given[i] + len(new), max(0, owed - sum(q["steps"] == 2 for q in new))
-            found += [q | dict(part=i) for q in new]
-        for q in removed[len(found) :]:  # nothing is left to exchange them for
+            drawn += [q | dict(part=i) for q in new]
+        for q in removed[len(drawn) :]:  # nothing is left to exchange them for
             given[q["part"]] += 1
-        return found
+        return drawn
 
     return pick
 
 
-def _with_options(pick, size: int, n_options, near: dict, spare: dict, rng) -> list[dict]:
-    """`size` questions with their wrong options, under the key "wrong".
-
-    `pick(count)` supplies questions; those that would break the balance are exchanged for others, twelve times at most, and an option that is still missing in the end is any value of the relation (it happens in splits of a few questions).
-    """
-    groups, done = defaultdict(list), {}
-
-    def add(items):
-        for item in items:
-            n = int(rng.integers(2, 6)) if n_options == "mix" else n_options
-            groups[item["pool"], n].append(item)
-            done.pop((item["pool"], n), None)
-        for key in sorted(groups.keys() - done.keys()):
-            done[key] = _fill(groups[key], key[1], near, rng)
-
-    add(pick(size))
-    for _ in range(12):
-        removed = [groups[key][i] for key in sorted(groups) for i in sorted(done[key][1])]
-        fresh = pick(len(removed), removed)
-        room = len(fresh)
-        for key in sorted(groups):
-            bad = sorted(done[key][1])[:room]
-            room -= len(bad)
-            if bad:
-                groups[key] = [item for i, item in enumerate(groups[key]) if i not in bad]
-                del done[key]
-        add(fresh)
-        if not fresh:
-            break
-    rows = []
-    for pool, n in sorted(groups):
-        for item, values in zip(groups[pool, n], done[pool, n][0]):
-            others = [v for v in _allowed(item, spare[pool], near) if v not in values]
-            # The unlike ones first
-            more = sorted(
-                (others[i] for i in rng.permutation(len(others))),
-                key=lambda v: bool(near[v] & values),
-            )
-            rows.append(item | dict(wrong=sorted(values) + more[: n - 1 - len(values)]))
-    return rows
-
-
-def _roles(
+def _assign_roles(
     asked: list, rng, rationale_only: float, label_seen: float, unseen_concepts: float
 ) -> dict:
-    """What each fact is for: "label" may be asked in training; the others never are.
+    """Assign each fact its role: only those of "label" may be asked in training.
 
     "validation" is asked there only, "rationale" in test, while training rationales state it,
-    "none" in test, and training never states it.
-
-    45 % of the facts are held out, first all those of the unseen concepts; a fifth of them goes to
-    validation.
+    "none" in test, and training never states it. 45 % of the facts are held out, first all those of
+    the unseen concepts; a fifth of them goes to validation.
     """
     concepts = sorted({concept for concept, _ in asked})
     unseen = {
@@ -296,9 +144,7 @@ def _roles(
         for i in rng.permutation(len(concepts))[: round(unseen_concepts * len(concepts))]
     }
     facts = [asked[i] for i in rng.permutation(len(asked))]
-    facts = [fact for fact in facts if fact[0] in unseen] + [
-        fact for fact in facts if fact[0] not in unseen
-    ]
+    facts.sort(key=lambda fact: fact[0] not in unseen)  # stable: the order is kept otherwise
     n_held = max(round(0.45 * len(facts)), sum(fact[0] in unseen for fact in facts))
     held = [facts[i] for i in rng.permutation(n_held)]
     a = round(0.2 * n_held)
@@ -311,175 +157,187 @@ def _roles(
     }
 
 
-def _everyday(
-    world: dict,
-    sizes: dict,
-    rng,
-    rationale_only: float,
-    label_seen: float,
-    unseen_concepts: float,
-    two_step: float,
-    n_options,
-    relations,
-    mentions: int,
-    apart: tuple | None = None,
-) -> dict[str, list[dict]]:
-    """See `generate`; apart: (n_core, a generator for each name of STREAMS).
+class _EverydayDraw:
+    """Draw the questions of an everyday or invented world, split by split.
 
-    Returns split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs,
-    often none).
+    `rows` holds what is drawn so far; `taken` its texts, so that none is asked twice.
     """
-    facts, near = facts_of(world), _near(world)
-    asked = [key for key in facts if relations is None or key[1] in relations]
-    roles = _roles(asked, rng, rationale_only, label_seen, unseen_concepts)
-    spare = defaultdict(set)
-    for concept, relation in asked:
-        spare[relation].add(facts[concept, relation][0])
-        spare[f"which {relation}"].add(_plain(concept))
-    spare = {pool: sorted(values) for pool, values in spare.items()}
-    most, taken, rows = 5 if n_options == "mix" else n_options, set(), {}
 
-    def ask(keys, side):
+    def __init__(self, world: dict, settings: WorldSettings, rng):
+        self.world, self.settings = world, settings
+        self.facts, self.near = facts_of(world), group_alike(world)
+        wanted = settings.relations
+        asked = [key for key in self.facts if wanted is None or key[1] in wanted]
+        self.roles = _assign_roles(
+            asked, rng, settings.rationale_only, settings.label_seen, settings.unseen_concepts
+        )
+        # Neither asked nor stated in training, not even as the first of two steps
+        self.silent = set(self.roles["validation"]) | set(self.roles["none"])
+        self.taken, self.rows, spare = set(), {}, defaultdict(set)
+        for concept, relation in asked:
+            spare[relation].add(self.facts[concept, relation][0])
+            spare[f"which {relation}"].add(strip_article(concept))
+        self.spare = {pool: sorted(values) for pool, values in spare.items()}
+
+    def ask(self, keys: list, side: str) -> list[dict]:
+        """Ask about the facts `keys` wherever there are enough wrong options."""
+        most = 5 if self.settings.n_options == "mix" else self.settings.n_options
+        wrong = lambda q: allowed_values(q, self.spare[q["pool"]], self.near)
         return [
             q
-            for q in _questions(world, facts, keys, side)
-            if len(list(islice(_allowed(q, spare[q["pool"]], near), most - 1))) == most - 1
+            for q in _ask_about(self.world, self.facts, keys, side)
+            if len(list(islice(wrong(q), most - 1))) == most - 1
         ]
 
-    def fill(split, *parts):
-        pick = _source(parts, two_step, taken, rng)
-        rows[split] = _with_options(pick, sizes[split], n_options, near, spare, rng)
+    def ask_fairly(self) -> list[dict]:
+        """Ask what training may ask without telling a fact that it must not know."""
+        # By labels: what covers a cat says what kind of animal it is
+        untold = set(self.roles["rationale"])
+        return [
+            q
+            for q in self.ask(self.roles["label"], "train")
+            if not any(fact in self.silent for fact, _ in q["said"])
+            and _find_first_step(self.world, q["fact"]) not in untold
+        ]
 
-    def fill_apart(split, size, stream, *parts):
-        pick = _source(parts, two_step, taken, stream, exact=True)
-        rows[split] = rows.get(split, []) + _with_options(
-            pick, size, n_options, near, spare, stream
+    def fill(self, split: str, size: int, rng, *parts, exact: bool = False) -> None:
+        """Add `size` questions with wrong options to a split, from parts (share, questions)."""
+        pick = _make_drawer(parts, self.settings.two_step, self.taken, rng, exact)
+        self.rows[split] = self.rows.get(split, []) + add_wrong_options(
+            pick, size, self.settings.n_options, self.near, self.spare, rng
         )
 
-    silent = set(roles["validation"]) | set(roles["none"])  # not even as the first of two steps
-    untold = set(roles["rationale"])  # by labels: what covers a cat says what kind of animal it is
-    fair = [
-        q
-        for q in ask(roles["label"], "train")
-        if not any(fact in silent for fact, _ in q["said"])
-        and _first_step(world, q["fact"]) not in untold
-    ]
-    # Validation has its own tenth of what training could ask, whatever is drawn from either
-    if apart:
-        n_core, streams = apart
-        own = streams["world"].random(len(fair)) < 0.1
-        checked, fair = (
-            [q for q, is_own in zip(fair, own) if is_own == side] for side in (True, False)
-        )
-        fill_apart(
-            "validation",
-            sizes["validation"],
-            streams["validation"],
-            (label_seen, checked),
-            (1 - label_seen, ask(roles["validation"], "train")),
-        )
-        fill_apart("train", n_core, streams["train"], (1, fair))
-        rng = streams["train"]
-    else:
-        fill("validation", (label_seen, fair), (1 - label_seen, ask(roles["validation"], "train")))
-        fill("train", (1, fair))
-    stated = [key for key in roles["rationale"] if _first_step(world, key) not in silent]
-    _add_supports(world, facts, rows["train"], stated, roles["label"], mentions, rng)
-    labelled = {q["fact"] for q in rows["train"]}
-    told = {q["support"][-1][0] for q in rows["train"] if q["support"]}
-    known = _sentences(rows["train"])
-    hidden = [
-        key for key in roles["rationale"] if key in told and _first_step(world, key) not in labelled
-    ]
-    tested = (
-        (rationale_only, [q for q in ask(hidden, "test") if _all_said(q, known)]),
-        (
-            label_seen,
-            [
-                q
-                for q in ask([key for key in roles["label"] if key in labelled], "test")
-                if _all_said(q, known)
-            ],
-        ),
-        (
-            1 - rationale_only - label_seen,
-            [
-                q
-                for q in ask(roles["none"], "test")
-                if not _all_said(q, known) and (not apart or _never_said(world, q, silent))
-            ],
-        ),
-    )
-    if apart:
-        most = min(
+    def add_supports(self, rows: list, stated: list, allowed: list, mentions: int, rng) -> None:
+        """Give each rationale one more fact; see `_add_supports`."""
+        _add_supports(self.world, self.facts, rows, stated, allowed, mentions, rng)
+
+    def state_hidden_facts(self, rng) -> list[tuple]:
+        """State the rationale-only facts in training rationales; return those that test may ask."""
+        first = lambda key: _find_first_step(self.world, key)
+        stated = [key for key in self.roles["rationale"] if first(key) not in self.silent]
+        train, mentions = self.rows["train"], self.settings.mentions
+        self.add_supports(train, stated, self.roles["label"], mentions, rng)
+        labelled = {q["fact"] for q in train}
+        told = {q["support"][-1][0] for q in train if q["support"]}
+        return [
+            key for key in self.roles["rationale"] if key in told and first(key) not in labelled
+        ]
+
+    def ask_for_test(self, hidden: list[tuple], separate: bool) -> tuple:
+        """Ask test's three parts, as (share, questions).
+
+        Their facts are stated in training rationales only, asked in training, or at least one of
+        them is stated nowhere.
+        """
+        shares, known = self.settings, list_sentences(self.rows["train"])
+        asked = {q["fact"] for q in self.rows["train"]}
+        labels = [key for key in self.roles["label"] if key in asked]
+        unknown = [q for q in self.ask(self.roles["none"], "test") if not is_stated(q, known)]
+        if separate:
+            unknown = [q for q in unknown if _needs_silent_fact(self.world, q, self.silent)]
+        return (
             (
-                int(len({q["question"] for q in questions}) / share)
-                for share, questions in tested
-                if share > 1e-9
+                shares.rationale_only,
+                [q for q in self.ask(hidden, "test") if is_stated(q, known)],
             ),
-            default=0,
+            (shares.label_seen, [q for q in self.ask(labels, "test") if is_stated(q, known)]),
+            (1 - shares.rationale_only - shares.label_seen, unknown),
         )
-        if sizes["test"] > most:
-            raise DataError(
-                f"microworld: n_test is {sizes['test']}; with n_core {n_core} and "
-                "these shares the "
-                f"knowledge base gives at most {most} (a larger n_core teaches more)"
-            )
-        fill_apart("test", sizes["test"], streams["test"], *tested)
-        firsts, core = {_first_step(world, key) for key in hidden}, len(rows["train"])
-        fill_apart(
-            "train",
-            sizes["train"] - core,
-            streams["more"],
-            (1, [q for q in fair if q["fact"] not in firsts]),
-        )
-        more = rows["train"][core:]
-        _add_supports(world, facts, more, hidden, roles["label"], mentions, streams["more"])
-        for split in ("validation", "test"):
-            _add_supports(world, facts, rows[split], [], list(facts), 0, streams[split])
-        return rows
-    fill("test", *tested)
+
+
+def make_everyday(
+    world: dict, settings: WorldSettings, rng, streams: dict | None = None
+) -> dict[str, list[dict]]:
+    """Make an everyday or invented world; see `generate`.
+
+    streams: a generator for each name of STREAMS, where the splits are drawn separately. Returns
+    split -> question dicts with "wrong" options and "support" ((fact, sentence) pairs, often none).
+    """
+    draw = _EverydayDraw(world, settings, rng)
+    if streams:
+        return _draw_separately(draw, streams)
+    sizes, seen, fair = settings.sizes, settings.label_seen, draw.ask_fairly()
+    check = draw.ask(draw.roles["validation"], "train")
+    draw.fill("validation", sizes["validation"], rng, (seen, fair), (1 - seen, check))
+    draw.fill("train", sizes["train"], rng, (1, fair))
+    hidden = draw.state_hidden_facts(rng)
+    draw.fill("test", sizes["test"], rng, *draw.ask_for_test(hidden, separate=False))
     for split in ("validation", "test"):
-        _add_supports(world, facts, rows[split], [], list(facts), 0, rng)
-    return rows
+        draw.add_supports(draw.rows[split], [], list(draw.facts), 0, rng)
+    return draw.rows
 
 
-def _never_said(world: dict, q: dict, silent: set) -> bool:
-    """Whether a question needs a fact of `silent` that names its concept.
+def _draw_separately(draw: _EverydayDraw, streams: dict) -> dict[str, list[dict]]:
+    """Draw each split with a generator of its own, around a core of training questions.
+
+    The core teaches all that test asks, so that no size changes another split.
+    """
+    settings, sizes, roles = draw.settings, draw.settings.sizes, draw.roles
+    fair, seen, n_core = draw.ask_fairly(), settings.label_seen, settings.n_core
+    # Validation has its own tenth of what training could ask, whatever is drawn from either
+    own = streams["world"].random(len(fair)) < 0.1
+    checked = [q for q, is_own in zip(fair, own, strict=True) if is_own]
+    fair = [q for q, is_own in zip(fair, own, strict=True) if not is_own]
+    parts = (seen, checked), (1 - seen, draw.ask(roles["validation"], "train"))
+    draw.fill("validation", sizes["validation"], streams["validation"], *parts, exact=True)
+    draw.fill("train", n_core, streams["train"], (1, fair), exact=True)
+    hidden = draw.state_hidden_facts(streams["train"])
+    parts = draw.ask_for_test(hidden, separate=True)
+    counts = [(len({q["question"] for q in questions}), share) for share, questions in parts]
+    most = min((int(count / share) for count, share in counts if share > 1e-9), default=0)
+    if sizes["test"] > most:
+        raise DataError(
+            f"microworld: n_test is {sizes['test']}; with n_core {n_core} and these shares the "
+            f"knowledge base gives at most {most} (a larger n_core teaches more)"
+        )
+    draw.fill("test", sizes["test"], streams["test"], *parts, exact=True)
+    firsts = {_find_first_step(draw.world, key) for key in hidden}
+    core, rest = len(draw.rows["train"]), [q for q in fair if q["fact"] not in firsts]
+    draw.fill("train", sizes["train"] - core, streams["more"], (1, rest), exact=True)
+    more, mentions = draw.rows["train"][core:], settings.mentions
+    draw.add_supports(more, hidden, roles["label"], mentions, streams["more"])
+    for split in ("validation", "test"):
+        draw.add_supports(draw.rows[split], [], list(draw.facts), 0, streams[split])
+    return draw.rows
+
+
+def _needs_silent_fact(world: dict, q: dict, silent: set) -> bool:
+    """Tell whether a question needs a fact of `silent` that names its concept.
 
     No training rationale can state it, whatever else training asks (where wool comes from may be
     said of another thing of wool).
     """
-    return any(fact in silent and not _first_step(world, fact) for fact, _ in q["said"])
+    return any(fact in silent and not _find_first_step(world, fact) for fact, _ in q["said"])
 
 
-def _first_step(world: dict, key: tuple) -> tuple | None:
-    """The fact that a linked one starts from (what a sweater is made of, for where that comes
-    from); None of others.
+def _find_first_step(world: dict, key: tuple) -> tuple | None:
+    """Find the fact that a linked one starts from; None for others.
+
+    What a sweater is made of comes before where that comes from.
     """
     via = world["relations"][key[1]].get("via")
     return (key[0], via) if via else None
 
 
-def _sentences(rows: list[dict]) -> set[str]:
-    """Every sentence that the rationales of these questions state."""
+def list_sentences(rows: list[dict]) -> set[str]:
+    """Collect every sentence that the rationales of these questions state."""
     return {sentence for q in rows for _, sentence in q["support"] + q["said"]}
 
 
-def _all_said(q: dict, known: set[str]) -> bool:
-    """Whether each sentence of a question's gold rationale is among the known ones."""
+def is_stated(q: dict, known: set[str]) -> bool:
+    """Tell whether each sentence of a question's gold rationale is among the known ones."""
     return known.issuperset(sentence for _, sentence in q["said"])
 
 
 def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> None:
-    """One more fact for each rationale, said before the fact asked: its "support".
+    """Give each rationale one more fact, said before the fact asked: its "support".
 
-    First the facts of `stated`, each in up to `mentions` rationales: of the same concept, or of a
-    wrong option ("A pencil is made of wood. A knife is made of steel."). Then, in one-step
+    First come the facts of `stated`, each in up to `mentions` rationales: of the same concept, or
+    of a wrong option ("A pencil is made of wood. A knife is made of steel."). Then, in one-step
     rationales that are still free, any fact of `allowed` about the same concept. A two-step
     rationale, longer already, is taken only where there is no other.
     """
-    first = {key: _first_step(world, key) for key in facts}
+    first = {key: _find_first_step(world, key) for key in facts}
     concept_rows, wrong_rows, free = defaultdict(list), defaultdict(list), set(range(len(rows)))
     for i, q in enumerate(rows):
         q["support"] = []
@@ -502,7 +360,7 @@ def _add_supports(world, facts, rows, stated, allowed, mentions: int, rng) -> No
             places = [
                 *concept_rows[key[0]],
                 *wrong_rows[key[1], facts[key][0]],
-                *wrong_rows[f"which {key[1]}", _plain(key[0])],
+                *wrong_rows[f"which {key[1]}", strip_article(key[0])],
             ]
             places = [i for i in places if i in free and new(i, key)]
             short = [i for i in places if rows[i]["steps"] == 1]

@@ -1,4 +1,4 @@
-"""The knowledge base, its invented counterpart, and how its texts are compared."""
+"""Hold the knowledge base and its invented counterpart, and compare their texts."""
 
 import re
 from functools import cache, lru_cache
@@ -12,22 +12,22 @@ from cotdistill.errors import DataError
 
 KNOWLEDGE = Path(__file__).with_name("microworld.yaml")
 WORLDS = ("everyday", "relations", "invented", "strata")
-# Concepts of an invented world: few enough for a small student to meet each fact several times in a
+# Concepts of an invented world: few enough that a small student meets each fact several times in a
 # few hundred questions
 INVENTED = 40
 SPLITS = ("train", "validation", "test")
-# The generators of a world whose splits are drawn apart
+# The random generators of a world whose splits are drawn separately
 STREAMS = ("world", "train", "validation", "test", "more")
-DONOR_SEED = 2**31  # added to the seed of a world that gives its rationales away: no study's own
+DONOR_SEED = 2**31  # added to the seed of a donor world: no study has such a seed
 STOP = set(
-    "a an and as at by for from in is it of on or such that the this to with what which "
-    "who whose where why how does do be its their your".split()
+    "a an and as at by for from in is it of on or such that the this to with "  # noqa: SIM905 (else 37 lines)
+    "what which who whose where why how does do be its their your".split()
 )
 
 
 @cache
 def knowledge(path: Path = KNOWLEDGE) -> dict:
-    """The knowledge base as read from microworld.yaml (its head says what stands where).
+    """Read the knowledge base from microworld.yaml, whose head describes its sections.
 
     Values become lists: the one asked first, then the others that are also true. Raises DataError
     for a relation or a link that is not declared.
@@ -40,8 +40,8 @@ def knowledge(path: Path = KNOWLEDGE) -> dict:
             unknown = (set(row) if section == "concepts" else {name}) - set(world["relations"])
             if unknown:
                 raise DataError(
-                    f"{path}: {name} has relation {sorted(unknown)}; "
-                    f"expected some of {sorted(world['relations'])}"
+                    f"{path}: {name} has relation {sorted(unknown)}; expected some of "
+                    f"{sorted(world['relations'])}"
                 )
             lists = {
                 key: [value] if isinstance(value, str) else value for key, value in row.items()
@@ -51,11 +51,10 @@ def knowledge(path: Path = KNOWLEDGE) -> dict:
 
 
 def facts_of(world: dict) -> dict[tuple[str, str], list[str]]:
-    """(concept, relation) -> values, stated ones and those that follow by one link (concept ->
-    material -> origin).
+    """Map (concept, relation) to values: stated ones, and those that follow by one link.
 
-    A linked value follows from the first value of the concept; what follows from its other values
-    is also true.
+    A link leads from concept to material to origin. A linked value follows from the first value of
+    the concept; what follows from its other values is also true.
     """
     facts = {
         (concept, relation): values
@@ -74,41 +73,48 @@ def facts_of(world: dict) -> dict[tuple[str, str], list[str]]:
 
 @lru_cache(maxsize=20000)
 def stems(text: str) -> set[str]:
-    """Content words cut to five letters, so that "reading" and "read" meet.
+    """Return the content words cut to five letters, so that "reading" and "read" meet.
 
-    What an overlap heuristic could see.
+    This is what an overlap heuristic could see.
     """
     return {word[:5].rstrip("s") for word in re.findall(r"[a-z]+", text.lower())} - STOP
 
 
 @lru_cache(maxsize=20000)
-def _heads(text: str) -> set[str]:
+def _prefixes(text: str) -> set[str]:
+    """Return all beginnings of the stems of a text, of three letters and more."""
     return {word[:n] for word in stems(text) for n in range(min(3, len(word)), len(word) + 1)}
 
 
 def shares_words(question: str, option: str) -> bool:
-    """Whether a content word of the option, or a longer or shorter form of it, stands in the
-    question.
+    """Tell whether a content word of the option appears in the question.
+
+    A longer or shorter form of the word counts too.
     """
     return not (
-        stems(option).isdisjoint(_heads(question)) and stems(question).isdisjoint(_heads(option))
+        stems(option).isdisjoint(_prefixes(question))
+        and stems(question).isdisjoint(_prefixes(option))
     )
 
 
-def _plain(concept: str) -> str:
+def strip_article(concept: str) -> str:
+    """Strip the article off a concept."""
     return re.sub(r"^(an?|the) ", "", concept)
 
 
 def invent_knowledge(world: dict, rng: np.random.Generator, size: int = INVENTED) -> dict:
-    """The knowledge base of a world that does not exist.
+    """Make the knowledge base of a world that does not exist.
 
-    `size` concepts of `world` under made-up names ("a mavox"), and the values of each relation dealt anew among those that have one. Neither the name nor any other fact about a thing then tells a value, but by the links from value to value, which stay (whatever is made of wool comes from sheep).
+    `size` concepts of `world` get made-up names ("a mavox"), and the values of each relation are
+    dealt again among those that have one. Neither the name nor any other fact about a thing then
+    tells a value, except by the links from value to value, which stay (whatever is made of wool
+    comes from sheep).
 
     A list of values moves as one, so what is also true stays so. Names are consonant-vowel, twice,
     and a last consonant that English words of that shape hardly have; none shares a beginning with
     a word of the world.
     """
-    names = _made_up_names(world)
+    names = list_made_up_names(world)
     names = [f"a {names[i]}" for i in rng.permutation(len(names))[:size]]
     concepts = [
         list(world["concepts"].values())[i] for i in rng.permutation(len(world["concepts"]))[:size]
@@ -116,38 +122,39 @@ def invent_knowledge(world: dict, rng: np.random.Generator, size: int = INVENTED
     rows = {name: {} for name in names}
     for relation in world["relations"]:
         having = [i for i, row in enumerate(concepts) if relation in row]
-        for i, j in zip(having, rng.permutation(having)):
+        for i, j in zip(having, rng.permutation(having), strict=True):
             rows[names[i]][relation] = concepts[j][relation]
     return world | {"concepts": rows}
 
 
-def _made_up_names(world: dict) -> list[str]:
-    """Every name that a made-up thing may have, in alphabetical order of its letters.
+def list_made_up_names(world: dict) -> list[str]:
+    """List every name that a made-up thing may have, in a fixed order.
 
-    See `invent_knowledge`.
+    `invent_knowledge` says what they look like.
     """
-    known = {word[:3] for text in _texts(world) for word in re.findall(r"[a-z]+", text.lower())}
+    known = {word[:3] for text in list_texts(world) for word in re.findall(r"[a-z]+", text.lower())}
     letters = ("bdfgklmnprtvz", "aeiou", "jvxz", "aiou", "bgpx")
     return [name for name in map("".join, product(*letters)) if name[:3] not in known]
 
 
-def _texts(part) -> list[str]:
-    """Every text in a piece of the knowledge base, keys too."""
+def list_texts(part) -> list[str]:
+    """List every text in a piece of the knowledge base, keys too."""
     if isinstance(part, str):
         return [part]
     return [
         text
-        for one in ([*part, *part.values()] if isinstance(part, dict) else part)
-        for text in _texts(one)
+        for piece in ([*part, *part.values()] if isinstance(part, dict) else part)
+        for text in list_texts(piece)
     ]
 
 
-def _upper(text: str) -> str:
+def capitalise(text: str) -> str:
+    """Put a capital letter first and keep the rest."""
     return text[0].upper() + text[1:]
 
 
-def _some(noun: str) -> str:
-    """A part with its article, none for a plural or a mass: "a blade", "webbed feet", "bark"."""
+def _add_article(noun: str) -> str:
+    """Give a part its article: "a blade", but none in "webbed feet" and "bark"."""
     return (
         noun
         if re.search(r"([^s]s|feet|teeth|bark)$", noun)
@@ -156,18 +163,18 @@ def _some(noun: str) -> str:
 
 
 def state(world: dict, relation: str, concept: str, value: str, middle: str = "") -> str:
-    """One fact as one sentence.
+    """State one fact as one sentence: "A knife is made of steel.".
 
-    "A knife is made of steel."; of a linked relation its second link, about `middle`: "People get
-    wool from sheep.".
+    A linked relation states its second link, about `middle`: "People get wool from sheep.".
     """
-    v = _some(value) if relation == "part" else value
-    return _upper(world["relations"][relation]["state"].format(S=concept, v=v, V=middle))
+    v = _add_article(value) if relation == "part" else value
+    return capitalise(world["relations"][relation]["state"].format(S=concept, v=v, V=middle))
 
 
-def _spans(text: str, words: list[str], start: int = 0) -> tuple[tuple[int, int], ...]:
-    """Character spans of the words, each found from `prefill` on at a word border, sorted and without
-    overlaps.
+def find_spans(text: str, words: list[str], start: int = 0) -> tuple[tuple[int, int], ...]:
+    """Find the character spans of the words, sorted and without overlaps.
+
+    Each is searched from `start` on, at word borders.
     """
     spans = set()
     for word in words:

@@ -1,16 +1,17 @@
-"""Strict chains of one to three steps between made-up names."""
+"""Ask strict chains of one to three steps about made-up names."""
 
 from collections import Counter, defaultdict
 
 import numpy as np
 
-from cotdistill.microworld.knowledge import _upper, knowledge, stems
+from cotdistill.microworld.knowledge import capitalise, knowledge, stems
+from cotdistill.microworld.settings import WorldSettings
 
 NAMES = {
     "train": ["Ana", "Ben", "Carl", "Dora", "Emma", "Finn", "Gina", "Hugo"],
     "test": ["Ivy", "Jack", "Kate", "Leo", "Mia", "Noah"],
 }
-# Relations, two people
+# Templates about two people; DIRECTION has those about one quantity
 COMPARE = {
     "train": [
         "The {c} of {A} is {w} than that of {B}. Whose {e} is {w2}?",
@@ -37,10 +38,11 @@ DIRECTION = {
 }
 
 
-def _paths(world: dict) -> list[dict]:
-    """Every chain of one to three links.
+def _list_paths(world: dict) -> list[dict]:
+    """List every chain of one to three links.
 
-    Its quantities [(noun, more, less)] and the signs of its links.
+    Each is a dict of its quantities [(noun, more, less)], the signs of its links, its fact (theme,
+    start, stop) and its links.
     """
     paths = []
     for t, theme in enumerate(world["quantities"]):
@@ -52,19 +54,19 @@ def _paths(world: dict) -> list[dict]:
                         nodes=[tuple(node[:3]) for node in nodes],
                         signs=[1 if node[3] == "+" else -1 for node in nodes[:-1]],
                         fact=(t, start, stop),
-                        links=_links((t, start, stop)),
+                        links=_list_links((t, start, stop)),
                     )
                 )
     return paths
 
 
-def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
-    """Both forms on each chain.
+def _ask_about_chains(paths: list[dict], side: str, rng) -> list[dict]:
+    """Ask both forms of question about each chain.
 
-    direction: options are the two words of the last quantity. comparison: two people, of whom the
-    first named has more (or less) of the first quantity; either may be asked for.
+    direction: the options are the two words of the last quantity. comparison: two people, of whom
+    the first named has more (or less) of the first quantity; either may be asked for.
     """
-    found, names = [], NAMES[side]
+    questions, names = [], NAMES[side]
     for path in paths:
         (c, more, less), (e, more2, less2) = path["nodes"][0], path["nodes"][-1]
         if stems(f"{c} {more} {less}") & stems(f"{e} {more2} {less2}"):
@@ -72,11 +74,12 @@ def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
         for sign in (1, -1):
             signs = np.cumprod([sign, *path["signs"]])
             said = [
-                (node[0], node[1] if s > 0 else node[2]) for node, s in zip(path["nodes"], signs)
+                (node[0], node[1] if s > 0 else node[2])
+                for node, s in zip(path["nodes"], signs, strict=True)
             ]
             links = [
-                (fact, f"{_upper(w)} {a}, {w2} {b}.")
-                for fact, (a, w), (b, w2) in zip(path["links"], said, said[1:])
+                (fact, f"{capitalise(w)} {a}, {w2} {b}.")
+                for fact, (a, w), (b, w2) in zip(path["links"], said[:-1], said[1:], strict=True)
             ]
             base = dict(
                 steps=len(links),
@@ -88,7 +91,7 @@ def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
             word, right = said[0][1], said[-1][1]
             wrong = less2 if right == more2 else more2
             for template in DIRECTION[side]:
-                found.append(
+                questions.append(
                     base
                     | dict(
                         question=template.format(c=c, e=e, w=word),
@@ -103,7 +106,7 @@ def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
                 for ask in (right, wrong) * 3:  # three pairs of people each
                     a, b = (names[x] for x in rng.permutation(len(names))[:2])
                     who, other = (a, b) if ask == right else (b, a)
-                    found.append(
+                    questions.append(
                         base
                         | dict(
                             question=template.format(c=c, e=e, w=word, w2=ask, A=a, B=b),
@@ -115,13 +118,13 @@ def _relation_questions(paths: list[dict], side: str, rng) -> list[dict]:
                             cells=(who == a, who != a),
                         )
                     )
-    return [q | dict(question=_upper(q["question"])) for q in found]
+    return [q | dict(question=capitalise(q["question"])) for q in questions]
 
 
-def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
-    """`size` questions in which each option is right as often as wrong, the first-named person too,
-    and the three lengths and two forms are as even as they can be.
+def _balance_questions(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
+    """Choose `size` questions in which each option is right as often as wrong.
 
+    The first-named person is too, and the three lengths and two forms are as even as they can be.
     Greedy: a question that tips a balance waits for its counterpart.
     """
     tilt, picked = Counter(), []
@@ -129,47 +132,51 @@ def _even(questions: list[dict], size: int, taken: set, rng) -> list[dict]:
     for i in rng.permutation(len(questions)):
         waiting[questions[i]["form"], questions[i]["steps"]].append(questions[i])
     cells = sorted(waiting)
+
+    def fits(q: dict, slack: float) -> bool:
+        if q["question"] in taken:
+            return False
+        right, wrong, first, *_ = (tilt[key] for key in _balance_keys(q))
+        return right <= slack and wrong >= -slack and first <= slack
+
     for slack in (0, 1, 2, 10**9):
         stuck = set()
         while len(picked) < size and len(stuck) < len(cells):
             for cell in cells:
                 queue = waiting[cell]
-                for at, q in enumerate(queue):
-                    keys = [("text", q["answer"]), ("text", q["wrong"])]
-                    keys += [("cell", q["form"], cell_) for cell_ in q["cells"]]
-                    if (
-                        q["question"] not in taken
-                        and tilt[keys[0]] <= slack
-                        and tilt[keys[1]] >= -slack
-                        and tilt[keys[2]] <= slack
-                    ):
-                        break
-                else:
+                place = next((i for i, q in enumerate(queue) if fits(q, slack)), None)
+                if place is None:
                     stuck.add(cell)
                     continue
                 stuck.discard(cell)
                 if len(picked) == size:
                     break
-                picked.append(queue.pop(at))
-                taken.add(q["question"])
-                for key, step in zip(keys, (1, -1, 1, -1)):
+                picked.append(queue.pop(place))
+                taken.add(picked[-1]["question"])
+                for key, step in zip(_balance_keys(picked[-1]), (1, -1, 1, -1), strict=True):
                     tilt[key] += step
     return picked
 
 
-def _relations(
-    sizes: dict, rng, rationale_only: float, label_seen: float, unseen_concepts: float
-) -> dict:
-    """See `generate`.
+def _balance_keys(q: dict) -> list[tuple]:
+    """List what a question tips: its right and wrong text, and its right and wrong cell."""
+    return [("text", q["answer"]), ("text", q["wrong"])] + [
+        ("cell", q["form"], cell) for cell in q["cells"]
+    ]
 
-    A fact is a chain (theme, start, stop); "rationale" means all its links are stated in training
-    but the chain is never asked there, "none" that it belongs to a theme that training does not
-    know. A fifth of the chains that are held out are asked in validation, and not in test.
+
+def make_relations(settings: WorldSettings, rng) -> dict:
+    """Make the world of relations; see `generate`.
+
+    A fact is a chain (theme, start, stop). "rationale" means that all its links are stated in
+    training but the chain is never asked there, "none" that it belongs to a theme that training
+    does not know. A fifth of the chains that are held out are asked in validation, and not in test.
     """
-    world = knowledge()
-    paths = _paths(world)
+    world, sizes = knowledge(), settings.sizes
+    rationale_only, label_seen = settings.rationale_only, settings.label_seen
+    paths = _list_paths(world)
     themes = [int(t) for t in rng.permutation(len(world["quantities"]))]
-    unseen = set(themes[: round(unseen_concepts * len(themes))])
+    unseen = set(themes[: round(settings.unseen_concepts * len(themes))])
     known = [path for path in paths if path["fact"][0] not in unseen]
     known = [known[i] for i in rng.permutation(len(known))]
     n_held = round(len(known) * min(0.5, rationale_only / max(1e-9, rationale_only + label_seen)))
@@ -187,7 +194,7 @@ def _relations(
         rows, total = [], sum(share for share, _ in parts) or 1
         for i, (share, part) in enumerate(parts):
             want = size - len(rows) if i == len(parts) - 1 else round(size * share / total)
-            rows += _even(_relation_questions(part, side, rng), want, taken, rng)
+            rows += _balance_questions(_ask_about_chains(part, side, rng), want, taken, rng)
         return rows
 
     out["validation"] = mixed(
@@ -207,6 +214,7 @@ def _relations(
     }
 
 
-def _links(chain: tuple) -> list[tuple]:
+def _list_links(chain: tuple) -> list[tuple]:
+    """List the links of a chain, each as a chain of one link."""
     theme, start, stop = chain
     return [(theme, i, i + 1) for i in range(start, stop)]

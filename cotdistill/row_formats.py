@@ -1,0 +1,98 @@
+"""Parse rows of questions: the official datasets' formats and our own."""
+
+import re
+from collections import Counter
+
+from cotdistill.errors import DataError
+from cotdistill.examples import Example, get_field, make_example
+
+
+def _official_choices(choices, where: str) -> tuple[list, list]:
+    """Read the official choices of CommonsenseQA and OpenBookQA as (letters, texts).
+
+    There are two layouts: the hub's {"label": [...], "text": [...]} and the authors' own [{"label":
+    "A", "text": ...}, ...]. Raises DataError for anything else.
+    """
+    if (
+        isinstance(choices, (list, tuple))
+        and choices
+        and all(isinstance(c, dict) and {"label", "text"} <= set(c) for c in choices)
+    ):
+        return [c["label"] for c in choices], [c["text"] for c in choices]
+    fields = choices if isinstance(choices, dict) else {}
+    letters, texts = fields.get("label"), fields.get("text")
+    if (
+        not isinstance(letters, (list, tuple))
+        or not isinstance(texts, (list, tuple))
+        or len(letters) != len(texts)
+    ):
+        raise DataError(
+            f"{where}: choices {str(choices)[:60]!r}; expected an object with 'label' and 'text' "
+            "lists of one length, or a list of objects with 'label' and 'text'"
+        )
+    return list(letters), list(texts)
+
+
+def parse_row(dataset: str, row: dict, where: str) -> Example:
+    """Parse one row of a dataset; `where` is "file:line", for the error.
+
+    A row that is not of an official dataset is in our own format: id, question, choices (list),
+    answer (an index from 0 or a letter). Raises DataError.
+    """
+    if dataset in ("commonsense_qa", "openbookqa"):
+        return _parse_lettered_row(dataset, row, where)
+    if dataset == "quarel":
+        return _parse_quarel_row(row, where)
+    fields = [get_field(row, name, where) for name in ("id", "question", "choices", "answer")]
+    example = make_example(*fields, where)
+    twice = [choice for choice, times in Counter(example.choices).items() if times > 1]
+    # Official sets hold some repeated options, which the data card counts; own data can be mended
+    if twice:
+        raise DataError(
+            f"{where} (id {example.id}): choice '{twice[0]}' appears twice; expected different "
+            "options"
+        )
+    return example
+
+
+def _parse_lettered_row(dataset: str, row: dict, where: str) -> Example:
+    """Parse an official row of CommonsenseQA or OpenBookQA.
+
+    commonsense_qa: id, question, choices{label,text}, answerKey. openbookqa: the same with
+    question_stem. The authors' own files nest both: question{stem, choices[{label,text}]},
+    answerKey. Raises DataError.
+    """
+    question_id = get_field(row, "id", where)
+    nested = row.get("question") if isinstance(row.get("question"), dict) else {}
+    choices = get_field(nested if "choices" in nested else row, "choices", where)
+    letters, texts = _official_choices(choices, where)
+    key = get_field(row, "answerKey", where)
+    if key not in letters:
+        raise DataError(
+            f"{where} (id {question_id}): answer {key!r} is outside the choices; expected one of "
+            f"{letters}"
+        )
+    name = "question_stem" if dataset == "openbookqa" else "question"
+    if nested and (name == "question" or name not in row):
+        question = get_field(nested, "stem", where)
+    else:
+        question = get_field(row, name, where)
+    return make_example(question_id, question, texts, letters.index(key), where)
+
+
+def _parse_quarel_row(row: dict, where: str) -> Example:
+    """Parse an official row of QuaRel: "(A) .. (B) .." inside the question, and answer_index.
+
+    Raises DataError.
+    """
+    question_id, question = get_field(row, "id", where), get_field(row, "question", where)
+    pattern = r"(.*)\(A\)\s*(.*?)\s*\(B\)\s*(.*)$"
+    parts = re.match(pattern, question, re.S) if isinstance(question, str) else None
+    if parts is None:
+        raise DataError(
+            f"{where} (id {question_id}): no '(A) .. (B) ..' in the question; expected the options "
+            "inline"
+        )
+    choices = [parts[2], parts[3].rstrip(" .")]
+    answer = get_field(row, "answer_index", where)
+    return make_example(question_id, parts[1], choices, answer, where)
