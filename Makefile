@@ -108,7 +108,7 @@ $(PEERS): $(READY)
 	@rm -f $(VENV)/.peers-* && touch $@
 
 bench: $(PEERS) ## the benchmark beside TRL, lm-eval, HF generate and captum, in an hour and a half
-	@$(VENV)/bin/python -m benchmarks.run run benchmarks/benchmark.yaml
+	@$(VENV)/bin/python -m benchmarks.run benchmarks/benchmark.yaml
 
 test: $(RAY) ## the test suite
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup
