@@ -349,10 +349,9 @@ def page(costs: dict) -> str:
     )
     arms, seeds = len(grid(values)), len(values["seeds"])
     lines = [
-        f"The paper's grid is {9 * ((arms - 1) * seeds + 1):,} runs: nine studies of {arms} "
-        f"arms, {seeds} seeds each (the undistilled "
-        "student once). "
-        "**These times are predicted; no GPU has been used.**",
+        f"The paper's grid is {9 * ((arms - 1) * seeds + 1):,} runs: nine studies of {arms} arms, "
+        f"{seeds} seeds each (the undistilled student once). **These times are predicted; no GPU "
+        "has been used.**",
         "",
         f"| | {costs['machine']['cores']} CPU cores, as here | 1 A100 | 8 A100 | 64 A100 |",
         "|---|---|---|---|---|",
@@ -361,7 +360,7 @@ def page(costs: dict) -> str:
         f"| {name} | {' | '.join(_show_time(seconds) for seconds in cells)} |"
         for name, cells in _makespans(fit(costs)[0], costs["openbookqa"])
     ]
-    return "\n".join([*lines, "", _measured(costs), "", _assumed(values)])
+    return "\n".join([*lines, "", _describe_measurements(costs), "", _describe_assumptions(values)])
 
 
 def _show_time(seconds: float) -> str:
@@ -403,7 +402,7 @@ def _makespans(here: Machine, questions: dict) -> list[tuple[str, list[float]]]:
     ]
 
 
-def _measured(costs: dict) -> str:
+def _describe_measurements(costs: dict) -> str:
     """Write what the prediction rests on that was measured."""
     here, training, inference = fit(costs)
     real, m = costs["openbookqa"], costs["machine"]
@@ -413,36 +412,31 @@ def _measured(costs: dict) -> str:
         for rate in rates
     ]
     return (
-        f"*Measured*: the {len(costs['runs'])} runs of `quick` on {m['processor']}, "
-        f"{m['threads']} threads, {here.train / 1e9:.0f} GFLOP/s in "
-        f"training and {here.infer / 1e9:.0f} in inference (effective rates: answers count to "
-        "their limits, as predicted ones do; medians; single runs are up to "
-        f"{100 * max(off):.0f} % away, half of them within "
+        f"*Measured*: the {len(costs['runs'])} runs of `quick` on {m['processor']}, {m['threads']} "
+        f"threads, {here.train / 1e9:.0f} GFLOP/s in training and {here.infer / 1e9:.0f} in "
+        "inference (effective rates: answers count to their limits, as predicted ones do; medians; "
+        f"single runs are up to {100 * max(off):.0f} % away, half of them within "
         f"{100 * median(off):.0f} %, for the machine's speed varies). Lengths: "
-        f"`openbookqa-probe`, {real['prompt']:.0f} tokens of prompt, "
-        f"{real['label']:.0f} of label and {real['rationale']:.0f} of rationale, taken for all "
-        "three datasets. Both stand in "
+        f"`openbookqa-probe`, {real['prompt']:.0f} tokens of prompt, {real['label']:.0f} of label "
+        f"and {real['rationale']:.0f} of rationale, taken for all three datasets. Both stand in "
         f"[costs.json](../{COSTS})."
     )
 
 
-def _assumed(values: dict) -> str:
+def _describe_assumptions(values: dict) -> str:
     """Write what the prediction assumes."""
     gpu, weights = A100, 16 * sum(STUDENTS["gemma-2b"]) / 1e9
     return (
-        f"*Assumed*: an A100 computes at {gpu.train / 1e12:.0f} TFLOP/s (35 % of 312) and "
-        f"reads {gpu.bandwidth / 1e12:.1f} TB/s; a training batch "
-        f"takes at least {1000 * gpu.batch:.0f} ms and a decoding step {1000 * gpu.step:.0f} ms, "
-        "whatever the student. 6 FLOPs per weight and "
-        "token, 8 with gradient checkpointing, the head at supervised positions only, "
-        "attention's own products left out. All "
-        f"{values['epochs']} epochs are run and every answer is written to its limit, which is "
-        "the longest case on a GPU. Attributions count as one "
-        "job per selector and study; the teacher's rationales do not count. All jobs stand in "
-        "one queue, longest first, each whole on one "
-        "device, stages not waiting for each other. "
-        "A device must hold its student (Gemma-2B in float32 with gradients and Adam: "
-        f"{weights:.0f} GB)."
+        f"*Assumed*: an A100 computes at {gpu.train / 1e12:.0f} TFLOP/s (35 % of 312) and reads "
+        f"{gpu.bandwidth / 1e12:.1f} TB/s; a training batch takes at least "
+        f"{1000 * gpu.batch:.0f} ms and a decoding step {1000 * gpu.step:.0f} ms, whatever the "
+        "student. 6 FLOPs per weight and token, 8 with gradient checkpointing, the head at "
+        "supervised positions only, attention's own products left out. All "
+        f"{values['epochs']} epochs are run and every answer is written to its limit, which is the "
+        "longest case on a GPU. Attributions count as one job per selector and study; the "
+        "teacher's rationales do not count. All jobs stand in one queue, longest first, each whole "
+        "on one device, stages not waiting for each other. A device must hold its student "
+        f"(Gemma-2B in float32 with gradients and Adam: {weights:.0f} GB)."
     )
 
 
