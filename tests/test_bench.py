@@ -683,7 +683,7 @@ def test_findings_name_each_row_that_is_not_reached():
         "(1 row: " in said[2]
         and said[2].endswith("b, p (at most 1.90 of 2).")
         and said[3].endswith("c, p (at most 1.40 of 2).")
-        and "for 1 of these" in said[5]
+        and "For 1 of these rows" in said[5]
     )
     assert "(0 rows" in said[4] and said[6].endswith(
         "d, p (3.00, not counted, for the results differ, of 2)."
