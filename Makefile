@@ -110,7 +110,7 @@ $(PEERS): $(READY)
 	@rm -f $(VENV)/.peers-* && touch $@
 
 bench: $(PEERS) ## the benchmark beside TRL, lm-eval, HF generate and captum, in an hour and a half
-	@$(VENV)/bin/python -m benchmarks.run run benchmarks/benchmark.yaml
+	@$(VENV)/bin/python -m benchmarks.run benchmarks/benchmark.yaml
 
 lint: $(READY) ## ruff: rules and format, notebooks too
 	@$(VENV)/bin/ruff check -q .

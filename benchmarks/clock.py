@@ -13,59 +13,55 @@ from cotdistill.students import Student
 
 
 def time_call(call, *given) -> tuple[float, object]:
-    """Wall seconds of call(*given), and what it returned."""
+    """Measure the wall seconds of call(*given); return them with its result."""
     started = time.perf_counter()
-    found = call(*given)
-    return time.perf_counter() - started, found
+    result = call(*given)
+    return time.perf_counter() - started, result
 
 
 def interleaved_medians(calls: dict, tries: int) -> dict:
-    """Median wall seconds of each call, one of each in a turn.
+    """Measure the median wall seconds of each call, with one call of each per round.
 
-    A first turn, which warms up, is not counted.
+    A first round, which warms up, is not counted.
     """
     seconds = {name: [] for name in calls}
-    for turn in range(tries + 1):
+    for round_number in range(tries + 1):
         for name, call in calls.items():
-            seconds[name] += [time_call(call)[0]][:turn]
+            seconds[name] += [time_call(call)[0]][:round_number]
     return {name: float(np.median(spent)) for name, spent in seconds.items()}
 
 
 def square_rate(size: int = 2048, tries: int = 3, product=torch.mm) -> float:
-    """GFLOP/s of the float32 product of two [size, size] matrices, right now.
-
-    The median of some tries.
-    """
+    """Measure the GFLOP/s of a float32 product of two [size, size] matrices, a median of tries."""
     a, b = torch.randn(2, size, size)
-    return (
-        2.0 * size**3 / float(np.median([time_call(product, a, b)[0] for _ in range(tries)])) / 1e9
-    )
+    seconds = np.median([time_call(product, a, b)[0] for _ in range(tries)])
+    return 2.0 * size**3 / float(seconds) / 1e9
 
 
 def best_rate(size: int = 2048, tries: int = 3) -> float:
-    """`square_rate` of the faster one of two libraries.
+    """Measure `square_rate` with two libraries; return the faster one's.
 
-    Plain products and those of `use_prepacked_linears` weights.
+    They are torch's own product and oneDNN's with prepacked weights (`use_prepacked_linears`).
     """
     layer = PrepackedLinear(nn.Linear(size, size, bias=False).requires_grad_(False))
-    layer(torch.randn(1, size))  # laying the weights out is not counted
+    layer(torch.randn(1, size))  # packing the weights is not counted
     return max(square_rate(size, tries), square_rate(size, tries, lambda a, _: layer(a)))
 
 
-# Groups of a `Clock` that the libraries' kernels do
+# Groups of a `Clock` whose time is spent inside the libraries' kernels
 KERNELS = ["matrix products", "head", "attention", "optimiser"]
 
 
 def kernel_share(profiled: pd.Series) -> float:
-    """The share of a `profile` that is spent in kernels.
+    """Return the share of a `profile` that is spent in kernels.
 
-    A ratio divided by it is what our side would reach if nothing but these took time: who is ahead
-    of that must have faster products, not less around them.
+    A ratio divided by it is what our side would reach if only kernels took time. To be further
+    ahead than that, a peer needs faster products, not less work around them.
     """
     return float(profiled.reindex(KERNELS).sum() / profiled.sum())
 
 
-GROUPS = (  # the first group whose mark stands in an operation's name
+GROUPS = (  # an operation belongs to the first group with a mark in its name
     ("loss", ("nll_loss", "log_softmax", "logsumexp", "aten.exp_")),
     ("attention", ("scaled_dot_product", "_flash_attention", "softmax")),
     ("optimiser", ("_fused_adam", "_foreach", "linalg_vector_norm")),
@@ -103,17 +99,22 @@ GROUPS = (  # the first group whose mark stands in an operation's name
 
 
 class Clock(TorchDispatchMode):
-    """While open, every operation that is called is timed by itself.
+    """Times every torch operation on its own while it is open.
 
-    `spent`, wall seconds by kind (GROUPS). Matrix products with the vocabulary among their sizes are the head's. It costs a twentieth of a training step, between the operations; torch's profiler a fifth, and its records lie between the tensors in memory, which slows the products themselves.
+    `spent` holds wall seconds by kind of operation (GROUPS). A matrix product with the vocabulary
+    among its sizes is the head's. The clock adds a twentieth to a training step, between the
+    operations. torch's profiler adds a fifth, and its records lie between the tensors in memory,
+    which slows the products themselves.
     """
 
     def __init__(self, vocabulary: int):
+        """Start with nothing measured; `vocabulary` is the number of rows of the head."""
         super().__init__()
         self.vocabulary, self.spent = vocabulary, {}
 
     def __torch_dispatch__(self, called, types, given=(), named=None):
-        seconds, found = time_call(lambda: called(*given, **(named or {})))
+        """Run one operation and add its wall seconds to its kind."""
+        seconds, result = time_call(lambda: called(*given, **(named or {})))
         group = next(
             (g for g, marks in GROUPS if any(m in str(called) for m in marks)),
             "norms and activations",
@@ -123,31 +124,32 @@ class Clock(TorchDispatchMode):
         ):
             group = "head"
         self.add(group, seconds)
-        return found
+        return result
 
     def add(self, group: str, seconds: float) -> None:
+        """Add seconds to a kind of operation."""
         self.spent[group] = self.spent.get(group, 0.0) + seconds
 
 
-def _with_rest(spent: dict[str, float], wall: float) -> pd.Series:
-    """Seconds by kind of operation.
+def add_rest(spent: dict[str, float], wall: float) -> pd.Series:
+    """Complete the seconds by kind of operation with what Python took.
 
-    What is left of the wall time, measured without the clock, is Python.
+    That is what the operations leave of the wall time, which was measured without the clock.
     """
     return pd.Series(spent | {"Python and the rest": max(0.0, wall - sum(spent.values()))})
 
 
 def profile(call, vocabulary: int) -> pd.Series:
-    """Wall seconds of one call by kind of operation (`Clock`), tokenisation among them.
+    """Measure the wall seconds of one call by kind of operation (`Clock`) and tokenisation.
 
-    It runs once without the clock, once with it.
+    The call runs once without the clock and once with it.
     """
     wall, own, clock = time_call(call)[0], Student.encode, Clock(vocabulary)
 
     def encode_timed(self, text):
-        seconds, found = time_call(own, self, text)
+        seconds, ids = time_call(own, self, text)
         clock.add("tokenisation", seconds)
-        return found
+        return ids
 
     Student.encode = encode_timed
     try:
@@ -155,4 +157,4 @@ def profile(call, vocabulary: int) -> pd.Series:
             call()
     finally:
         Student.encode = own
-    return _with_rest(clock.spent, wall)
+    return add_rest(clock.spent, wall)

@@ -1,15 +1,16 @@
-"""What the paper's grid would take.
+"""What the paper's grid would cost.
 
 A prediction from a measured law of cost, for GPUs that nobody here has.
 
-    python -m benchmarks.grid_cost           render the table into docs/grid-cost.md (`make scale`)
-    python -m benchmarks.grid_cost costs     gather artifacts/executed/quick/costs.json from the runs of
-                                         `quick` and `openbookqa-probe`; `make publish STUDY=quick`
-                                         publishes it; the table is rendered from the published one
+    python -m benchmarks.grid_cost         render docs/grid-cost.md (`make scale`)
+    python -m benchmarks.grid_cost costs   gather artifacts/executed/quick/costs.json from the runs
+                                           of `quick` and `openbookqa-probe`
+
+`make publish STUDY=quick` publishes the costs; the document is rendered from the published ones.
 
 A run's cost is counted in FLOPs (6 N per token trained, the head at supervised positions only) and
-turned into seconds by a
-`Machine`: this one's rates are fitted to `quick`, an A100's are assumptions, each a named field. Whole runs are then packed on k devices.
+turned into seconds by a `Machine`: this one's rates are fitted to `quick`, an A100's are
+assumptions, each a named field. Whole runs are then packed on k devices.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from cotdistill.parameters import all_parameters, load_study
 from cotdistill.paths import artifacts, root
 
 COSTS = "notebooks/executed/quick/costs.json"
+PAGE = "docs/grid-cost.md"
 # Weights of the blocks, weights of the head.
 STUDENTS = {
     "gpt2": (85_056_000, 38_597_376),
@@ -44,8 +46,11 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """FLOP/s in training and in inference, bytes/s of memory, and the least that a training batch
-    and a decoding step take, in seconds.
+    """The rates of a machine.
+
+    train, infer   FLOP/s in training and in inference
+    bandwidth      bytes/s of memory
+    batch, step    the least seconds that a training batch and a decoding step take
     """
 
     train: float
@@ -68,7 +73,7 @@ def train_flops(
     trained: float | None = None,
     again: bool = False,
 ) -> float:
-    """Forward 2, backward 4 per weight and token, the head at supervised tokens only.
+    """Count FLOPs: forward 2, backward 4 per weight and token, the head at supervised tokens.
 
     trained: the weights of blocks that learn, where some (and the head) are frozen; again: gradient
     checkpointing runs the blocks forward twice.
@@ -89,8 +94,10 @@ def answer_seconds(
     pre_cot: bool,
     labels: bool = True,
 ) -> float:
-    """Answer n questions: prompts and options in one pass each, then decoding, every batch up to
-    its limits (the longest case).
+    """Predict the seconds that n answers take.
+
+    Prompts and options take one pass each, then every batch is decoded up to its limits, which is
+    the longest case.
     """
     batch = min(n, values["eval_batch_size"])
     steps = values["max_new_tokens"] * pre_cot + values["max_label_tokens"] * labels
@@ -104,7 +111,7 @@ def answer_seconds(
 
 
 def target(arm: Arm, questions: dict) -> float:
-    """Supervised tokens of one question in an arm."""
+    """Count the supervised tokens of one question in an arm."""
     whole = questions["rationale"]
     left = CORRUPTIONS[arm.corruption].length(whole, arm)
     return (
@@ -117,7 +124,7 @@ def target(arm: Arm, questions: dict) -> float:
 def run_seconds(
     machine: Machine, student: str, sizes: tuple, arm: Arm, questions: dict, values: dict
 ) -> float:
-    """One run: all its epochs, each with its validation, and the test questions."""
+    """Predict the seconds of one run: its epochs, each with validation, and the test questions."""
     (body, head), (n, validation, test), pre = STUDENTS[student], sizes, arm.placement == "pre_cot"
     seconds = answer_seconds(machine, body, head, test, questions, values, pre)
     if arm.placement != "zero_shot":
@@ -134,7 +141,7 @@ def run_seconds(
 
 
 def grid(values: dict) -> list[Arm]:
-    """The arms of notebooks 02, 04 and 05 for a study's parameters, each once."""
+    """List the arms of notebooks 02, 04 and 05 for a study's parameters, each once."""
     v = values
     arms = [arm_from_name(name) for name in v["arms"]] + [
         arm_from_name("post_cot", label_weight=w) for w in v["label_weights"] if w != 1
@@ -172,8 +179,9 @@ def grid(values: dict) -> list[Arm]:
 
 
 def paper(machine: Machine, questions: dict, **change) -> dict[str, list[float]]:
-    """Student -> seconds of each of its runs, and of each attribution of all training questions,
-    over the three datasets.
+    """Predict the seconds of all runs of the paper's grid: student -> a list over three datasets.
+
+    Each attribution of all training questions counts as one more run.
     """
     found, defaults = {}, {k: v for stage in all_parameters().values() for k, v in stage.items()}
     for student in STUDENTS:
@@ -198,9 +206,9 @@ def paper(machine: Machine, questions: dict, **change) -> dict[str, list[float]]
 
 
 def makespan(seconds: list[float], devices: int) -> float:
-    """When the last of the runs ends on so many devices.
+    """Compute when the last of the runs ends on so many devices.
 
-    The longest first, each on the device that is free first.
+    The longest run starts first, each on the device that is free first.
     """
     free = [0.0] * devices
     for one in sorted(seconds, reverse=True):
@@ -209,18 +217,18 @@ def makespan(seconds: list[float], devices: int) -> float:
 
 
 def own_body(costs: dict, run: dict) -> int:
-    """The weights of the blocks that a measured run passed its prompts through itself."""
+    """Count the weights of the blocks that a measured run passed its prompts through itself."""
     shares = costs.get("shared") and run["train_tokens"] and not run["arm"].startswith("pre_cot")
     return costs["student"]["trained" if shares else "body"]
 
 
 def fit(costs: dict) -> tuple[Machine, list[float], list[float]]:
-    """This machine's rates from the measured runs.
+    """Fit this machine's rates to the measured runs.
 
-    Their medians, and every run's own (training, inference) rate in FLOP/s.
+    Returns the medians, and every run's own rates of training and of inference in FLOP/s.
 
-    "shared" costs come from runs that took what frozen blocks make of training sequences, and of
-    the prompts of students that answer first, from other runs: their own work is that of the other
+    "shared" costs are of runs that took the output of frozen blocks from other runs, for training
+    sequences and for the prompts of students that answer first. Their own work is that of the other
     blocks.
     """
     s, v, unit, training = costs["student"], costs["values"], Machine(1, 1), []
@@ -252,9 +260,9 @@ def fit(costs: dict) -> tuple[Machine, list[float], list[float]]:
 
 
 def gather() -> dict:
-    """The measured side, from the store.
+    """Gather what was measured from the store.
 
-    The runs of `quick` with their times, and how long `openbookqa-probe`'s questions are.
+    That is the runs of `quick` with their times, and how long `openbookqa-probe`'s questions are.
     """
     from cotdistill.arms import label_text, prompt_text
     from cotdistill.encode import encode_all
@@ -327,124 +335,121 @@ def gather() -> dict:
 
 
 def page(costs: dict) -> str:
-    """The prediction as Markdown.
+    """Write the prediction as Markdown.
 
     Makespans on this machine and on 1, 8 and 64 GPUs, and everything that was assumed.
     """
-    here, training, inference = fit(costs)
-    machines, real, m = (
-        [(here, 1), (A100, 1), (A100, 8), (A100, 64)],
-        costs["openbookqa"],
-        costs["machine"],
-    )
-    both = {machine: paper(machine, real) for machine in (here, A100)}
-    every = lambda machine, **change: sum(paper(machine, real, **change).values(), [])
-
-    def time(seconds):
-        unit, name = next(
-            (u, n)
-            for u, n in ((365 * 86400, "years"), (86400, "days"), (3600, "h"), (0, "s"))
-            if seconds >= 2 * u
-        )
-        return f"{seconds / unit:,.1f} {name}" if unit else f"{seconds:.0f} s"
-
-    names = {"gpt2": "GPT-2", "phi-1.5": "Phi-1.5", "gemma-2b": "Gemma-2B"}
-    rows = [
-        (f"{names[name]}, 3 studies", [makespan(both[machine][name], k) for machine, k in machines])
-        for name in STUDENTS
-    ]
-    whole = {machine: sum(both[machine].values(), []) for machine in both}
-    rows.append(("all nine studies", [makespan(whole[machine], k) for machine, k in machines]))
-    rows.append(
-        ("… if work could be cut at will", [sum(whole[machine]) / k for machine, k in machines])
-    )
-    rows.append(
-        (
-            "… if patience ended every run after 11 epochs",
-            [makespan(every(machine, epochs=11), k) for machine, k in machines],
-        )
-    )
-    bare = {machine: replace(machine, batch=0.0, step=0.0) for machine in both}
-    rows.append(
-        (
-            "… if only FLOPs and memory counted, without the least times below",
-            [makespan(every(bare[machine]), k) for machine, k in machines],
-        )
-    )
-    long = real | {"rationale": 128.0}
-    rows.append(
-        (
-            "… if rationales were 128 tokens long",
-            [makespan(sum(paper(machine, long).values(), []), k) for machine, k in machines],
-        )
-    )
     values = {k: v for stage in all_parameters().values() for k, v in stage.items()} | load_study(
         "openbookqa-gpt2"
     )
     arms, seeds = len(grid(values)), len(values["seeds"])
+    lines = [
+        f"The paper's grid is {9 * ((arms - 1) * seeds + 1):,} runs: nine studies of {arms} arms, "
+        f"{seeds} seeds each (the undistilled student once). **These times are predicted; no GPU "
+        "has been used.**",
+        "",
+        f"| | {costs['machine']['cores']} CPU cores, as here | 1 A100 | 8 A100 | 64 A100 |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {' | '.join(_show_time(seconds) for seconds in cells)} |"
+        for name, cells in _makespans(fit(costs)[0], costs["openbookqa"])
+    ]
+    return "\n".join([*lines, "", _describe_measurements(costs), "", _describe_assumptions(values)])
+
+
+def _show_time(seconds: float) -> str:
+    """Write seconds in the largest unit of which there are two at least."""
+    for unit, name in ((365 * 86400, "years"), (86400, "days"), (3600, "h")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def _makespans(here: Machine, questions: dict) -> list[tuple[str, list[float]]]:
+    """Predict the seconds of each row of the table on this machine and on 1, 8 and 64 A100."""
+    devices = [(here, 1), (A100, 1), (A100, 8), (A100, 64)]
+
+    def run_lists(change=lambda machine: machine, lengths=questions, **values):
+        return {m: paper(change(m), lengths, **values) for m in (here, A100)}
+
+    def on_devices(runs, names=tuple(STUDENTS)):
+        joined = {m: [s for name in names for s in runs[m][name]] for m in runs}
+        return [makespan(joined[m], k) for m, k in devices]
+
+    runs = run_lists()
+    names = {"gpt2": "GPT-2", "phi-1.5": "Phi-1.5", "gemma-2b": "Gemma-2B"}
+    rows = [(f"{names[name]}, 3 studies", on_devices(runs, [name])) for name in STUDENTS]
+    total = {m: sum(sum(runs[m].values(), [])) for m in runs}
+    return [
+        *rows,
+        ("all nine studies", on_devices(runs)),
+        ("… if work could be cut at will", [total[m] / k for m, k in devices]),
+        ("… if patience ended every run after 11 epochs", on_devices(run_lists(epochs=11))),
+        (
+            "… if only FLOPs and memory counted, without the least times below",
+            on_devices(run_lists(lambda machine: replace(machine, batch=0.0, step=0.0))),
+        ),
+        (
+            "… if rationales were 128 tokens long",
+            on_devices(run_lists(lengths=questions | {"rationale": 128.0})),
+        ),
+    ]
+
+
+def _describe_measurements(costs: dict) -> str:
+    """Write what the prediction rests on that was measured."""
+    here, training, inference = fit(costs)
+    real, m = costs["openbookqa"], costs["machine"]
     off = [
         abs(rate / getattr(here, name) - 1)
         for name, rates in (("train", training), ("infer", inference))
         for rate in rates
     ]
-    lines = [
-        f"The paper's grid is {9 * ((arms - 1) * seeds + 1):,} runs: nine studies of {arms} "
-        f"arms, {seeds} seeds each (the undistilled "
-        "student once). "
-        "**These times are predicted; no GPU has been used.**",
-        "",
-        f"| | {m['cores']} CPU cores, as here | 1 A100 | 8 A100 | 64 A100 |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [f"| {name} | " + " | ".join(map(time, cells)) + " |" for name, cells in rows]
-    gpu, weights = A100, 16 * sum(STUDENTS["gemma-2b"]) / 1e9
-    lines += [
-        "",
-        f"*Measured*: the {len(costs['runs'])} runs of `quick` on {m['processor']}, "
-        f"{m['threads']} threads, {here.train / 1e9:.0f} GFLOP/s in "
-        f"training and {here.infer / 1e9:.0f} in inference (effective rates: answers count to "
-        "their limits, as predicted ones do; medians; single runs are up to "
-        f"{100 * max(off):.0f} % away, half of them within "
+    return (
+        f"*Measured*: the {len(costs['runs'])} runs of `quick` on {m['processor']}, {m['threads']} "
+        f"threads, {here.train / 1e9:.0f} GFLOP/s in training and {here.infer / 1e9:.0f} in "
+        "inference (effective rates: answers count to their limits, as predicted ones do; medians; "
+        f"single runs are up to {100 * max(off):.0f} % away, half of them within "
         f"{100 * median(off):.0f} %, for the machine's speed varies). Lengths: "
-        f"`openbookqa-probe`, {real['prompt']:.0f} tokens of prompt, "
-        f"{real['label']:.0f} of label and {real['rationale']:.0f} of rationale, taken for all "
-        "three datasets. Both stand in "
-        "[costs.json](../notebooks/executed/quick/costs.json).",
-        "",
-        f"*Assumed*: an A100 computes at {gpu.train / 1e12:.0f} TFLOP/s (35 % of 312) and "
-        f"reads {gpu.bandwidth / 1e12:.1f} TB/s; a training batch "
-        f"takes at least {1000 * gpu.batch:.0f} ms and a decoding step {1000 * gpu.step:.0f} ms, "
-        "whatever the student. 6 FLOPs per weight and "
-        "token, 8 with gradient checkpointing, the head at supervised positions only, "
-        "attention's own products left out. All "
-        f"{values['epochs']} epochs are run and every answer is written to its limit, which is "
-        "the longest case on a GPU. Attributions count as one "
-        "job per selector and study; the teacher's rationales do not count. All jobs stand in "
-        "one queue, longest first, each whole on one "
-        "device, stages not waiting for each other. "
-        "A device must hold its student (Gemma-2B in float32 with gradients and Adam: "
-        f"{weights:.0f} GB).",
-    ]
-    return "\n".join(lines)
+        f"`openbookqa-probe`, {real['prompt']:.0f} tokens of prompt, {real['label']:.0f} of label "
+        f"and {real['rationale']:.0f} of rationale, taken for all three datasets. Both stand in "
+        f"[costs.json](../{COSTS})."
+    )
+
+
+def _describe_assumptions(values: dict) -> str:
+    """Write what the prediction assumes."""
+    gpu, weights = A100, 16 * sum(STUDENTS["gemma-2b"]) / 1e9
+    return (
+        f"*Assumed*: an A100 computes at {gpu.train / 1e12:.0f} TFLOP/s (35 % of 312) and reads "
+        f"{gpu.bandwidth / 1e12:.1f} TB/s; a training batch takes at least "
+        f"{1000 * gpu.batch:.0f} ms and a decoding step {1000 * gpu.step:.0f} ms, whatever the "
+        "student. 6 FLOPs per weight and token, 8 with gradient checkpointing, the head at "
+        "supervised positions only, attention's own products left out. All "
+        f"{values['epochs']} epochs are run and every answer is written to its limit, which is the "
+        "longest case on a GPU. Attributions count as one job per selector and study; the "
+        "teacher's rationales do not count. All jobs stand in one queue, longest first, each whole "
+        "on one device, stages not waiting for each other. A device must hold its student "
+        f"(Gemma-2B in float32 with gradients and Adam: {weights:.0f} GB)."
+    )
 
 
 def render(text: str, costs: dict) -> str:
-    """docs/grid-cost.md with the part between its two markers replaced by `page`.
+    """Replace the part of the document between its two markers by `page`.
 
     Raises DataError where the markers are missing.
     """
     pattern = r"(<!-- scale -->\n).*?(<!-- /scale -->)"
     if not re.search(pattern, text, re.S):
-        raise DataError(
-            "docs/grid-cost.md: no <!-- scale --> … <!-- /scale -->; expected both markers"
-        )
+        raise DataError(f"{PAGE}: no <!-- scale --> … <!-- /scale -->; expected both markers")
     return re.sub(pattern, lambda m: f"{m[1]}{page(costs)}\n{m[2]}", text, flags=re.S)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Render the prediction or gather the costs behind it.
 
-    0, or 1 after one line that says what is missing.
+    Returns 0, or 1 after one line that says what is missing.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.grid_cost", description=__doc__.splitlines()[0]
@@ -455,10 +460,8 @@ def main(arguments: list[str] | None = None) -> int:
             found = json.dumps(gather(), indent=1) + "\n"
             path = artifacts() / "executed" / "quick" / "costs.json"
         else:
-            path, costs = (
-                root() / "docs" / "grid-cost.md",
-                json.loads((root() / COSTS).read_text(encoding="utf-8")),
-            )
+            path = root() / PAGE
+            costs = json.loads((root() / COSTS).read_text(encoding="utf-8"))
             found = render(path.read_text(encoding="utf-8"), costs)
         with atomic_write(path) as part:
             part.write_text(found, encoding="utf-8")

@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,13 +14,29 @@ import torch
 from cotdistill.arms import Arm, label_text, prompt_text
 from cotdistill.encode import LABEL, PROMPT, Encoded, encode
 from cotdistill.errors import DataError
-from cotdistill.examples import Example, Rationale
+from cotdistill.examples import Dataset, Example, Rationale
 from cotdistill.hyperparameters import TrainConfig
 from cotdistill.sources import load_dataset
 from cotdistill.students import Student, load_student
 from cotdistill.train import fine_tune
 
 PLACEMENTS = ("label_only", "pre_cot", "post_cot")
+
+
+@cache
+def generate_world(n_train: int, n_test: int, n_options: int, seed: int) -> Dataset:
+    """Generate the embedded world's questions; the same world is generated once per process."""
+    world = dict(
+        n_train=n_train,
+        n_test=n_test,
+        rationale_only=0.3,
+        label_seen=0.35,
+        two_step=0.4,
+        n_options=n_options,
+    )
+    return load_dataset(
+        "microworld/everyday", None, validation_size=8, data_seed=seed, microworld=world
+    )
 
 
 def synthetic_questions(
@@ -31,27 +48,18 @@ def synthetic_questions(
     rationale_words: float = 38.0,
     test: int = 0,
 ) -> tuple[list[Example], dict[str, Rationale]]:
-    """`n` questions of the embedded world with the lengths of real ones.
+    """Make `n` questions of the embedded world with the lengths of real ones.
 
-    Options lengthened by `option_words` words on average and some questions by a sentence (0: as
-    they are), rationales by general sentences to about `rationale_words` words (0: as they are),
-    log-normally spread, with a closing sentence that names the answer. test > 0: that many test
-    questions instead, without rationales.
+    option_words     words added to an option, on average; some questions get a sentence, too
+                     (0: both as they are)
+    rationale_words  length of a rationale, on average, log-normally spread: general sentences are
+                     added and a closing one that names the answer (0: as they are)
+    test             > 0: that many test questions instead, without rationales
 
-    The words are the embedded world's, so nothing of a dataset is needed; the lengths are what a
-    benchmark depends on.
+    The lengths are what a benchmark depends on; the words are the embedded world's, so it needs no
+    dataset. Returns (questions, id -> rationale).
     """
-    world = dict(
-        n_train=max(n, 48),
-        n_test=max(test, 40),
-        rationale_only=0.3,
-        label_seen=0.35,
-        two_step=0.4,
-        n_options=n_options,
-    )
-    data = load_dataset(
-        "microworld/everyday", None, validation_size=8, data_seed=seed, microworld=world
-    )
+    data = generate_world(max(n, 48), max(test, 40), n_options, seed)
     rng = np.random.default_rng([seed, 11])
     sentences = sorted(
         {
@@ -61,43 +69,53 @@ def synthetic_questions(
             if part.strip()
         }
     )
-    sentences, places = (
-        sentences[:: max(1, len(sentences) // 40)],
-        ("in the old shop near the river", "at home on the big table"),
-    )
+    sentences = sentences[:: max(1, len(sentences) // 40)]
     examples, rationales = [], {}
     for example in data.test[:test] if test else data.train[:n]:
         if option_words:
-            tails = [
-                places[rng.integers(2)].split()[: rng.poisson(option_words)]
-                for _ in example.choices
-            ]
-            choices = tuple(" ".join([c, *tail]) for c, tail in zip(example.choices, tails))
-            lead = f"{sentences[rng.integers(len(sentences))]} " if rng.random() < 0.4 else ""
-            example = replace(example, question=lead + example.question, choices=choices)
+            example = _lengthen_question(example, option_words, sentences, rng)
         examples.append(example)
         if not test:
-            words = data.rationales[example.id].text.split()
-            closing = f"So it is {example.label}.".split() if rationale_words else []
-            wanted = rationale_words * rng.lognormal(0, 0.35) - len(closing)
-            while len(words) < wanted:
-                words += sentences[rng.integers(len(sentences))].split()
-            rationales[example.id] = Rationale(
-                example.id, " ".join(words + closing), example.answer
-            )
+            text = data.rationales[example.id].text
+            text = _lengthen_rationale(text, example.label, rationale_words, sentences, rng)
+            rationales[example.id] = Rationale(example.id, text, example.answer)
     return examples, rationales
+
+
+def _lengthen_question(
+    example: Example, words: float, sentences: list[str], rng: np.random.Generator
+) -> Example:
+    """Add about `words` words to each option, and a sentence before some of the questions."""
+    places = ("in the old shop near the river", "at home on the big table")
+    tails = [places[rng.integers(2)].split()[: rng.poisson(words)] for _ in example.choices]
+    choices = tuple(
+        " ".join([choice, *tail]) for choice, tail in zip(example.choices, tails, strict=True)
+    )
+    lead = f"{sentences[rng.integers(len(sentences))]} " if rng.random() < 0.4 else ""
+    return replace(example, question=lead + example.question, choices=choices)
+
+
+def _lengthen_rationale(
+    text: str, label: str, words: float, sentences: list[str], rng: np.random.Generator
+) -> str:
+    """Add sentences up to about `words` words, and one that names the label (0: add nothing)."""
+    written, closing = text.split(), f"So it is {label}.".split() if words else []
+    wanted = words * rng.lognormal(0, 0.35) - len(closing)
+    while len(written) < wanted:
+        written += sentences[rng.integers(len(sentences))].split()
+    return " ".join(written + closing)
 
 
 def length_table(
     student: Student, examples: list[Example], rationales: dict[str, Rationale]
 ) -> pd.DataFrame:
-    """Tokens of prompts, labels and rationales: mean and percentiles, by this student's tokenizer."""
-    found = {
+    """Count the tokens of prompts, labels and rationales: mean and percentiles."""
+    lengths = {
         "prompt": [len(student.encode(prompt_text(e, "label_only"))) for e in examples],
         "label": [len(student.encode(label_text(e, e.answer))) for e in examples],
     }
     if rationales:
-        found["rationale"] = [len(student.encode(f" {rationales[e.id].text}")) for e in examples]
+        lengths["rationale"] = [len(student.encode(f" {rationales[e.id].text}")) for e in examples]
     rows = [
         {
             "part": part,
@@ -105,16 +123,13 @@ def length_table(
             "mean": float(np.mean(v)),
             **{f"{q} %": float(np.percentile(v, q)) for q in (5, 50, 95)},
         }
-        for part, v in found.items()
+        for part, v in lengths.items()
     ]
     return pd.DataFrame(rows).set_index("part")
 
 
-def machine() -> pd.DataFrame:
-    """Versions, processor, cores and threads of this run.
-
-    The peers' versions where they are installed.
-    """
+def machine_table() -> pd.DataFrame:
+    """Show versions, processor, cores and threads of this run, and the versions of the peers."""
     from importlib.metadata import version
 
     from cotdistill.runs.provenance import provenance
@@ -127,10 +142,7 @@ def machine() -> pd.DataFrame:
 
 
 def optional_student(name: str) -> Student | None:
-    """The student, or None (with a line that says what to install) where it is not there.
-
-    A benchmark goes on without it.
-    """
+    """Load a student, or print why it is missing and return None: a benchmark goes on without."""
     try:
         return load_student(name) if name else None
     except DataError as error:
@@ -141,13 +153,13 @@ def optional_student(name: str) -> Student | None:
 def encode_placements(
     student: Student, examples: list[Example], rationales: dict[str, Rationale]
 ) -> dict[str, list[Encoded]]:
-    """Training sequences of the three placements."""
+    """Make the training sequences of the three placements."""
     return {
         p: [encode(student, e, rationales[e.id].text, Arm(p)) for e in examples] for p in PLACEMENTS
     }
 
 
-def briefly_trained(
+def train_briefly(
     student: Student,
     placement: str,
     examples: list[Example],
@@ -156,8 +168,9 @@ def briefly_trained(
     epochs: int = 1,
     lr: float = 3e-4,
 ) -> Student:
-    """A copy of the student, briefly trained on one placement, so that its answers end as a trained
-    student's do.
+    """Train a copy of the student for a short time on one placement; return the copy.
+
+    Its answers then end as a trained student's do.
     """
     pupil = replace(student, model=copy.deepcopy(student.model))
     sequences = [encode(pupil, e, rationales[e.id].text, Arm(placement)) for e in examples]
@@ -169,7 +182,7 @@ def briefly_trained(
 
 
 def small_student(vocabulary: int = 8192, width: int = 128, layers: int = 4) -> Student:
-    """A random Llama of a given vocabulary for the curves, with the tiny student's tokenizer."""
+    """Make a random Llama of a given vocabulary, with the tiny student's tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     base = load_student("tiny-llama")
@@ -197,7 +210,7 @@ def small_student(vocabulary: int = 8192, width: int = 128, layers: int = 4) -> 
 def random_batch(
     length: int, size: int, rng: np.random.Generator, asked: float = 0.5
 ) -> list[Encoded]:
-    """`size` sequences of `length` random ids, the last `asked` of them supervised."""
+    """Make `size` sequences of `length` random ids; the last share `asked` is supervised."""
     start = int(length * (1 - asked))
     return [
         Encoded(

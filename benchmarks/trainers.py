@@ -1,4 +1,4 @@
-"""TRL and the transformers Trainer, set up to train on the very tokens of ours."""
+"""TRL and the transformers Trainer, set up to train on the same tokens as our trainer."""
 
 import copy
 import gc
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ TRAINERS = {
     "ours, checkpointing": (
         None,
         False,
-        "the same, the blocks' activations made again in the backward pass",
+        "the same, the blocks' activations computed again in the backward pass",
     ),
     "TRL as it comes": (
         "trl",
@@ -54,7 +54,7 @@ TRAINERS = {
 
 
 class StopTraining(Exception):
-    """Raised inside a training loop after the last measured step.
+    """Ends a training loop after the last measured step.
 
     No checkpoint is written, no epoch ends.
     """
@@ -66,14 +66,13 @@ def train_side(
     batches: list[list[Encoded]],
     config: TrainConfig,
     seed: int = 0,
-    stepped=lambda seconds, loss: None,
+    after_step=lambda seconds, loss: None,
 ) -> None:
-    """Train the student, which changes, the way of one side of TRAINERS on the batches in their
-    order.
+    """Train the student by one side of TRAINERS on the batches in their order.
 
-    stepped is called after every optimiser step, outside its time, with its wall seconds (the first
-    one's hold all preparations) and its loss in nats per supervised token. Raises DataError where
-    there were fewer or more steps than batches.
+    The student's weights change. after_step is called after every optimiser step, outside its time,
+    with its wall seconds (the first step's include all preparations) and its loss in nats per
+    supervised token. Raises DataError unless there were as many steps as batches.
     """
     config = replace(
         config,
@@ -87,24 +86,26 @@ def train_side(
         losses.append(float(loss.detach()))
         return loss
 
-    def after_step(*_):
+    def on_step(*_):
         seconds.append(time.perf_counter() - since[0])
-        stepped(seconds[-1], losses[-1])
+        after_step(seconds[-1], losses[-1])
         if len(seconds) >= len(batches):
             raise StopTraining
         since[0] = time.perf_counter()
 
-    hook, Trainer.training_step = register_optimizer_step_post_hook(after_step), training_step
+    hook, Trainer.training_step = register_optimizer_step_post_hook(on_step), training_step
     keep_memory(not is_peer(side))
     try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        with (
+            suppress(StopTraining),
+            warnings.catch_warnings(),
+            tempfile.TemporaryDirectory() as folder,
+        ):
             warnings.simplefilter("ignore")
             if is_peer(side):
-                _peer_trainer(side, student, batches, config, seed, folder).train()
+                _make_peer(side, student, batches, config, seed, folder).train()
             else:
-                _ours(student, batches, config, seed, folder)
-    except StopTraining:
-        pass
+                _train_ours(student, batches, config, seed, folder)
     finally:
         Trainer.training_step = own
         hook.remove()
@@ -125,14 +126,18 @@ def train_interleaved(
     seed: int = 0,
     between=lambda: None,
 ) -> list[dict]:
-    """`train_side` of each side in a fresh process of its own, an optimiser step of one, then the
-    same step of the next: a machine's speed changes from minute to minute, and this way every
-    side meets the same, with no other model in its memory.
+    """Run `train_side` of each side in a process of its own, one optimiser step at a time.
 
-    student: a name or path for `load_student`; between is called after every step, while all sides
-    wait. For each side: "seconds" of the steps, nan for the first, "losses" of all in nats per
-    supervised token, "between", what that returned, and GB of memory: "loaded_gb" with imports and
-    all weights, "peak_gb" ever held. Raises DataError with what a process ended with.
+    A step of one side is followed by the same step of the next. A machine's speed changes from
+    minute to minute; this way every side gets the same speed, with no other model in its memory.
+
+    student: a name or path for `load_student`. between: called after every step, while all sides
+    wait.
+
+    Returns for each side: "seconds" of the steps, nan for the first; "losses" of all in nats per
+    supervised token; "between", what that returned; and memory in GB, "loaded_gb" with imports and
+    all weights, "peak_gb" at its highest. Raises DataError with the last line of a process that
+    failed.
     """
     asked = {
         "student": student,
@@ -143,30 +148,34 @@ def train_interleaved(
     }
     with ExitStack() as stack:
         children = [stack.enter_context(Process(side)) for side in sides]
-        for child, side in zip(children, sides):
-            child.write(json.dumps(asked | {"side": side}))
-        found, told_between = (
-            [child.read() | {"seconds": [], "losses": []} for child in children],
-            [],
-        )
+        for child in children:
+            child.write(json.dumps(asked | {"side": child.side}))
+        results = [child.read() | {"seconds": [], "losses": []} for child in children]
+        measured_between = []
         for step in range(len(batches)):
-            for child, made in zip(children, found):
+            for child, result in zip(children, results, strict=True):
                 child.write("go")
-                told = child.read()
-                made["seconds"].append(told["seconds"] if step else np.nan)
-                made["losses"].append(told["loss"])
-                made["peak_gb"] = told["peak_gb"]
-            told_between.append(between())
-    return [made | {"between": told_between} for made in found]
+                answer = child.read()
+                result["seconds"].append(answer["seconds"] if step else np.nan)
+                result["losses"].append(answer["loss"])
+                result["peak_gb"] = answer["peak_gb"]
+            measured_between.append(between())
+    return [result | {"between": measured_between} for result in results]
 
 
 class Process:
-    """One side's child process, a line to it and a line from it at a time; killed on leaving."""
+    """Holds one side's child process, which is asked and answers a line at a time.
+
+    It is killed when the context ends.
+    """
 
     def __init__(self, side: str):
-        self.side, self.errors = side, tempfile.TemporaryFile("w+")
+        """Start the child; its first line must be its settings (`serve_trainer`)."""
+        self.side = side
+        # Open as long as the child is
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.run", "side"],
+            [sys.executable, "-m", "benchmarks.run", "--side"],
             cwd=root(),
             text=True,
             stdin=subprocess.PIPE,
@@ -176,43 +185,43 @@ class Process:
         )
 
     def __enter__(self):
+        """Return the process."""
         return self
 
     def __exit__(self, *_):
+        """Kill the child."""
         self.child.kill()
         self.child.communicate()
         self.errors.close()
 
     def write(self, line: str) -> None:
-        try:
+        """Send a line; where the child has ended, the next `read` says why."""
+        with suppress(BrokenPipeError):
             print(line, file=self.child.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # the next reading says what it ended with
 
     def read(self) -> dict:
+        """Read the child's next answer; raise DataError with its last line if it has ended."""
         line = self.child.stdout.readline()
         if not line:
             code = self.child.wait()
             self.errors.seek(0)
-            raise DataError(
-                f"{self.side}: its process ended with {code}: "
-                f"{(self.errors.read().strip().splitlines() or ['nothing said'])[-1]}"
-            )
+            last = (self.errors.read().strip().splitlines() or ["no message"])[-1]
+            raise DataError(f"{self.side}: its process ended with {code}: {last}")
         return json.loads(line)
 
 
 def serve_trainer() -> None:
-    """The child of `train_interleaved`.
+    """Serve as a child process of `train_interleaved`.
 
-    Its settings on the first line of standard input, then a line for every step to make; on
-    standard output a line once it is ready and one per step. What libraries print goes to standard
-    error.
+    Standard input: the settings on the first line, then a line for every step to make. Standard
+    output: a line once the student is loaded and one per step. What libraries print goes to
+    standard error.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def tell(**found):
-        print(json.dumps(found), file=answers, flush=True)
+    def answer(**values):
+        print(json.dumps(values), file=answers, flush=True)
         if not sys.stdin.readline():  # the parent is gone
             sys.exit(1)
 
@@ -220,53 +229,49 @@ def serve_trainer() -> None:
     torch.set_num_threads(asked["threads"])
     student = load_student(asked["student"])
     if asked["side"].startswith("TRL"):
-        import trl  # noqa: F401  its imports belong to what is loaded
+        import trl  # noqa: F401  its imports count as loaded memory
     batches = [
-        [Encoded(id, tuple(ids), tuple(kinds)) for id, ids, kinds in batch]
+        [Encoded(name, tuple(ids), tuple(kinds)) for name, ids, kinds in batch]
         for batch in asked["batches"]
     ]
     for weights in student.model.parameters():
-        # A weight comes from its file when it is first read; until then it is not among what is
-        # held
+        # A weight comes from its file when it is first read; before, it takes no memory
         weights.detach().sum()
-    tell(loaded_gb=_held("VmRSS") / 1e6)
+    answer(loaded_gb=_memory_kb("VmRSS") / 1e6)
     train_side(
         asked["side"],
         student,
         batches,
         TrainConfig(**asked["config"]),
         asked["seed"],
-        lambda seconds, loss: tell(seconds=seconds, loss=loss, peak_gb=_held("VmHWM") / 1e6),
+        lambda seconds, loss: answer(seconds=seconds, loss=loss, peak_gb=_memory_kb("VmHWM") / 1e6),
     )
 
 
 def is_peer(side: str) -> bool:
-    """Whether a side of TRAINERS is somebody else's trainer."""
+    """Say whether a side of TRAINERS is somebody else's trainer."""
     return not side.startswith(("ours", "itself"))
 
 
-def _ours(student, batches, config, seed, folder):
-    """`fine_tune`, given the sequences so that its own order brings the batches one after the
-    other.
-    """
+def _train_ours(student, batches, config, seed, folder):
+    """Run `fine_tune` on sequences placed so that its own order yields the batches in turn."""
     flat = [e for batch in batches for e in batch]
     data = [None] * len(flat)
-    for e, place in zip(flat, OrderSampler(len(flat), seed, 1)):
+    for e, place in zip(flat, OrderSampler(len(flat), seed, 1), strict=True):
         data[place] = e
-    fine_tune(
-        student, [data], Arm("label_only"), replace(config, epochs=1), seed, Path(folder) / "run"
-    )
+    config = replace(config, epochs=1)
+    fine_tune(student, [data], Arm("label_only"), config, seed, Path(folder) / "run")
 
 
-def _peer_trainer(side, student, batches, config, seed, folder):
-    """A peer's Trainer on already tokenised sequences in a fixed order.
+def _make_peer(side, student, batches, config, seed, folder):
+    """Set up a peer's Trainer on tokenised sequences in a fixed order.
 
-    Everything not named here is its default.
+    Every setting that is not named here is the peer's default.
     """
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
-    tokenizer = _padding_tokenizer(student)
+    tokenizer = padding_tokenizer(student)
     common = dict(
         output_dir=folder,
         use_cpu=student.model.device.type == "cpu",
@@ -286,7 +291,7 @@ def _peer_trainer(side, student, batches, config, seed, folder):
         train_sampling_strategy="sequential",
         dataloader_pin_memory=False,
     )
-    data = Dataset.from_list([_features(e) for batch in batches for e in batch])
+    data = Dataset.from_list([peer_features(e) for batch in batches for e in batch])
     if side.startswith("TRL"):
         from trl import SFTConfig, SFTTrainer
 
@@ -300,7 +305,7 @@ def _peer_trainer(side, student, batches, config, seed, folder):
             student.model,
             args=TrainingArguments(**common),
             train_dataset=data,
-            data_collator=_padding_collator(tokenizer),
+            data_collator=padding_collator(tokenizer),
         )
     from transformers.trainer_callback import PrinterCallback
 
@@ -308,32 +313,31 @@ def _peer_trainer(side, student, batches, config, seed, folder):
     return trainer
 
 
-def _features(e: Encoded) -> dict[str, list[int]]:
-    """A sequence as a peer takes it; -100 is what it learns nothing from."""
+def peer_features(e: Encoded) -> dict[str, list[int]]:
+    """Convert a sequence to a peer's format, in which the label -100 is not supervised."""
     return {
         "input_ids": list(e.ids),
-        "labels": [i if kind != PROMPT else -100 for i, kind in zip(e.ids, e.kinds)],
+        "labels": [i if kind != PROMPT else -100 for i, kind in zip(e.ids, e.kinds, strict=True)],
     }
 
 
-def _padding_tokenizer(student: Student):
-    """The student's tokenizer, with a token to pad with where it has none."""
+def padding_tokenizer(student: Student):
+    """Copy the student's tokenizer; where it has no padding token, use the end token."""
     tokenizer = copy.deepcopy(student.tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _padding_collator(tokenizer):
+def padding_collator(tokenizer):
+    """Make the collator that pads a batch to its longest sequence."""
     return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
 
 
-def _held(name: str) -> float:
-    """kB of this process: VmRSS now, VmHWM at its highest."""
+def _memory_kb(name: str) -> float:
+    """Read this process's memory in kB: VmRSS now, VmHWM at its highest."""
     try:
-        line = next(
-            x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name)
-        )
-        return float(line.split()[1])
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(line for line in lines if line.startswith(name)).split()[1])
     except (OSError, StopIteration):
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -1,9 +1,11 @@
-"""The benchmark: every peer gives our results (independent checks of our numbers), and the
-measuring itself is right.
+"""The benchmark: every peer gives our results, and the measuring itself is right.
+
+The peers are independent checks of our numbers.
 """
 
 import ast
 import copy
+import functools
 import json
 import os
 import re
@@ -24,15 +26,18 @@ from conftest import tiny
 from transformers import Trainer
 
 from benchmarks import clock as clock_module
-from benchmarks import summary as summary_module
-from benchmarks import trainers
+from benchmarks import inputs as inputs_module
+from benchmarks import profiles as profiles_module
+from benchmarks import summary, trainers
+from benchmarks import training as training_module
 from benchmarks.attribution import time_gradients, time_occlusion
 from benchmarks.clock import Clock, interleaved_medians, kernel_share, profile
-from benchmarks.compare import compare, equal, nearly_equal
+from benchmarks.compare import Limit, Side, Timing, arrays_agree, compare_sides, lists_agree
 from benchmarks.curves import fit_laws
 from benchmarks.inference import (
     harness_scores,
     hf_generate,
+    load_harness,
     time_answers,
     time_elicitation,
     time_rationales,
@@ -40,19 +45,29 @@ from benchmarks.inference import (
 )
 from benchmarks.inputs import (
     PLACEMENTS,
-    briefly_trained,
     encode_placements,
     length_table,
     synthetic_questions,
+    train_briefly,
 )
 from benchmarks.limits import layer_rates, product_rates, required_flops, training_rates, weights_of
-from benchmarks.profiles import WARM, profile_training, training_kernels
-from benchmarks.run import run
-from benchmarks.summary import count_reached, limit_rows, memory_rows, out_of_reach, read_shares
+from benchmarks.profiles import WARM_UP_STEPS, profile_training, training_kernels
+from benchmarks.run import execute_benchmark, main
+from benchmarks.summary import (
+    count_reached,
+    limit_rows,
+    memory_rows,
+    read_findings,
+    read_rows,
+    read_shares,
+    unreachable_rows,
+)
 from benchmarks.trainers import TRAINERS, Process, train_interleaved, train_side
 from benchmarks.training import (
+    TrainingPlan,
     compare_rounding,
     limit_share,
+    own_side,
     pick_batches,
     time_training,
     training_batches,
@@ -78,6 +93,46 @@ def inputs():
     return synthetic_questions(40)
 
 
+@pytest.fixture(scope="module")
+def timed_steps(inputs):
+    """Time the steps of a peer and ours once: peer -> (batches, `time_training`'s table)."""
+
+    @functools.cache
+    def time_peer(peer):
+        student = tiny("tiny-llama")
+        batches = training_batches(encode_placements(student, *inputs), 4, 1)
+        config = TrainConfig(batch_size=4, lr=1e-2)
+        sides = ["ours", "ours, grouped", peer]
+        return batches, time_training(student, batches, config, 1, sides, 64)
+
+    return time_peer
+
+
+@pytest.fixture(scope="module")
+def interleaved(inputs):
+    """Train ours beside the Trainer for three steps: (batches, events in order, results)."""
+    student, order = tiny("tiny-llama"), []
+    encoded = [encode(student, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:8]]
+    batches = [encoded[:4], encoded[4:], encoded[:4]]
+
+    class RecordedProcess(Process):
+        def read(self):
+            answer = super().read()
+            order.append((self.side, "loss" in answer))
+            return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers, "Process", RecordedProcess)
+        results = train_interleaved(
+            ["ours", "Trainer as it comes"],
+            "tiny-llama",
+            batches,
+            TrainConfig(batch_size=4),
+            between=lambda: order.append("between") or len(order),
+        )
+    return batches, order, results
+
+
 def alike(rows: pd.DataFrame, peers: int) -> bool:
     return (
         len(rows) == peers
@@ -86,12 +141,12 @@ def alike(rows: pd.DataFrame, peers: int) -> bool:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# inputs
+# --- inputs
 
 
 def test_texts_are_a_function_of_the_seed_and_have_the_asked_lengths(inputs, llama):
     examples, rationales = inputs
+    inputs_module.generate_world.cache_clear()
     assert (
         synthetic_questions(40)[0] == examples
         and synthetic_questions(40, 1)[0] != examples
@@ -119,8 +174,7 @@ def test_grouped_batches_need_less_padding_and_no_batch_is_the_epochs_extreme(in
     assert padding(True) < 0.8 * padding(False)
 
 
-# --------------------------------------------------------------------------------------------------------------
-# training
+# --- training
 
 
 @pytest.mark.parametrize(
@@ -141,12 +195,9 @@ def test_grouped_batches_need_less_padding_and_no_batch_is_the_epochs_extreme(in
         ),
     ],
 )
-def test_a_peers_loss_of_every_step_is_ours(inputs, peer):
-    student = tiny("tiny-llama")
-    batches = training_batches(encode_placements(student, *inputs), 4, 1)
-    steps = time_training(
-        student, batches, TrainConfig(batch_size=4, lr=1e-2), 1, ["ours", "ours, grouped", peer], 64
-    )
+@pytest.mark.xdist_group("bench-trainer")
+def test_a_peers_loss_of_every_step_is_ours(timed_steps, peer):
+    (batches, steps), student = timed_steps(peer), tiny("tiny-llama")
     rows = training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer], HALF)
     assert (
         alike(rows, 3)
@@ -208,7 +259,7 @@ def test_the_loss_furthest_from_ours_is_judged_by_hf_in_float64(inputs, llama, w
     double, total, count = copy.deepcopy(llama.model).double(), 0.0, 0
     double.load_state_dict(weights[worst])
     for e in order[worst]:  # HF's own loss, a sequence at a time
-        labels = [i if k != PROMPT else -100 for i, k in zip(e.ids, e.kinds)]
+        labels = [i if k != PROMPT else -100 for i, k in zip(e.ids, e.kinds, strict=True)]
         with torch.no_grad():
             logits = double(torch.tensor([e.ids])).logits[0, :-1].double()
         total += torch.nn.functional.cross_entropy(
@@ -224,38 +275,57 @@ def test_the_loss_furthest_from_ours_is_judged_by_hf_in_float64(inputs, llama, w
     ).tolist() == pytest.approx([0, 0, 0.1], abs=1e-3)
 
 
-def test_another_loss_would_be_seen(inputs, llama):
-    batches = training_batches(encode_placements(llama, *inputs), 4, 1)
-    steps = time_training(
-        llama, batches, TrainConfig(batch_size=4), 1, ["ours", "Trainer as it comes"], 64
-    )
-    steps.loc[steps["side"] != "ours", "loss"] *= 1 + 1e-4
-    rows = training_rows(
-        steps, "tiny", {"Trainer as it comes": 0.0}, ["ours", "Trainer as it comes"], HALF
-    )
+@pytest.mark.xdist_group("bench-trainer")
+def test_another_loss_would_be_seen(timed_steps):
+    peer = "Trainer at its best"
+    steps = timed_steps(peer)[1].copy()
+    steps.loc[steps["side"] == peer, "loss"] *= 1 + 1e-4
+    rows = training_rows(steps, "tiny", {peer: 0.0}, ["ours", peer], HALF)
     assert rows["same"].str.startswith("NO").all() and (rows["reached"] == "no").all()
     assert "3 show different results" in count_reached(rows)
 
 
+@pytest.mark.parametrize("peer", [peer for peer in TRAINERS if trainers.is_peer(peer)])
+def test_a_peer_trains_beside_ours_on_the_batches_of_its_order(inputs, llama, monkeypatch, peer):
+    calls = []
+
+    def record(sides, student, batches, config, between):
+        calls.append((sides, student, batches))
+        result = {"seconds": [1.0] * len(batches), "losses": [2.0] * len(batches)}
+        return [result | {"between": [between() for _ in batches]} for _ in sides]
+
+    monkeypatch.setattr(training_module, "train_interleaved", record)
+    monkeypatch.setattr(training_module, "find_spec", lambda name: True)
+    batches = training_batches(encode_placements(llama, *inputs), 4, 1)
+    steps = time_training(llama, batches, TrainConfig(batch_size=4), 2, ["ours", peer], 16)
+    grouped = TRAINERS[peer][1]
+    pair, order = ["ours, grouped" if grouped else "ours", peer], [b for _, b in batches[grouped]]
+    assert calls == [(pair, "tiny-llama", order)] * 2 and own_side(peer) == pair[0]
+    assert steps["side"].tolist() == [side for _ in (0, 1) for side in pair for _ in order]
+    assert set(steps["beside"]) == {peer} and steps["repeat"].tolist() == [0] * 14 + [1] * 14
+    assert batches[True] != batches[False]
+
+
+@pytest.mark.xdist_group("bench-interleaved")
 def test_watching_leaves_the_trainer_as_it_was_and_a_step_alone_is_the_step_beside_another(
-    inputs, llama
+    interleaved, llama
 ):
-    own, sequences = (
-        Trainer.training_step,
-        [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:8]],
-    )
-    batches, seen, config = [sequences[:4], sequences[4:]], [], TrainConfig(batch_size=4)
+    (batches, _, sides), own, seen = interleaved, Trainer.training_step, []
     train_side(
-        "ours", llama, batches, config, stepped=lambda seconds, loss: seen.append((seconds, loss))
+        "ours",
+        llama,
+        batches,
+        TrainConfig(batch_size=4),
+        after_step=lambda seconds, loss: seen.append((seconds, loss)),
     )
     assert (
-        Trainer.training_step is own and len(seen) == 2 and all(seconds > 0 for seconds, _ in seen)
+        Trainer.training_step is own and len(seen) == 3 and all(seconds > 0 for seconds, _ in seen)
     )
     # In processes of their own
-    sides = train_interleaved(["ours", "Trainer as it comes"], "tiny-llama", batches, config)
     assert [loss for _, loss in seen] == sides[0]["losses"]
     for side in sides:
-        assert len(side["losses"]) == 2 and np.isnan(side["seconds"][0]) and side["seconds"][1] > 0
+        first, *others = side["seconds"]
+        assert len(side["losses"]) == 3 and np.isnan(first) and len(others) == 2 and min(others) > 0
         assert 0.1 < side["loaded_gb"] <= side["peak_gb"] < 4
 
 
@@ -288,25 +358,10 @@ def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said
         )
 
 
-def test_sides_take_turns(inputs, llama, monkeypatch):
-    order = []
-
-    class Noted(Process):
-        def read(self):
-            found = super().read()
-            order.append((self.side, "loss" in found))
-            return found
-
-    monkeypatch.setattr(trainers, "Process", Noted)
-    sequences = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:4]]
+@pytest.mark.xdist_group("bench-interleaved")
+def test_sides_take_turns(interleaved):
+    _, order, sides = interleaved
     pair = ["ours", "Trainer as it comes"]
-    sides = train_interleaved(
-        pair,
-        "tiny-llama",
-        [sequences] * 3,
-        TrainConfig(batch_size=4),
-        between=lambda: order.append("between") or len(order),
-    )
     assert (
         order
         == [(side, False) for side in pair] + [*[(side, True) for side in pair], "between"] * 3
@@ -346,7 +401,7 @@ def test_a_peers_steps_are_compared_with_ours_by_their_total_times():
                 "best": 20.0,
             }
             for side, all_s in (("ours", ours), ("Trainer as it comes", theirs))
-            for i, (s, own) in enumerate(zip(all_s, [1, 2, 3, 4]))
+            for i, (s, own) in enumerate(zip(all_s, [1, 2, 3, 4], strict=True))
         ]
     )
     (row,) = training_rows(
@@ -386,7 +441,7 @@ def test_kernels_take_a_part_of_the_time(inputs, llama):
         ),
         "tiny",
     )
-    assert len(out_of_reach(rows, "kernels")) == 1 and not len(out_of_reach(rows))
+    assert len(unreachable_rows(rows, "kernels")) == 1 and not len(unreachable_rows(rows))
 
 
 def test_peak_memory_counts_what_a_process_holds_beside_its_weights():
@@ -483,13 +538,12 @@ def test_rates_of_products(llama, inputs):
     )
 
 
-# -------------------------------------------------------------------------------------- scoring,
-# generation, attribution
+# --- scoring, generation, attribution
 
 
 def test_scores_are_those_of_plain_forward_passes(llama):
     examples, _ = synthetic_questions(0, n_options=5, option_words=0, test=4)
-    rows, _ = time_scoring(llama, examples, [3], [2], 1, 3.0)
+    rows, _ = time_scoring(llama, examples, Timing([3], [2], 1, 3.0))
     if find_spec("lm_eval"):
         assert alike(rows, 1) and "4 of 4 options picked alike" in rows["same"][0]
     else:
@@ -507,31 +561,31 @@ def test_the_harness_scores_what_a_plain_pass_scores(llama):
     with torch.no_grad():
         logps = llama.model(torch.tensor([prompt + label])).logits[0].log_softmax(-1)
     plain = sum(logps[len(prompt) + i - 1, token].item() for i, token in enumerate(label))
-    assert abs(harness_scores(llama, [example], 4)[0][2] - plain) < 1e-4
+    assert abs(harness_scores(load_harness(llama), llama, [example], 4)[0][2] - plain) < 1e-4
 
 
 def test_answers_and_rationales_are_those_of_hf_generate(inputs, llama):
     asked, _ = synthetic_questions(0, test=5)
     for placement in ("label_only", "post_cot"):
-        writer = briefly_trained(llama, placement, inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
-        assert alike(time_answers(writer, asked, placement, 10, [2, 5], [5], 1, 4.0)[0], 1)
-    writer = briefly_trained(llama, "pre_cot", inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
-    rows, tried = time_rationales(writer, asked, 12, 6, [5], [2], 1, 1.5)
+        writer = train_briefly(llama, placement, inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
+        assert alike(time_answers(writer, asked, placement, 10, Timing([2, 5], [5], 1, 4.0))[0], 1)
+    writer = train_briefly(llama, "pre_cot", inputs[0], inputs[1], 0, epochs=2, lr=1e-2)
+    rows, tried = time_rationales(writer, asked, 12, 6, Timing([5], [2], 1, 1.5))
     assert alike(rows, 1) and "5 of 5 texts alike" in rows["same"][0] and tried["chosen"].all()
 
 
 def test_attributions_are_captums(inputs, llama):
     pairs = [(e, inputs[1][e.id].text) for e in inputs[0][:2]]
     ways = ["as it comes", "frozen", "frozen, head at the label"]
-    assert alike(time_gradients(llama, pairs, 6, [3], [4], 1, ways)[0], 3)
-    assert alike(time_occlusion(llama, pairs, [7], [5], 1, 5.0)[0], 2)
+    assert alike(time_gradients(llama, pairs, 6, ways, Timing([3], [4], 1))[0], 3)
+    assert alike(time_occlusion(llama, pairs, Timing([7], [5], 1, 5.0))[0], 2)
     assert all(p.requires_grad for p in llama.model.parameters())
 
 
 def test_elicited_texts_are_those_of_hf_generate(llama):
     asked, _ = synthetic_questions(0, test=3)
     shown = load_demonstrations(demonstrations_path("microworld/everyday"))[:2]
-    assert alike(time_elicitation(llama, asked, shown, 8, [2], [3], 1, 4.0)[0], 1)
+    assert alike(time_elicitation(llama, asked, shown, 8, Timing([2], [3], 1, 4.0))[0], 1)
 
 
 def test_a_stop_text_ends_hf_generate(llama):
@@ -542,8 +596,7 @@ def test_a_stop_text_ends_hf_generate(llama):
     assert len(cut) < len(whole) == 12 and cut == whole[: len(cut)] and stop in llama.decode(cut)
 
 
-# -------------------------------------------------------------------------------------------------------------
-# comparing
+# --- comparing
 
 
 def test_the_best_batch_size_is_taken_and_a_wrong_result_never_reaches_its_target():
@@ -556,36 +609,25 @@ def test_the_best_batch_size_is_taken_and_a_wrong_result_never_reaches_its_targe
         time.sleep(0.02 if size == 2 else 0.06)
         return [1, 2]
 
-    side = {"run": peer, "sizes": [1, 2], "target": 1.0}
-    bounded, _ = compare(
-        "w",
-        {"run": lambda size: [1, 2], "sizes": [1]},
-        {"p": side},
-        lambda a, b: equal(a, b, "numbers"),
-        1,
-        floor=lambda size: time.sleep(0.01),
+    side, ours = Side(peer, [1, 2], target=1.0), Side(lambda size: [1, 2], [1])
+    same = lambda a, b: lists_agree(a, b, "numbers")
+    bounded, _ = compare_sides(
+        "w", ours, {"p": side}, same, 1, Limit(lambda size: time.sleep(0.01))
     )
     assert 1 < bounded["bound"][0] < 2.5
     calls.clear()
-    ours = {"run": lambda size: [1, 2], "sizes": [1]}
-    rows, tried = compare("w", ours, {"p": side}, lambda a, b: equal(a, b, "numbers"), 3)
+    rows, tried = compare_sides("w", ours, {"p": side}, same, 3)
     assert (
         calls == [1, 2, 2, 2, 2]
         and rows["reached"][0] == "yes"
         and rows["same"][0] == "yes: 2 of 2 numbers"
     )
     assert tried.loc[tried["side"] == "p", "chosen"].tolist() == [False, True]
-    rows, _ = compare(
-        "w",
-        {**ours, "run": lambda size: [1, 3]},
-        {"p": side},
-        lambda a, b: equal(a, b, "numbers"),
-        1,
-    )
+    rows, _ = compare_sides("w", Side(lambda size: [1, 3], [1]), {"p": side}, same, 1)
     assert rows["reached"][0] == "no" and rows["same"][0] == "NO: 1 of 2 numbers"
     assert (
-        nearly_equal([1.0, 2.0], [1.0, 2.1], 1e-2, "x")[0] is False
-        and nearly_equal([1.0], [1.0, 2.0], 1.0, "x")[0] is False
+        arrays_agree([1.0, 2.0], [1.0, 2.1], 1e-2, "x")[0] is False
+        and arrays_agree([1.0], [1.0, 2.0], 1.0, "x")[0] is False
     )
 
 
@@ -632,24 +674,116 @@ def test_findings_name_each_row_that_is_not_reached():
         }
     )
     # A loss that is right enough: agreement was possible
-    said = summary_module.findings(rows, {("d", "p"): 9e-6}).splitlines()
+    said = read_findings(rows, {("d", "p"): 9e-6}).splitlines()
     assert said[0] == (
         "**Findings.** Targets reached: 1, not reached: 3; 1 without a target; 1 "
         "show different results."
     )
     assert (
-        "(1 rows" in said[2]
+        "(1 row: " in said[2]
         and said[2].endswith("b, p (at most 1.90 of 2).")
         and said[3].endswith("c, p (at most 1.40 of 2).")
-        and "for 1 of these" in said[5]
+        and "For 1 of these rows" in said[5]
     )
     assert "(0 rows" in said[4] and said[6].endswith(
         "d, p (3.00, not counted, for the results differ, of 2)."
     )
     # Whose rounding says nothing of this one's
-    assert summary_module.findings(rows, {("another student", "p"): 2e-5}).splitlines() == said
-    said = summary_module.findings(rows, {("d", "p"): 2e-5}).splitlines()
+    assert read_findings(rows, {("another student", "p"): 2e-5}).splitlines() == said
+    said = read_findings(rows, {("d", "p"): 2e-5}).splitlines()
     assert said[4].endswith("d, p (3.00, its loss off by 2e-05, of 2).") and "(0 rows" in said[6]
+
+
+def test_findings_name_a_wall_time_beyond_its_limit():
+    table = pd.DataFrame(
+        {"run": ["first", "second", "third"], "notebooks": [6, 6, 0], "seconds": [60, 100, np.nan]}
+    )
+    limits = {"first": 90.0, "second": 90.0, "third": 90.0}
+    rows = summary.reproduce_rows(table, limits)
+    assert rows["reached"].tolist() == ["yes", "no", "not run"]
+    assert "second, – (100 s for < 90 s)." in read_findings(rows, {})
+    assert summary.read_wall_times(rows) == (
+        "Limits: first 1.0 minutes for < 90 s (yes); second 1.7 minutes for < 90 s (no); "
+        "third: not run."
+    )
+
+
+ROWS = pd.DataFrame(
+    {
+        "work": ["w", "w", "w", "w"],
+        "peer": ["a", "b", "c", "d"],
+        "ours": 2.0,
+        "theirs": [6.0, 4.0, 6.0, np.nan],
+        "ratio": [3.0, 2.0, 3.0, np.nan],
+        "target": [2.5, 2.5, 2.5, np.nan],
+        "reached": ["yes", "no", "no", "not installed"],
+        "same": ["yes: 3 alike", "yes: 3 alike", "NO: 2 alike", "not installed"],
+        "bound": [4.0, 2.2, np.nan, np.nan],
+        "kernels": [3.5, np.nan, np.nan, np.nan],
+    }
+)
+
+
+def test_rows_are_read_in_a_sentence_each():
+    assert read_rows(ROWS).splitlines() == [
+        "- w, a: 6.00 s against our 2.00 s, **3.00 times** (target 2.5: reached); at most 4.0 "
+        "times is possible, as the work that no side can avoid takes 1.50 s; 3.5 times, if ours "
+        "spent time in the libraries' kernels only; same results: yes: 3 alike.",
+        "- w, b: 4.00 s against our 2.00 s, **2.00 times** (target 2.5: **not reached**); at most "
+        "2.2 times is possible, as the work that no side can avoid takes 1.82 s; same results: "
+        "yes: 3 alike.",
+        "- w, c: 6.00 s against our 2.00 s, **3.00 times** (target 2.5: fast enough, **not "
+        "counted**: results differ); same results: NO: 2 alike.",
+        "- d: not installed, so not measured.",
+    ]
+    bare = ROWS.head(1).drop(columns=["bound", "kernels"]).assign(target=None, reached="–")
+    assert read_rows(bare) == (
+        "- w, a: 6.00 s against our 2.00 s, **3.00 times**; same results: yes: 3 alike."
+    )
+
+
+def test_tables_are_read_in_sentences(llama):
+    said = summary.read_training(ROWS)
+    assert "Targets reached: 1, not reached: 2; 1 wait for a peer" in said
+    assert "out of reach, in 1 of 4 rows" in said and said.endswith("above that in 0 of 4 rows.")
+    said = summary.read_memory(ROWS, 1.234)
+    assert "take 1.23 GB" in said and "in 1 of 4 rows, and reached in 1." in said
+    lengths = pd.DataFrame({"5 %": [3.6, 1.0], "95 %": [9.4, 2.0]}, ["prompt", "label"])
+    assert summary.read_lengths(lengths) == (
+        "Nine in ten of the texts have 4 to 9 tokens (prompt), 1 to 2 tokens (label)."
+    )
+    rates = pd.DataFrame({"oneDNN_ratio": [1.5, 2.0], "prepacked_ratio": [3.0, 1.25]}, [1, 8])
+    assert summary.read_products(rates).endswith(
+        "are 1.50 and 3.00 times as fast at 1 row; 2.00 and 1.25 times as fast at 8 rows."
+    )
+    rates = pd.DataFrame({"ratio": [0.9, 1.4]}, ["logits", "forward"])
+    assert summary.read_rates(rates).endswith("from 0.90 times (logits) to 1.40 times (forward).")
+    losses = pd.DataFrame({"loss": ["ours", "Trainer"], "difference": ["1e-08", "2e-05"]})
+    said = summary.read_rounding(losses)
+    assert said.startswith("Relative difference from float64: ours 1e-08; Trainer 2e-05.")
+    assert "by more than 1e-05 counts as not reached" in said
+    shares = pd.DataFrame(
+        {"training": ["60.4 %", "20.0 %", "1.50"], "scoring": ["10.0 %", "5.0 %", "2.00"]},
+        ["matrix products", "attention", "seconds"],
+    )
+    assert summary.read_profile(shares).endswith("together: training 80 %, scoring 15 %.")
+    seconds = pd.DataFrame({1: [2.0, 1.0], 2: [1.0, 3.0]}, ["training step", "scoring"])
+    assert summary.read_threads(seconds) == (
+        "Fastest: training step with 2 threads, scoring with 1 thread."
+    )
+    laws = pd.DataFrame(
+        {"curve": ["x", "y", "z"], "r2": [0.99, 0.95, 1.0], "worst_error": [0.3, 0.1, 0.2]}
+    )
+    assert summary.read_laws(laws) == (
+        "The laws explain 99.0 % of the spread of seconds (median R²), and least for y (95.0 %). A "
+        "single point is off by up to 30 % (x)."
+    )
+    assert summary.read_setting(llama).endswith("; 1 thread.")
+
+
+def test_a_plan_gives_the_hyperparameters_of_all_sides():
+    plan = TrainingPlan(4, 1, 1, ["Trainer at its best"], {})
+    assert plan.config == TrainConfig(batch_size=4, lr=2e-5)
 
 
 def test_a_profile_adds_up_and_knows_the_head(llama, inputs, capfd):
@@ -675,15 +809,15 @@ def test_a_profile_clocks_every_other_step_after_those_that_warm_up(inputs, llam
     monkeypatch.setattr(Clock, "__enter__", lambda self: opened.append(len(steps)))
     monkeypatch.setattr(Clock, "__exit__", lambda self, *_: opened.append(-len(steps)))
     monkeypatch.setattr(
-        trainers,
+        profiles_module,
         "train_side",
-        lambda *given, stepped, **more: own(
-            *given, stepped=lambda s, l: (steps.append(s), stepped(s, l)), **more
+        lambda *given, after_step, **more: own(
+            *given, after_step=lambda s, loss: (steps.append(s), after_step(s, loss)), **more
         ),
     )
     batch = [encode(llama, e, inputs[1][e.id].text, Arm("post_cot")) for e in inputs[0][:2]]
     found = profile_training("ours", llama, batch, 7, steps=2)
-    assert len(steps) == WARM + 4 and opened == [4, -5, 6, -7]
+    assert len(steps) == WARM_UP_STEPS + 4 and opened == [4, -5, 6, -7]
     assert found.to_dict() == {"Python and the rest": np.median([steps[3], steps[5]])}
 
 
@@ -706,8 +840,7 @@ def test_the_clock_times_what_is_called_by_its_kind(llama):
     assert shares["tokenisation"] > 0 and shares.sum() < 1
 
 
-# ---------------------------------------------------------------------------------------------------
-# notebook and command
+# --- notebook and command
 
 
 def test_anatomy():
@@ -723,9 +856,15 @@ def test_anatomy():
         assert not [
             n
             for n in ast.walk(tree)
-            if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.While))
+            # No cell defines anything or builds a sentence
+            if isinstance(
+                n, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.While | ast.JoinedStr
+            )
         ], cell.source
-        assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 25
+        assert "Markdown(" not in cell.source
+        lines = cell.source.splitlines()
+        assert max(map(len, lines)) <= 100
+        assert "parameters" in cell.metadata.get("tags", []) or len(lines) <= 15
     parameters = next(c for c in code if "parameters" in c.metadata.get("tags", []))
     assert all(re.search(r"  # \w", line) for line in parameters.source.splitlines())
 
@@ -741,7 +880,41 @@ def test_the_full_size_has_known_parameters_of_the_right_type(tmp_path):
         TRAINERS
     )
     with pytest.raises(DataError, match="unknown parameter 'studnet'"):
-        run({"studnet": "x"}, tmp_path)
+        execute_benchmark({"studnet": "x"}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- student", "list; expected lines of `parameter: value`"),
+        ("student: [", "not YAML: .*; expected `parameter: value`"),
+        ("studnet: x", "unknown parameter 'studnet'"),
+        ("repeats: two", "repeats"),
+    ],
+)
+def test_wrong_values_end_in_one_line(tmp_path, capsys, text, message):
+    (tmp_path / "values.yaml").write_text(text)
+    assert main([str(tmp_path / "values.yaml"), "--executed", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: .*{message}", line)
+    assert main([str(tmp_path / "missing.yaml")]) == 1
+    assert "missing.yaml" in capsys.readouterr().err
+
+
+def test_the_command_shows_its_options_but_not_that_of_a_child(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "--executed" in (text := capsys.readouterr().out) and "--side" not in text
+
+
+def test_the_benchmark_uses_public_names_and_the_package_does_not_know_it():
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        names = re.findall(
+            r"from (?:cotdistill|benchmarks)[\w.]* import \(?([^)\n]*)", path.read_text()
+        )
+        assert not [n for n in names if re.search(r"(^|[ ,])_", n)], path.name
+    for path in (ROOT / "cotdistill").rglob("*.py"):
+        assert not re.search(r"^\s*(import|from) benchmarks", path.read_text(), re.M), path
 
 
 def test_the_extra_is_pinned_and_make_bench_installs_it():
@@ -758,13 +931,13 @@ def test_the_extra_is_pinned_and_make_bench_installs_it():
         text=True,
         check=True,
     ).stdout
-    assert "/nowhere/bench.txt" in steps and "benchmarks.run run benchmarks/benchmark.yaml" in steps
+    assert "/nowhere/bench.txt" in steps and "benchmarks.run benchmarks/benchmark.yaml" in steps
 
 
 def test_the_notebook_runs_at_smoke_size(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.run", "run", "--executed", str(tmp_path / "out")],
+        [sys.executable, "-m", "benchmarks.run", "--executed", str(tmp_path / "out")],
         cwd=ROOT,
         env=environment,
         capture_output=True,

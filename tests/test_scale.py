@@ -121,7 +121,9 @@ def test_makespan_against_every_assignment(seed):
     rng = np.random.default_rng(seed)
     seconds, devices = rng.integers(1, 30, 7).tolist(), 2 + seed % 2
     best = min(
-        max(sum(s for s, d in zip(seconds, assigned) if d == k) for k in range(devices))
+        max(
+            sum(s for s, d in zip(seconds, assigned, strict=True) if d == k) for k in range(devices)
+        )
         for assigned in itertools.product(range(devices), repeat=len(seconds))
     )
     found = makespan(seconds, devices)
@@ -131,8 +133,9 @@ def test_makespan_against_every_assignment(seed):
 
 @pytest.mark.parametrize("name", PAPER + ["quick", "smoke"])
 def test_the_grid_is_the_notebooks(name):
-    """The statements by which notebooks 02, 04 and 05 build their arms, run on the study's
-    parameters, give the same arms.
+    """`grid` gives the arms that notebooks 02, 04 and 05 build from a study's parameters.
+
+    The statements by which they build them are run here.
     """
     values = {k: v for stage in all_parameters().values() for k, v in stage.items()} | load_study(
         name
@@ -192,14 +195,20 @@ def test_the_law_gives_back_the_runs_it_was_fitted_to():
     measured = sum(r["train_seconds"] + r["evaluate_seconds"] for r in COSTS["runs"])
     s, v = COSTS["student"], COSTS["values"]
     predicted = 0.0
+    answer = lambda r, n, labels=True: answer_seconds(
+        here,
+        own_body(COSTS, r),
+        s["head"],
+        n,
+        COSTS["microworld"],
+        v,
+        r["arm"].startswith("pre_cot"),
+        labels,
+    )
     for r in COSTS["runs"]:
-        pre = r["arm"].startswith("pre_cot")
-        answer = lambda n, labels=True: answer_seconds(
-            here, own_body(COSTS, r), s["head"], n, COSTS["microworld"], v, pre, labels
-        )
-        predicted += answer(COSTS["test"])
+        predicted += answer(r, COSTS["test"])
         if r["train_tokens"]:
-            predicted += v["epochs"] * answer(COSTS["validation"], labels=False)
+            predicted += v["epochs"] * answer(r, COSTS["validation"], labels=False)
             predicted += (
                 train_flops(
                     s["trained"] if COSTS.get("shared") else s["body"],

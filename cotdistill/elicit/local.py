@@ -23,7 +23,7 @@ from cotdistill.kernels.linear import use_prepacked_linears
 from cotdistill.students import best_device, best_dtype, load_student
 
 
-def _end_ids(student) -> set[int]:
+def end_token_ids(student) -> set[int]:
     """Return the tokens that end a turn in known chat templates, if the vocabulary has them."""
     vocabulary = student.tokenizer.get_vocab()
     return {
@@ -125,7 +125,7 @@ def _generate_answers(
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 max_new_tokens=sampling.max_new_tokens,
-                end_ids=_end_ids(student),
+                end_ids=end_token_ids(student),
                 seeds=[sample_seed(sampling.seed, job["id"], job["sample"]) for job in batch],
             ):
                 yield batch[i], Answer(student.decode(new), "length" if cut else "stop", seconds)
@@ -163,7 +163,7 @@ def time_shared_prefix(
         for first in range(0, len(ids), batch_size):
             rows = [b if share else a + b for a, b in ids[first : first + batch_size]]
             for i, new, _, _ in generate(
-                student, rows, shared, max_new_tokens=max_new_tokens, end_ids=_end_ids(student)
+                student, rows, shared, max_new_tokens=max_new_tokens, end_ids=end_token_ids(student)
             ):
                 texts[share][first + i] = new
         seconds[share].append((time.perf_counter() - start) / len(ids))
