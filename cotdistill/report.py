@@ -22,7 +22,7 @@ from cotdistill.parameters import load_study, stage_parameters
 from cotdistill.paths import NOTEBOOKS, root
 from cotdistill.publish import notebook_folder
 from cotdistill.show import percent
-from cotdistill.verdicts import make_verdicts
+from cotdistill.verdicts import judge_study
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --paper: #fff; --tint: #f5f7fa; --link: #0b5394; }
@@ -289,9 +289,12 @@ def main(arguments: list[str] | None = None) -> int:
     study = Path(chosen.study).stem if chosen.study.endswith((".yaml", ".yml")) else chosen.study
     try:
         if chosen.what == "verdicts":
+            from cotdistill.study import Study  # which imports torch
+
             asked = stage_parameters("figures", load_study(chosen.study))
-            _, table = make_verdicts(study, asked["alpha"], asked["bootstrap"])
-            for row in table.itertuples():
+            this_study = Study.load(study)
+            judgement = judge_study(this_study, asked["alpha"], asked["bootstrap"])
+            for row in judgement.table.itertuples():
                 print(
                     f"{row.verdict:13} {row.claim:26} {row.reason}"
                     + (f" Needed: {row.needed}." if row.needed else "")
