@@ -261,40 +261,31 @@ def gather() -> dict:
     from cotdistill.files import read_json
     from cotdistill.paths import artifacts
     from cotdistill.runs.results import completed_stages, load_stage
-    from cotdistill.study import (
-        load_base,
-        study_data,
-        study_student,
-        test_questions,
-        train_questions,
-    )
+    from cotdistill.study import Study
 
-    def lengths(base):
-        student, data, some = (
-            study_student(base),
-            study_data(base),
-            train_questions(base, base["seeds"][0]),
-        )
+    def lengths(study):
+        student, data, setting = study.student, study.data, study.setting
+        some = study.train_questions(setting.seeds[0])
         sequences = lambda arm: encode_all(
-            student, some, data.rationales, arm, base["label_format"], 0
+            student, some, data.rationales, arm, setting.label_format, 0
         )[0]
         size = lambda arm: mean(sum(kind > 0 for kind in e.kinds) for e in sequences(arm))
         tokens = lambda text: len(student.encode(text))
         label = size(Arm("label_only"))
         return {
             "prompt": mean(
-                tokens(prompt_text(e, "label_only", base["label_format"])) for e in some
+                tokens(prompt_text(e, "label_only", setting.label_format)) for e in some
             ),
             "label": label,
             "rationale": size(Arm("post_cot")) - label,
             "options": mean(
-                sum(tokens(label_text(e, o, base["label_format"])) for o in range(len(e.choices)))
+                sum(tokens(label_text(e, o, setting.label_format)) for o in range(len(e.choices)))
                 for e in some
             ),
         }, size
 
-    base, probe, made = load_base("quick"), load_base("openbookqa-probe"), {}
-    model, (world, size) = study_student(base).model, lengths(base)
+    study, probe, made = Study.load("quick"), Study.load("openbookqa-probe"), {}
+    model, train, (world, size) = study.student.model, study.setting.train, lengths(study)
     head, layers = model.get_output_embeddings().weight.numel(), model.config.num_hidden_layers
     body = model.num_parameters() - head
     for row in (row for stage in completed_stages("quick") for row in load_stage("quick", stage)):
@@ -308,26 +299,30 @@ def gather() -> dict:
         made[row["key"]] = {
             "arm": row["label"],
             "seed": row["seed"],
-            "supervised": round(learnt * m["train_questions"] * base["train"]["epochs"]),
+            "supervised": round(learnt * m["train_questions"] * train.epochs),
             **{k: m[k] for k in ("train_tokens", "train_seconds", "evaluate_seconds")},
         }
     key = next(iter(made))
     about = read_json(artifacts() / "runs" / key / "provenance.json", "`make train STUDY=quick`")
     return {
         "machine": {k: about[k] for k in ("processor", "cores", "threads", "torch")},
-        "shared": base["train"]["frozen_layers"] > 0,
+        "shared": train.frozen_layers > 0,
         "microworld": world,
         "openbookqa": lengths(probe)[0],
         "student": {
             "body": body,
             "head": head,
-            "trained": round(body * (1 - base["train"]["frozen_layers"] / layers)),
+            "trained": round(body * (1 - train.frozen_layers / layers)),
         },
-        "test": len(test_questions(base)),
-        "validation": len(study_data(base).validation),
+        "test": len(study.test_questions()),
+        "validation": len(study.data.validation),
         "runs": list(made.values()),
-        "values": {k: base[k] for k in ("eval_batch_size", "max_new_tokens", "max_label_tokens")}
-        | {"epochs": base["train"]["epochs"]},
+        "values": {
+            "eval_batch_size": study.setting.eval_batch_size,
+            "max_new_tokens": study.setting.max_new_tokens,
+            "max_label_tokens": study.setting.max_label_tokens,
+            "epochs": train.epochs,
+        },
     }
 
 

@@ -30,7 +30,7 @@ from cotdistill.paths import artifacts
 from cotdistill.runs.results import completed_stages, load_predictions
 from cotdistill.show import table
 from cotdistill.students import Student
-from cotdistill.study import load_base, test_questions
+from cotdistill.study import Study
 
 KINDS = {
     PROMPT: ("prompt", "#E8E8E8"),
@@ -420,14 +420,9 @@ def replot(bootstrap: int = 1000) -> w.Widget:
 
     def load(*_):
         try:
-            base = load_base(study.value)
-            loaded["chance"] = float(np.mean([1 / len(e.choices) for e in test_questions(base)]))
-            loaded["rows"] = load_predictions(
-                study.value,
-                completed_stages(study.value),
-                dataset=base["data"]["dataset"],
-                student=base["student"],
-            )
+            loaded_study = Study.load(study.value)
+            loaded["chance"] = loaded_study.chance
+            loaded["rows"] = load_predictions(loaded_study, completed_stages(loaded_study))
         except DataError as error:  # runs that are missing or damaged: say which
             loaded.pop("rows", None)
             out.clear_output()

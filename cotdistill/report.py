@@ -155,9 +155,7 @@ def _table(rows: list[dict]) -> str:
     )
 
 
-def front_page(
-    record: dict, base: dict, card: str, notebooks: list[dict], figures: list[str]
-) -> str:
+def front_page(record: dict, study, card: str, notebooks: list[dict], figures: list[str]) -> str:
     """Verdicts, forest plot, accuracies, run card and data card."""
     e = html.escape
     parts = [
@@ -199,7 +197,9 @@ def front_page(
         ),
     ]
     about = (
-        record["provenance"] | base["fingerprints"] | {"study setting": json.dumps(base["train"])}
+        record["provenance"]
+        | study.fingerprints()
+        | {"study setting": json.dumps(vars(study.setting.train))}
     )
     parts += [
         "<h2>Run card</h2>",
@@ -218,17 +218,16 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
     """
     from cotdistill.files import read_json
     from cotdistill.paths import study_dir
-    from cotdistill.study import fingerprints, load_base
+    from cotdistill.study import Study
 
     path = study_dir(study) / "verdicts.json"
     record = _whole_record(read_json(path, f"`make figures STUDY={study}`"), path, study)
-    base, folder = load_base(study), executed / study
+    loaded, folder = Study.load(study), executed / study
     there = [name for name in NOTEBOOKS.values() if (folder / f"{name}.ipynb").is_file()]
     if not there:
         raise DataError(
             f"{folder}: no executed notebook; expected them from `make reproduce STUDY={study}`"
         )
-    base["fingerprints"] = fingerprints(base)
     part = temporary_path(out)
     shutil.rmtree(part, ignore_errors=True)
     (part / "figures").mkdir(parents=True)
@@ -259,7 +258,7 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
             encoding="utf-8",
         )
     card = pd.read_csv(study_dir(study) / "data_card.csv").round(2)
-    front = front_page(record, base, _table(card.to_dict("records")), times, figures)
+    front = front_page(record, loaded, _table(card.to_dict("records")), times, figures)
     (part / "index.html").write_text(page(f"cotdistill: {study}", front, links), encoding="utf-8")
     remove_stale_parts(out.parent)
     shutil.rmtree(out, ignore_errors=True)

@@ -1,12 +1,21 @@
-"""What a study is: its data, student and questions, and the checks of its setting."""
+"""A study: its setting, its data and student, and the checks before anything is trained.
+
+Notebook 02 decides a `Setting` and writes it down as base.json; every later notebook loads it again
+as a `Study`, which reads its questions and its student once, when they are first asked for.
+
+    study = Study.from_parameters(globals())    # notebook 02: the parameters of its cell
+    study.check(arms); study.save()
+    study = Study.load("quick")                 # the notebooks after it
+    study.data, study.student, study.train_questions(seed), study.test_questions()
+"""
 
 import functools
-import json
 import os
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cotdistill.arms import CORRUPTIONS, LABEL_FORMATS, Arm, prompt_text
@@ -21,7 +30,7 @@ from cotdistill.encode import (
     usable_questions,
 )
 from cotdistill.errors import DataError
-from cotdistill.examples import Dataset
+from cotdistill.examples import Dataset, Example
 from cotdistill.files import fingerprint, read_json, write_json
 from cotdistill.files import sha256 as checksum
 from cotdistill.hyperparameters import TrainConfig
@@ -67,9 +76,12 @@ def not_there(kind: str) -> str:
     )
 
 
-@functools.lru_cache(maxsize=4)
-def _data(canonical: str) -> Dataset:
-    spec = json.loads(canonical)
+def read_data(spec: dict) -> Dataset:
+    """Read the questions and rationales that a data.json names, and check that they are the same.
+
+    spec: what notebook 01 writes; it also reads its questions here, with "rationales" still empty.
+    Raises DataError for data that are missing, damaged, or not what notebook 01 read.
+    """
     where = resolve(spec["dataset"])
     if (
         where == spec["dataset"]
@@ -86,25 +98,24 @@ def _data(canonical: str) -> Dataset:
         microworld=spec["microworld"],
     )
     check_content(spec, data)
-    if spec["rationales"]:
-        path = artifacts() / spec["rationales"]
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; expected it from `make elicit`: run that first")
-        if spec["rationales_print"] and checksum(path)[:16] != spec["rationales_print"]:
-            raise DataError(
-                f"{path}: not the file that data.json was written with; expected "
-                f"SHA-256 {spec['rationales_print']}…: run `make elicit` again"
-            )
-        # A recorded set may cover the validation part carved out of train
-        everything = [*data.train, *data.validation]
-        rationales = load_rationales(path, everything)
-        if not any(e.id in rationales for e in data.train):
-            raise DataError(f"{path}: covers none of the {len(data.train)} training questions")
-        data = replace(data, rationales=rationales)
-    return data
+    if not spec["rationales"]:
+        return data
+    path = artifacts() / spec["rationales"]
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected it from `make elicit`: run that first")
+    if spec["rationales_print"] and checksum(path)[:16] != spec["rationales_print"]:
+        raise DataError(
+            f"{path}: not the file that data.json was written with; expected "
+            f"SHA-256 {spec['rationales_print']}…: run `make elicit` again"
+        )
+    # A recorded set may cover the validation part carved out of train
+    rationales = load_rationales(path, [*data.train, *data.validation])
+    if not any(e.id in rationales for e in data.train):
+        raise DataError(f"{path}: covers none of the {len(data.train)} training questions")
+    return replace(data, rationales=rationales)
 
 
-def content_prints(data: Dataset, files: list[str] = ()) -> dict:
+def content_fingerprints(data: Dataset, files: list[str] = ()) -> dict:
     """What notebook 01 read, by content.
 
     The fingerprints of the questions of each split and of the data's own rationales, and the
@@ -137,7 +148,7 @@ def check_content(spec: dict, data: Dataset) -> None:
         for name in known["files"]
         if Path(resolve(name)).is_file()
     }
-    now = content_prints(data)
+    now = content_fingerprints(data)
     names = {
         "train": "training questions",
         "validation": "validation questions",
@@ -149,8 +160,8 @@ def check_content(spec: dict, data: Dataset) -> None:
     ]
     different += [
         f"{name}: its content"
-        for name, print_of in files.items()
-        if print_of != known["files"][name]
+        for name, checksum_now in files.items()
+        if checksum_now != known["files"][name]
     ]
     if different:
         study = f" STUDY={Path(spec['rationales']).parent.name}" if spec["rationales"] else ""
@@ -161,29 +172,23 @@ def check_content(spec: dict, data: Dataset) -> None:
         )
 
 
-# Data that came to a cluster's worker with its task: no folder of the study is needed there
-_given: dict[str, Dataset] = {}
+def load_fresh_student(name: str, device: str, dtype: str) -> Student:
+    """A study's student in a copy of its own, whose weights may stay changed.
 
-
-def study_data(base: dict) -> Dataset:
-    """Questions and rationales of a study, read once per process."""
-    canonical = json.dumps(base["data"], sort_keys=True)
-    return _given[canonical] if canonical in _given else _data(canonical)
-
-
-def give_data(base: dict, data: Dataset) -> None:
-    """From here on this process takes the study's questions and rationales from `data`, not from
-    files.
+    "auto" trains float32 weights: in bfloat16 an update of 5e-5 is rounded away (the Trainer
+    autocasts).
     """
-    _given[json.dumps(base["data"], sort_keys=True)] = data
+    where = best_device(device)
+    return _by_name(name, torch.float32 if dtype == "auto" else best_dtype(dtype, where), where)
 
 
 @functools.lru_cache(maxsize=2)
-def _student(name: str, device: str, dtype: str) -> Student:
-    # "auto" trains float32 weights: in bfloat16 an update of 5e-5 is rounded away (the Trainer
-    # autocasts)
-    where = best_device(device)
-    return _by_name(name, torch.float32 if dtype == "auto" else best_dtype(dtype, where), where)
+def shared_student(name: str, device: str, dtype: str) -> Student:
+    """A student with its original weights, loaded once for all studies of this process.
+
+    Runs put its weights back in place.
+    """
+    return load_fresh_student(name, device, dtype)
 
 
 def _by_name(name: str, dtype: torch.dtype, where: torch.device) -> Student:
@@ -207,21 +212,6 @@ def _by_name(name: str, dtype: torch.dtype, where: torch.device) -> Student:
     )
 
 
-@functools.lru_cache(maxsize=1)
-def _trunks(fingerprint: str) -> dict:
-    """What the frozen blocks of one student make of training sequences, prompts and options, shared
-    by the runs of this process.
-    """
-    return {}
-
-
-def study_student(base: dict) -> Student:
-    """The study's student with its original weights, loaded once per process (runs put the weights
-    back in place).
-    """
-    return _student(base["student"], base["device"], base["dtype"])
-
-
 def named_student(name: str) -> Student:
     """A student by name or path, in float32 on the CPU: to count tokens before there is a study."""
     return _by_name(name, torch.float32, torch.device("cpu"))
@@ -231,10 +221,10 @@ def try_student(name: str, device: str, dtype: str, needs_offsets: bool) -> int:
     """Load a student as a study would and try it (`students.check_attention`).
 
     0, or 1 after one line that says what is wrong. For a process of its own
-    (`study.check_student`).
+    (`parameters.check_student`).
     """
     try:
-        student = _student(name, device, dtype)
+        student = load_fresh_student(name, device, dtype)
         if needs_offsets:
             offsets(student, "a cup")
     except DataError as error:
@@ -244,169 +234,9 @@ def try_student(name: str, device: str, dtype: str, needs_offsets: bool) -> int:
 
 
 def teacher_student(name: str) -> Student:
-    """A local teacher as `elicit.elicit_transformers` loads it."""
+    """A local teacher as `elicit.local.elicit_transformers` loads it."""
     where = best_device("auto")
     return _by_name(name, best_dtype("auto", where), where)
-
-
-@functools.lru_cache(maxsize=4)
-def _fitting(canonical: str):
-    base = json.loads(canonical)
-    data = study_data(base)
-    return usable_questions(
-        study_student(base), data.train, data.rationales, base["label_format"], base["max_length"]
-    )
-
-
-def usable(base: dict):
-    """The training questions that every arm of the study can use, and the count of what is left out
-    and why.
-    """
-    keys = ("data", "student", "device", "dtype", "label_format", "max_length")
-    return _fitting(json.dumps({k: base[k] for k in keys}, sort_keys=True))
-
-
-def warn_of_length(base: dict, say=print) -> None:
-    """Say when `max_length` leaves out more than a tenth, and which length would keep 99 %."""
-    kept, left_out = usable(base)
-    over = left_out.get(f"over {base['max_length']} tokens", 0)
-    if 10 * over <= len(kept) + over:
-        return
-    data, student = study_data(base), study_student(base)
-    lengths = [
-        training_length(student, e, data.rationales[e.id].text, base["label_format"])
-        for e in data.train
-        if e.id in data.rationales and data.rationales[e.id].text
-    ]
-    room = getattr(student.model.config, "max_position_embeddings", None)
-    say(
-        f"max_length {base['max_length']} leaves out {over:,} of {len(lengths):,} training "
-        f"questions; "
-        f"max_length {length_to_keep(lengths)} would keep 99 % of them"
-        + (f" (the student has {room} positions)" if room else ""),
-        flush=True,
-    )
-
-
-def train_questions(base: dict, seed: int) -> list:
-    """The training questions of one seed.
-
-    Drawn anew for each seed (`resample_train`), so that the spread between seeds holds the luck of
-    the training sample too; or the same for all.
-    """
-    kept, _ = usable(base)
-    return choose_train(
-        kept,
-        base["train_size"],
-        base["data"]["data_seed"] * 1000 + (seed + 1 if base["resample_train"] else 0),
-    )
-
-
-def test_questions(base: dict) -> list:
-    """The first `test_size` test questions (0: all)."""
-    test = study_data(base).test
-    if base["test_size"] > len(test):
-        raise DataError(
-            f"test_size {base['test_size']} is larger than the data: there are "
-            f"{len(test)} test questions"
-        )
-    return test[: base["test_size"] or len(test)]
-
-
-def load_base(study: str) -> dict:
-    """The study's setting as notebook 02 wrote it."""
-    path = study_dir(study) / "base.json"
-    enter_study(study, again=False)
-    base, needed = (
-        read_json(path, f"`make train STUDY={study}`"),
-        {"study", "data", "student", "seeds", "train", "label_format", "test_size"},
-    )
-    if not isinstance(base, dict) or not needed <= set(base):
-        found = (
-            f"no {', '.join(sorted(needed - set(base)))}"
-            if isinstance(base, dict)
-            else f"a {type(base).__name__}"
-        )
-        raise DataError(
-            f"{path}: found {found}; expected what `make train STUDY={study}` wrote: run that again"
-        )
-    check_base_is_current(base)
-    return base
-
-
-def write_base(base: dict) -> None:
-    """Hand the study's setting on to the later notebooks, with the fingerprint of a student that
-    lies in a local folder: its weights can be changed where they lie.
-    """
-    local = local_print(resolve(base["student"]))
-    write_json(
-        study_dir(base["study"]) / "base.json", base | ({"student_print": local} if local else {})
-    )
-
-
-def check_base_is_current(base: dict) -> None:
-    """base.json was written from data.json and from the student.
-
-    Neither may have changed since, nor the data that data.json was made from. Raises DataError
-    naming the stage that comes first of those to run again: obeyed, it goes on from there.
-    """
-    study, path = base["study"], study_dir(base["study"]) / "data.json"
-    data = read_json(path, f"`make elicit STUDY={study}`") if path.is_file() else base["data"]
-    if data.get("content"):
-        study_data(base | {"data": data})
-    if data != base["data"]:
-        raise DataError(
-            f"{path}: stage elicit was run again with other data or rationales after "
-            "stage train; expected one set in all "
-            f"stages: run `make train STUDY={study}` again, and the stages after it"
-        )
-    known, now = base.get("student_print"), local_print(resolve(base["student"]))
-    if known and now and known != now:
-        raise DataError(
-            f"student '{base['student']}': its files changed after stage train; "
-            "expected one student in all stages: run "
-            f"`make train STUDY={study}` again, and the stages after it"
-        )
-
-
-def study_base(study: str) -> dict:
-    """The setting that notebook 02 writes, from the study's YAML and notebook 01's data.json.
-
-    For making a run without it.
-    """
-    enter_study(study)
-    values = (
-        {"study": study}
-        | notebook_parameters(root() / "notebooks" / "02_train.ipynb")
-        | load_study(study)
-    )
-    kept = (
-        "study",
-        "student",
-        "device",
-        "dtype",
-        "seeds",
-        "train_size",
-        "test_size",
-        "resample_train",
-        "label_format",
-        "max_length",
-        "max_new_tokens",
-        "max_label_tokens",
-        "eval_batch_size",
-        "keep_weights",
-    )
-    train = vars(TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)}))
-    data = read_json(study_dir(values["study"]) / "data.json", f"`make elicit STUDY={study}`")
-    return {key: values[key] for key in kept} | {"data": data, "train": train}
-
-
-def student_note(base: dict) -> str:
-    """What every table says of the student.
-
-    Its name, and that its weights were 4-bit where they were.
-    """
-    return BUNDLED[base["student"]]["note"] if base["student"] in BUNDLED else base["student"]
 
 
 def check_arms(arms: list[Arm], stage: str) -> None:
@@ -422,152 +252,415 @@ def check_arms(arms: list[Arm], stage: str) -> None:
         raise DataError(f"arm {twice} stands there twice in stage {stage}; expected each arm once")
 
 
-def check_base(base: dict, arms: list[Arm] | None = None) -> None:
-    """Everything about a study that can be wrong, found before the first run starts.
+@dataclass(frozen=True)
+class Setting:
+    """What notebook 02 decides about a study; its JSON is base.json.
 
-    arms: of stage train. Raises DataError.
+    data: what notebook 01 wrote into data.json. train_size, test_size: questions (0: all).
+    max_length, max_new_tokens, max_label_tokens: in tokens. keep_weights (of the first pre_cot
+    student, for notebook 05) is no part of base.json. student_print: fingerprint of a student that
+    lies in a local folder, "" for others and before the setting is saved.
     """
-    if arms is not None:
-        check_arms(arms, "train")
-        other = next((arm for arm in arms if arm.corruption), None)
-        if other:
-            place = CORRUPTIONS[other.corruption].stage
+
+    study: str
+    data: dict
+    student: str
+    device: str
+    dtype: str
+    seeds: list[int]
+    train_size: int
+    test_size: int
+    resample_train: bool
+    label_format: str
+    max_length: int
+    max_new_tokens: int
+    max_label_tokens: int
+    eval_batch_size: int
+    train: TrainConfig
+    keep_weights: bool = False
+    student_print: str = ""
+
+    def to_json(self) -> dict:
+        """The setting as base.json holds it."""
+        values = asdict(self)
+        del values["keep_weights"]
+        if not values["student_print"]:
+            del values["student_print"]
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict, where: Path | str, study: str) -> "Setting":
+        """The setting that a base.json holds; `where` and `study` are for the error's text.
+
+        Raises DataError for one that `make train` did not write.
+        """
+        wanted = [f.name for f in fields(cls) if f.name not in ("keep_weights", "student_print")]
+        if not isinstance(values, dict):
+            problem = f"a {type(values).__name__}"
+        elif not set(wanted) <= set(values):
+            problem = f"no {', '.join(sorted(set(wanted) - set(values)))}"
+        elif not isinstance(values["train"], dict):
+            problem = f"a {type(values['train']).__name__} as train"
+        else:
+            known = {field.name for field in fields(TrainConfig)}
+            problem = ", ".join(f"train's {name}" for name in values["train"] if name not in known)
+        if problem:
             raise DataError(
-                f"arms: {other.label} is trained by `make {place}`; expected arms "
-                "without a corruption here"
+                f"{where}: found {problem}; expected what `make train STUDY={study}` wrote: "
+                "run that again"
             )
-        main = base["train"].get("loss", "token_mean")
-        twice = next((arm for arm in arms if arm.loss == main), None)
-        if twice:
+        kept = {name: values[name] for name in wanted} | {"train": TrainConfig(**values["train"])}
+        return cls(**kept, student_print=values.get("student_print", ""))
+
+
+# The parameters of notebook 02 that are part of a study's setting under their own names
+PARAMETERS = [
+    field.name for field in fields(Setting) if field.name not in ("data", "train", "student_print")
+]
+
+
+class Study:
+    """A setting, and the questions and the student that belong to it, each loaded once."""
+
+    def __init__(self, setting: Setting, data: Dataset | None = None):
+        """data: the questions and rationales where they are at hand, as on a cluster's worker."""
+        self.setting = setting
+        if data is not None:
+            self.data = data
+
+    @classmethod
+    def from_parameters(cls, values: dict) -> "Study":
+        """The study that notebook 02's parameters describe, with notebook 01's data.json.
+
+        values: parameters by name; other names, as in a notebook's globals(), are not looked at.
+        Raises DataError for a hyperparameter out of range or where data.json is missing.
+        """
+        train = TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
+        path = study_dir(values["study"]) / "data.json"
+        data = read_json(path, f"`make elicit STUDY={values['study']}`")
+        chosen = {name: values[name] for name in PARAMETERS}
+        return cls(Setting(**chosen, data=data, train=train))
+
+    @classmethod
+    def from_yaml(cls, name: str) -> "Study":
+        """The study that notebook 02 would write for this YAML, by name or path, without running
+        it.
+        """
+        enter_study(name)
+        defaults = notebook_parameters(root() / "notebooks" / "02_train.ipynb")
+        return cls.from_parameters({"study": name} | defaults | load_study(name))
+
+    @classmethod
+    def load(cls, name: str) -> "Study":
+        """The study as notebook 02 saved it.
+
+        Raises DataError where base.json is missing or damaged, or where data or student changed
+        since.
+        """
+        path = study_dir(name) / "base.json"
+        enter_study(name, again=False)
+        values = read_json(path, f"`make train STUDY={name}`")
+        study = cls(Setting.from_json(values, path, name))
+        study.check_is_current()
+        return study
+
+    def save(self) -> None:
+        """Write base.json for the later notebooks, with the fingerprint of a student that lies in a
+        local folder: its weights can be changed where they lie.
+        """
+        local = local_print(resolve(self.setting.student)) or ""
+        setting = replace(self.setting, student_print=local)
+        write_json(self.folder / "base.json", setting.to_json())
+
+    def replace(self, **changes) -> "Study":
+        """This study with some of its setting changed; what does not depend on it is not read
+        again.
+
+        train: a TrainConfig, or a dict of the hyperparameters that change.
+        """
+        if isinstance(changes.get("train"), dict):
+            changes["train"] = replace(self.setting.train, **changes["train"])
+        setting = replace(self.setting, **changes)
+        known = self.__dict__.get("data") if setting.data == self.setting.data else None
+        return Study(setting, known)
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.setting.study
+
+    @property
+    def folder(self) -> Path:
+        """Where its notebooks hand results to each other."""
+        return study_dir(self.name)
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        """Questions and rationales."""
+        return read_data(self.setting.data)
+
+    @functools.cached_property
+    def student(self) -> Student:
+        """The student with its original weights (runs put them back in place)."""
+        return shared_student(self.setting.student, self.setting.device, self.setting.dtype)
+
+    @functools.cached_property
+    def trunks(self) -> dict:
+        """What the student's frozen blocks make of training sequences, prompts and options, shared
+        by the study's runs in this process.
+        """
+        return {}
+
+    @property
+    def note(self) -> str:
+        """What every table says of the student: its name, and that its weights were 4-bit where
+        they were.
+        """
+        student = self.setting.student
+        return BUNDLED[student]["note"] if student in BUNDLED else student
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of a uniform guess: the mean of 1 / options over the test questions."""
+        return float(np.mean([1 / len(e.choices) for e in self.test_questions()]))
+
+    @functools.cached_property
+    def _usable(self) -> tuple[list[Example], dict[str, int]]:
+        data, setting = self.data, self.setting
+        return usable_questions(
+            self.student, data.train, data.rationales, setting.label_format, setting.max_length
+        )
+
+    def usable_questions(self) -> tuple[list[Example], dict[str, int]]:
+        """The training questions that every arm can use, and the count of what is left out by
+        reason.
+        """
+        return self._usable
+
+    def train_questions(self, seed: int) -> list[Example]:
+        """The training questions of one seed.
+
+        Drawn again for each seed (`resample_train`), so that the spread between seeds holds the
+        luck of the training sample too; or the same for all.
+        """
+        kept, _ = self.usable_questions()
+        offset = seed + 1 if self.setting.resample_train else 0
+        return choose_train(
+            kept, self.setting.train_size, self.setting.data["data_seed"] * 1000 + offset
+        )
+
+    def test_questions(self) -> list[Example]:
+        """The first `test_size` test questions (0: all).
+
+        Raises DataError where there are fewer.
+        """
+        test, size = self.data.test, self.setting.test_size
+        if size > len(test):
             raise DataError(
-                f"arm {twice.label}: {main} is the study's own loss; expected another one beside it"
+                f"test_size {size} is larger than the data: there are {len(test)} test questions"
             )
-    if not base["seeds"]:
+        return test[: size or len(test)]
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the study's data and student hash to: equal fingerprints, equal inputs."""
+        return {
+            "student fingerprint": self.student.fingerprint,
+            "test questions": fingerprint(self.test_questions()),
+            "training questions (first seed)": fingerprint(
+                self.train_questions(self.setting.seeds[0])
+            ),
+            "rationales": self.setting.data["rationales_print"],
+        }
+
+    def target_text(self, example: Example, arm: Arm, seed: int) -> str:
+        """The rationale of one training question as an arm's student sees it, decoded from its very
+        tokens.
+        """
+        questions, student = self.train_questions(seed), self.student
+        passes = encode_all(
+            student, questions, self.data.rationales, arm, self.setting.label_format, seed
+        )
+        encoded = next(e for e in passes[0] if e.id == example.id)
+        ids = [i for i, kind in zip(encoded.ids, encoded.kinds) if kind == RATIONALE]
+        return student.decode(ids).strip()
+
+    def warn_of_length(self, say=print) -> None:
+        """Say when `max_length` leaves out more than a tenth, and which length would keep 99 %."""
+        kept, left_out = self.usable_questions()
+        limit = self.setting.max_length
+        over = left_out.get(f"over {limit} tokens", 0)
+        if 10 * over <= len(kept) + over:
+            return
+        data, student = self.data, self.student
+        lengths = [
+            training_length(student, e, data.rationales[e.id].text, self.setting.label_format)
+            for e in data.train
+            if e.id in data.rationales and data.rationales[e.id].text
+        ]
+        room = getattr(student.model.config, "max_position_embeddings", None)
+        say(
+            f"max_length {limit} leaves out {over:,} of {len(lengths):,} training questions; "
+            f"max_length {length_to_keep(lengths)} would keep 99 % of them"
+            + (f" (the student has {room} positions)" if room else ""),
+            flush=True,
+        )
+
+    def check(self, arms: list[Arm] | None = None) -> None:
+        """Everything about a study that can be wrong, found before the first run starts.
+
+        arms: of stage train. Raises DataError.
+        """
+        if arms is not None:
+            check_train_arms(arms, self.setting.train.loss)
+        check_setting(self.setting)
+        self._check_student()
+        self._check_questions()
+
+    def _check_student(self) -> None:
+        """The student must have the blocks and positions that the setting asks for, and room for
+        every label.
+        """
+        setting, data, shape = self.setting, self.data, self.student.model.config
+        if setting.train.frozen_layers >= shape.num_hidden_layers:
+            raise DataError(
+                f"frozen_layers is {setting.train.frozen_layers}; expected 0 to "
+                f"{shape.num_hidden_layers - 1} for this student"
+            )
+        room = getattr(shape, "max_position_embeddings", None)
+        if room and setting.max_length > room:
+            raise DataError(
+                f"max_length is {setting.max_length}; expected at most {room}, the "
+                "student's number of positions"
+            )
+        questions = [*data.train, *data.validation, *data.test]
+        check_labels(self.student, questions, setting.label_format, setting.max_label_tokens)
+
+    def _check_questions(self) -> None:
+        """Enough questions must be left, to train on with every seed and to test on."""
+        data = self.data
+        kept, left_out = self.usable_questions()
+        if not kept:
+            raise DataError(
+                f"none of {len(data.train)} training questions can be used: "
+                + ", ".join(f"{n} ({why})" for why, n in left_out.items())
+                + f"; expected rationales, and a max_length above {self.setting.max_length}"
+            )
+        for seed in self.setting.seeds:
+            self.train_questions(seed)
+        if len(self.test_questions()) < 2:
+            raise DataError(
+                f"test_size is {self.setting.test_size}, of {len(data.test)} test questions: "
+                "1 is left; expected at least 2: an interval needs them"
+            )
+
+    def check_offsets(self) -> None:
+        """Notebooks 4 and 5 cut rationales into words and sentences by the characters of their
+        tokens.
+
+        Raises DataError for a tokenizer that does not tell these.
+        """
+        offsets(self.student, "a cup")
+
+    def check_positions(self, arms: list[Arm]) -> None:
+        """Every test and validation prompt, with what the arms' students may write after it, must
+        fit into the student's positions, and into its attention window where it has one (options
+        are scored with a mask that knows none).
+
+        Raises DataError naming the first that doesn't.
+        """
+        student, setting = self.student, self.setting
+        names = ("max_position_embeddings", "sliding_window")
+        limits = [getattr(student.model.config, name, None) for name in names]
+        room = min(filter(None, limits), default=None)
+        if room is None:
+            return
+        for placement in dict.fromkeys(arm.placement for arm in arms):
+            after = setting.max_label_tokens
+            if placement == "pre_cot":
+                after += setting.max_new_tokens + len(student.encode("\nAnswer:"))
+            for example in [*self.test_questions(), *self.data.validation]:
+                prompt = prompt_text(example, placement, setting.label_format)
+                n = len(student.bos_ids) + len(student.encode(prompt))
+                if n + after > room:
+                    raise DataError(
+                        f"question '{example.id}': its prompt is {n} tokens long and "
+                        f"{after} may follow (max_label_tokens, max_new_tokens); "
+                        f"expected at most {room} in all, the student's positions or "
+                        "attention window"
+                    )
+
+    def check_is_current(self) -> None:
+        """base.json was written from data.json and from the student.
+
+        Neither may have changed since, nor the data that data.json was made from. Raises DataError
+        naming the stage that comes first of those to run again: obeyed, it goes on from there.
+        """
+        path, setting = self.folder / "data.json", self.setting
+        spec = setting.data
+        if path.is_file():
+            spec = read_json(path, f"`make elicit STUDY={self.name}`")
+        if spec.get("content"):
+            # Raises where the data are not what notebook 01 read
+            _ = self.data if spec == setting.data else read_data(spec)
+        if spec != setting.data:
+            raise DataError(
+                f"{path}: stage elicit was run again with other data or rationales after "
+                "stage train; expected one set in all "
+                f"stages: run `make train STUDY={self.name}` again, and the stages after it"
+            )
+        now = local_print(resolve(setting.student))
+        if setting.student_print and now and setting.student_print != now:
+            raise DataError(
+                f"student '{setting.student}': its files changed after stage train; "
+                "expected one student in all stages: run "
+                f"`make train STUDY={self.name}` again, and the stages after it"
+            )
+
+
+def study_name(study: Study | str) -> str:
+    """The name of a study that is given as itself or by its name."""
+    return study if isinstance(study, str) else study.name
+
+
+def check_train_arms(arms: list[Arm], main_loss: str) -> None:
+    """The arms of stage train: intact ones, each once, and a loss of their own only beside the
+    study's.
+
+    Raises DataError.
+    """
+    check_arms(arms, "train")
+    other = next((arm for arm in arms if arm.corruption), None)
+    if other:
+        stage = CORRUPTIONS[other.corruption].stage
+        raise DataError(
+            f"arms: {other.label} is trained by `make {stage}`; expected arms "
+            "without a corruption here"
+        )
+    same = next((arm for arm in arms if arm.loss == main_loss), None)
+    if same:
+        raise DataError(
+            f"arm {same.label}: {main_loss} is the study's own loss; expected another one beside it"
+        )
+
+
+def check_setting(setting: Setting) -> None:
+    """Seeds, sizes, label format and dtype, each by itself.
+
+    Raises DataError.
+    """
+    seeds = setting.seeds
+    if not seeds:
         raise DataError("seeds is empty; expected at least one number")
-    if len(set(base["seeds"])) < len(base["seeds"]):
+    if len(set(seeds)) < len(seeds):
+        raise DataError(f"seeds {seeds}: a seed stands there twice; expected different numbers")
+    if not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+        raise DataError(f"seeds {seeds}; expected whole numbers from 0 to {2**32 - 1}")
+    at_least = {"train_size": 0, "test_size": 0, "max_length": 1, "max_new_tokens": 1}
+    for name, low in (at_least | {"max_label_tokens": 1, "eval_batch_size": 1}).items():
+        if getattr(setting, name) < low:
+            raise DataError(f"{name} is {getattr(setting, name)}; expected a number from {low} on")
+    if setting.label_format not in LABEL_FORMATS:
         raise DataError(
-            f"seeds {base['seeds']}: a seed stands there twice; expected different numbers"
+            f"label_format '{setting.label_format}'; expected one of {', '.join(LABEL_FORMATS)}"
         )
-    if not all(type(seed) is int and 0 <= seed < 2**32 for seed in base["seeds"]):
-        raise DataError(f"seeds {base['seeds']}; expected whole numbers from 0 to {2**32 - 1}")
-    for key, low in (
-        ("train_size", 0),
-        ("test_size", 0),
-        ("max_length", 1),
-        ("max_new_tokens", 1),
-        ("max_label_tokens", 1),
-        ("eval_batch_size", 1),
-    ):
-        if base[key] < low:
-            raise DataError(f"{key} is {base[key]}; expected a number from {low} on")
-    if base["label_format"] not in LABEL_FORMATS:
-        raise DataError(
-            f"label_format '{base['label_format']}'; expected one of {', '.join(LABEL_FORMATS)}"
-        )
-    config = TrainConfig(**base["train"])
-    check_training_dtype(base["dtype"])
-    data, student = study_data(base), study_student(base)
-    shape = student.model.config
-    if config.frozen_layers >= shape.num_hidden_layers:
-        raise DataError(
-            f"frozen_layers is {config.frozen_layers}; expected 0 to "
-            f"{shape.num_hidden_layers - 1} for this student"
-        )
-    room = getattr(shape, "max_position_embeddings", None)
-    if room and base["max_length"] > room:
-        raise DataError(
-            f"max_length is {base['max_length']}; expected at most {room}, the "
-            "student's number of positions"
-        )
-    check_labels(
-        student,
-        [*data.train, *data.validation, *data.test],
-        base["label_format"],
-        base["max_label_tokens"],
-    )
-    kept, left_out = usable(base)
-    if not kept:
-        raise DataError(
-            f"none of {len(data.train)} training questions can be used: "
-            + ", ".join(f"{n} ({why})" for why, n in left_out.items())
-            + f"; expected rationales, and a max_length above {base['max_length']}"
-        )
-    for seed in base["seeds"]:
-        train_questions(base, seed)
-    if len(test_questions(base)) < 2:
-        raise DataError(
-            f"test_size is {base['test_size']}, of {len(data.test)} test questions: "
-            "1 is left; expected at least 2: an "
-            "interval needs them"
-        )
-
-
-def check_offsets(base: dict) -> None:
-    """Notebooks 4 and 5 cut rationales into words and sentences by the characters of their tokens.
-
-    Raises DataError for a tokenizer that does not tell these.
-    """
-    offsets(study_student(base), "a cup")
-
-
-def check_positions(base: dict, arms: list[Arm]) -> None:
-    """Every test and validation prompt, with what the arms' students may write after it, must fit
-    into the student's positions, and into its attention window where it has one (options are
-    scored with a mask that knows none).
-
-    Raises DataError naming the first that doesn't.
-    """
-    student = study_student(base)
-    room = min(
-        (
-            n
-            for n in (
-                getattr(student.model.config, name, None)
-                for name in ("max_position_embeddings", "sliding_window")
-            )
-            if n
-        ),
-        default=None,
-    )
-    if room is None:
-        return
-    for placement in dict.fromkeys(arm.placement for arm in arms):
-        after = base["max_label_tokens"] + (
-            base["max_new_tokens"] + len(student.encode("\nAnswer:"))
-            if placement == "pre_cot"
-            else 0
-        )
-        for example in [*test_questions(base), *study_data(base).validation]:
-            n = len(student.bos_ids) + len(
-                student.encode(prompt_text(example, placement, base["label_format"]))
-            )
-            if n + after > room:
-                raise DataError(
-                    f"question '{example.id}': its prompt is {n} tokens long and "
-                    f"{after} may follow (max_label_tokens, max_new_tokens); "
-                    f"expected at most {room} in all, the student's positions or "
-                    "attention window"
-                )
-
-
-def fingerprints(base: dict) -> dict[str, str]:
-    """What the study's data and student hash to: equal fingerprints, equal inputs."""
-    seed = base["seeds"][0]
-    return {
-        "student fingerprint": study_student(base).fingerprint,
-        "test questions": fingerprint(test_questions(base)),
-        "training questions (first seed)": fingerprint(train_questions(base, seed)),
-        "rationales": base["data"]["rationales_print"],
-    }
-
-
-def target_text(base: dict, example, arm: Arm, seed: int) -> str:
-    """The rationale of one training question as an arm's student sees it, decoded from its very
-    tokens.
-    """
-    data, student = study_data(base), study_student(base)
-    passes = encode_all(
-        student, train_questions(base, seed), data.rationales, arm, base["label_format"], seed
-    )
-    one = next(e for e in passes[0] if e.id == example.id)
-    return student.decode([i for i, kind in zip(one.ids, one.kinds) if kind == RATIONALE]).strip()
+    check_training_dtype(setting.dtype)

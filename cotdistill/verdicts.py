@@ -32,23 +32,24 @@ from cotdistill.stats import (
     required_size,
     variance_parts,
 )
+from cotdistill.study import Study
 
 
 def save_verdicts(
-    this_study, verdicts: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame
+    study: Study, verdicts: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame
 ) -> None:
     """Write verdicts.json and verdicts.csv, for the report, the README and pooling.
 
     verdicts.json also holds what the verdicts rest on: accuracies by forced choice and by the
     written answer, data, student and provenance.
     """
-    folder = this_study.folder
+    folder = study.folder
     write_json(
         folder / "verdicts.json",
         {
-            "study": this_study.name,
-            "dataset": this_study.setting.data["dataset"],
-            "student": this_study.note,
+            "study": study.name,
+            "dataset": study.setting.data["dataset"],
+            "student": study.note,
             "provenance": provenance(),
             "verdicts": json.loads(verdicts.to_json(orient="records")),
             "accuracy": json.loads(accuracies.to_json(orient="records")),
@@ -85,16 +86,16 @@ class Judgement:
         return self.table[self.table["verdict"] != "not measured"]
 
 
-def judge_study(this_study, alpha: float, bootstrap: int) -> Judgement:
+def judge_study(study: Study, alpha: float, bootstrap: int) -> Judgement:
     """Judge the runs of all completed stages; write verdicts.json and verdicts.csv.
 
-    The one maker of verdicts: notebook 06 and `make verdicts` both call it. this_study: a
-    `study.Study`; alpha: the level after Holm; bootstrap: resamples behind an interval.
+    The one maker of verdicts: notebook 06 and `make verdicts` both call it. alpha: the level
+    after Holm; bootstrap: resamples behind an interval.
     """
     from cotdistill.runs.results import completed_stages, load_predictions, unchanged_shares
 
-    rng, stages = np.random.default_rng(0), completed_stages(this_study)
-    predictions = load_predictions(this_study, stages)
+    rng, stages = np.random.default_rng(0), completed_stages(study)
+    predictions = load_predictions(study, stages)
     forced, written = accuracy_tables(predictions, rng, bootstrap)
     table = verdicts(
         predictions,
@@ -102,10 +103,10 @@ def judge_study(this_study, alpha: float, bootstrap: int) -> Judgement:
         rng,
         alpha=alpha,
         n_boot=bootstrap,
-        as_intact=unchanged_shares(this_study, stages),
+        as_intact=unchanged_shares(study, stages),
     )
-    save_verdicts(this_study, table, forced, written)
-    record = read_json(this_study.folder / "verdicts.json", "this command")
+    save_verdicts(study, table, forced, written)
+    record = read_json(study.folder / "verdicts.json", "this command")
     return Judgement(forced, written, table, record)
 
 
@@ -511,6 +512,17 @@ def _empty_support(claim: dict, row: dict, supported: set[str], alike: float) ->
             "ones, so the two could hardly differ"
         )
     return ""
+
+
+def pool_with(
+    table: pd.DataFrame, studies: list[str], alpha: float
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """A study's verdicts and those of other studies that have run, and the pooled estimates.
+
+    studies: names, of which empty ones are ignored. The second table is None where there are none.
+    """
+    tables = [table, *(load_verdicts(name) for name in studies if name)]
+    return pd.concat(tables), pool(tables, alpha=alpha) if len(tables) > 1 else None
 
 
 def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:

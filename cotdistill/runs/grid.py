@@ -10,30 +10,29 @@ from cotdistill import corrupt
 from cotdistill.arms import Arm
 from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, write_json
-from cotdistill.paths import study_dir
 from cotdistill.runs.one import make_config, run_key
 from cotdistill.runs.results import check_trained_with
 from cotdistill.runs.store import load_or_make_run, report_old_runs
-from cotdistill.study import check_arms, check_positions, study_student
+from cotdistill.study import Study, check_arms
 
 
 def plan_rows(
-    base: dict, arms: list[Arm], seeds: list[int] | None = None, scores: dict | None = None
+    study: Study, arms: list[Arm], seeds: list[int] | None = None, scores: dict | None = None
 ) -> list[dict]:
     """The grid arms x seeds as rows: arm, label, seed, key, config.
 
-    zero_shot stands there once.
+    There is one row of zero_shot.
 
     scores: (selector, seed) -> (scores by id, their fingerprint), for arms that keep or mask by a
     selector.
     """
     rows = []
-    for seed in seeds or base["seeds"]:
+    for seed in seeds or study.setting.seeds:
         for arm in arms:
             if arm.placement == "zero_shot" and any(row["label"] == "zero_shot" for row in rows):
                 continue
-            print_of = scores[arm.selector, seed][1] if arm.needs_scores else ""
-            config = make_config(base, arm, seed, print_of)
+            scores_fingerprint = scores[arm.selector, seed][1] if arm.needs_scores else ""
+            config = make_config(study, arm, seed, scores_fingerprint)
             rows.append(
                 {
                     "arm": arm,
@@ -46,13 +45,26 @@ def plan_rows(
     return rows
 
 
-def report_equal_arms(base: dict, arms: list[Arm], say=print) -> None:
+def write_plan(study: Study, rows: list[dict], stage: str) -> None:
+    """Write artifacts/studies/<study>/<stage>.json, which `make status` and later notebooks read,
+    with a fingerprint of the whole plan in each row.
+    """
+    plan_fingerprint = fingerprint([[row["label"], row["seed"], row["key"]] for row in rows])
+    plan = [
+        {name: row[name] for name in ("label", "seed", "key")}
+        | {"arm": asdict(row["arm"]), "plan": plan_fingerprint}
+        for row in rows
+    ]
+    write_json(study.folder / f"{stage}.json", plan)
+
+
+def report_equal_arms(study: Study, arms: list[Arm], say=print) -> None:
     """Say in one line which arms repeat another one's training token for token.
 
     They share its runs.
     """
     for arm in arms:
-        other = corrupt.equal_training(study_student(base), arm)
+        other = corrupt.equal_training(study.student, arm)
         if other != arm:
             say(
                 f"{arm.label} and {other.label} are one training for this student, whose filler "
@@ -61,8 +73,23 @@ def report_equal_arms(base: dict, arms: list[Arm], say=print) -> None:
             )
 
 
+def choose_backend(name: str | None):
+    """The function that makes the runs of a plan: `make_in_turn`, or `on_ray.on_ray`.
+
+    name: "local" or "ray"; None takes $COTDISTILL_BACKEND. Raises DataError for another one.
+    """
+    name = name or os.environ.get("COTDISTILL_BACKEND") or "local"
+    if name not in ("local", "ray"):
+        raise DataError(f"backend '{name}'; expected local or ray")
+    if name == "local":
+        return make_in_turn
+    from cotdistill.runs.on_ray import on_ray  # which needs the package ray
+
+    return on_ray
+
+
 def run_grid(
-    base: dict,
+    study: Study,
     arms: list[Arm],
     stage: str,
     *,
@@ -76,53 +103,35 @@ def run_grid(
 
     Return a table with one row per run.
 
-    The plan goes to artifacts/studies/<study>/<stage>.json first: `make status` and later notebooks
-    read it. keep_weights: (label, seed) pairs whose weights a later notebook needs. backend:
-    "local" makes one run after the other here, "ray" one task per run on a cluster
-    (`cluster.on_ray`); None takes $COTDISTILL_BACKEND, so that a notebook need not know. Raises
-    DataError for an unknown backend.
+    The plan is written first (`write_plan`). keep_weights: (label, seed) pairs whose weights a
+    later notebook needs. backend: "local" makes one run after the other here, "ray" one task per
+    run on a cluster (`on_ray`); None takes $COTDISTILL_BACKEND, so that a notebook need not know.
+    Raises DataError for an unknown backend.
     """
     check_arms(arms, stage)
-    check_positions(base, arms)
-    backend = backend or os.environ.get("COTDISTILL_BACKEND") or "local"
-    if backend not in ("local", "ray"):
-        raise DataError(f"backend '{backend}'; expected local or ray")
-    rows = plan_rows(base, arms, seeds, scores)
-    check_trained_with(base, rows, stage)
-    plan = [
-        {"label": r["label"], "seed": r["seed"], "key": r["key"], "arm": asdict(r["arm"])}
-        for r in rows
-    ]
-    plan_print = fingerprint([[row["label"], row["seed"], row["key"]] for row in plan])
-    write_json(
-        study_dir(base["study"]) / f"{stage}.json", [row | {"plan": plan_print} for row in plan]
-    )
+    study.check_positions(arms)
+    make_runs = choose_backend(backend)
+    rows = plan_rows(study, arms, seeds, scores)
+    check_trained_with(study, rows, stage)
+    write_plan(study, rows, stage)
     report_old_runs()
-    report_equal_arms(base, arms, say)
+    report_equal_arms(study, arms, say)
     for row in rows:
         row["keep"] = (row["label"], row["seed"]) in keep_weights
         row["scores"] = (
             scores[row["arm"].selector, row["seed"]] if row["arm"].needs_scores else (None, "")
         )
-    if backend == "ray":
-        from cotdistill.runs.on_ray import on_ray as make
-    else:
-        make = _one_by_one
     spent = []
     for number, (row, metrics, fresh, seconds, at_once) in enumerate(
-        make(base, rows, stage, say), 1
+        make_runs(study, rows, stage, say), 1
     ):
         spent += [seconds] if fresh else []
         rounds = -(-(len(rows) - number) // at_once)
-        left = (
-            f", about {_minutes(sum(spent) / len(spent) * rounds)} left" if spent and rounds else ""
-        )
-        who = row["label"] + ("" if row["arm"].placement == "zero_shot" else f" seed {row['seed']}")
+        left = f", about {_minutes(sum(spent) / len(spent) * rounds)} left" if spent else ""
+        spent_here = f"{seconds:.0f} s" if fresh else "from the store"
         say(
-            f"[{number}/{len(rows)}] {who}: forced choice {100 * metrics['accuracy']:.1f} %, "
-            f"generated {100 * metrics['accuracy_generated']:.1f} % of {metrics['n']}, "
-            + (f"{seconds:.0f} s" if fresh else "from the store")
-            + left,
+            f"[{number}/{len(rows)}] {_describe_run(row, metrics)}, {spent_here}"
+            + (left if rounds else ""),
             flush=True,
         )
         row["made"] = {
@@ -134,14 +143,22 @@ def run_grid(
     return pd.DataFrame([row["made"] for row in rows])
 
 
-def _one_by_one(base: dict, rows: list[dict], stage: str, say):
+def _describe_run(row: dict, metrics: dict) -> str:
+    name = row["label"] + ("" if row["arm"].placement == "zero_shot" else f" seed {row['seed']}")
+    return (
+        f"{name}: forced choice {100 * metrics['accuracy']:.1f} %, "
+        f"generated {100 * metrics['accuracy_generated']:.1f} % of {metrics['n']}"
+    )
+
+
+def make_in_turn(study: Study, rows: list[dict], stage: str, say):
     """The local backend: (row, metrics, whether made now, its seconds, runs at a time), in the
     order of the plan.
     """
     for row in rows:
         started = time.time()
         metrics, fresh = load_or_make_run(
-            base,
+            study,
             row["arm"],
             row["seed"],
             row["config"],

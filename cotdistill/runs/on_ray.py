@@ -17,7 +17,7 @@ part of a sum's last bits, so the workers use the driver's.
 *One run on many devices*, where it takes too long on one or its batch does not fit: data parallel through the Trainer, into the store
 where `make train` then finds the run.
 
-    torchrun --nproc_per_node 4 -m cotdistill.runs.torchrun run openbookqa-gemma-2b --arm post_cot --seed 0
+    torchrun --nproc_per_node 4 -m cotdistill.cli run-one openbookqa-gemma-2b --arm post_cot --seed 0
 """
 
 import hashlib
@@ -27,6 +27,7 @@ import shutil
 import socket
 import time
 import uuid
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,12 +35,13 @@ import numpy as np
 import torch
 
 from cotdistill.errors import DataError
+from cotdistill.examples import Dataset
 from cotdistill.files import file_lock, temporary_path
-from cotdistill.paths import artifacts, cache_dir, study_dir
+from cotdistill.paths import artifacts, cache_dir
 from cotdistill.runs.one import make_config
 from cotdistill.runs.provenance import git_state
 from cotdistill.runs.store import load_metrics, load_or_make_run
-from cotdistill.study import give_data, resolve, study_data
+from cotdistill.study import Setting, Study, resolve
 
 RETRIES = 10  # a run whose worker or node is lost so often has another problem than bad luck
 PINNED = ("torch", "transformers", "accelerate", "numpy")
@@ -132,7 +134,7 @@ def places(ray, gpus: float, cpus: int) -> int:
     )
 
 
-def on_ray(base: dict, rows: list[dict], stage: str, say):
+def on_ray(study: Study, rows: list[dict], stage: str, say):
     """The Ray backend: yields (row, metrics, whether made now, its seconds, runs at a time) as runs
     are there, those of the store first.
 
@@ -141,78 +143,94 @@ def on_ray(base: dict, rows: list[dict], stage: str, say):
     is in theirs. Raises DataError where a run ends in one, where a run is lost `RETRIES` times, or
     where what came back does not match its checksums.
     """
-    wanted, folder = settings(), study_dir(base["study"])
-    if not wanted["gpus"] and base["device"] not in ("auto", "cpu"):
+    wanted, device = settings(), study.setting.device
+    if not wanted["gpus"] and device not in ("auto", "cpu"):
         raise DataError(
-            f"device '{base['device']}' with GPUS_PER_RUN 0; expected a GPUS_PER_RUN "
+            f"device '{device}' with GPUS_PER_RUN 0; expected a GPUS_PER_RUN "
             "above 0, or device auto or cpu"
         )
     if not wanted["gpus"] and torch.cuda.is_available():
         say("    GPUS_PER_RUN is 0: runs use the CPU only", flush=True)
     ray = connect(wanted["cpus"])
     # A second driver of this stage waits, then finds the runs
-    with file_lock(folder / f"{stage}.ray.lock", f"stage {stage} of {base['study']}", say):
-        mark, token = folder / f"{stage}.ray", uuid.uuid4().hex
+    lock = study.folder / f"{stage}.ray.lock"
+    with file_lock(lock, f"stage {stage} of {study.name}", say):
+        mark, token = study.folder / f"{stage}.ray", uuid.uuid4().hex
         mark.write_text(token)
         place = wanted | {
             "artifacts": str(artifacts().resolve()),
             "mark": str(mark.resolve()),
             "token": token,
         }
-        task = ray.remote(
-            num_cpus=wanted["cpus"],
-            num_gpus=wanted["gpus"],
-            max_retries=RETRIES,
-            retry_exceptions=False,
-            scheduling_strategy="SPREAD",
-        )(work)
-        # Ray hides no GPU from a task that asks for none
-        here = (
-            base
-            | {"student": resolve(base["student"])}
-            | ({} if wanted["gpus"] else {"device": "cpu"})
-        )
-        given, put, pending, found = (
-            ray.put((here, study_data(base), _versions())),
-            {"": None},
-            {},
-            [],
-        )
-        for row in rows:
-            metrics = load_metrics(row["key"])
-            if metrics and (not row["keep"] or "weights.safetensors" in metrics["files"]):
-                found.append((row, metrics))
-                continue
-            scores, name = row["scores"]
-            if name not in put:
-                put[name] = ray.put(scores)
-            asked = {name: row[name] for name in ("arm", "seed", "config", "key", "keep")}
-            pending[task.remote(given, asked, put[name], place)] = row
-        yield from ((row, metrics, False, 0.0, 1) for row, metrics in found)
-        started = time.time()
+        stored, missing = _split_by_store(rows)
+        pending = _ask_workers(ray, study, missing, place)
+        yield from ((row, metrics, False, 0.0, 1) for row, metrics in stored)
         try:
-            while pending:
-                done, _ = ray.wait(list(pending), num_returns=1, timeout=60)
-                at_once = places(ray, wanted["gpus"], wanted["cpus"])
-                if not done:
-                    say(
-                        f"    {len(pending)} runs asked for, {min(at_once, len(pending))} at a "
-                        f"time, {time.time() - started:.0f} s"
-                        + (
-                            ""
-                            if at_once
-                            else f"; waiting for a node with {wanted['cpus']} CPUs "
-                            f"and {wanted['gpus']:g} GPUs"
-                        ),
-                        flush=True,
-                    )
-                for ref in done:
-                    row = pending.pop(ref)
-                    yield row, *_receive(ray, ref, row, say), max(1, at_once)
+            yield from _collect(ray, pending, wanted, say)
         finally:
             mark.unlink(missing_ok=True)
             for ref in pending:
                 ray.cancel(ref, force=True)
+
+
+def _split_by_store(rows: list[dict]) -> tuple[list[tuple[dict, dict]], list[dict]]:
+    """The rows whose runs are whole in the store, with their metrics, and the other rows."""
+    stored, missing = [], []
+    for row in rows:
+        metrics = load_metrics(row["key"])
+        if metrics and (not row["keep"] or "weights.safetensors" in metrics["files"]):
+            stored.append((row, metrics))
+        else:
+            missing.append(row)
+    return stored, missing
+
+
+def _ask_workers(ray, study: Study, rows: list[dict], place: dict) -> dict:
+    """Ask the cluster for a run per row: task -> row.
+
+    The study's setting and data, and each table of scores, are sent once.
+    """
+    task = ray.remote(
+        num_cpus=place["cpus"],
+        num_gpus=place["gpus"],
+        max_retries=RETRIES,
+        retry_exceptions=False,
+        scheduling_strategy="SPREAD",
+    )(work)
+    setting = replace(study.setting, student=resolve(study.setting.student))
+    if not place["gpus"]:  # Ray hides no GPU from a task that asks for none
+        setting = replace(setting, device="cpu")
+    given, put, pending = ray.put((setting, study.data, _versions())), {"": None}, {}
+    for row in rows:
+        scores, name = row["scores"]
+        if name not in put:
+            put[name] = ray.put(scores)
+        asked = {name: row[name] for name in ("arm", "seed", "config", "key", "keep")}
+        pending[task.remote(given, asked, put[name], place)] = row
+    return pending
+
+
+def _collect(ray, pending: dict, wanted: dict, say):
+    """Yield runs as their tasks end, and take these out of `pending`; say what is waited for."""
+    started = time.time()
+    while pending:
+        done, _ = ray.wait(list(pending), num_returns=1, timeout=60)
+        at_once = places(ray, wanted["gpus"], wanted["cpus"])
+        if not done:
+            say(
+                f"    {len(pending)} runs asked for, {min(at_once, len(pending))} at a "
+                f"time, {time.time() - started:.0f} s"
+                + (
+                    ""
+                    if at_once
+                    else f"; waiting for a node with {wanted['cpus']} CPUs "
+                    f"and {wanted['gpus']:g} GPUs"
+                ),
+                flush=True,
+            )
+        for ref in done:
+            row = pending.pop(ref)
+            yield row, *_receive(ray, ref, row, say), max(1, at_once)
 
 
 def _receive(ray, ref, row: dict, say) -> tuple[dict, bool, float]:
@@ -276,13 +294,27 @@ def store_files(key: str, files: dict[str, np.ndarray]) -> None:
         os.replace(part, final)
 
 
+_latest: list[Study] = []
+
+
+def _worker_study(setting: Setting, data: Dataset) -> Study:
+    """The study of a task, whose data came with it: no folder of the study is needed here.
+
+    A worker keeps its latest study, so that the next task finds its questions encoded and its
+    frozen blocks' states.
+    """
+    if not _latest or _latest[0].setting != setting:
+        _latest[:] = [Study(setting, data)]
+    return _latest[0]
+
+
 def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
     """In a worker: make one run and say how it went.
 
     Node, fresh, seconds, said (progress lines), files (empty where the store is shared); or node
     and error, for what no other worker would do better.
     """
-    base, data, pinned = given
+    setting, data, pinned = given
     node, said, started = socket.gethostname(), [], time.time()
     torch.set_num_threads(place["cpus"])
     try:
@@ -295,8 +327,8 @@ def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
         os.environ["COTDISTILL_ARTIFACTS"] = (
             place["artifacts"] if shared else str(cache_dir() / "worker")
         )
-        give_data(base, data)
-        config = make_config(base, row["arm"], row["seed"], row["config"].get("scores", ""))
+        study = _worker_study(setting, data)
+        config = make_config(study, row["arm"], row["seed"], row["config"].get("scores", ""))
         if config != row["config"]:
             raise DataError(
                 f"{', '.join(k for k in row['config'] if config.get(k) != row['config'][k])} "
@@ -304,7 +336,7 @@ def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
                 "expected the same student and code"
             )
         metrics, fresh = load_or_make_run(
-            base,
+            study,
             row["arm"],
             row["seed"],
             config,

@@ -14,15 +14,15 @@ from cotdistill.checkpoints import restore_parameters, trainable_parameters
 from cotdistill.encode import encode_all, unchanged_share
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.files import fingerprint
-from cotdistill.hyperparameters import TrainConfig, training_key
+from cotdistill.hyperparameters import training_key
 from cotdistill.processes import broadcast_from_first
-from cotdistill.study import _trunks, study_data, study_student, test_questions, train_questions
+from cotdistill.study import Study
 from cotdistill.train import fine_tune
 
 STORE_VERSION = 2
 
 
-def make_config(base: dict, arm: Arm, seed: int, scores_print: str = "") -> dict:
+def make_config(study: Study, arm: Arm, seed: int, scores_fingerprint: str = "") -> dict:
     """All that a run's result depends on, and nothing else: its SHA-256 is the run's key.
 
     Data, student and rationales enter as fingerprints; paths and machine don't. An arm without a
@@ -30,37 +30,35 @@ def make_config(base: dict, arm: Arm, seed: int, scores_print: str = "") -> dict
     (its seed is -1). An arm that repeats another one's training token for token has that one's
     config (`corrupt.equal_training`): it is made once.
     """
-    student = study_student(base)
+    student, setting = study.student, study.setting
     arm = corrupt.equal_training(student, arm)
-    scores_print = scores_print if arm.needs_scores else ""
     config = {
         "store": STORE_VERSION,
         "student": student.fingerprint,
         "dtype": str(student.model.dtype),
         "arm": arm.config,
-        "label_format": base["label_format"],
-        "test": fingerprint(test_questions(base)),
+        "label_format": setting.label_format,
+        "test": fingerprint(study.test_questions()),
         "seed": -1,
-        "max_label_tokens": base["max_label_tokens"],
+        "max_label_tokens": setting.max_label_tokens,
     }
     if arm.placement == "pre_cot":
-        config["max_new_tokens"] = base["max_new_tokens"]
+        config["max_new_tokens"] = setting.max_new_tokens
     if arm.placement == "zero_shot":
         return config
-    train = train_questions(base, seed)
-    data = study_data(base)
+    train, data = study.train_questions(seed), study.data
     config |= {
         "seed": seed,
-        "training": training_key(base["train"], arm),
+        "training": training_key(vars(setting.train), arm),
         "train": fingerprint(train),
     }
-    if base["train"]["select"] == "best":
+    if setting.train.select == "best":
         config["validation"] = fingerprint(data.validation)
-        config["max_new_tokens"] = base["max_new_tokens"]
+        config["max_new_tokens"] = setting.max_new_tokens
     if arm.uses_rationale:
         config["rationales"] = fingerprint([data.rationales[e.id].text for e in train])
-    if scores_print:
-        config["scores"] = scores_print
+    if arm.needs_scores and scores_fingerprint:
+        config["scores"] = scores_fingerprint
     return config
 
 
@@ -74,42 +72,82 @@ def run_key(config: dict) -> str:
     ).hexdigest()
 
 
+def answer_limits(study: Study) -> dict:
+    """What the student may write when it answers, in tokens, and how many questions at a time."""
+    return dict(
+        max_new_tokens=study.setting.max_new_tokens,
+        max_label_tokens=study.setting.max_label_tokens,
+        batch_size=study.setting.eval_batch_size,
+    )
+
+
+def make_validation(study: Study, arm: Arm):
+    """The function that scores the study's student on its validation questions, as it is then;
+    None where no epoch is chosen by them.
+    """
+    setting, data = study.setting, study.data
+    if setting.train.select != "best" or not data.validation:
+        return None
+
+    def validate():
+        answers = evaluate(
+            study.student,
+            data.validation,
+            arm.placement,
+            setting.label_format,
+            **answer_limits(study),
+            generate=False,
+            trunk=(setting.train.frozen_layers, study.trunks),
+        )
+        return validation_scores(answers)
+
+    return validate
+
+
+def encode_training(
+    study: Study, arm: Arm, seed: int, scores: dict | None, say
+) -> tuple[list, dict]:
+    """The training sequences of each pass, and for a corrupted arm the share that the corruption
+    left as it was: (passes, {"as_intact": share} or {}).
+    """
+    student, rationales = study.student, study.data.rationales
+    questions, label_format = study.train_questions(seed), study.setting.label_format
+    passes = encode_all(
+        student,
+        questions,
+        rationales,
+        arm,
+        label_format,
+        seed,
+        study.setting.train.epochs,
+        scores,
+    )
+    if not arm.corruption:
+        return passes, {}
+    share = unchanged_share(passes, student, questions, rationales, arm, label_format, seed)
+    if "partner" in CORRUPTIONS[arm.corruption].needs and share:
+        say(
+            f"    {arm.label} seed {seed}: {100 * share:.0f} % of {len(questions)} "
+            "questions keep their own rationale, or get one that "
+            "reads the same: no other question suits the arm",
+            flush=True,
+        )
+    return passes, {"as_intact": share}
+
+
 def train_arm(
-    base: dict, arm: Arm, seed: int, folder: Path, *, scores: dict | None = None, say=print
+    study: Study, arm: Arm, seed: int, folder: Path, *, scores: dict | None = None, say=print
 ) -> tuple[pd.DataFrame, dict]:
     """Train the study's student in place on one arm with one seed, checkpoints in
     folder/checkpoints: (history, summary).
     """
-    data, student, config, started = (
-        study_data(base),
-        study_student(base),
-        TrainConfig(**base["train"]),
-        time.time(),
-    )
-    limits = dict(
-        max_new_tokens=base["max_new_tokens"],
-        max_label_tokens=base["max_label_tokens"],
-        batch_size=base["eval_batch_size"],
-    )
-
-    def validate():
-        return validation_scores(
-            evaluate(
-                student,
-                data.validation,
-                arm.placement,
-                base["label_format"],
-                **limits,
-                generate=False,
-                trunk=(config.frozen_layers, _trunks(student.fingerprint)),
-            )
-        )
+    config, started = study.setting.train, time.time()
 
     def progress(row):
         checked = (
             ""
             if pd.isna(row["validation_accuracy"])
-            else (f"validation accuracy {100 * row['validation_accuracy']:.1f} %, ")
+            else f"validation accuracy {100 * row['validation_accuracy']:.1f} %, "
         )
         say(
             f"    {arm.label} seed {seed}, epoch {row['epoch']}/{config.epochs}: label loss "
@@ -117,42 +155,23 @@ def train_arm(
             flush=True,
         )
 
-    questions = train_questions(base, seed)
-    passes = encode_all(
-        student, questions, data.rationales, arm, base["label_format"], seed, config.epochs, scores
-    )
-    alike = (
-        {
-            "as_intact": unchanged_share(
-                passes, student, questions, data.rationales, arm, base["label_format"], seed
-            )
-        }
-        if arm.corruption
-        else {}
-    )
-    if "partner" in CORRUPTIONS[arm.corruption].needs and alike["as_intact"]:
-        say(
-            f"    {arm.label} seed {seed}: {100 * alike['as_intact']:.0f} % of {len(questions)} "
-            "questions keep their own rationale, or get one that "
-            "reads the same: no other question suits the arm",
-            flush=True,
-        )
+    passes, unchanged = encode_training(study, arm, seed, scores, say)
     history, summary = fine_tune(
-        student,
+        study.student,
         passes,
         arm,
         config,
         seed,
         folder / "checkpoints",
-        validate if config.select == "best" and data.validation else None,
+        make_validation(study, arm),
         progress,
-        _trunks(student.fingerprint),
+        study.trunks,
     )
-    return history, summary | alike
+    return history, summary | unchanged
 
 
 def train_and_answer(
-    base: dict,
+    study: Study,
     arm: Arm,
     seed: int,
     folder: Path,
@@ -167,16 +186,9 @@ def train_and_answer(
 
     The student's weights are put back afterwards: a grid loads it once.
     """
-    student, started = study_student(base), time.time()
-    train, test = (
-        ([] if arm.placement == "zero_shot" else train_questions(base, seed)),
-        test_questions(base),
-    )
-    limits = dict(
-        max_new_tokens=base["max_new_tokens"],
-        max_label_tokens=base["max_label_tokens"],
-        batch_size=base["eval_batch_size"],
-    )
+    student, started = study.student, time.time()
+    trains, test = arm.placement != "zero_shot", study.test_questions()
+    train = study.train_questions(seed) if trains else []
     history, summary = pd.DataFrame(), {"best_epoch": 0, "train_tokens": 0}
     student.model.requires_grad_(True)
     before = (
@@ -184,18 +196,17 @@ def train_and_answer(
     )
     try:
         if train:
-            broadcast_from_first(
-                str(folder)
-            )  # the other processes of a torchrun wait for it in `torchrun.make_shared_run`
-            history, summary = train_arm(base, arm, seed, folder, scores=scores, say=say)
+            # The other processes of a torchrun wait for it in `torchrun.make_shared_run`
+            broadcast_from_first(str(folder))
+            history, summary = train_arm(study, arm, seed, folder, scores=scores, say=say)
         trained = time.time()
-        trunk = (
-            (TrainConfig(**base["train"]).frozen_layers, _trunks(student.fingerprint))
-            if train
-            else None
-        )
         predictions = evaluate(
-            student, test, arm.placement, base["label_format"], **limits, trunk=trunk
+            student,
+            test,
+            arm.placement,
+            study.setting.label_format,
+            **answer_limits(study),
+            trunk=(study.setting.train.frozen_layers, study.trunks) if train else None,
         )
         if keep_weights:
             save_file(trainable_parameters(student.model), folder / "weights.safetensors")
@@ -207,13 +218,20 @@ def train_and_answer(
         out.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
     return {
         **summary,
-        "n": len(test),
+        **answer_metrics(predictions),
+        "train_questions": len(train),
+        "train_seconds": round(trained - started, 2),
+        "evaluate_seconds": round(time.time() - trained, 2),
+    }
+
+
+def answer_metrics(predictions: list[dict]) -> dict:
+    """What a run's metrics say of its answers: accuracies as shares, counts, mean tokens."""
+    return {
+        "n": len(predictions),
         "accuracy": accuracy(predictions),
         "accuracy_generated": accuracy(predictions, "generated"),
         "parse_failures": sum(p["generated"] is None for p in predictions),
         "cut_off": sum(p["cut_off"] for p in predictions),
         "tokens_per_question": sum(p["tokens"] for p in predictions) / len(predictions),
-        "train_questions": len(train),
-        "train_seconds": round(trained - started, 2),
-        "evaluate_seconds": round(time.time() - trained, 2),
     }

@@ -10,17 +10,18 @@ from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, read_json
 from cotdistill.paths import RUN_KEY, RUN_STAGES, artifacts, study_dir
 from cotdistill.runs.store import load_metrics
+from cotdistill.study import Study, study_name
 from cotdistill.train import HISTORY
 
 
-def check_trained_with(base: dict, rows: list[dict], stage: str) -> None:
+def check_trained_with(study: Study, rows: list[dict], stage: str) -> None:
     """Before a later stage trains.
 
     The runs of stage train must have been made with the data, student and training that its own
     will be. rows: of `plan_rows`. Raises DataError naming what differs. (Where stage train has not
     run, the notebooks say so.)
     """
-    path = study_dir(base["study"]) / "train.json"
+    path = study.folder / "train.json"
     if stage == "train" or not path.is_file():
         return
     now = {}
@@ -29,7 +30,7 @@ def check_trained_with(base: dict, rows: list[dict], stage: str) -> None:
             now.setdefault(
                 (name, row["seed"] if name in SHARED_BY_SEED else None), row["config"][name]
             )
-    for made in read_json(path, f"`make train STUDY={base['study']}`"):
+    for made in read_json(path, f"`make train STUDY={study.name}`"):
         try:
             config = json.loads(
                 (artifacts() / "runs" / made["key"] / "config.json").read_text(encoding="utf-8")
@@ -48,10 +49,10 @@ def check_trained_with(base: dict, rows: list[dict], stage: str) -> None:
         )
         if other:
             raise DataError(
-                f"study '{base['study']}': {made['label']}, seed {made['seed']} of "
+                f"study '{study.name}': {made['label']}, seed {made['seed']} of "
                 f"stage train was made with other {other} than stage "
                 f"{stage} would be; expected one setting in all stages: run `make "
-                f"train STUDY={base['study']}` again, then {stage}"
+                f"train STUDY={study.name}` again, then {stage}"
             )
 
 
@@ -97,12 +98,12 @@ def load_stage(study: str, stage: str) -> list[dict]:
     return plan
 
 
-def unchanged_shares(study: str, stages: list[str]) -> dict[str, float]:
+def unchanged_shares(study: Study | str, stages: list[str]) -> dict[str, float]:
     """Corrupted arm -> the share of its training sequences that are those of the intact arm
     (`encode.unchanged_share`), mean over seeds; arms whose runs do not say are left out.
     """
     shares = {}
-    for row in (row for stage in stages for row in load_stage(study, stage)):
+    for row in (row for stage in stages for row in load_stage(study_name(study), stage)):
         if "as_intact" in row["metrics"]:
             shares.setdefault(row["label"], []).append(row["metrics"]["as_intact"])
     return {label: sum(found) / len(found) for label, found in shares.items()}
@@ -137,10 +138,10 @@ def split_loss(row: dict) -> None:
             row["config"]["loss"] = loss
 
 
-def load_predictions(
-    study: str, stages: list[str], *, dataset: str = "", student: str = ""
-) -> pd.DataFrame:
+def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
     """All predictions of the stages' runs, a row per run and question.
+
+    study: as it is, or the name of one that notebook 02 has saved.
 
     Study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
     correct_generated, correct_choice, tokens_generated, cut_off. A run that two stages share stands
@@ -149,26 +150,26 @@ def load_predictions(
     Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
     was changed, and one stage not run again.
     """
-    frames, seen, setting = [], set(), {}
+    frames, seen, shared, name_of_study = [], set(), {}, study_name(study)
     for stage in stages:
-        for row in load_stage(study, stage):
+        for row in load_stage(name_of_study, stage):
             # Under another label it is another arm, whose training is the same
             if (row["label"], row["key"]) in seen:
                 continue
             seen.add((row["label"], row["key"]))
             split_loss(row)
             for name in (name for name in SHARED + SHARED_BY_SEED if name in row["config"]):
-                first, value = setting.setdefault(
+                first, value = shared.setdefault(
                     (name, row["seed"] if name in SHARED_BY_SEED else None),
                     (stage, row["config"][name]),
                 )
                 if value != row["config"][name]:
                     raise DataError(
-                        f"study '{study}': {row['label']}, seed {row['seed']} of "
+                        f"study '{name_of_study}': {row['label']}, seed {row['seed']} of "
                         f"stage {stage} was made with other {name} than the runs of "
                         "stage "
                         f"{first}; expected one setting in all stages: run `make "
-                        f"{stage} STUDY={study}`"
+                        f"{stage} STUDY={name_of_study}`"
                     )
             frame = pd.read_json(
                 artifacts() / "runs" / row["key"] / "predictions.jsonl",
@@ -181,12 +182,13 @@ def load_predictions(
     table["generated"] = table["generated"].astype("Int64")
     table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
     table["correct_choice"] = table["choice"] == table["gold"]
+    setting = (Study.load(study) if isinstance(study, str) else study).setting
     return table.rename(columns={"tokens": "tokens_generated"}).assign(
-        study=study, dataset=dataset, student=student
+        study=name_of_study, dataset=setting.data["dataset"], student=setting.student
     )
 
 
-def load_history(study: str, stages: list[str]) -> pd.DataFrame:
+def load_history(study: Study | str, stages: list[str]) -> pd.DataFrame:
     """Learning curves of the stages' runs.
 
     Study, arm, seed, epoch, step, loss, label_loss, rationale_loss, validation_accuracy,
@@ -194,12 +196,12 @@ def load_history(study: str, stages: list[str]) -> pd.DataFrame:
     """
     frames, seen = [], set()
     for stage in stages:
-        for row in load_stage(study, stage):
+        for row in load_stage(study_name(study), stage):
             if (row["label"], row["key"]) in seen or row["label"] == "zero_shot":
                 continue
             seen.add((row["label"], row["key"]))
             frame = pd.read_csv(artifacts() / "runs" / row["key"] / "history.csv")
-            frames.append(frame.assign(study=study, arm=row["label"], seed=row["seed"]))
+            frames.append(frame.assign(study=study_name(study), arm=row["label"], seed=row["seed"]))
     return (
         pd.concat(frames, ignore_index=True)
         if frames
@@ -207,6 +209,8 @@ def load_history(study: str, stages: list[str]) -> pd.DataFrame:
     )
 
 
-def completed_stages(study: str) -> list[str]:
+def completed_stages(study: Study | str) -> list[str]:
     """The stages of a study that have made runs, in order."""
-    return [stage for stage in RUN_STAGES if (study_dir(study) / f"{stage}.json").is_file()]
+    return [
+        stage for stage in RUN_STAGES if (study_dir(study_name(study)) / f"{stage}.json").is_file()
+    ]

@@ -11,41 +11,42 @@ from cotdistill.files import file_lock, fingerprint, read_json, write_json
 from cotdistill.paths import artifacts, study_dir
 from cotdistill.runs.results import load_stage
 from cotdistill.students import Student
-from cotdistill.study import _student, study_data, study_student
+from cotdistill.study import Study, load_fresh_student, study_name
 
 
-def attributing_student(base: dict, model: str, seed: int) -> tuple[Student, str]:
-    """The student that judges rationale tokens, and the fingerprint of its weights.
+def attributing_student(study: Study, model: str, seed: int) -> tuple[Student, str]:
+    """The student that attributes its answer to rationale tokens, and the fingerprint of its
+    weights.
 
     "pre_cot" (that arm's run of `seed`, in a copy of its own, so that nothing trained later starts
-    from them) or "undistilled".
+    from them) or "undistilled". Raises DataError where that run or its weights are missing.
     """
     if model == "undistilled":
-        student = study_student(base)
-        return student, student.fingerprint
+        return study.student, study.student.fingerprint
     if model != "pre_cot":
         raise DataError(f"attribution_model '{model}'; expected pre_cot or undistilled")
-    plan = load_stage(base["study"], "train")
+    plan = load_stage(study.name, "train")
     key = next(
         (row["key"] for row in plan if (row["label"], row["seed"]) == ("pre_cot", seed)), None
     )
     path = artifacts() / "runs" / (key or "none") / "weights.safetensors"
     if key is None or not path.is_file():
         raise DataError(
-            f"study '{base['study']}': no weights of pre_cot, seed {seed}; expected "
+            f"study '{study.name}': no weights of pre_cot, seed {seed}; expected "
             "them from `make train` with "
             "pre_cot among the arms and keep_weights true (or attribution_model: "
             "undistilled)"
         )
-    student = _student.__wrapped__(base["student"], base["device"], base["dtype"])
+    setting = study.setting
+    student = load_fresh_student(setting.student, setting.device, setting.dtype)
     restore_parameters(student.model, load_file(path))
     return student, key
 
 
 def attribution_file(
-    base: dict,
-    judge: Student,
-    judge_print: str,
+    study: Study,
+    attributor: Student,
+    attributor_fingerprint: str,
     method: str,
     examples: list,
     *,
@@ -54,68 +55,80 @@ def attribution_file(
 ) -> Path:
     """The file with the attributions of these questions' rationales by one method.
 
-    Found, where it was made from the same rationales, judge and options; made, with progress lines,
-    where not.
+    Found, where it was made from the same rationales, attributor and options; made, with progress
+    lines, where not.
     """
-    from cotdistill.attribution.methods import METHODS, attribute_all
-    from cotdistill.attribution.score_files import read_scores, write_scores
+    from cotdistill.attribution.methods import METHODS
 
-    data = study_data(base)
-    # The question too: its label is what tokens are attributed to
-    texts = fingerprint([[e, data.rationales[e.id].text] for e in examples])
+    rationales = study.data.rationales
     selections = selections if method == "human" else None
     # No weight and no step is part of it
     if method in METHODS and METHODS[method].reads == "words":
-        judge_print, options = judge.fingerprint, {}
+        attributor_fingerprint, options = attributor.fingerprint, {}
     made_from = {
         "method": method,
-        "judge": judge_print,
-        "rationales": texts,
-        "dtype": str(judge.model.dtype),
+        "judge": attributor_fingerprint,  # the key's old name, which is part of the file's name
+        # The question too: its label is what tokens are attributed to
+        "rationales": fingerprint([[e, rationales[e.id].text] for e in examples]),
+        "dtype": str(attributor.model.dtype),
         "options": options,
         "selections": fingerprint(selections or {}),
     }
-    path = study_dir(base["study"]) / "scores" / f"{method}-{fingerprint(made_from)}.jsonl"
-
-    def whole_one(say=lambda *a, **k: None):
-        try:
-            return path.is_file() and bool(read_scores(path))
-        except DataError as error:
-            say(f"{error}; the scores are made again", flush=True)
-            return False
-
-    if whole_one(print):
+    path = study.folder / "scores" / f"{method}-{fingerprint(made_from)}.jsonl"
+    if _has_scores(path, print):
         return path
+    with file_lock(path.with_name(f"{path.name}.lock"), f"the scores of {method}"):
+        if not _has_scores(path):  # else another process made them meanwhile
+            _make_scores(path, made_from, attributor, rationales, examples, selections)
+    return path
+
+
+def _has_scores(path: Path, say=lambda *a, **k: None) -> bool:
+    """Whether there is a whole score file; where it is damaged, `say` is told."""
+    from cotdistill.attribution.score_files import read_scores
+
+    try:
+        return path.is_file() and bool(read_scores(path))
+    except DataError as error:
+        say(f"{error}; the scores are made again", flush=True)
+        return False
+
+
+def _make_scores(
+    path: Path, made_from: dict, attributor: Student, rationales: dict, examples: list, selections
+) -> None:
+    """Attribute with the method and options that `made_from` names, and write the file."""
+    from cotdistill.attribution.methods import attribute_all
+    from cotdistill.attribution.score_files import write_scores
+
+    method = made_from["method"]
 
     def progress(done):
         if done % 25 == 0 or done == len(examples):
             print(f"    {method}: {done}/{len(examples)} rationales scored", flush=True)
 
-    with file_lock(path.with_name(f"{path.name}.lock"), f"the scores of {method}"):
-        if not whole_one():  # else another process made them meanwhile
-            found = attribute_all(
-                judge,
-                examples,
-                data.rationales,
-                method,
-                selections=selections,
-                progress=progress,
-                **options,
-            )
-            write_scores(path, found, made_from)
-    return path
+    scores = attribute_all(
+        attributor,
+        examples,
+        rationales,
+        method,
+        selections=selections,
+        progress=progress,
+        **made_from["options"],
+    )
+    write_scores(path, scores, made_from)
 
 
 def load_or_make_scores(
-    base: dict,
-    judge: Student,
-    judge_print: str,
+    study: Study,
+    attributor: Student,
+    attributor_fingerprint: str,
     method: str,
     examples: list,
     *,
     selections=None,
     **options,
-):
+) -> tuple[dict, str]:
     """Scores of every training rationale by one method.
 
     (scores by id, their fingerprint), from `attribution_file`.
@@ -124,17 +137,16 @@ def load_or_make_scores(
     """
     from cotdistill.attribution.score_files import read_scores
 
+    chosen = dict(selections=selections, **options)
     return read_scores(
-        attribution_file(
-            base, judge, judge_print, method, examples, selections=selections, **options
-        )
+        attribution_file(study, attributor, attributor_fingerprint, method, examples, **chosen)
     )
 
 
 def attributions(
-    base: dict,
-    judge: Student,
-    judge_print: str,
+    study: Study,
+    attributor: Student,
+    attributor_fingerprint: str,
     method: str,
     examples: list,
     *,
@@ -146,20 +158,19 @@ def attributions(
     """
     from cotdistill.attribution.score_files import read_attributions
 
+    chosen = dict(selections=selections, **options)
     return read_attributions(
-        attribution_file(
-            base, judge, judge_print, method, examples, selections=selections, **options
-        )
+        attribution_file(study, attributor, attributor_fingerprint, method, examples, **chosen)
     )[0]
 
 
 def load_or_make_table(
-    study: str, name: str, about: list, function, *given, **named
+    study: Study | str, name: str, about: list, function, *given, **named
 ) -> pd.DataFrame:
     """function(*given, **named), a table, computed once for all that it depends on (`about`, what
     `fingerprint` takes) and then read.
     """
-    path = study_dir(study) / "tables" / f"{name}-{fingerprint(about)}.json"
+    path = study_dir(study_name(study)) / "tables" / f"{name}-{fingerprint(about)}.json"
     if not path.is_file():
         write_json(path, function(*given, **named).to_dict("list"))
     return pd.DataFrame(read_json(path, "notebook 05"))

@@ -13,6 +13,7 @@ from cotdistill.files import sha256 as checksum
 from cotdistill.paths import RUN_KEY, artifacts
 from cotdistill.runs.one import STORE_VERSION, run_key, train_and_answer
 from cotdistill.runs.provenance import provenance
+from cotdistill.study import Study
 
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
 
@@ -57,7 +58,7 @@ def load_metrics(key: str, folder: Path | None = None) -> dict | None:
 
 
 def load_or_make_run(
-    base: dict,
+    study: Study,
     arm: Arm,
     seed: int,
     config: dict,
@@ -75,8 +76,17 @@ def load_or_make_run(
     before stays, and the same call goes on from there.
     """
     key, store = run_key(config), artifacts() / "runs"
+
+    def make(work: Path) -> dict:
+        write_json(work / "config.json", config)
+        return train_and_answer(
+            study, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say
+        )
+
     try:
-        return _load_or_make_run(base, arm, seed, config, key, store, scores, keep_weights, say)
+        store.mkdir(parents=True, exist_ok=True)
+        with file_lock(store / f"{key}.lock", f"run {key[:12]} ({arm.label}, seed {seed})", say):
+            return _load_or_make(key, store, keep_weights, make)
     except DataError:
         raise
     # OSError, safetensors' own error, torch's RuntimeError: each says a full disk in its way
@@ -84,41 +94,37 @@ def load_or_make_run(
         raise disk_error(error, store) or error
 
 
-def _load_or_make_run(
-    base, arm, seed, config, key, store, scores, keep_weights, say
-) -> tuple[dict, bool]:
-    store.mkdir(parents=True, exist_ok=True)
+def _load_or_make(key: str, store: Path, keep_weights: bool, make) -> tuple[dict, bool]:
+    """The run `key`, with its lock held: read, or made by make(folder), sealed and moved into its
+    place.
+    """
 
     def serves(metrics):
         return metrics and (not keep_weights or "weights.safetensors" in metrics["files"])
 
-    with file_lock(store / f"{key}.lock", f"run {key[:12]} ({arm.label}, seed {seed})", say):
-        metrics = load_metrics(key)
-        if serves(metrics):
-            return metrics, False
-        work, final = store / f"{key}.work", store / key
-        metrics = load_metrics(key, work) if (work / "metrics.json").is_file() else None
-        # Else it was killed between its last file and its move into place
-        fresh = not serves(metrics)
-        if fresh:
-            work.mkdir(exist_ok=True)
-            write_json(work / "config.json", config)
-            metrics = train_and_answer(
-                base, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say
-            )
-            write_json(work / "provenance.json", provenance())
-            names = [*FILES, *(["weights.safetensors"] if keep_weights else [])]
-            metrics |= {"files": {name: checksum(work / name) for name in names}}
-            write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
-        for left in work.iterdir():  # checkpoints, needed until here, and what killed attempts left
-            if left.name not in {*metrics["files"], "metrics.json"}:
-                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
-        if final.is_dir():
-            shutil.rmtree(final)
-        else:
-            final.unlink(missing_ok=True)
-        os.replace(work, final)
-        return load_metrics(key), fresh
+    metrics = load_metrics(key)
+    if serves(metrics):
+        return metrics, False
+    work, final = store / f"{key}.work", store / key
+    metrics = load_metrics(key, work) if (work / "metrics.json").is_file() else None
+    # Else it was killed between its last file and its move into place
+    fresh = not serves(metrics)
+    if fresh:
+        work.mkdir(exist_ok=True)
+        metrics = make(work)
+        write_json(work / "provenance.json", provenance())
+        names = [*FILES, *(["weights.safetensors"] if keep_weights else [])]
+        metrics |= {"files": {name: checksum(work / name) for name in names}}
+        write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
+    for left in work.iterdir():  # checkpoints, needed until here, and what killed attempts left
+        if left.name not in {*metrics["files"], "metrics.json"}:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+    if final.is_dir():
+        shutil.rmtree(final)
+    else:
+        final.unlink(missing_ok=True)
+    os.replace(work, final)
+    return load_metrics(key), fresh
 
 
 @functools.lru_cache(maxsize=1)
