@@ -1,10 +1,18 @@
 """Small tables that the notebooks show, made from results, histories and accuracies."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
+from cotdistill.arms import Arm
+from cotdistill.encode import encode, label_share
+from cotdistill.evaluate import most_mentioned
+from cotdistill.runs.provenance import provenance
 from cotdistill.show import percent, points
-from cotdistill.stats import paired_difference
+from cotdistill.stats import accuracy_table, paired_difference
+from cotdistill.students import Student
+from cotdistill.study import Study
 from cotdistill.verdicts import RULES, estimate_text
 
 MEASURE_NAMES = {"correct_choice": "forced choice", "correct_generated": "written answer"}
@@ -161,20 +169,86 @@ def gap_table(gaps: pd.DataFrame) -> pd.DataFrame:
     return table.rename({"50%": "median"}).rename(columns=names)
 
 
-def fact_table(
-    parts: dict[str, pd.DataFrame], mentioned: pd.Series, arms: pd.Series
-) -> pd.DataFrame:
-    """Accuracy by where training states a question's facts, as text, a row per arm.
+class FactAccuracy(NamedTuple):
+    """Accuracy by where training states the facts of a test question.
 
-    parts: "label", "rationale" or "none" -> `stats.accuracy_table` of those questions; mentioned:
-    by the same names, how often the most mentioned option is right (the last row).
+    table: as text, a row per arm; empty where the data do not say. difference: of
+    `stats.paired_difference`, post_cot - label_only on facts that only rationales state (None: not
+    measured). mentioned: how often the most mentioned option is right there.
     """
+
+    table: pd.DataFrame
+    difference: dict | None
+    mentioned: float
+
+
+def accuracy_by_fact(
+    study: Study, predictions: pd.DataFrame, rng: np.random.Generator, bootstrap: int
+) -> FactAccuracy:
+    """Split the test questions by where training states their facts (microworld only)."""
+    if not study.data.meta:
+        return FactAccuracy(pd.DataFrame(), None, float("nan"))
+    fact_of = {id: meta["fact_in"] for id, meta in study.data.meta.items()}
+    rows = predictions.assign(fact=predictions["id"].map(fact_of))
+    by_fact = {
+        fact: accuracy_table(part, rng=rng, n_boot=bootstrap).set_index("arm")
+        for fact, part in rows.groupby("fact")
+    }
+    parts = {fact: by_fact[fact] for fact in ("label", "rationale", "none") if fact in by_fact}
+    mentioned = _mentioned_by_fact(study, fact_of)
     columns = {
-        f"{fact} (n = {part['n'].iloc[0]}, seeds: {part['seeds'].max()})": percent(
-            part.set_index("arm")
-        )
+        f"{fact} (n = {part['n'].iloc[0]}, seeds: {part['seeds'].max()})": percent(part)
         for fact, part in parts.items()
     }
-    table = pd.DataFrame(columns).loc[list(arms)]
+    table = pd.DataFrame(columns).loc[list(predictions["arm"].unique())]
     table.loc["most mentioned option"] = [f"{100 * mentioned[fact]:.1f} %" for fact in parts]
-    return table
+    difference = None
+    if "rationale" in parts and {"post_cot", "label_only"} <= set(parts["rationale"].index):
+        chosen = rows[rows["fact"] == "rationale"]
+        difference = paired_difference(
+            chosen, "post_cot", "label_only", rng=rng, n_boot=bootstrap
+        )
+    return FactAccuracy(table.rename_axis("arm"), difference, mentioned.get("rationale", np.nan))
+
+
+def _mentioned_by_fact(study: Study, fact_of: dict[str, str]) -> pd.Series:
+    """How often the option that training rationales mention most is right, by fact."""
+    questions, rationales = study.test_questions(), study.data.rationales
+    texts = [rationales[e.id].text for e in study.data.train if e.id in rationales]
+    ids = [e.id for e in questions]
+    named = pd.Series(most_mentioned(questions, texts), ids)
+    return named.groupby([fact_of[id] for id in ids]).mean()
+
+
+def target_lengths(study: Study, arms: list[Arm], limit: int = 500) -> pd.DataFrame:
+    """Tokens per question (mean, min, max) of each trained arm, its loss, and the label's share.
+
+    Prompt and target together, over the first `limit` questions that every arm can use.
+    """
+    setting, rationales = study.setting, study.data.rationales
+    kept, _ = study.usable_questions()
+    rows = {}
+    for arm in arms:
+        if arm.placement == "zero_shot":
+            continue
+        encoded = [
+            encode(study.student, e, rationales[e.id].text, arm, setting.label_format)
+            for e in kept[:limit]
+        ]
+        lengths = pd.Series([len(e.ids) for e in encoded])
+        rows[arm.label] = {
+            "mean": lengths.mean(),
+            "min": float(lengths.min()),
+            "max": float(lengths.max()),
+            "loss": arm.loss or setting.train.loss,
+            "label's share of the loss (%)": 100 * label_share(encoded, arm, setting.train),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("tokens per question")
+
+
+def run_card(student: Student) -> pd.DataFrame:
+    """The student, and the machine and versions that this was run with."""
+    count = f"{student.model.num_parameters():,}"
+    return pd.Series({"student": student.note, "parameters": count, **provenance()}).to_frame(
+        "value"
+    )
