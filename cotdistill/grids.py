@@ -3,9 +3,7 @@
 from cotdistill.arms import Arm, arm_from_name
 
 
-def training_arms(
-    arms: list[str], label_weights: list[float], also_losses: list[str]
-) -> list[Arm]:
+def training_arms(arms: list[str], label_weights: list[float], also_losses: list[str]) -> list[Arm]:
     """Notebook 02's arms: those named, post_cot with other label weights, and other losses."""
     grid = [arm_from_name(name) for name in arms]
     grid += [arm_from_name("post_cot", label_weight=w) for w in label_weights if w != 1]

@@ -898,5 +898,7 @@ def show_figure(folder: str | Path, name: str, *tables, **options) -> None:
     """
     set_style()
     drawing = FIGURES[name](*tables, **options)
-    save(drawing if isinstance(drawing, Figure) else drawing.figure, Path(folder) / "figures" / name)
+    save(
+        drawing if isinstance(drawing, Figure) else drawing.figure, Path(folder) / "figures" / name
+    )
     plt.show()

@@ -144,16 +144,12 @@ def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
     return table.set_index("claim")
 
 
-def interval_table(
-    rows: pd.DataFrame, index: str | list[str], form: str = ".2f"
-) -> pd.DataFrame:
+def interval_table(rows: pd.DataFrame, index: str | list[str], form: str = ".2f") -> pd.DataFrame:
     """Rows of `checks.mean_intervals` as a table of texts, "0.42 [0.31, 0.55]".
 
     A row per `index`, a column per measure.
     """
-    texts = [
-        f"{r.value:{form}} [{r.low:{form}}, {r.high:{form}}]" for r in rows.itertuples()
-    ]
+    texts = [f"{r.value:{form}} [{r.low:{form}}, {r.high:{form}}]" for r in rows.itertuples()]
     return rows.assign(text=texts).pivot(index=index, columns="measure", values="text")
 
 
@@ -205,9 +201,7 @@ def accuracy_by_fact(
     difference = None
     if "rationale" in parts and {"post_cot", "label_only"} <= set(parts["rationale"].index):
         chosen = rows[rows["fact"] == "rationale"]
-        difference = paired_difference(
-            chosen, "post_cot", "label_only", rng=rng, n_boot=bootstrap
-        )
+        difference = paired_difference(chosen, "post_cot", "label_only", rng=rng, n_boot=bootstrap)
     return FactAccuracy(table.rename_axis("arm"), difference, mentioned.get("rationale", np.nan))
 
 
@@ -244,6 +238,30 @@ def target_lengths(study: Study, arms: list[Arm], limit: int = 500) -> pd.DataFr
             "label's share of the loss (%)": 100 * label_share(encoded, arm, setting.train),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("tokens per question")
+
+
+def rival_pairs(arms: list[Arm]) -> list[tuple[str, str]]:
+    """Pairs of labels: key tokens by a selector, and as many random ones."""
+    return [
+        (a.label, b.label)
+        for a in arms
+        for b in arms
+        if a.amount == b.amount and a.selector != "random" and b.selector == "random"
+    ]
+
+
+def corrupted_targets(study: Study, arms: list[Arm]) -> pd.DataFrame:
+    """The first training question's rationale, intact and as each arm's student sees it.
+
+    Empty where the data are not embedded: their texts stay out of executed notebooks.
+    """
+    seed = study.setting.seeds[0]
+    if not study.data.meta:
+        return pd.DataFrame()
+    example = study.train_questions(seed)[0]
+    texts = {"intact": study.data.rationales[example.id].text}
+    texts |= {arm.label: study.target_text(example, arm, seed) for arm in arms}
+    return pd.Series(texts, name="rationale").rename_axis("arm").to_frame()
 
 
 def run_card(student: Student) -> pd.DataFrame:

@@ -178,9 +178,7 @@ RULES = {
     "noninferiority": Rule(
         directions=("not_less",),
         judge=lambda level, margin, direction: _judge_side(level, -margin, direction),
-        words=lambda estimate, margin: _side_words(
-            estimate, -margin, f"-{100 * margin:g} points"
-        ),
+        words=lambda estimate, margin: _side_words(estimate, -margin, f"-{100 * margin:g} points"),
         needs_margin=True,
         sign="-",
     ),

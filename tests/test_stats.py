@@ -161,7 +161,9 @@ def test_all_right_does_not_mean_certain(rng):
     exact = proportion_confint(100, 100, method="beta")[0]
     assert exact - 0.03 < low < 0.995
     same = predictions(rng, {"post_cot": 5.0, "label_only": 5.0}, questions=20)
-    p, _ = RULES["equivalence"].judge(contrast(same, rng, "post_cot", "label_only")[1], 0.02, "equal")
+    p, _ = RULES["equivalence"].judge(
+        contrast(same, rng, "post_cot", "label_only")[1], 0.02, "equal"
+    )
     assert p >= 0.05
 
 

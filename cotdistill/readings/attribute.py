@@ -6,6 +6,17 @@ from cotdistill.readings.common import select_nonzero
 from cotdistill.show import points
 
 
+def attributor(model: str, fingerprint: str, questions: int) -> str:
+    """Which student attributes, and to how many questions.
+
+    model: pre_cot or undistilled.
+    """
+    return (
+        f"Attribution by {model} ({fingerprint[:12]}) on {questions} training questions; it never "
+        "saw the test set."
+    )
+
+
 def completeness(gaps: pd.DataFrame, n_steps: int) -> str:
     """Whether integrated gradients add up.
 

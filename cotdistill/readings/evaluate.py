@@ -10,7 +10,9 @@ def accuracy(forced: pd.DataFrame, chance: float, note: str) -> str:
     """Chance, the two baselines and the best arm, by forced choice."""
     names = {"zero_shot": "the undistilled student", "label_only": "label_only"}
     rows = forced.set_index("arm")
-    known = [f"{text}: {percent(rows.loc[arm])}" for arm, text in names.items() if arm in rows.index]
+    known = [
+        f"{text}: {percent(rows.loc[arm])}" for arm, text in names.items() if arm in rows.index
+    ]
     best = forced.loc[forced["accuracy"].idxmax()]
     baselines = f"By forced choice, {'; '.join(known)}. " if known else ""
     return (

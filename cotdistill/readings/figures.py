@@ -64,7 +64,9 @@ def needed(table: pd.DataFrame, seeds: int) -> str:
     rows = table[table["needed"].fillna("") != ""]
     if rows.empty:
         return ""
-    texts = ["The table shows what would decide the open claims, if seeds and questions vary as here."]
+    texts = [
+        "The table shows what would decide the open claims, if seeds and questions vary as here."
+    ]
     if (rows["seeds"] < MIN_SEEDS).any():
         texts.append(
             f"With fewer than {MIN_SEEDS} seeds that variance is itself a guess: read the sizes as "

@@ -2,8 +2,15 @@
 
 import pandas as pd
 
+from cotdistill.arms import Arm
 from cotdistill.readings.common import few_seeds, select_nonzero
 from cotdistill.show import percent, points
+
+
+def arms(grid: list[Arm], seeds: list[int]) -> str:
+    """Which corrupted arms are trained, with how many seeds."""
+    labels = ", ".join(f"**{arm.label}**" for arm in grid)
+    return f"{len(grid)} corrupted arms x {len(seeds)} seed(s): {labels}."
 
 
 def measures_apart(forced: pd.DataFrame, written: pd.DataFrame) -> str:
@@ -27,9 +34,7 @@ def costs(drops: pd.DataFrame, seeds: int) -> str:
     if drops.empty:
         return "Nothing to compare: the intact arms are not part of this study (`arms`)."
     clear = select_nonzero(drops)
-    found = ", ".join(
-        f"{r.arm_a} by {r.by} ({100 * r.estimate:+.1f})" for r in clear.itertuples()
-    )
+    found = ", ".join(f"{r.arm_a} by {r.by} ({100 * r.estimate:+.1f})" for r in clear.itertuples())
     text = (
         f"{len(clear)} of {len(drops)} intervals exclude zero{f': {found}' if found else ''}. The "
         "others show no effect, which is not evidence that there is none; "

@@ -146,9 +146,7 @@ class MethodScores:
         data = self.study.data
         rows = [
             {"method": method}
-            | checks.key_token_precision_recall(
-                self.student, data.rationales[one.id], one.scores
-            )
+            | checks.key_token_precision_recall(self.student, data.rationales[one.id], one.scores)
             for method in self.methods
             for one in self.by_method[method]
             if data.meta
