@@ -60,3 +60,8 @@ def last_accuracies(last: pd.DataFrame) -> str:
     reached = list_arms(last["accuracy"].dropna(), lambda value: f"{100 * value:.0f} %")
     missing = "not measured (there are no validation questions, or `select` is last)"
     return f"Validation accuracy after the last epoch, mean over seeds: {reached or missing}."
+
+
+def questions_to_explore(count: int, student: str, note: str) -> str:
+    """How many questions `explore.ipynb` offers, and whose tokens they are cut into."""
+    return f"{count} questions with a rationale to look at; tokens are those of **{student}** ({note})."
