@@ -21,7 +21,7 @@ MEASURE_NAMES = {"correct_choice": "forced choice", "correct_generated": "writte
 def results_table(
     forced: pd.DataFrame, written: pd.DataFrame | None = None, columns: tuple[str, ...] = ()
 ) -> pd.DataFrame:
-    """Accuracies with their intervals as text, a row per arm.
+    """Show accuracies with their intervals as text, a row per arm.
 
     forced, written: of `stats.accuracy_table`. columns: further ones, of "interval over", "parse
     failures (%)", "cut off (%)" and "tokens per question".
@@ -44,7 +44,7 @@ def _result_column(rows: pd.DataFrame, name: str) -> pd.Series:
 
 
 def failure_table(written: pd.DataFrame) -> pd.DataFrame:
-    """Answers of each arm, and how many name no option or were cut off."""
+    """Count the answers of each arm, and how many name no option or were cut off."""
     table = written.set_index("arm")[["answers", "tokens_per_question"]].copy()
     for name in ("parse_failures", "cut_off"):
         shares = 100 * written[name] / written["answers"]
@@ -59,7 +59,7 @@ def paired_table(
     bootstrap: int,
     measures: tuple[str, ...] = ("correct_choice",),
 ) -> pd.DataFrame:
-    """`stats.paired_difference` of each pair of arms (a minus b) that were both run.
+    """Take `stats.paired_difference` of each pair of arms (a minus b) that were both run.
 
     Columns arm_a, arm_b, by (the measure's name), estimate, low, high, p.
     """
@@ -78,7 +78,7 @@ def paired_table(
 
 
 def show_paired(paired: pd.DataFrame) -> pd.DataFrame:
-    """The table of `paired_table` as text: contrast, measure, points with interval, p."""
+    """Write the table of `paired_table` as text: contrast, measure, points with interval, p."""
     table = pd.DataFrame(
         {
             "contrast": paired["arm_a"] + " − " + paired["arm_b"],
@@ -91,7 +91,7 @@ def show_paired(paired: pd.DataFrame) -> pd.DataFrame:
 
 
 def last_epochs(history: pd.DataFrame) -> pd.DataFrame:
-    """Label loss in the first and last epoch and the last validation accuracy, by arm.
+    """Average the label loss in the first and last epoch and the last validation accuracy, by arm.
 
     Means over seeds: columns first, last (nats per token), accuracy (NaN: not measured).
     """
@@ -108,7 +108,7 @@ def last_epochs(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_table(results: pd.DataFrame) -> pd.DataFrame:
-    """What an arm's runs cost: tokens, seconds of the fastest run, the mean best epoch.
+    """Sum up what an arm's runs cost: tokens, seconds of the fastest run, the mean best epoch.
 
     results: of `run_grid`; arms that are not trained are left out.
     """
@@ -126,7 +126,7 @@ def cost_table(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts of measured claims, with estimates, margins and adjusted p as text."""
+    """List the verdicts of measured claims, with estimates, margins and adjusted p as text."""
     margins = [
         f"{RULES[r.rule].sign}{100 * r.margin:g}" if r.margin else "–"
         for r in measured.itertuples()
@@ -145,7 +145,7 @@ def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval_table(rows: pd.DataFrame, index: str | list[str], form: str = ".2f") -> pd.DataFrame:
-    """Rows of `checks.mean_intervals` as a table of texts, "0.42 [0.31, 0.55]".
+    """Show rows of `checks.mean_intervals` as a table of texts, "0.42 [0.31, 0.55]".
 
     A row per `index`, a column per measure.
     """
@@ -154,7 +154,7 @@ def interval_table(rows: pd.DataFrame, index: str | list[str], form: str = ".2f"
 
 
 def gap_table(gaps: pd.DataFrame) -> pd.DataFrame:
-    """Median, mean and extremes of `checks.completeness`, under names that say the unit."""
+    """Give median, mean and extremes of `checks.completeness`, under names that say the unit."""
     names = {
         "sum": "sum of scores (nats)",
         "difference": "change in log p (nats)",
@@ -184,7 +184,7 @@ def accuracy_by_fact(
     """Split the test questions by where training states their facts (microworld only)."""
     if not study.data.meta:
         return FactAccuracy(pd.DataFrame(), None, float("nan"))
-    fact_of = {id: meta["fact_in"] for id, meta in study.data.meta.items()}
+    fact_of = {name: meta["fact_in"] for name, meta in study.data.meta.items()}
     rows = predictions.assign(fact=predictions["id"].map(fact_of))
     by_fact = {
         fact: accuracy_table(part, rng=rng, n_boot=bootstrap).set_index("arm")
@@ -206,16 +206,16 @@ def accuracy_by_fact(
 
 
 def _mentioned_by_fact(study: Study, fact_of: dict[str, str]) -> pd.Series:
-    """How often the option that training rationales mention most is right, by fact."""
+    """Measure how often the option that training rationales mention most is right, by fact."""
     questions, rationales = study.test_questions(), study.data.rationales
     texts = [rationales[e.id].text for e in study.data.train if e.id in rationales]
     ids = [e.id for e in questions]
     named = pd.Series(most_mentioned(questions, texts), ids)
-    return named.groupby([fact_of[id] for id in ids]).mean()
+    return named.groupby([fact_of[name] for name in ids]).mean()
 
 
 def target_lengths(study: Study, arms: list[Arm], limit: int = 500) -> pd.DataFrame:
-    """Tokens per question (mean, min, max) of each trained arm, its loss, and the label's share.
+    """Count tokens per question (mean, min, max) of each trained arm, its loss, and the label's share.
 
     Prompt and target together, over the first `limit` questions that every arm can use.
     """
@@ -241,7 +241,7 @@ def target_lengths(study: Study, arms: list[Arm], limit: int = 500) -> pd.DataFr
 
 
 def rival_pairs(arms: list[Arm]) -> list[tuple[str, str]]:
-    """Pairs of labels: key tokens by a selector, and as many random ones."""
+    """Pair labels: key tokens by a selector, and as many random ones."""
     return [
         (a.label, b.label)
         for a in arms
@@ -251,7 +251,7 @@ def rival_pairs(arms: list[Arm]) -> list[tuple[str, str]]:
 
 
 def corrupted_targets(study: Study, arms: list[Arm]) -> pd.DataFrame:
-    """The first training question's rationale, intact and as each arm's student sees it.
+    """Show the first training question's rationale, intact and as each arm's student sees it.
 
     Empty where the data are not embedded: their texts stay out of executed notebooks.
     """
@@ -265,7 +265,7 @@ def corrupted_targets(study: Study, arms: list[Arm]) -> pd.DataFrame:
 
 
 def run_card(student: Student) -> pd.DataFrame:
-    """The student, and the machine and versions that this was run with."""
+    """Describe the student, and the machine and versions that this was run with."""
     count = f"{student.model.num_parameters():,}"
     return pd.Series({"student": student.note, "parameters": count, **provenance()}).to_frame(
         "value"

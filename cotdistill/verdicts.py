@@ -61,7 +61,7 @@ def save_verdicts(
 
 
 def load_verdicts(study: str) -> pd.DataFrame:
-    """The verdict table of a study that has run."""
+    """Load the verdict table of a study that has run."""
     return pd.DataFrame(
         read_json(study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")["verdicts"]
     )
@@ -210,7 +210,7 @@ def load_claims(path: str | Path) -> list[dict]:
         name = (
             claim.get("id", f"number {number}") if isinstance(claim, dict) else f"number {number}"
         )
-        fail = lambda found: DataError(f"{path}: claim {name}: {found}")
+        fail = lambda found, name=name: DataError(f"{path}: claim {name}: {found}")
         fields = ("id", "words", "section", "contrast", "measure", "direction", "margin", "rule")
         if not isinstance(claim, dict) or set(claim) - {"requires"} != set(fields):
             found = sorted(claim) if isinstance(claim, dict) else claim
@@ -261,15 +261,15 @@ def load_claims(path: str | Path) -> list[dict]:
 
 
 def _by_number(label: str) -> list:
-    """A sort key of arm labels: text as text, numbers by size, those below 1 last."""
+    """Make a sort key of arm labels: text as text, numbers by size, those below 1 last."""
     parts = re.split(r"(\d+(?:\.\d+)?)", label)
     return [(float(part) < 1, float(part)) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def resolve_contrast(contrast: dict[str, list[str]], arms: list[str]) -> dict[str, str] | None:
-    """The first combination of measured arms that fits a claim's patterns: {"a": label, "b".
+    """Find the first combination of measured arms that fits a claim's patterns.
 
-    Label, ...} or None.
+    Returns {"a": label, "b": label, ...} or None.
 
     Patterns are tried in their order, the labels that fit a pattern by their numbers, counts (1 and
     above) before fractions; see
@@ -307,7 +307,7 @@ def _number(x: float, measure: str) -> str:
 
 
 def estimate_text(row: pd.Series) -> str:
-    """A verdict's estimate with its 95 % interval.
+    """Write a verdict's estimate with its 95 % interval.
 
     "-0.3 [-8.0, +7.4]", in points or, as its contrast says, right answers per 100 tokens.
     """
@@ -383,10 +383,27 @@ def _needed_text(
     )
 
 
-COLUMNS = (
-    "study claim words section contrast measure rule margin estimate low high p p_holm verdict "
-    "reason n seeds covers needed"
-).split()
+COLUMNS = [
+    "study",
+    "claim",
+    "words",
+    "section",
+    "contrast",
+    "measure",
+    "rule",
+    "margin",
+    "estimate",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "verdict",
+    "reason",
+    "n",
+    "seeds",
+    "covers",
+    "needed",
+]
 
 
 def verdicts(
@@ -399,20 +416,24 @@ def verdicts(
     n_boot: int = 2000,
     as_intact: dict[str, float] | None = None,
 ) -> pd.DataFrame:
-    """What one study's predictions say about each claim.
+    """Judge each claim by what one study's predictions say.
 
     Columns: study, claim, words, section, contrast (the arms compared, and by what, unless by
     forced choice), measure, rule, margin, estimate, low, high (95 %, not adjusted), p, p_holm (over
     the study's measured claims), verdict, reason, n, seeds, covers, needed.
 
-    verdict: "not measured" (an arm is missing, or the arms share no seed); "inconclusive" with
-    fewer than MIN_SEEDS seeds whatever p is, because the interval then ignores, or hardly knows, how
-    much seeds vary, and where support would say nothing: the claim that this one `requires` is
-    not supported, or an equivalence is of two arms of which more than MAX_AS_INTACT of the training
-    texts are the same (as_intact: arm -> that share, `results.unchanged_shares`); else "supported" or
-    "contradicted" where p_holm < alpha, on the side that its `Rule` says, and "inconclusive"
-    otherwise. `required_size` is filled where inconclusive: the size for 80 % power of a verdict, at alpha
-    / (number of measured claims), so that Holm is paid for. Raises DataError on predictions of
+    verdict is one of
+
+    - "not measured": an arm is missing, or the arms share no seed.
+    - "inconclusive": fewer than MIN_SEEDS seeds, whatever p is, because the interval then hardly
+      knows how much seeds vary; or support that would say nothing: the claim that this one
+      `requires` is not supported, or an equivalence is of two arms of which more than
+      MAX_AS_INTACT of the training texts are the same (as_intact: arm -> that share,
+      `results.unchanged_shares`); or p_holm of alpha or more.
+    - "supported" or "contradicted": p_holm < alpha, on the side that the claim's `Rule` says.
+
+    needed is filled where inconclusive: the size for 80 % power of a verdict, at alpha / (number of
+    measured claims), so that Holm is paid for. Raises DataError on predictions of
     several studies and on arms that do not share their questions.
     """
     study = "; ".join(map(str, predictions["study"].unique())) if "study" in predictions else ""
@@ -515,7 +536,7 @@ def _empty_support(claim: dict, row: dict, supported: set[str], alike: float) ->
 def pool_with(
     table: pd.DataFrame, studies: list[str], alpha: float
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """A study's verdicts and those of other studies that have run, and the pooled estimates.
+    """Join a study's verdicts with those of other studies that have run, and pool them.
 
     studies: names, of which empty ones are ignored. The second table is None where there are none.
     """
@@ -524,10 +545,10 @@ def pool_with(
 
 
 def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
-    """Random-effects mean of each claim's estimate over studies (DerSimonian and Laird 1986).
+    """Take the random-effects mean of each claim's estimate over studies.
 
-    `tables`: verdict tables, one a study. A study's variance is that of its interval, (high - low)^2 / (2 z)^2, which
-    keeps the few-seeds t quantile. The interval is the wider of DerSimonian-Laird's and
+    After DerSimonian and Laird (1986). `tables`: verdict tables, one a study. A study's variance is
+    that of its interval, (high - low)^2 / (2 z)^2, which keeps the few-seeds t quantile. The interval is the wider of DerSimonian-Laird's and
     Hartung-Knapp's (t with k - 1 degrees of freedom); one study alone is returned as it is. A study
     in which nothing varied, whose interval has no width, says nothing of its error and is left out
     (`studies` counts the others). Studies on the same test set are not independent. Columns: claim,

@@ -24,7 +24,7 @@ EXECUTED = sorted((ROOT / "notebooks" / "executed").glob("*/[0-9]*.ipynb"))
 
 
 def code_cells(path):
-    """The code cells of a notebook, without its parameters, and its parameters cell."""
+    """List the code cells of a notebook, without its parameters, and its parameters cell."""
     code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     parameters = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(parameters) == 1
@@ -67,7 +67,7 @@ def test_cells_are_short_and_only_call(path):
             r"^\s*[%!]|[\"']/(home|work|root|Users|tmp)/|^\s*#.*\w =", cell.source, re.M
         ), cell.source
     for cell in cells:
-        statements = [n for n in ast.parse(cell.source).body]
+        statements = ast.parse(cell.source).body
         if not all(isinstance(n, ast.Import | ast.ImportFrom) for n in statements):
             assert len(cell.source.splitlines()) <= 15, cell.source
     lines = parameters.source.splitlines()

@@ -57,7 +57,7 @@ class Elicitation:
 
     @classmethod
     def from_parameters(cls, values: dict) -> "Elicitation":
-        """The elicitation that notebook 01's parameters describe.
+        """Make the elicitation that notebook 01's parameters describe.
 
         values: parameters by name; other names, as in a notebook's globals(), are not looked at.
         Raises DataError for settings of a server that are out of range.

@@ -7,7 +7,7 @@ from cotdistill.show import points
 
 
 def attributor(model: str, fingerprint: str, questions: int) -> str:
-    """Which student attributes, and to how many questions.
+    """Say which student attributes, and to how many questions.
 
     model: pre_cot or undistilled.
     """
@@ -18,7 +18,7 @@ def attributor(model: str, fingerprint: str, questions: int) -> str:
 
 
 def completeness(gaps: pd.DataFrame, n_steps: int) -> str:
-    """Whether integrated gradients add up.
+    """Say whether integrated gradients add up.
 
     gaps: of `checks.completeness`; empty where the method was not compared.
     """
@@ -34,13 +34,13 @@ def completeness(gaps: pd.DataFrame, n_steps: int) -> str:
 
 
 def top_tokens(top: dict[str, str]) -> str:
-    """The token that speaks most for the label, by each method but random."""
+    """Name the token that speaks most for the label, by each method but random."""
     words = ", ".join(f"{method} “{word}”" for method, word in top.items() if method != "random")
     return f"The token that speaks most for the label, by each method: {words}." if words else ""
 
 
 def faithfulness(means: pd.DataFrame, questions: int) -> str:
-    """Which methods order tokens better than chance.
+    """Say which methods order tokens better than chance.
 
     means: of `checks.mean_intervals`, a row per method and measure (comprehensiveness,
     sufficiency: value, low, high in nats); questions: how many they are means over.
@@ -72,7 +72,7 @@ def faithfulness(means: pd.DataFrame, questions: int) -> str:
 
 
 def deletion(curves: pd.DataFrame) -> str:
-    """The mean height of each deletion curve, lowest first."""
+    """Give the mean height of each deletion curve, lowest first."""
     height = curves.groupby("method", sort=False)["value"].mean().sort_values()
     found = ", ".join(f"{method} {value:.2f}" for method, value in height.items())
     return (
@@ -82,7 +82,7 @@ def deletion(curves: pd.DataFrame) -> str:
 
 
 def agreement(table: pd.DataFrame, questions: int) -> str:
-    """Which two methods agree most, and how often an agreement is clearly not zero.
+    """Say which two methods agree most, and how often an agreement is clearly not zero.
 
     table: of `checks.agreement`; questions: how many rationales it is over.
     """
@@ -100,7 +100,7 @@ def agreement(table: pd.DataFrame, questions: int) -> str:
 
 
 def randomised(table: pd.DataFrame) -> str:
-    """Rank correlation with a student whose weights were redrawn."""
+    """Give the rank correlation with a student whose weights were redrawn."""
     rho = table["rho"]
     return (
         f"Mean ρ {rho.mean():.2f} over {len(table)} rationales, from {rho.min():.2f} to "
@@ -110,7 +110,7 @@ def randomised(table: pd.DataFrame) -> str:
 
 
 def key_tokens(hits: pd.DataFrame, questions: int) -> str:
-    """The method that ranks the known key tokens best, beside a random order.
+    """Name the method that ranks the known key tokens best, beside a random order.
 
     hits: a row per method and question, of `checks.key_token_precision_recall`.
     """
@@ -129,7 +129,7 @@ def key_tokens(hits: pd.DataFrame, questions: int) -> str:
 
 
 def selecting_gaps(gaps: pd.DataFrame) -> str:
-    """How far the integrated gradients that select tokens are from adding up."""
+    """Say how far the integrated gradients that select tokens are from adding up."""
     if gaps.empty:
         return ""
     gap = gaps["relative"]
@@ -141,7 +141,7 @@ def selecting_gaps(gaps: pd.DataFrame) -> str:
 
 
 def words(shares: pd.DataFrame, method: str) -> str:
-    """What kind of word a method selects, beside all words and random choices.
+    """Say what kind of word a method selects, beside all words and random choices.
 
     shares: property x (methods, "all words"), shares from 0 to 1.
     """
@@ -158,13 +158,13 @@ def words(shares: pd.DataFrame, method: str) -> str:
 
 
 def order(forced: pd.DataFrame, chance: float) -> str:
-    """The trained arms from high to low."""
+    """List the trained arms from high to low."""
     trained = forced[forced["arm"] != "zero_shot"].sort_values("accuracy", ascending=False)
     return f"From high to low: {', '.join(trained['arm'])}; chance is {100 * chance:.1f} %."
 
 
 def rivals(paired: pd.DataFrame) -> str:
-    """Attributed key tokens against as many random ones, a sentence per pair."""
+    """Compare attributed key tokens with as many random ones, a sentence per pair."""
     if paired.empty:
         return "Not part of this study: no selector was run beside random with as many tokens."
     return " ".join(
@@ -174,7 +174,7 @@ def rivals(paired: pd.DataFrame) -> str:
 
 
 def against_full(paired: pd.DataFrame) -> str:
-    """Which arms differ from the full rationale.
+    """Say which arms differ from the full rationale.
 
     paired: of `summaries.paired_table`, each arm against post_cot and label_only.
     """
@@ -193,7 +193,7 @@ def findings(
     masked: bool,
     note: str,
 ) -> str:
-    """Points against the full rationale, and how exact the selecting scores are.
+    """Give points against the full rationale, and how exact the selecting scores are.
 
     paired: as for `against_full`; gaps: of the selecting scores; masked: whether the study masks.
     """

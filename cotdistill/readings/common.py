@@ -18,7 +18,7 @@ def list_arms(values, text: Callable = str, separator: str = ", ") -> str:
 
 
 def select_nonzero(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose interval (low, high) excludes zero."""
+    """Select rows whose interval (low, high) excludes zero."""
     return rows[(rows["low"] > 0) | (rows["high"] < 0)]
 
 
@@ -33,7 +33,7 @@ def few_seeds(seeds: int) -> str:
 
 
 def bars(rows: pd.DataFrame) -> str:
-    """The bars of a figure with their intervals, highest first.
+    """List the bars of a figure with their intervals, highest first.
 
     rows: of `stats.accuracy_table`, those that the figure shows.
     """
@@ -43,7 +43,7 @@ def bars(rows: pd.DataFrame) -> str:
 
 
 def unchanged(shares: dict[str, float], intact: str) -> str:
-    """How many training texts a corruption leaves unchanged.
+    """Say how many training texts a corruption leaves unchanged.
 
     shares: arm -> share, of `unchanged_shares`; intact: what the arms are compared with.
     """
@@ -56,12 +56,15 @@ def unchanged(shares: dict[str, float], intact: str) -> str:
 
 
 def last_accuracies(last: pd.DataFrame) -> str:
-    """Validation accuracy after the last epoch, of `summaries.last_epochs`."""
+    """Give the validation accuracy after the last epoch, of `summaries.last_epochs`."""
     reached = list_arms(last["accuracy"].dropna(), lambda value: f"{100 * value:.0f} %")
     missing = "not measured (there are no validation questions, or `select` is last)"
     return f"Validation accuracy after the last epoch, mean over seeds: {reached or missing}."
 
 
 def questions_to_explore(count: int, student: str, note: str) -> str:
-    """How many questions `explore.ipynb` offers, and whose tokens they are cut into."""
-    return f"{count} questions with a rationale to look at; tokens are those of **{student}** ({note})."
+    """Say how many questions `explore.ipynb` offers, and whose tokens they are cut into."""
+    return (
+        f"{count} questions with a rationale to look at; tokens are those of **{student}** "
+        f"({note})."
+    )

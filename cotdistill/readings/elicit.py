@@ -7,7 +7,7 @@ from cotdistill.examples import Example
 
 
 def read_card(card) -> str:
-    """A quality card in two sentences; what can't be known is said in words, never as nan."""
+    """Read a quality card in two sentences; what is unknown is said in words, never as nan."""
     if np.isnan(card["abstains"]):
         answers = (
             "they state no answer of their own, so agreement with the gold answer is not applicable"
@@ -25,12 +25,13 @@ def read_card(card) -> str:
     return (
         f"{card['covered']:.0f} of {card['questions']:.0f} questions are covered; {answers}. "
         f"{100 * card['leaks']:.1f} % name the label, {100 * card['loops']:.1f} % repeat "
-        f"themselves, {100 * card['duplicates']:.1f} % are duplicates; {words:.0f} words on average."
+        f"themselves, {100 * card['duplicates']:.1f} % are duplicates; "
+        f"{words:.0f} words on average."
     )
 
 
 def data_card(card: pd.DataFrame) -> str:
-    """The sizes of the splits, what guessing reaches, and which questions repeat.
+    """Give the sizes of the splits, what guessing reaches, and which questions repeat.
 
     card: of `sources.data_card`, a row per split.
     """
@@ -48,19 +49,19 @@ def data_card(card: pd.DataFrame) -> str:
 
 
 def example(question: Example, rationale: str) -> str:
-    """One question as a quotation: its options, its answer, its rationale."""
+    """Quote one question: its options, its answer, its rationale."""
     lines = [f"**{question.question}**", "", *(f"- {choice}" for choice in question.choices)]
     lines += ["", f"answer: **{question.label}**", "", f"rationale: *{rationale}*"]
     return "\n".join(f"> {line}".rstrip() for line in lines)
 
 
 def quality(cards: dict[str, pd.Series]) -> str:
-    """A list item per teacher: its quality card in two sentences."""
+    """List the teachers, each with its quality card in two sentences."""
     return "\n".join(f"- **{name}**: {read_card(card)}" for name, card in cards.items())
 
 
 def prefix_timing(timing: dict | None) -> str:
-    """What the shared prefix saves, or that it was not timed."""
+    """Say what the shared prefix saves, or that it was not timed."""
     if not timing:
         return "Not timed in this study: `time_questions` is 0, or no local model was asked."
     return (
@@ -71,7 +72,7 @@ def prefix_timing(timing: dict | None) -> str:
 
 
 def filters(removed: pd.DataFrame) -> str:
-    """How many rationales the filters kept."""
+    """Say how many rationales the filters kept."""
     if removed.empty:
         return ""
     return (
@@ -81,7 +82,7 @@ def filters(removed: pd.DataFrame) -> str:
 
 
 def findings(teacher: str, card: pd.Series, kept: int, total: int) -> str:
-    """What goes on to notebook 2: questions with a rationale, and whose they are."""
+    """Say what goes on to notebook 2: questions with a rationale, and whose they are."""
     words = 0 if np.isnan(card["words_mean"]) else card["words_mean"]
     return (
         f"**Findings.** {kept} of {total} training questions go on with a rationale by "

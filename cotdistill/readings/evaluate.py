@@ -7,7 +7,7 @@ from cotdistill.show import percent, points
 
 
 def accuracy(forced: pd.DataFrame, chance: float, note: str) -> str:
-    """Chance, the two baselines and the best arm, by forced choice."""
+    """Give chance, the two baselines and the best arm, by forced choice."""
     names = {"zero_shot": "the undistilled student", "label_only": "label_only"}
     rows = forced.set_index("arm")
     known = [
@@ -22,7 +22,7 @@ def accuracy(forced: pd.DataFrame, chance: float, note: str) -> str:
 
 
 def failures(written: pd.DataFrame) -> str:
-    """Which trained arm fails most often to name an option, and what a label costs in tokens."""
+    """Say which trained arm fails most often to name an option, and what a label costs in tokens."""
     rows = written.set_index("arm").drop("zero_shot", errors="ignore")
     if rows.empty:
         return "No arm was trained."
@@ -42,7 +42,7 @@ def failures(written: pd.DataFrame) -> str:
 
 
 def differences(paired: pd.DataFrame, seeds: int) -> str:
-    """Each paired difference, and whether its interval excludes zero.
+    """Read each paired difference, and whether its interval excludes zero.
 
     paired: of `summaries.paired_table`; seeds: of the study.
     """
@@ -63,7 +63,7 @@ def differences(paired: pd.DataFrame, seeds: int) -> str:
 
 
 def cost(written: pd.DataFrame) -> str:
-    """Right answers per 100 generated tokens."""
+    """Give right answers per 100 generated tokens."""
     rows = written[written["tokens_per_question"] > 0].set_index("arm")
     rate = 100 * rows["accuracy"] / rows["tokens_per_question"]
     found = list_arms(rate, lambda value: f"{value:.1f}")
@@ -71,7 +71,7 @@ def cost(written: pd.DataFrame) -> str:
 
 
 def facts(difference: dict | None, mentioned: float) -> str:
-    """What rationales teach where labels cannot.
+    """Say what rationales teach where labels cannot.
 
     difference: of `stats.paired_difference` on the questions whose facts only rationales state
     (None: not measured); mentioned: the share of them in which the most mentioned option is right.
@@ -86,7 +86,7 @@ def facts(difference: dict | None, mentioned: float) -> str:
 
 
 def findings(forced: pd.DataFrame, chance: float, note: str) -> str:
-    """Every arm by forced choice."""
+    """List every arm by forced choice."""
     arms = "; ".join(f"{row['arm']} {percent(row)}" for _, row in forced.iterrows())
     return (
         f"**Findings.** Forced choice: {arms} (n = {forced['n'].iloc[0]} questions, chance "

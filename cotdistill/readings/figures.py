@@ -8,7 +8,7 @@ from cotdistill.stats import MIN_SEEDS
 
 
 def accuracy(forced: pd.DataFrame, chance: float) -> str:
-    """The best arm by forced choice, and the widest interval."""
+    """Name the best arm by forced choice, and the widest interval."""
     best = forced.loc[forced["accuracy"].idxmax()]
     wide = forced.loc[(forced["high"] - forced["low"]).idxmax()]
     return (
@@ -18,7 +18,7 @@ def accuracy(forced: pd.DataFrame, chance: float) -> str:
 
 
 def verdicts(table: pd.DataFrame, forced: pd.DataFrame, note: str) -> str:
-    """How many claims got which verdict, and what was not measured and why.
+    """Count the claims by verdict, and what was not measured and why.
 
     table: of `verdicts.verdicts`; forced: accuracies by forced choice; note: the student's name.
     """
@@ -45,7 +45,7 @@ def verdicts(table: pd.DataFrame, forced: pd.DataFrame, note: str) -> str:
 
 
 def in_spite_of_p(table: pd.DataFrame, alpha: float) -> str:
-    """Claims that stay inconclusive although their p is small, and why; empty for none."""
+    """List claims that stay inconclusive although their p is small, and why; empty for none."""
     rows = table[
         (table["verdict"] == "inconclusive")
         & (table["p_holm"] < alpha)
@@ -57,7 +57,7 @@ def in_spite_of_p(table: pd.DataFrame, alpha: float) -> str:
 
 
 def needed(table: pd.DataFrame, seeds: int) -> str:
-    """What the sizes mean that would decide the open claims; empty where none is open.
+    """Say what the sizes mean that would decide the open claims; empty where none is open.
 
     seeds: of the study.
     """
@@ -83,7 +83,7 @@ def needed(table: pd.DataFrame, seeds: int) -> str:
 
 
 def forest(table: pd.DataFrame) -> str:
-    """Which intervals of the forest plot exclude zero."""
+    """Say which intervals of the forest plot exclude zero."""
     drawn = table[table["estimate"].notna() & (table["measure"] != "correct_per_100_tokens")]
     clear = select_nonzero(drawn)
     found = ", ".join(f"{r.contrast} ({100 * r.estimate:+.1f})" for r in clear.itertuples())
@@ -95,7 +95,7 @@ def forest(table: pd.DataFrame) -> str:
 
 
 def pooled(studies: int) -> str:
-    """How to read the table of pooled estimates; empty for one study."""
+    """Say how to read the table of pooled estimates; empty for one study."""
     if studies < 2:
         return ""
     return (
@@ -106,7 +106,7 @@ def pooled(studies: int) -> str:
 
 
 def findings(table: pd.DataFrame) -> str:
-    """The supported and the contradicted claims with their reasons, and the number of the rest."""
+    """List supported and contradicted claims with their reasons, and count the rest."""
     parts = []
     for verdict in ("supported", "contradicted"):
         rows = table[table["verdict"] == verdict]

@@ -8,13 +8,13 @@ from cotdistill.show import percent, points
 
 
 def arms(grid: list[Arm], seeds: list[int]) -> str:
-    """Which corrupted arms are trained, with how many seeds."""
+    """Say which corrupted arms are trained, with how many seeds."""
     labels = ", ".join(f"**{arm.label}**" for arm in grid)
     return f"{len(grid)} corrupted arms x {len(seeds)} seed(s): {labels}."
 
 
 def measures_apart(forced: pd.DataFrame, written: pd.DataFrame) -> str:
-    """The trained arm whose written answers are furthest below its forced choice."""
+    """Name the trained arm whose written answers are furthest below its forced choice."""
     trained = forced["arm"] != "zero_shot"
     if not trained.any():
         return ""
@@ -27,7 +27,7 @@ def measures_apart(forced: pd.DataFrame, written: pd.DataFrame) -> str:
 
 
 def costs(drops: pd.DataFrame, seeds: int) -> str:
-    """Which corruptions change the accuracy of their intact arm.
+    """Say which corruptions change the accuracy of their intact arm.
 
     drops: of `summaries.paired_table`, the corrupted arm minus the intact one, by each measure.
     """
@@ -44,7 +44,7 @@ def costs(drops: pd.DataFrame, seeds: int) -> str:
 
 
 def written_rationales(pre: pd.DataFrame, rationale_limit: int, label_limit: int) -> str:
-    """How often a student that writes its rationale first fails to reach an answer.
+    """Say how often a student that writes its rationale first fails to reach an answer.
 
     pre: rows of pre_cot arms (written answers) by arm; limits in tokens.
     """
@@ -63,7 +63,7 @@ def written_rationales(pre: pd.DataFrame, rationale_limit: int, label_limit: int
 
 
 def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], note: str) -> str:
-    """Points against the intact arm, by both measures."""
+    """Give points against the intact arm, by both measures."""
     arms = "; ".join(
         f"{arm}, " + ", ".join(f"{row['by']} {points(row)}" for row in rows.to_dict("records"))
         for arm, rows in drops.groupby("arm_a", sort=False)

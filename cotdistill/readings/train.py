@@ -8,7 +8,7 @@ from cotdistill.readings.common import list_arms
 
 
 def setting(arms: list[Arm], seeds: list[int], blocks: int, train) -> str:
-    """How much is trained: arms, seeds, blocks of the student, epochs and batches.
+    """Say how much is trained: arms, seeds, blocks of the student, epochs and batches.
 
     blocks: how many the student has; train: a `TrainConfig`.
     """
@@ -21,7 +21,7 @@ def setting(arms: list[Arm], seeds: list[int], blocks: int, train) -> str:
 
 
 def targets(example: Example, rationale: str, arms: list[Arm], label_format: str) -> str:
-    """One question as each arm reads it, and after `▮` what the arm learns to write: plain text."""
+    """Write one question as each arm reads it, and after `▮` what the arm learns to write: plain text."""
     parts = []
     for arm in arms:
         pieces = format_target(example, rationale, arm, label_format)
@@ -32,7 +32,7 @@ def targets(example: Example, rationale: str, arms: list[Arm], label_format: str
 
 
 def questions(used: int, total: int, left_out: dict[str, int], train: int, test: int) -> str:
-    """How many training questions every arm can use, and what is left out and why.
+    """Say how many training questions every arm can use, and what is left out and why.
 
     used: questions that fit, of `total`; train, test: questions of one run.
     """
@@ -44,7 +44,7 @@ def questions(used: int, total: int, left_out: dict[str, int], train: int, test:
 
 
 def lengths(table: pd.DataFrame) -> str:
-    """Mean length and the label's share of the loss, of `summaries.target_lengths`."""
+    """Give the mean length and the label's share of the loss, of `summaries.target_lengths`."""
     if table.empty:
         return ""
     share = table.columns[-1]
@@ -55,7 +55,7 @@ def lengths(table: pd.DataFrame) -> str:
 
 
 def label_losses(last: pd.DataFrame) -> str:
-    """The label's training loss in the first and the last epoch, of `summaries.last_epochs`."""
+    """Give the label's training loss in the first and the last epoch, of `summaries.last_epochs`."""
     rows = last.dropna(subset=["first", "last"])
     return "; ".join(
         f"**{arm}** {row['first']:.2f} → {row['last']:.2f}" for arm, row in rows.iterrows()
@@ -63,7 +63,7 @@ def label_losses(last: pd.DataFrame) -> str:
 
 
 def losses(last: pd.DataFrame) -> str:
-    """How far the label's loss fell, as a sentence."""
+    """Say how far the label's loss fell, as a sentence."""
     return (
         "Training loss of the label's tokens in nats per token, mean over the first and over the "
         f"last epoch: {label_losses(last) or 'nothing was trained'}."
@@ -71,7 +71,7 @@ def losses(last: pd.DataFrame) -> str:
 
 
 def cost(table: pd.DataFrame) -> str:
-    """Seconds of training and of the test set's answers, of `summaries.cost_table`."""
+    """Give seconds of training and of the test set's answers, of `summaries.cost_table`."""
     if table.empty:
         return ""
     seconds = {
@@ -85,7 +85,7 @@ def cost(table: pd.DataFrame) -> str:
 
 
 def findings(results: pd.DataFrame, last: pd.DataFrame, note: str) -> str:
-    """How many students were trained, for how long, and how far their loss fell.
+    """Say how many students were trained, for how long, and how far their loss fell.
 
     results: of `run_grid`; note: the student's name.
     """

@@ -62,7 +62,10 @@ class MethodScores:
         return {method: self._attributions(method) for method in self.methods}
 
     def scores(self) -> dict[tuple[str, int], tuple]:
-        """(method, seed) -> (scores by id, their fingerprint), as `run_grid` takes them."""
+        """Load or make all scores, as `run_grid` takes them.
+
+        (method, seed) -> (scores by id, their fingerprint).
+        """
         found = {
             method: load_or_make_scores(
                 self.study,
@@ -77,7 +80,7 @@ class MethodScores:
         return {(m, seed): found[m] for m in self.methods for seed in self.study.setting.seeds}
 
     def gaps(self) -> pd.DataFrame:
-        """How far integrated gradients are from adding up (`checks.completeness`).
+        """Measure how far integrated gradients are from adding up (`checks.completeness`).
 
         Empty where they are not among the methods.
         """
@@ -86,7 +89,7 @@ class MethodScores:
         return checks.completeness(self._attributions("integrated_gradients"))
 
     def _table(self, name: str, function, *given, **named) -> pd.DataFrame:
-        """A slow table, kept under a fingerprint of all that it depends on."""
+        """Load or make a slow table, kept under a fingerprint of all that it depends on."""
         rationales = self.study.data.rationales
         about = [
             self.attributor[1],
@@ -111,21 +114,21 @@ class MethodScores:
         )
 
     def faithfulness(self) -> pd.DataFrame:
-        """Comprehensiveness and sufficiency of each method, in nats, with intervals."""
+        """Average comprehensiveness and sufficiency of each method, in nats, with intervals."""
         measures = ["comprehensiveness", "sufficiency"]
         return checks.mean_intervals(self._faithfulness, ["method"], measures, self.rng)
 
     def deletion(self) -> pd.DataFrame:
-        """log p(label) after erasing a method's first tokens, by fraction, with intervals."""
+        """Average log p(label) after erasing a method's first tokens, by fraction, with intervals."""
         by = ["method", "fraction"]
         return checks.mean_intervals(self._faithfulness, by, ["deletion"], self.rng)
 
     def agreement(self, amount: float) -> pd.DataFrame:
-        """How alike each two methods rank tokens; `amount`: the size of the top."""
+        """Measure how alike each two methods rank tokens; `amount`: the size of the top."""
         return checks.agreement(self.by_method, amount, self.rng)
 
     def randomised(self, count: int) -> pd.DataFrame:
-        """Rank correlation of integrated gradients with those of redrawn weights.
+        """Correlate the ranks of integrated gradients with those of redrawn weights.
 
         count: on the first so many questions.
         """
@@ -139,7 +142,7 @@ class MethodScores:
         )[["id", "rho"]]
 
     def key_tokens(self) -> pd.DataFrame:
-        """How well each method finds the known key tokens, a row per method and question.
+        """Measure how well each method finds the known key tokens, a row per method and question.
 
         Empty where the data know none.
         """
@@ -154,14 +157,14 @@ class MethodScores:
         return pd.DataFrame(rows)
 
     def key_token_means(self, hits: pd.DataFrame) -> pd.DataFrame:
-        """Means of `key_tokens` with intervals, as `checks.mean_intervals` gives them."""
+        """Average `key_tokens` with intervals, as `checks.mean_intervals` gives them."""
         if hits.empty:
             return pd.DataFrame(columns=["method", "measure", "value", "low", "high"])
         measures = ["precision", "average_precision"]
         return checks.mean_intervals(hits, ["method"], measures, self.rng)
 
     def word_classes(self, amount: float) -> pd.DataFrame:
-        """Shares of word classes among the words that each method selects, and all words."""
+        """Count shares of word classes among the words that each method selects, and all words."""
         rationales = self.study.data.rationales
         words = pd.concat(
             [
@@ -176,14 +179,14 @@ class MethodScores:
         return shares
 
     def first_tokens(self) -> list[str]:
-        """The tokens of the first question's rationale."""
+        """List the tokens of the first question's rationale."""
         return [self.student.decode([i]) for i in self.by_method[self.methods[0]][0].ids]
 
     def first_scores(self, count: int | None = None) -> dict[str, np.ndarray]:
-        """Method -> its scores of the first question's rationale, of the first `count` methods."""
+        """Give the first question's scores by each of the first `count` methods."""
         return {method: self.by_method[method][0].scores for method in self.methods[:count]}
 
     def top_tokens(self) -> dict[str, str]:
-        """Method -> the token of the first question that speaks most for the label."""
+        """Find the first question's token that speaks most for the label, by method."""
         tokens = self.first_tokens()
         return {m: tokens[int(np.argmax(s))].strip() for m, s in self.first_scores().items()}
