@@ -1,3 +1,62 @@
-"""cotdistill: an open, reproducible study of CoT-augmented distillation (arXiv 2406.14511)."""
+"""cotdistill: an open, reproducible study of CoT-augmented distillation (arXiv 2406.14511).
+
+The names that notebooks use are here, flat, and are imported when they are first asked for (PEP
+562): `import cotdistill` alone imports no torch.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+
+# Name -> the module that defines it; a module's own name stands for the module
+_EXPORTS = {
+    "accuracy_by_fact": "summaries",
+    "accuracy_table": "stats",
+    "accuracy_tables": "stats",
+    "agreement_square": "attribution.checks",
+    "Arm": "arms",
+    "arm_from_name": "arms",
+    "attributing_student": "runs.scores",
+    "completed_stages": "runs.results",
+    "control_arms": "grids",
+    "DataError": "errors",
+    "Elicitation": "elicit.stage",
+    "explore": "explore",
+    "judge_study": "verdicts",
+    "key_token_arms": "grids",
+    "load_history": "runs.results",
+    "load_predictions": "runs.results",
+    "load_stage": "runs.results",
+    "masked_arms": "grids",
+    "MethodScores": "runs.method_scores",
+    "plots": "plots",
+    "pool_with": "verdicts",
+    "read_selections": "attribution.score_files",
+    "readings": "readings",
+    "resolve": "study",
+    "root": "paths",
+    "run_grid": "runs.grid",
+    "say": "show",
+    "show_figure": "plots",
+    "shuffled_arms": "grids",
+    "Study": "study",
+    "summaries": "summaries",
+    "table": "show",
+    "training_arms": "grids",
+    "unchanged_shares": "runs.results",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    """Import an exported name when it is first used."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'cotdistill' has no attribute {name!r}")
+    module = importlib.import_module(f"cotdistill.{_EXPORTS[name]}")
+    value = module if name == _EXPORTS[name] else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -86,11 +86,12 @@ def new_command(chosen: argparse.Namespace) -> None:
 
 def verdicts_command(chosen: argparse.Namespace) -> None:
     """Print what a study says about each claim; write verdicts.json and verdicts.csv."""
-    from cotdistill.verdicts import make_verdicts
+    from cotdistill.study import Study
+    from cotdistill.verdicts import judge_study
 
     asked = stage_parameters("figures", load_study(chosen.study))
-    _, table = make_verdicts(study_path(chosen.study).stem, asked["alpha"], asked["bootstrap"])
-    for row in table.itertuples():
+    study = Study.load(study_path(chosen.study).stem)
+    for row in judge_study(study, asked["alpha"], asked["bootstrap"]).table.itertuples():
         needed = f" Needed: {row.needed}." if row.needed else ""
         print(f"{row.verdict:13} {row.claim:26} {row.reason}{needed}")
 

@@ -29,8 +29,9 @@ from cotdistill.examples import Example, Rationale
 from cotdistill.paths import artifacts
 from cotdistill.runs.results import completed_stages, load_predictions
 from cotdistill.show import table
-from cotdistill.students import Student
-from cotdistill.study import Study
+from cotdistill.sources import load_dataset, load_rationales
+from cotdistill.students import Student, load_student
+from cotdistill.study import Study, resolve
 
 KINDS = {
     PROMPT: ("prompt", "#E8E8E8"),
@@ -68,6 +69,19 @@ def questions_of(data, rationales: dict[str, Rationale], limit: int = 200) -> di
             "expected `rationales`, a JSONL file of them"
         )
     return dict(list(found.items())[:limit])
+
+
+def load_questions(
+    student: str, dataset: str, data_dir: str, data_seed: int, rationales: str
+) -> tuple[Student, dict[str, Example], dict[str, Rationale]]:
+    """The student, the questions to look at (`questions_of`) and their rationales.
+
+    Names and paths are those of the notebook's parameters; empty `rationales`: those that the data
+    bring along. Raises DataError for what cannot be found or read.
+    """
+    data = load_dataset(resolve(dataset), resolve(data_dir) or None, data_seed=data_seed)
+    given = load_rationales(resolve(rationales), data.explained) if rationales else data.rationales
+    return load_student(resolve(student)), questions_of(data, given), given
 
 
 def training_tokens(

@@ -873,3 +873,61 @@ def deletion_curves(
     ax.set(xlabel=xlabel, ylabel=ylabel)
     _place_legend(ax, 3)
     return ax
+
+
+def training_curves(history: pd.DataFrame) -> Figure:
+    """Loss of the label's tokens on the left, validation accuracy on the right."""
+    fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.6))
+    learning_curves(history, "label_loss", ax=axes[0])
+    learning_curves(history, "validation_accuracy", ax=axes[1])
+    return fig
+
+
+def curves_by_placement(history: pd.DataFrame) -> Figure:
+    """Validation accuracy: pre_cot arms on the left, post_cot arms on the right, label_only in both
+    panels.
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    for axis, place in zip(axes, ("pre_cot", "post_cot"), strict=True):
+        arms = [a for a in history["arm"].unique() if a.startswith(place) or a == "label_only"]
+        learning_curves(history, "validation_accuracy", arms=arms, ax=axis)
+    return fig
+
+
+def token_heatmaps(tokens: list[str], scores: dict[str, np.ndarray], title: str) -> Figure:
+    """`token_heatmap` of the same tokens for several methods (method -> scores), one below the
+    other.
+    """
+    fig, axes = plt.subplots(len(scores), 1, figsize=(7.5, 6.2))
+    for axis, (method, values) in zip(np.atleast_1d(axes), scores.items(), strict=True):
+        token_heatmap(tokens, values, title=f"{method}: {title}", ax=axis)
+    return fig
+
+
+# What `show_figure` can draw; a figure's file has the same name
+FIGURES = {
+    "learning_curves": training_curves,
+    "placement": placement_bars,
+    "cost": cost_against_accuracy,
+    "shuffle": shuffle_plot,
+    "shuffle_learning_curves": curves_by_placement,
+    "heatmap": token_heatmaps,
+    "deletion": deletion_curves,
+    "agreement": agreement_matrix,
+    "key_tokens": key_tokens_bars,
+    "masking": masking_curves,
+    "forest": forest,
+}
+
+
+def show_figure(folder: str | Path, name: str, *tables, **options) -> None:
+    """Draw a figure of `FIGURES`, save it as PDF and PNG in folder/figures, and display it.
+
+    tables, options: what its function takes.
+    """
+    set_style()
+    drawing = FIGURES[name](*tables, **options)
+    save(
+        drawing if isinstance(drawing, Figure) else drawing.figure, Path(folder) / "figures" / name
+    )
+    plt.show()

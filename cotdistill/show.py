@@ -1,4 +1,4 @@
-"""What notebooks display: HTML tables and percentages with their intervals.
+"""What notebooks display: HTML tables, Markdown, and percentages with their intervals.
 
 Nothing here computes a result.
 """
@@ -7,14 +7,17 @@ import html
 import re
 
 import pandas as pd
-from IPython.display import display
+from IPython.display import Markdown, display
 
 
 def table(frame: pd.DataFrame, digits: int = 2) -> None:
-    """Show a table as plain HTML.
+    """Show a table as plain HTML; show nothing where it has no rows.
 
     Numbers rounded, percentages and texts as they are, no index name row, NaN as a dash.
     """
+
+    if frame.empty:
+        return
 
     def cell(value):
         if isinstance(value, (list, dict)):
@@ -78,6 +81,12 @@ class _Both:
 
     def __repr__(self) -> str:
         return self.text
+
+
+def say(text: str) -> None:
+    """Show Markdown text, such as a reading; show nothing for an empty one."""
+    if text:
+        display(Markdown(text))
 
 
 def percent(rows):

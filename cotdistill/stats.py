@@ -296,6 +296,15 @@ def accuracy_table(
     return pd.DataFrame(rows)
 
 
+def accuracy_tables(
+    predictions: pd.DataFrame, rng: np.random.Generator, bootstrap: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracies by forced choice and by the written answer, both of `accuracy_table`."""
+    forced = accuracy_table(predictions, "correct_choice", rng=rng, n_boot=bootstrap)
+    written = accuracy_table(predictions, "correct_generated", rng=rng, n_boot=bootstrap)
+    return forced, written
+
+
 def estimate_contrast(
     table: pd.DataFrame, measure: str, rng: np.random.Generator, n_boot: int
 ) -> tuple[dict, TwoLevel]:
@@ -395,65 +404,6 @@ def gee_p(predictions: pd.DataFrame, arm_a: str, arm_b: str, measure: str) -> fl
         return float(fit.pvalues[1])
     except (ValueError, np.linalg.LinAlgError):
         return float("nan")
-
-
-def equivalence_test(
-    predictions: pd.DataFrame,
-    arm_a: str,
-    arm_b: str,
-    measure: str = "correct_choice",
-    *,
-    margin: float = 0.02,
-    rng: np.random.Generator,
-    n_boot: int = 2000,
-) -> dict:
-    """Two one-sided tests (TOST, Schuirmann 1987).
-
-    Is the difference shown to be smaller than the margin?
-
-    The same two-level standard errors and t quantiles as `paired_difference`, at -margin and
-    +margin. Returns its entries with p the larger of the two one-sided p, margin, and low_90,
-    high_90: equivalence at 5 % is the 90 % interval lying inside the margin.
-    """
-    result, level = estimate_contrast(
-        contrast_table(predictions, {arm_a: 1.0, arm_b: -1.0}, measure), measure, rng, n_boot
-    )
-    p = max(one_sided(level, -margin, True), one_sided(level, margin, False))
-    half = half_width(level, 0.10)
-    return dict(
-        arm_a=arm_a,
-        arm_b=arm_b,
-        **result | dict(p=p),
-        margin=margin,
-        low_90=float(level.estimate - half),
-        high_90=float(level.estimate + half),
-    )
-
-
-def interaction(
-    predictions: pd.DataFrame,
-    arm_a: str,
-    arm_b: str,
-    arm_c: str,
-    arm_d: str,
-    measure: str = "correct_choice",
-    *,
-    rng: np.random.Generator,
-    n_boot: int = 2000,
-) -> dict:
-    """Difference of differences (a - b) - (c - d) on the same questions and seeds.
-
-    Estimate, low, high, p, n, seeds.
-    """
-    weights = {arm_a: 1.0, arm_b: -1.0, arm_c: -1.0, arm_d: 1.0}
-    if len(weights) < 4:
-        raise DataError(
-            f"interaction of {arm_a}, {arm_b}, {arm_c}, {arm_d}: expected four different arms"
-        )
-    result, _ = estimate_contrast(
-        contrast_table(predictions, weights, measure), measure, rng, n_boot
-    )
-    return dict(contrast=f"({arm_a} − {arm_b}) − ({arm_c} − {arm_d})", **result)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -576,31 +526,3 @@ def required_size(
         seeds=find_smallest(MIN_SEEDS, most[0], lambda s: (s, questions)),
         questions=find_smallest(10, most[1], lambda n: (seeds, n)),
     )
-
-
-def paper_table(accuracy: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Our accuracies beside the paper's (arXiv 2406.14511), in percent, as text.
-
-    "not known" where we have no number.
-
-    `accuracy`: from accuracy_table. `paper`: columns dataset, student, arm, accuracy (a fraction); None, the default,
-    because no number of the paper is known to us, and none is made up.
-    """
-    keys = [k for k in ("dataset", "student", "arm") if k in accuracy]
-    table = accuracy[keys].copy()
-    table["ours"] = [
-        f"{100 * r.accuracy:.1f} ({100 * r.low:.1f} to {100 * r.high:.1f})"
-        for r in accuracy.itertuples()
-    ]
-    known = (
-        {}
-        if paper is None
-        else {tuple(row[k] for k in keys): row["accuracy"] for row in paper.to_dict("records")}
-    )
-    numbers = [known.get(tuple(row)) for row in accuracy[keys].itertuples(index=False)]
-    table["paper"] = ["not known" if x is None else f"{100 * x:.1f}" for x in numbers]
-    table["difference"] = [
-        "not known" if x is None else f"{100 * (a - x):+.1f}"
-        for a, x in zip(accuracy["accuracy"], numbers, strict=False)
-    ]
-    return table.reset_index(drop=True)

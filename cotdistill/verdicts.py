@@ -3,6 +3,8 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from cotdistill.stats import (
     MIN_SEEDS,
     SHARED_SEED,
     TwoLevel,
+    accuracy_tables,
     contrast_table,
     estimate_contrast,
     holm,
@@ -35,8 +38,10 @@ from cotdistill.study import Study
 def save_verdicts(
     study: Study, verdicts: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame
 ) -> None:
-    """verdicts.json (with what they rest on, accuracies by forced choice and by the written answer)
-    and verdicts.csv, for the report, the README and pooling.
+    """Write verdicts.json and verdicts.csv, for the report, the README and pooling.
+
+    verdicts.json also holds what the verdicts rest on: accuracies by forced choice and by the
+    written answer, data, student and provenance.
     """
     folder = study.folder
     write_json(
@@ -56,43 +61,127 @@ def save_verdicts(
 
 
 def load_verdicts(study: str) -> pd.DataFrame:
-    """The verdict table of a study that has run."""
+    """Load the verdict table of a study that has run."""
     return pd.DataFrame(
         read_json(study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")["verdicts"]
     )
 
 
-def make_verdicts(name: str, alpha: float, n_boot: int) -> tuple[dict, pd.DataFrame]:
-    """Judge a study's runs, as notebook 06 does with these parameters, and write verdicts.json and
-    verdicts.csv.
+@dataclass(frozen=True)
+class Judgement:
+    """What a study's runs say: accuracies by both measures, and a verdict per claim.
 
-    Returns (record, table).
+    forced, written: `stats.accuracy_table` by forced choice and by the written answer.
+    table: of `verdicts`. record: what verdicts.json holds.
+    """
+
+    forced: pd.DataFrame
+    written: pd.DataFrame
+    table: pd.DataFrame
+    record: dict
+
+    @property
+    def measured(self) -> pd.DataFrame:
+        """The claims whose arms were all run."""
+        return self.table[self.table["verdict"] != "not measured"]
+
+
+def judge_study(study: Study, alpha: float, bootstrap: int) -> Judgement:
+    """Judge the runs of all completed stages; write verdicts.json and verdicts.csv.
+
+    The one maker of verdicts: notebook 06 and `make verdicts` both call it. alpha: the level
+    after Holm; bootstrap: resamples behind an interval.
     """
     from cotdistill.runs.results import completed_stages, load_predictions, unchanged_shares
-    from cotdistill.stats import accuracy_table
 
-    study, rng = Study.load(name), np.random.default_rng(0)
-    stages = completed_stages(study)
+    rng, stages = np.random.default_rng(0), completed_stages(study)
     predictions = load_predictions(study, stages)
-    forced = accuracy_table(predictions, "correct_choice", rng=rng, n_boot=n_boot)
-    written = accuracy_table(predictions, "correct_generated", rng=rng, n_boot=n_boot)
+    forced, written = accuracy_tables(predictions, rng, bootstrap)
     table = verdicts(
         predictions,
         load_claims(root() / "params" / "claims.yaml"),
         rng,
         alpha=alpha,
-        n_boot=n_boot,
+        n_boot=bootstrap,
         as_intact=unchanged_shares(study, stages),
     )
     save_verdicts(study, table, forced, written)
-    return read_json(study.folder / "verdicts.json", "this command"), table
+    record = read_json(study.folder / "verdicts.json", "this command")
+    return Judgement(forced, written, table, record)
 
 
+def _judge_side(level: TwoLevel, null: float, direction: str) -> tuple[float, str]:
+    """Two-sided p at `null`; the side on which the estimate lies decides."""
+    above = bool(level.estimate > null)
+    agrees = above != (direction == "less")
+    return float(p_value(level, null)), "supported" if agrees else "contradicted"
+
+
+def _judge_equivalence(level: TwoLevel, margin: float, direction: str) -> tuple[float, str]:
+    """TOST (Schuirmann 1987) for support; twice the one-sided p beyond the nearer margin against.
+
+    The smaller of the two counts: at most one of the two null hypotheses is true, so each keeps
+    its level.
+    """
+    inside = max(one_sided(level, -margin, True), one_sided(level, margin, False))
+    beyond = min(1.0, 2 * min(one_sided(level, margin, True), one_sided(level, -margin, False)))
+    return (inside, "supported") if inside <= beyond else (beyond, "contradicted")
+
+
+def _side_words(estimate: float, null: float, name: str) -> tuple[str, str]:
+    return f"{'above' if estimate > null else 'below'} {name}", f"not told apart from {name}"
+
+
+def _equivalence_words(estimate: float, margin: float) -> tuple[str, str]:
+    name = f"±{100 * margin:g} points"
+    return (
+        f"shown to lie {'within' if abs(estimate) <= margin else 'beyond'} {name}",
+        f"shown to lie neither within nor beyond {name}",
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a claim of one kind is judged, and in which words.
+
+    directions    what `direction` may be in claims.yaml
+    judge         (two-level estimate, margin, direction) -> (p, the verdict that a small p brings)
+    words         (estimate, margin) -> (what a small p shows, what a large one leaves open)
+    needs_margin  whether the claim states a margin above 0; the other rules have margin 0
+    arms          the arms of its contrast: "ab" is a - b, "abcd" is (a - b) - (c - d)
+    sign          what stands before the margin in a table
+    """
+
+    directions: tuple[str, ...]
+    judge: Callable[[TwoLevel, float, str], tuple[float, str]]
+    words: Callable[[float, float], tuple[str, str]]
+    needs_margin: bool = False
+    arms: str = "ab"
+    sign: str = ""
+
+
+DIFFERENCE = Rule(
+    directions=("greater", "less"),
+    judge=lambda level, margin, direction: _judge_side(level, 0.0, direction),
+    words=lambda estimate, margin: _side_words(estimate, 0.0, "0"),
+)
 RULES = {
-    "difference": ("greater", "less"),
-    "interaction": ("greater", "less"),
-    "equivalence": ("equal",),
-    "noninferiority": ("not_less",),
+    "difference": DIFFERENCE,
+    "interaction": replace(DIFFERENCE, arms="abcd"),
+    "equivalence": Rule(
+        directions=("equal",),
+        judge=_judge_equivalence,
+        words=_equivalence_words,
+        needs_margin=True,
+        sign="±",
+    ),
+    "noninferiority": Rule(
+        directions=("not_less",),
+        judge=lambda level, margin, direction: _judge_side(level, -margin, direction),
+        words=lambda estimate, margin: _side_words(estimate, -margin, f"-{100 * margin:g} points"),
+        needs_margin=True,
+        sign="-",
+    ),
 }
 # Above this share of equal training texts, two arms are not shown to be equivalent: they could
 # hardly differ
@@ -121,30 +210,30 @@ def load_claims(path: str | Path) -> list[dict]:
         name = (
             claim.get("id", f"number {number}") if isinstance(claim, dict) else f"number {number}"
         )
-        fail = lambda found: DataError(f"{path}: claim {name}: {found}")
+        fail = lambda found, name=name: DataError(f"{path}: claim {name}: {found}")
         fields = ("id", "words", "section", "contrast", "measure", "direction", "margin", "rule")
         if not isinstance(claim, dict) or set(claim) - {"requires"} != set(fields):
             found = sorted(claim) if isinstance(claim, dict) else claim
             raise fail(f"fields are {found!r}; expected {', '.join(fields)} (and perhaps requires)")
-        if claim["rule"] not in RULES or claim["direction"] not in RULES[claim["rule"]]:
+        rule = RULES.get(claim["rule"]) if isinstance(claim["rule"], str) else None
+        if rule is None or claim["direction"] not in rule.directions:
             raise fail(
                 f"rule {claim['rule']!r} with direction {claim['direction']!r}; expected "
-                "one of " + ", ".join(f"{r}: {' or '.join(d)}" for r, d in RULES.items())
+                "one of " + ", ".join(f"{r}: {' or '.join(x.directions)}" for r, x in RULES.items())
             )
         if claim["measure"] not in MEASURES:
             raise fail(f"measure is {claim['measure']!r}; expected one of {', '.join(MEASURES)}")
-        arms = "abcd" if claim["rule"] == "interaction" else "ab"
         contrast = claim["contrast"]
         if (
             not isinstance(contrast, dict)
-            or "".join(sorted(contrast)) != arms
+            or "".join(sorted(contrast)) != rule.arms
             or not all(isinstance(v, list) and v for v in contrast.values())
         ):
             raise fail(
                 f"contrast is {contrast!r}; expected a list of arm labels for each of "
-                f"{', '.join(arms)}"
+                f"{', '.join(rule.arms)}"
             )
-        bounded = claim["rule"] in ("equivalence", "noninferiority")
+        bounded = rule.needs_margin
         if (
             not isinstance(claim["margin"], (int, float))
             or (claim["margin"] <= 0) == bounded
@@ -172,15 +261,15 @@ def load_claims(path: str | Path) -> list[dict]:
 
 
 def _by_number(label: str) -> list:
-    """A sort key of arm labels: text as text, numbers by size, those below 1 last."""
+    """Make a sort key of arm labels: text as text, numbers by size, those below 1 last."""
     parts = re.split(r"(\d+(?:\.\d+)?)", label)
     return [(float(part) < 1, float(part)) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def resolve_contrast(contrast: dict[str, list[str]], arms: list[str]) -> dict[str, str] | None:
-    """The first combination of measured arms that fits a claim's patterns: {"a": label, "b".
+    """Find the first combination of measured arms that fits a claim's patterns.
 
-    Label, ...} or None.
+    Returns {"a": label, "b": label, ...} or None.
 
     Patterns are tried in their order, the labels that fit a pattern by their numbers, counts (1 and
     above) before fractions; see
@@ -213,32 +302,12 @@ def resolve_contrast(contrast: dict[str, list[str]], arms: list[str]) -> dict[st
     return fill(sorted(contrast), [])
 
 
-def _judge(claim: dict, level: TwoLevel) -> tuple[float, str]:
-    """A claim's p, and the verdict it would bring if small enough ("supported" or "contradicted").
-
-    Difference, interaction, noninferiority: two-sided p at 0 or -margin, the side decides.
-    Equivalence: TOST for support; twice the one-sided p beyond the nearer margin for contradiction;
-    the smaller of them counts (at most one of the two null hypotheses is true, so each keeps its
-    level).
-    """
-    margin = claim["margin"]
-    if claim["rule"] == "equivalence":
-        inside = max(one_sided(level, -margin, True), one_sided(level, margin, False))
-        beyond = min(1.0, 2 * min(one_sided(level, margin, True), one_sided(level, -margin, False)))
-        return (inside, "supported") if inside <= beyond else (beyond, "contradicted")
-    null = -margin if claim["rule"] == "noninferiority" else 0.0
-    above = bool(level.estimate > null)
-    return float(p_value(level, null)), "supported" if above != (
-        claim["direction"] == "less"
-    ) else "contradicted"
-
-
 def _number(x: float, measure: str) -> str:
     return f"{x:+.2f}" if measure == "correct_per_100_tokens" else f"{100 * x:+.1f}"
 
 
 def estimate_text(row: pd.Series) -> str:
-    """A verdict's estimate with its 95 % interval.
+    """Write a verdict's estimate with its 95 % interval.
 
     "-0.3 [-8.0, +7.4]", in points or, as its contrast says, right answers per 100 tokens.
     """
@@ -269,21 +338,7 @@ def _reason(claim: dict, row: dict, alpha: float, empty: str) -> str:
             f"{row['seeds']} seeds: at least {MIN_SEEDS} are needed to judge how much they "
             f"vary. {found}."
         )
-    margin = f"{100 * claim['margin']:g} points"
-    side = (
-        "above"
-        if row["estimate"] > (-claim["margin"] if claim["rule"] == "noninferiority" else 0)
-        else "below"
-    )
-    yes, no = {
-        "equivalence": (
-            "shown to lie "
-            f"{'within' if abs(row['estimate']) <= claim['margin'] else 'beyond'} "
-            f"±{margin}",
-            f"shown to lie neither within nor beyond ±{margin}",
-        ),
-        "noninferiority": (f"{side} -{margin}", f"not told apart from -{margin}"),
-    }.get(claim["rule"], (f"{side} 0", "not told apart from 0"))
+    yes, no = RULES[claim["rule"]].words(row["estimate"], claim["margin"])
     if row["verdict"] != "inconclusive" or row["p_holm"] < alpha:
         return f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)" + (
             f", but {empty}." if empty else "."
@@ -300,7 +355,7 @@ def _needed_text(
         return (
             f"at least {MIN_SEEDS} seeds" if len(values) < MIN_SEEDS else "more seeds or questions"
         )
-    bounded = claim["rule"] in ("equivalence", "noninferiority")
+    bounded = RULES[claim["rule"]].needs_margin
     seeds, questions = values.shape
     some = MIN_SEEDS if seeds == 1 else max(seeds, 10)
     size = required_size(
@@ -328,6 +383,29 @@ def _needed_text(
     )
 
 
+COLUMNS = [
+    "study",
+    "claim",
+    "words",
+    "section",
+    "contrast",
+    "measure",
+    "rule",
+    "margin",
+    "estimate",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "verdict",
+    "reason",
+    "n",
+    "seeds",
+    "covers",
+    "needed",
+]
+
+
 def verdicts(
     predictions: pd.DataFrame,
     claims: list[dict],
@@ -338,20 +416,24 @@ def verdicts(
     n_boot: int = 2000,
     as_intact: dict[str, float] | None = None,
 ) -> pd.DataFrame:
-    """What one study's predictions say about each claim.
+    """Judge each claim by what one study's predictions say.
 
     Columns: study, claim, words, section, contrast (the arms compared, and by what, unless by
     forced choice), measure, rule, margin, estimate, low, high (95 %, not adjusted), p, p_holm (over
     the study's measured claims), verdict, reason, n, seeds, covers, needed.
 
-    verdict: "not measured" (an arm is missing, or the arms share no seed); "inconclusive" with
-    fewer than MIN_SEEDS seeds whatever p is, because the interval then leaves out, or hardly knows,
-    how much seeds vary, and where support would say nothing: the claim that this one `requires` is
-    not supported, or an equivalence is of two arms of which more than MAX_AS_INTACT of the training
-    texts are the same (as_intact: arm -> that share, `results.unchanged_shares`); else "supported" or
-    "contradicted" where p_holm < alpha, on the side that `_judge` says, and "inconclusive"
-    otherwise. `required_size` is filled where inconclusive: the size for 80 % power of a verdict, at alpha
-    / (number of measured claims), so that Holm is paid for. Raises DataError on predictions of
+    verdict is one of
+
+    - "not measured": an arm is missing, or the arms share no seed.
+    - "inconclusive": fewer than MIN_SEEDS seeds, whatever p is, because the interval then hardly
+      knows how much seeds vary; or support that would say nothing: the claim that this one
+      `requires` is not supported, or an equivalence is of two arms of which more than
+      MAX_AS_INTACT of the training texts are the same (as_intact: arm -> that share,
+      `results.unchanged_shares`); or p_holm of alpha or more.
+    - "supported" or "contradicted": p_holm < alpha, on the side that the claim's `Rule` says.
+
+    needed is filled where inconclusive: the size for 80 % power of a verdict, at alpha / (number of
+    measured claims), so that Holm is paid for. Raises DataError on predictions of
     several studies and on arms that do not share their questions.
     """
     study = "; ".join(map(str, predictions["study"].unique())) if "study" in predictions else ""
@@ -364,105 +446,113 @@ def verdicts(
                 "one study at a time"
             )
     for claim in claims:
-        row = dict(
-            study=study,
-            claim=claim["id"],
-            words=" ".join(claim["words"].split()),
-            section=claim["section"],
-        )
-        row |= {k: claim[k] for k in ("measure", "rule", "margin")}
-        found, table = resolve_contrast(claim["contrast"], arms), None
-        seeds = [
-            set(predictions.loc[predictions["arm"] == arm, "seed"])
-            for arm in (found or {}).values()
-        ]
-        if found is None:
-            plain = {
-                p: [re.sub(r"\$\d", "*", x) for x in patterns]
-                for p, patterns in claim["contrast"].items()
-            }
-            missing = [x[0] for x in plain.values() if resolve_contrast({"a": x}, arms) is None]
-            wanted = re.sub(r"[()]", "", " and ".join(missing)) or "arms that belong together"
-            row |= dict(verdict="not measured", contrast="", reason=f"No run of {wanted}.")
-        elif not set.intersection(*[s for s in seeds if s != {SHARED_SEED}] or [{SHARED_SEED}]):
-            row |= dict(
-                verdict="not measured",
-                contrast="",
-                reason=f"No seed was run for all of {', '.join(found.values())}.",
-            )
-        else:
-            weights = {found[p]: w for p, w in zip("abcd", (1.0, -1.0, -1.0, 1.0)) if p in found}
-            row["contrast"] = (
-                " − ".join(found[p] for p in "ab")
-                if "c" not in found
-                else f"({found['a']} − {found['b']}) − ({found['c']} − {found['d']})"
-            )
-            row["contrast"] += MEASURED_BY[claim["measure"]]
-            table = contrast_table(predictions, weights, claim["measure"])
-            result, level = estimate_contrast(table, claim["measure"], rng, n_boot)
-            p, side = _judge(claim, level)
-            row |= result | dict(p=p, verdict=side, arm=found["a"])
-        rows.append(row)
+        row, table = _measure_claim(claim, predictions, arms, rng, n_boot)
+        rows.append({"study": study} | row)
         tables.append(table)
-    columns = [
-        "study",
-        "claim",
-        "words",
-        "section",
-        "contrast",
-        "measure",
-        "rule",
-        "margin",
-        "estimate",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-        "verdict",
-        "reason",
-        "n",
-        "seeds",
-        "covers",
-        "needed",
-    ]
     adjusted = holm(np.array([row.get("p", np.nan) for row in rows]))
     measured = int((~np.isnan(adjusted)).sum())
-    for claim, row, table, p_holm in zip(claims, rows, tables, adjusted):
+    for claim, row, table, p_holm in zip(claims, rows, tables, adjusted, strict=True):
         row |= dict(p_holm=p_holm, needed="")
-        if table is None:
-            continue
-        if row["seeds"] < MIN_SEEDS or p_holm >= alpha:
+        if table is not None and (row["seeds"] < MIN_SEEDS or p_holm >= alpha):
             row["verdict"] = "inconclusive"
             row["needed"] = _needed_text(claim, table.to_numpy(), effect, alpha / measured, rng)
     supported = {row["claim"] for row in rows if row["verdict"] == "supported"}
-    for claim, row, table in zip(claims, rows, tables):
-        alike, empty = (as_intact or {}).get(row.get("arm"), 0.0), ""
-        if row["verdict"] == "supported" and claim.get("requires", row["claim"]) not in supported:
-            empty = f"{claim['requires']} is not supported, so there was no gain to keep"
-        elif (
-            row["verdict"] == "supported"
-            and claim["rule"] == "equivalence"
-            and alike > MAX_AS_INTACT
-        ):
-            empty = (
-                f"{100 * alike:.0f} % of the training texts of {row['arm']} are the intact "
-                "ones, so the two could hardly differ"
-            )
+    for claim, row, table in zip(claims, rows, tables, strict=True):
+        empty = _empty_support(claim, row, supported, (as_intact or {}).get(row.get("arm"), 0.0))
         row["verdict"] = "inconclusive" if empty else row["verdict"]
         if table is not None:
             row["reason"] = _reason(claim, row, alpha, empty)
-    return pd.DataFrame(rows, columns=columns).astype({"n": "Int64", "seeds": "Int64"})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
+
+
+def _measure_claim(
+    claim: dict,
+    predictions: pd.DataFrame,
+    arms: list[str],
+    rng: np.random.Generator,
+    n_boot: int,
+) -> tuple[dict, pd.DataFrame | None]:
+    """One claim's row, with the verdict that a small p would bring, and its contrast table.
+
+    The table is None, and the verdict "not measured", where an arm or a common seed is missing.
+    """
+    row = dict(claim=claim["id"], words=" ".join(claim["words"].split()), section=claim["section"])
+    row |= {k: claim[k] for k in ("measure", "rule", "margin")}
+    found = resolve_contrast(claim["contrast"], arms)
+    missing = _missing_reason(claim, predictions, arms, found)
+    if missing:
+        return row | dict(verdict="not measured", contrast="", reason=missing), None
+    signs = zip("abcd", (1.0, -1.0, -1.0, 1.0), strict=True)
+    weights = {found[place]: sign for place, sign in signs if place in found}
+    contrast = (
+        " − ".join(found[p] for p in "ab")
+        if "c" not in found
+        else f"({found['a']} − {found['b']}) − ({found['c']} − {found['d']})"
+    )
+    table = contrast_table(predictions, weights, claim["measure"])
+    result, level = estimate_contrast(table, claim["measure"], rng, n_boot)
+    p, verdict = RULES[claim["rule"]].judge(level, claim["margin"], claim["direction"])
+    row["contrast"] = contrast + MEASURED_BY[claim["measure"]]
+    return row | result | dict(p=p, verdict=verdict, arm=found["a"]), table
+
+
+def _missing_reason(
+    claim: dict, predictions: pd.DataFrame, arms: list[str], found: dict[str, str] | None
+) -> str:
+    """Why a claim can't be measured: arms that were not run, or no common seed; else empty."""
+    if found is None:
+        plain = {
+            place: [re.sub(r"\$\d", "*", pattern) for pattern in patterns]
+            for place, patterns in claim["contrast"].items()
+        }
+        missing = [x[0] for x in plain.values() if resolve_contrast({"a": x}, arms) is None]
+        wanted = re.sub(r"[()]", "", " and ".join(missing)) or "arms that belong together"
+        return f"No run of {wanted}."
+    seeds = [set(predictions.loc[predictions["arm"] == arm, "seed"]) for arm in found.values()]
+    trained = [s for s in seeds if s != {SHARED_SEED}] or [{SHARED_SEED}]
+    if not set.intersection(*trained):
+        return f"No seed was run for all of {', '.join(found.values())}."
+    return ""
+
+
+def _empty_support(claim: dict, row: dict, supported: set[str], alike: float) -> str:
+    """Why the support of a claim would say nothing; empty where it says something.
+
+    supported: ids of supported claims. alike: the share of the arm's training texts that equal the
+    intact ones.
+    """
+    if row["verdict"] != "supported":
+        return ""
+    if claim.get("requires", row["claim"]) not in supported:
+        return f"{claim['requires']} is not supported, so there was no gain to keep"
+    if claim["rule"] == "equivalence" and alike > MAX_AS_INTACT:
+        return (
+            f"{100 * alike:.0f} % of the training texts of {row['arm']} are the intact "
+            "ones, so the two could hardly differ"
+        )
+    return ""
+
+
+def pool_with(
+    table: pd.DataFrame, studies: list[str], alpha: float
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Join a study's verdicts with those of other studies that have run, and pool them.
+
+    studies: names, of which empty ones are ignored. The second table is None where there are none.
+    """
+    tables = [table, *(load_verdicts(name) for name in studies if name)]
+    return pd.concat(tables), pool(tables, alpha=alpha) if len(tables) > 1 else None
 
 
 def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
-    """Random-effects mean of each claim's estimate over studies (DerSimonian and Laird 1986).
+    """Take the random-effects mean of each claim's estimate over studies.
 
-    `tables`: verdict tables, one a study. A study's variance is that of its interval, (high - low)^2 / (2 z)^2, which
-    keeps the few-seeds t quantile. The interval is the wider of DerSimonian-Laird's and
+    After DerSimonian and Laird (1986). `tables`: verdict tables, one a study. A study's variance is
+    that of its interval, (high - low)^2 / (2 z)^2, which keeps the few-seeds t quantile. The interval is the wider of DerSimonian-Laird's and
     Hartung-Knapp's (t with k - 1 degrees of freedom); one study alone is returned as it is. A study
     in which nothing varied, whose interval has no width, says nothing of its error and is left out
     (`studies` counts the others). Studies on the same test set are not independent. Columns: claim,
-    words, measure, studies, one_seed_studies (their intervals leave seeds out), estimate, low,
+    words, measure, studies, one_seed_studies (their intervals ignore seeds), estimate, low,
     high, p, tau2, i2 (share of the spread that is between studies).
     """
     joined = pd.concat(tables, ignore_index=True)

@@ -55,8 +55,6 @@ def test_the_source_keeps_the_rules_of_a_notebook():
         assert len(cell.source.splitlines()) <= 25 and not re.search(
             r"^\s*[%!]|[\"']/(home|work|root|Users|tmp)/", cell.source, re.M
         )
-    parameters = next(c for c in code if "parameters" in c.metadata.get("tags", []))
-    assert all(re.search(r"  # \w", line) for line in parameters.source.splitlines())
 
 
 @pytest.mark.parametrize("name", [a for a in ARMS if a != "zero_shot"])

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -18,7 +19,16 @@ from cotdistill.tidy import INJECTED
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in paths.NOTEBOOKS.values()]
+EXPLORE = ROOT / "notebooks" / "explore.ipynb"
 EXECUTED = sorted((ROOT / "notebooks" / "executed").glob("*/[0-9]*.ipynb"))
+
+
+def code_cells(path):
+    """List the code cells of a notebook, without its parameters, and its parameters cell."""
+    code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    parameters = [c for c in code if "parameters" in c.metadata.get("tags", [])]
+    assert len(parameters) == 1
+    return [c for c in code if c is not parameters[0]], parameters[0]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -32,24 +42,75 @@ def test_anatomy(path):
     )
     head = book.cells[0].source
     assert head.startswith(f"# {int(path.stem[:2])} · ") and all(
-        w in head for w in ("**Question.**", "| reads |", "| writes |", "| cost |")
+        w in head for w in ("**Question.**", "| reads |", "| writes |", "| cost |", "| next |")
     )
     code = [c for c in book.cells if c.cell_type == "code"]
-    assert all(not c.outputs and c.execution_count is None for c in code)
-    for cell in code:
-        tree = ast.parse(cell.source)
-        assert not [
-            n
-            for n in ast.walk(tree)
-            if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.While))
-        ], cell.source
-        assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 25
-        assert not re.search(
-            r"^\s*[%!]|[\"']/(home|work|root|Users|tmp)/|^\s*#.*=", cell.source, re.M
-        ), cell.source
-    parameters = next(c for c in code if "parameters" in c.metadata.get("tags", []))
-    assert all(re.search(r"  # \w", line) for line in parameters.source.splitlines())
+    assert all(c.source and not c.outputs and c.execution_count is None for c in code)
+    for before, after in pairwise(book.cells):
+        sections = [
+            c.cell_type == "markdown" and c.source.startswith("## ") for c in (before, after)
+        ]
+        assert not all(sections), f"an empty section: {before.source}"
     assert notebook_parameters(path)["study"] == "smoke"
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, EXPLORE], ids=lambda p: p.stem)
+def test_cells_are_short_and_only_call(path):
+    """At most 15 lines of 100 characters; no definition, magic, path or old code in them."""
+    cells, parameters = code_cells(path)
+    forbidden = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.While)
+    for cell in (*cells, parameters):
+        tree = ast.parse(cell.source)
+        assert not [n for n in ast.walk(tree) if isinstance(n, forbidden)], cell.source
+        assert max(map(len, cell.source.splitlines())) <= 100, cell.source
+        assert not re.search(
+            r"^\s*[%!]|[\"']/(home|work|root|Users|tmp)/|^\s*#.*\w =", cell.source, re.M
+        ), cell.source
+    for cell in cells:
+        statements = ast.parse(cell.source).body
+        if not all(isinstance(n, ast.Import | ast.ImportFrom) for n in statements):
+            assert len(cell.source.splitlines()) <= 15, cell.source
+    lines = parameters.source.splitlines()
+    for node in ast.parse(parameters.source).body:
+        above = lines[node.lineno - 2] if node.lineno > 1 else ""
+        comment = re.search(r"  # \w", lines[node.end_lineno - 1]) or above.startswith("# ")
+        assert comment, f"no comment on {node.targets[0].id}"
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, EXPLORE], ids=lambda p: p.stem)
+def test_no_cell_builds_a_sentence(path):
+    """Texts are made by `readings`; an f-string here is a title at most, of a question's texts."""
+    for cell in code_cells(path)[0]:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.JoinedStr):
+                words = "".join(p.value for p in node.values if isinstance(p, ast.Constant))
+                assert not re.search(r"[a-z]{2}", words), cell.source
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Markdown")
+
+
+def package_names(path):
+    """Names of the package that a notebook uses, and one import cell that brings them all."""
+    names, modules, importing = set(), {}, []
+    for cell in code_cells(path)[0]:
+        tree = ast.parse(cell.source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "cotdistill":
+                assert node.module == "cotdistill", f"{path.name}: import from cotdistill alone"
+                importing.append(cell.id)
+                names |= {alias.name for alias in node.names}
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                modules.setdefault(node.value.id, set()).add(node.attr)
+    assert len(set(importing)) == 1, f"{path.name}: expected one import cell"
+    for module in names & {"plots", "readings", "summaries"}:
+        names |= {f"{module}.{name}" for name in modules.get(module, ())}
+        names -= {module}
+    return names
+
+
+def test_the_notebooks_use_at_most_50_names_of_the_package():
+    """Readings count by module: one a notebook, and what several of them say."""
+    names = set().union(*map(package_names, NOTEBOOKS))
+    assert len(names) <= 50, sorted(names)
 
 
 def test_a_parameter_has_one_type_in_all_notebooks():

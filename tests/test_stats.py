@@ -16,7 +16,14 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from cotdistill import stats as st
 from cotdistill.errors import DataError
-from cotdistill.verdicts import estimate_text, load_claims, pool, resolve_contrast, verdicts
+from cotdistill.verdicts import (
+    RULES,
+    estimate_text,
+    load_claims,
+    pool,
+    resolve_contrast,
+    verdicts,
+)
 
 CLAIMS = "params/claims.yaml"
 
@@ -24,6 +31,12 @@ CLAIMS = "params/claims.yaml"
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
+
+
+def contrast(data, rng, a, b, n_boot=2000):
+    """The estimate of a - b by forced choice, and its two levels."""
+    table = st.contrast_table(data, {a: 1.0, b: -1.0}, "correct_choice")
+    return st.estimate_contrast(table, "correct_choice", rng, n_boot)
 
 
 def answers(rng, shape, accuracy, seed_sd=0.0, question_sd=0.25, hard=None):
@@ -148,7 +161,10 @@ def test_all_right_does_not_mean_certain(rng):
     exact = proportion_confint(100, 100, method="beta")[0]
     assert exact - 0.03 < low < 0.995
     same = predictions(rng, {"post_cot": 5.0, "label_only": 5.0}, questions=20)
-    assert st.equivalence_test(same, "post_cot", "label_only", margin=0.02, rng=rng)["p"] >= 0.05
+    p, _ = RULES["equivalence"].judge(
+        contrast(same, rng, "post_cot", "label_only")[1], 0.02, "equal"
+    )
+    assert p >= 0.05
 
 
 def test_seeds_that_agree_by_luck_do_not_narrow_an_interval(rng):
@@ -317,14 +333,19 @@ def test_gee_is_logistic_regression_clustered_on_the_question(rng):
 def test_tost_with_one_seed_is_statsmodels(rng):
     data = predictions(rng, {"a": 0.5, "b": 0.5}, seeds=1, questions=1500)
     a, b = (st.seed_table(data, arm).to_numpy()[0] for arm in "ab")
-    ours = st.equivalence_test(data, "a", "b", margin=0.05, rng=rng, n_boot=5000)
-    assert ours["p"] == pytest.approx(ttost_paired(a, b, -0.05, 0.05)[0], rel=0.1)
-    assert (ours["p"] < 0.05) == (ours["low_90"] > -0.05 and ours["high_90"] < 0.05)
+    _, level = contrast(data, rng, "a", "b", n_boot=5000)
+    p, verdict = RULES["equivalence"].judge(level, 0.05, "equal")
+    assert verdict == "supported"
+    assert p == pytest.approx(ttost_paired(a, b, -0.05, 0.05)[0], rel=0.1)
+    half = st.half_width(level, 0.10)  # TOST at 5 %: the 90 % interval lies within the margin
+    assert (p < 0.05) == (-0.05 < level.estimate - half and level.estimate + half < 0.05)
 
 
 def test_interaction_is_the_difference_of_differences(rng):
     data = predictions(rng, {"a": 0.7, "b": 0.4, "c": 0.6, "d": 0.5})
-    found = st.interaction(data, "a", "b", "c", "d", rng=rng)
+    four = claim(contrast=dict(a=["a"], b=["b"], c=["c"], d=["d"]), rule="interaction")
+    found = verdicts(data, [four], rng).iloc[0]
+    assert found["contrast"] == "(a − b) − (c − d)"
     parts = [st.paired_difference(data, *pair, rng=rng)["estimate"] for pair in ("ab", "cd")]
     assert found["estimate"] == pytest.approx(parts[0] - parts[1]) and found["p"] < 0.05
 
@@ -724,14 +745,3 @@ def test_pool_leaves_out_what_was_not_measured(rng):
     pooled = pool(tables).set_index("claim")
     assert set(pooled.index) == set(tables[0].loc[tables[0]["estimate"].notna(), "claim"])
     assert pooled.loc["post_beats_pre", ["studies", "one_seed_studies"]].tolist() == [2, 1]
-
-
-def test_no_paper_number_is_made_up(rng):
-    accuracy = st.accuracy_table(predictions(rng, ARMS, questions=40), rng=rng)
-    assert set(st.paper_table(accuracy)["paper"]) == {"not known"}
-    known = pd.DataFrame([dict(dataset="d", student="tiny", arm="post_cot", accuracy=0.5)])
-    table = st.paper_table(accuracy, known).set_index("arm")
-    assert (
-        table.loc["post_cot", "paper"] == "50.0"
-        and table.loc["pre_cot", "difference"] == "not known"
-    )

@@ -1,0 +1,81 @@
+"""What notebook 04 says of corrupted rationales."""
+
+import pandas as pd
+
+from cotdistill.arms import Arm
+from cotdistill.readings.common import few_seeds, select_nonzero
+from cotdistill.show import percent, points
+
+
+def arms(grid: list[Arm], seeds: list[int]) -> str:
+    """Say which corrupted arms are trained, with how many seeds."""
+    labels = ", ".join(f"**{arm.label}**" for arm in grid)
+    return f"{len(grid)} corrupted arms x {len(seeds)} seed(s): {labels}."
+
+
+def measures_apart(forced: pd.DataFrame, written: pd.DataFrame) -> str:
+    """Name the trained arm whose written answers are furthest below its forced choice."""
+    trained = forced["arm"] != "zero_shot"
+    if not trained.any():
+        return ""
+    apart = (forced["accuracy"] - written["accuracy"])[trained].idxmax()
+    return (
+        "The figure shows forced choice. Written answers are furthest below it for "
+        f"**{forced['arm'][apart]}**: {percent(written.loc[apart])} against "
+        f"{percent(forced.loc[apart])}."
+    )
+
+
+def costs(drops: pd.DataFrame, seeds: int) -> str:
+    """Say which corruptions change the accuracy of their intact arm.
+
+    drops: of `summaries.paired_table`, the corrupted arm minus the intact one, by each measure.
+    """
+    if drops.empty:
+        return "Nothing to compare: the intact arms are not part of this study (`arms`)."
+    clear = select_nonzero(drops)
+    found = ", ".join(f"{r.arm_a} by {r.by} ({100 * r.estimate:+.1f})" for r in clear.itertuples())
+    text = (
+        f"{len(clear)} of {len(drops)} intervals exclude zero{f': {found}' if found else ''}. The "
+        "others show no effect, which is not evidence that there is none; "
+        "[6 · Figures](06_figures.ipynb) tests for that, for post_cot_shuffled by forced choice."
+    )
+    return f"{text} {few_seeds(seeds)}".strip()
+
+
+def written_rationales(pre: pd.DataFrame, rationale_limit: int, label_limit: int) -> str:
+    """Say how often a student that writes its rationale first fails to reach an answer.
+
+    pre: rows of pre_cot arms (written answers) by arm; limits in tokens.
+    """
+    if pre.empty:
+        return "Not part of this study: no pre_cot arm was trained."
+    texts = [
+        f"**{arm}**: {100 * row['cut_off'] / row['answers']:.0f} % of the answers were cut off, in "
+        f"the rationale (at {rationale_limit} tokens) or in the label (at {label_limit}), and "
+        f"{100 * row['parse_failures'] / row['answers']:.0f} % name no option."
+        for arm, row in pre.iterrows()
+    ]
+    return (
+        f"{' '.join(texts)} Forced choice scores the options after whatever was written, cut off "
+        "or not, so it does not show this."
+    )
+
+
+def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], note: str) -> str:
+    """Give points against the intact arm, by both measures."""
+    arms = "; ".join(
+        f"{arm}, " + ", ".join(f"{row['by']} {points(row)}" for row in rows.to_dict("records"))
+        for arm, rows in drops.groupby("arm_a", sort=False)
+    )
+    asked = (
+        ""
+        if any(controls)
+        else "Not part of this study: another question's rationale, and dots (`controls` is "
+        "empty). "
+    )
+    return (
+        f"**Findings.** Points against the intact arm: {arms or 'nothing to compare'} "
+        f"(n = {forced['n'].iloc[0]} questions, {int(forced['seeds'].max())} seed(s), {note}). "
+        f"{asked}Next: [5 · Attribute and mask](05_attribute_and_mask.ipynb)."
+    )
