@@ -48,7 +48,7 @@ def _whole_record(record: dict, where: Path | str, study: str) -> dict:
     return record
 
 
-def findings(record: dict) -> str:
+def study_findings(record: dict) -> str:
     """The findings of a study as Markdown, rendered from its verdicts.json alone.
 
     Accuracies with n, seeds and interval, verdicts.
@@ -82,7 +82,7 @@ def findings(record: dict) -> str:
 
 def render_findings(text: str, records: dict[str, dict]) -> str:
     """docs/findings.md with each part between `<!-- findings <study> -->` and `<!-- /findings -->`
-    replaced by that study's `findings`.
+    replaced by that study's `study_findings`.
 
     Raises DataError where no such markers are, one of a pair is missing, or no record of a study
     that they name.
@@ -97,7 +97,7 @@ def render_findings(text: str, records: dict[str, dict]) -> str:
             "expected <!-- findings <study> --> … <!-- /findings --> around those of "
             "studies that were executed"
         )
-    return re.sub(pattern, lambda m: f"{m[1]}{findings(records[m[2]])}\n{m[3]}", text, flags=re.S)
+    return re.sub(pattern, lambda m: f"{m[1]}{study_findings(records[m[2]])}\n{m[3]}", text, flags=re.S)
 
 
 def render_block(text: str, name: str, content: str, where: str) -> str:

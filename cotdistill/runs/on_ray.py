@@ -126,7 +126,7 @@ def connect(cpus: int):
     return ray
 
 
-def places(ray, gpus: float, cpus: int) -> int:
+def count_run_places(ray, gpus: float, cpus: int) -> int:
     """Count the runs that the living nodes can hold at once."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(
@@ -218,7 +218,7 @@ def _collect(ray, pending: dict, wanted: dict, say):
     started = time.time()
     while pending:
         done, _ = ray.wait(list(pending), num_returns=1, timeout=60)
-        at_once = places(ray, wanted["gpus"], wanted["cpus"])
+        at_once = count_run_places(ray, wanted["gpus"], wanted["cpus"])
         if not done:
             say(
                 f"    {len(pending)} runs asked for, {min(at_once, len(pending))} at a "
