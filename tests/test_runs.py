@@ -103,7 +103,7 @@ def test_a_grid_is_made_once_and_read_back(study, capsys):
 
 
 def test_weights_are_put_back_between_runs(study):
-    """The second run of a grid equals the same run made alone: nothing leaks from one to the next."""
+    """The second run of a grid equals the same run made alone: nothing leaks between runs."""
     run_grid(study, [Arm("post_cot"), Arm("label_only")], "train", seeds=[0])
     together = load_predictions(study, ["train"]).query("arm == 'label_only'")["scores"].tolist()
     import shutil
