@@ -17,7 +17,7 @@ RAY   := $(VENV)/.ray-$(PINS)
 PEERS := $(VENV)/.peers-$(PINS)
 RUN   := $(VENV)/bin/python -m cotdistill.cli
 
-# BACKEND=ray makes runs on a Ray cluster (README, "On a cluster"); RAY_ADDRESS reaches the runs as it is.
+# BACKEND=ray makes runs on a Ray cluster (docs/cluster.md); RAY_ADDRESS reaches the runs as it is.
 BACKEND ?= $(or $(COTDISTILL_BACKEND),local)
 export COTDISTILL_BACKEND      := $(BACKEND)
 export COTDISTILL_GPUS_PER_RUN ?= $(GPUS_PER_RUN)
@@ -26,7 +26,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env new reproduce $(STAGES) smoke publish status verdicts report readme scale bench test kill gemma lab clean
+.PHONY: help env new reproduce $(STAGES) smoke publish status verdicts report docs readme scale bench test kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -91,15 +91,17 @@ status: $(READY) ## what of a study is done, running, failed, and the time left
 	@$(RUN) status $(STUDY)
 
 verdicts: $(READY) ## print what a study says about each claim; write verdicts.json and .csv
-	@$(VENV)/bin/python -m cotdistill.report verdicts $(STUDY)
+	@$(RUN) verdicts $(STUDY)
 
 report: $(READY) ## a static site of a study in artifacts/report/, no Jupyter needed
-	@$(VENV)/bin/python -m cotdistill.report site $(STUDY)
+	@$(RUN) site $(STUDY)
 
-readme: $(READY) ## render the findings of the executed studies into README.md
-	@$(VENV)/bin/python -m cotdistill.report readme
+docs: $(READY) ## render the findings, the verdicts in README.md and the table of keys
+	@$(RUN) docs
 
-scale: $(READY) ## predict the paper's grid on GPUs, into README.md
+readme: docs ## the old name of `make docs`
+
+scale: $(READY) ## predict the paper's grid on GPUs, into docs/grid-cost.md
 	@$(VENV)/bin/python -m benchmarks.grid_cost
 
 $(PEERS): $(READY)

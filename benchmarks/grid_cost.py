@@ -2,10 +2,10 @@
 
 A prediction from a measured law of cost, for GPUs that nobody here has.
 
-    python -m benchmarks.grid_cost           render the table into README.md (`make scale`)
+    python -m benchmarks.grid_cost           render the table into docs/grid-cost.md (`make scale`)
     python -m benchmarks.grid_cost costs     gather artifacts/executed/quick/costs.json from the runs of
                                          `quick` and `openbookqa-probe`; `make publish STUDY=quick`
-                                         publishes it, and README is rendered from the published one
+                                         publishes it; the table is rendered from the published one
 
 A run's cost is counted in FLOPs (6 N per token trained, the head at supervised positions only) and
 turned into seconds by a
@@ -409,7 +409,7 @@ def page(costs: dict) -> str:
         f"`openbookqa-probe`, {real['prompt']:.0f} tokens of prompt, "
         f"{real['label']:.0f} of label and {real['rationale']:.0f} of rationale, taken for all "
         "three datasets. Both stand in "
-        "[costs.json](notebooks/executed/quick/costs.json).",
+        "[costs.json](../notebooks/executed/quick/costs.json).",
         "",
         f"*Assumed*: an A100 computes at {gpu.train / 1e12:.0f} TFLOP/s (35 % of 312) and "
         f"reads {gpu.bandwidth / 1e12:.1f} TB/s; a training batch "
@@ -429,32 +429,34 @@ def page(costs: dict) -> str:
 
 
 def render(text: str, costs: dict) -> str:
-    """README.md with the part between its two markers replaced by `page`.
+    """docs/grid-cost.md with the part between its two markers replaced by `page`.
 
     Raises DataError where the markers are missing.
     """
     pattern = r"(<!-- scale -->\n).*?(<!-- /scale -->)"
     if not re.search(pattern, text, re.S):
-        raise DataError("README.md: no <!-- scale --> … <!-- /scale -->; expected both markers")
+        raise DataError(
+            "docs/grid-cost.md: no <!-- scale --> … <!-- /scale -->; expected both markers"
+        )
     return re.sub(pattern, lambda m: f"{m[1]}{page(costs)}\n{m[2]}", text, flags=re.S)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Render README's prediction or gather the costs behind it.
+    """Render the prediction or gather the costs behind it.
 
     0, or 1 after one line that says what is missing.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.grid_cost", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("what", nargs="?", choices=["readme", "costs"], default="readme")
+    parser.add_argument("what", nargs="?", choices=["page", "costs"], default="page")
     try:
         if parser.parse_args(arguments).what == "costs":
             found = json.dumps(gather(), indent=1) + "\n"
             path = artifacts() / "executed" / "quick" / "costs.json"
         else:
             path, costs = (
-                root() / "README.md",
+                root() / "docs" / "grid-cost.md",
                 json.loads((root() / COSTS).read_text(encoding="utf-8")),
             )
             found = render(path.read_text(encoding="utf-8"), costs)

@@ -1,59 +1,138 @@
-"""The command line: run a study's stages, show its status."""
+"""The command line: run a study, look at it, publish it, and render what is shown of it.
+
+Each command imports what it needs itself: `status` must not wait for torch.
+"""
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from cotdistill.errors import DataError, disk_error, one_line
-from cotdistill.execute import run_study, show_status
 from cotdistill.kernel import interrupt_once
-from cotdistill.parameters import DEFAULT_STUDENT
-from cotdistill.paths import NOTEBOOKS, artifacts, root
-from cotdistill.publish import publish
+from cotdistill.parameters import DEFAULT_STUDENT, load_study, stage_parameters
+from cotdistill.paths import NOTEBOOKS, artifacts, root, study_path
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a study's stages, show their status, or publish them.
-
-    Returns 0; 1 after one line that says what went wrong; 130 after Ctrl-C and one line.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their options; each command's function is its `function`."""
     parser = argparse.ArgumentParser(
         prog="python -m cotdistill.cli", description=__doc__.splitlines()[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run, asked = commands.add_parser("run"), commands.add_parser("publish")
-    for command in (run, asked):
-        command.add_argument("study")
+
+    def add(function, name: str, *, study: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=function.__doc__.splitlines()[0])
+        command.set_defaults(function=function)
+        if study:
+            command.add_argument("study", help="a name in params/, or the path of a YAML file")
+        return command
+
+    run, publish = add(run_command, "run"), add(publish_command, "publish")
+    for command in (run, publish):
         command.add_argument("--stages", nargs="+", choices=list(NOTEBOOKS), default=None)
     run.add_argument(
         "--executed",
-        default=None,
         help="folder of the executed notebooks, from the repository's root on",
     )
-    commands.add_parser("status").add_argument("study")
-    new = commands.add_parser("new")
-    new.add_argument("study")
+    add(status_command, "status")
+    new = add(new_command, "new")
     new.add_argument("--data", required=True)
     new.add_argument("--student", default=DEFAULT_STUDENT)
-    chosen = parser.parse_args(arguments)
+    add(verdicts_command, "verdicts")
+    site, docs = add(site_command, "site"), add(docs_command, "docs", study=False)
+    for command in (site, docs):
+        command.add_argument(
+            "--executed",
+            help="folder of executed studies; by default site takes the user's own, else the "
+            "published ones; docs the latter",
+        )
+    one = add(run_one_command, "run-one")
+    one.add_argument("--arm", required=True)
+    one.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def run_command(chosen: argparse.Namespace) -> None:
+    """Execute the notebooks of a study in sequence."""
+    from cotdistill.execute import run_study
+
+    executed = root() / chosen.executed if chosen.executed else artifacts() / "executed"
+    run_study(chosen.study, chosen.stages, executed)
+
+
+def status_command(chosen: argparse.Namespace) -> None:
+    """Show what of a study is done, running or failed, and the time left."""
+    from cotdistill.execute import show_status
+
+    show_status(chosen.study)
+
+
+def publish_command(chosen: argparse.Namespace) -> None:
+    """Make what was executed of a study its committed evidence."""
+    from cotdistill.publish import publish
+
+    folder = os.path.relpath(publish(chosen.study, chosen.stages))
+    print(f"published in {folder}; `git status` shows what changed")
+
+
+def new_command(chosen: argparse.Namespace) -> None:
+    """Check your own data and write params/<STUDY>.yaml for them."""
+    from cotdistill.new_study import new_study
+
+    path = os.path.relpath(new_study(chosen.study, chosen.data, chosen.student))
+    print(f"{path}: written; read it, then run `make reproduce STUDY={chosen.study}`")
+
+
+def verdicts_command(chosen: argparse.Namespace) -> None:
+    """Print what a study says about each claim; write verdicts.json and verdicts.csv."""
+    from cotdistill.study import Study
+    from cotdistill.verdicts import judge_study
+
+    asked = stage_parameters("figures", load_study(chosen.study))
+    this_study = Study.load(study_path(chosen.study).stem)
+    table = judge_study(this_study, asked["alpha"], asked["bootstrap"]).table
+    for row in table.itertuples():
+        needed = f" Needed: {row.needed}." if row.needed else ""
+        print(f"{row.verdict:13} {row.claim:26} {row.reason}{needed}")
+
+
+def site_command(chosen: argparse.Namespace) -> None:
+    """Write a static site of a study into artifacts/report/."""
+    from cotdistill import report
+    from cotdistill.publish import notebook_folder
+
+    study = study_path(chosen.study).stem
+    executed = root() / chosen.executed if chosen.executed else notebook_folder(study).parent
+    print(report.build_site(study, executed, artifacts() / "report" / study))
+
+
+def docs_command(chosen: argparse.Namespace) -> None:
+    """Render the findings, the README's table of verdicts and the table of keys."""
+    from cotdistill.report import render_documents
+
+    executed = root() / (chosen.executed or Path("notebooks", "executed"))
+    for path in render_documents(executed):
+        print(f"{path.relative_to(root())}: rendered")
+
+
+def run_one_command(chosen: argparse.Namespace) -> None:
+    """Make one run of a study; under torchrun, with all its processes."""
+    from cotdistill.runs.torchrun import make_shared_run, use_process_group
+
+    with use_process_group():
+        make_shared_run(chosen.study, chosen.arm, chosen.seed)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what was asked for.
+
+    Returns 0; 1 after one line that says what went wrong; 130 after Ctrl-C and one line.
+    """
+    chosen = make_parser().parse_args(arguments)
     try:
         with interrupt_once():
-            if chosen.command == "status":
-                show_status(chosen.study)
-            elif chosen.command == "publish":
-                made = os.path.relpath(publish(chosen.study, chosen.stages))
-                print(f"published in {made}; `git status` shows what changed")
-            elif chosen.command == "new":
-                from cotdistill.new_study import new_study  # which imports this module, and torch
-
-                path = os.path.relpath(new_study(chosen.study, chosen.data, chosen.student))
-                print(f"{path}: written; read it, then run `make reproduce STUDY={chosen.study}`")
-            else:
-                run_study(
-                    chosen.study,
-                    chosen.stages,
-                    root() / chosen.executed if chosen.executed else artifacts() / "executed",
-                )
+            chosen.function(chosen)
         return 0
     except KeyboardInterrupt:
         print(

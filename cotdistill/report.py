@@ -1,28 +1,21 @@
-"""A study as a static site that opens without Jupyter and without a network, its verdicts in the
-terminal, and the README's findings.
-
-python -m cotdistill.report verdicts quick      print the table; write verdicts.json and .csv python
--m cotdistill.report site quick          artifacts/report/quick/index.html python -m
-cotdistill.report readme              render the findings of the studies that README.md names
+"""A study as a static site that opens without Jupyter and without a network, and the documents that
+are rendered from committed verdicts: docs/findings.md, docs/keys.md, the README's table.
 """
 
-import argparse
 import html
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 from cotdistill.errors import DataError
-from cotdistill.files import remove_stale_parts, temporary_path
-from cotdistill.parameters import load_study, stage_parameters
-from cotdistill.paths import NOTEBOOKS, root
-from cotdistill.publish import notebook_folder
+from cotdistill.files import atomic_write, read_json, remove_stale_parts, temporary_path
+from cotdistill.new_study import render_keys_table
+from cotdistill.paths import NOTEBOOKS, root, study_dir
 from cotdistill.show import percent
-from cotdistill.verdicts import judge_study
+from cotdistill.study import Study
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --paper: #fff; --tint: #f5f7fa; --link: #0b5394; }
@@ -87,8 +80,8 @@ def findings(record: dict) -> str:
     return "\n".join(lines)
 
 
-def render_readme(text: str, records: dict[str, dict]) -> str:
-    """README.md with each part between `<!-- findings <study> -->` and `<!-- /findings -->`
+def render_findings(text: str, records: dict[str, dict]) -> str:
+    """docs/findings.md with each part between `<!-- findings <study> -->` and `<!-- /findings -->`
     replaced by that study's `findings`.
 
     Raises DataError where no such markers are, one of a pair is missing, or no record of a study
@@ -99,12 +92,63 @@ def render_readme(text: str, records: dict[str, dict]) -> str:
     named = set(opened)
     if not named or named - set(records) or len(opened) != text.count("<!-- /findings -->"):
         raise DataError(
-            f"README.md: findings of {', '.join(sorted(named)) or 'no study'}, and "
+            f"docs/findings.md: findings of {', '.join(sorted(named)) or 'no study'}, and "
             f"verdicts of {', '.join(sorted(records)) or 'none'}; "
             "expected <!-- findings <study> --> … <!-- /findings --> around those of "
             "studies that were executed"
         )
     return re.sub(pattern, lambda m: f"{m[1]}{findings(records[m[2]])}\n{m[3]}", text, flags=re.S)
+
+
+def render_block(text: str, name: str, content: str, where: str) -> str:
+    """A document with the part between `<!-- name -->` and `<!-- /name -->` replaced.
+
+    Raises DataError where it has not one such pair.
+    """
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    rendered, count = re.subn(pattern, lambda m: f"{m[1]}{content}{m[2]}", text, flags=re.S)
+    if count != 1 or text.count(f"<!-- {name} -->") != 1 or text.count(f"<!-- /{name} -->") != 1:
+        raise DataError(f"{where}: expected one pair <!-- {name} --> … <!-- /{name} -->")
+    return rendered
+
+
+def render_verdict_table(records: dict[str, dict]) -> str:
+    """The verdict on each claim in each study as Markdown: a row per claim, a column per study.
+
+    records: study -> its verdicts.json. A claim that a study's record does not have shows a dash.
+    """
+    words, verdicts = {}, {}
+    for study, record in records.items():
+        for row in record["verdicts"]:
+            words.setdefault(row["claim"], row["words"])
+            verdicts[row["claim"], study] = row["verdict"]
+    lines = ["| " + " | ".join(["claim", *records]) + " |", "|---" * (len(records) + 1) + "|"]
+    for claim, text in words.items():
+        cells = [verdicts.get((claim, study), "–") for study in records]
+        lines.append("| " + " | ".join([text.rstrip("."), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render_documents(executed: Path) -> list[Path]:
+    """Render docs/findings.md, docs/keys.md and the README's table of verdicts, if it has one.
+
+    executed: folder of executed studies. Returns the paths that were rendered. Raises DataError,
+    and writes nothing, where a document lacks its markers.
+    """
+    records = committed_records(executed)
+    readme, keys = root() / "README.md", root() / "docs" / "keys.md"
+    path = root() / "docs" / "findings.md"
+    texts = {path: render_findings(path.read_text(encoding="utf-8"), records)}
+    text = keys.read_text(encoding="utf-8")
+    texts[keys] = render_block(text, "keys", render_keys_table(), "docs/keys.md")
+    text = readme.read_text(encoding="utf-8")
+    if "<!-- verdicts -->" in text:
+        table = render_verdict_table(records)
+        texts[readme] = render_block(text, "verdicts", table, "README.md")
+    for path, text in texts.items():
+        with atomic_write(path) as part:
+            part.write_text(text, encoding="utf-8")
+    return list(texts)
 
 
 def committed_records(executed: Path) -> dict[str, dict]:
@@ -155,7 +199,9 @@ def _table(rows: list[dict]) -> str:
     )
 
 
-def front_page(record: dict, study, card: str, notebooks: list[dict], figures: list[str]) -> str:
+def front_page(
+    record: dict, study: Study, card: str, notebooks: list[dict], figures: list[str]
+) -> str:
     """Verdicts, forest plot, accuracies, run card and data card."""
     e = html.escape
     parts = [
@@ -216,10 +262,6 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
 
     Raises DataError where a notebook or the verdicts are missing.
     """
-    from cotdistill.files import read_json
-    from cotdistill.paths import study_dir
-    from cotdistill.study import Study
-
     path = study_dir(study) / "verdicts.json"
     record = _whole_record(read_json(path, f"`make figures STUDY={study}`"), path, study)
     loaded, folder = Study.load(study), executed / study
@@ -264,56 +306,3 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     part.replace(out)
     return out / "index.html"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print or write what was asked for; 0, or 1 after one line that says what is missing."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cotdistill.report", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("what", choices=["verdicts", "site", "readme"])
-    parser.add_argument(
-        "study",
-        nargs="?",
-        default="quick",
-        help="of verdicts and site; readme takes the studies from README.md",
-    )
-    parser.add_argument(
-        "--executed",
-        default=None,
-        help="folder of executed studies; by default "
-        "site takes the user's own, else the published ones; readme the latter",
-    )
-    chosen = parser.parse_args(arguments)
-    study = Path(chosen.study).stem if chosen.study.endswith((".yaml", ".yml")) else chosen.study
-    try:
-        if chosen.what == "verdicts":
-            from cotdistill.study import Study  # which imports torch
-
-            asked = stage_parameters("figures", load_study(chosen.study))
-            this_study = Study.load(study)
-            judgement = judge_study(this_study, asked["alpha"], asked["bootstrap"])
-            for row in judgement.table.itertuples():
-                print(
-                    f"{row.verdict:13} {row.claim:26} {row.reason}"
-                    + (f" Needed: {row.needed}." if row.needed else "")
-                )
-        elif chosen.what == "site":
-            from cotdistill.paths import artifacts
-
-            own = notebook_folder(study).parent
-            executed = root() / chosen.executed if chosen.executed else own
-            print(build_site(study, executed, artifacts() / "report" / study))
-        else:
-            path = root() / "README.md"
-            records = committed_records(root() / (chosen.executed or "notebooks/executed"))
-            found = render_readme(path.read_text(encoding="utf-8"), records)
-            path.write_text(found, encoding="utf-8")
-        return 0
-    except (DataError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -24,7 +24,7 @@ from cotdistill.encode import encode_all
 from cotdistill.hyperparameters import TrainConfig
 from cotdistill.processes import rank_and_world_size
 from cotdistill.students import load_student
-from cotdistill.study import study_data
+from cotdistill.study import read_data
 from cotdistill.train import fine_tune
 
 # 13 questions in batches of 4: the last batch has one, so the second process has nothing of it.
@@ -55,7 +55,7 @@ def main(out: Path) -> None:
         rationales_print="",
         microworld=dict(n_train=13, n_test=8),
     )
-    data, student = study_data({"data": spec}), load_student("tiny-llama")
+    data, student = read_data(spec), load_student("tiny-llama")
     before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
     validations, curves = iter([(0.5, 2.0), (0.75, 1.0), (0.25, 0.5)]), {}
     for name, (arm, more) in CASES.items():

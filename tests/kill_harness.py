@@ -393,31 +393,6 @@ def made(logs: list[Path]) -> dict[tuple[str, str], int]:
 # ---------------------------------------------------------------- one run, killed before each of
 # its writes
 
-BASE = dict(
-    study="t",
-    data=dict(
-        dataset="microworld/everyday",
-        data_dir="",
-        validation_size=4,
-        data_seed=1,
-        rationales="",
-        rationales_print="",
-        microworld=dict(n_train=12, n_test=6),
-    ),
-    student="tiny-llama",
-    device="cpu",
-    dtype="float32",
-    seeds=[0],
-    train_size=0,
-    test_size=0,
-    resample_train=False,
-    label_format="text",
-    max_length=256,
-    max_new_tokens=4,
-    max_label_tokens=24,
-    eval_batch_size=8,
-    train=dict(lr=1e-2, epochs=2, batch_size=6, select="best"),
-)
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 
 
@@ -434,6 +409,7 @@ def make_runs(
     `said`, and at the end the number of changes.
     """
     import torch
+    from studies import make_spec, make_study
 
     from cotdistill.arms import Arm
     from cotdistill.runs.grid import run_grid
@@ -464,9 +440,13 @@ def make_runs(
             said.send(line)
 
     sys.addaudithook(watch)
-    base = BASE | {"train": BASE["train"] | {"epochs": epochs}}
+    study = make_study(
+        data=make_spec(validation_size=4, microworld=dict(n_train=12, n_test=6)),
+        max_new_tokens=4,
+        train=dict(lr=1e-2, epochs=epochs, batch_size=6, select="best"),
+    )
     run_grid(
-        base, [Arm(name) for name in runs_at_once], "train", keep_weights=[("pre_cot", 0)], say=say
+        study, [Arm(name) for name in runs_at_once], "train", keep_weights=[("pre_cot", 0)], say=say
     )
     if said is not None:
         said.send(changes)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny
+from studies import make_study
 from teachers import group_source
 
 from cotdistill import cli
@@ -36,7 +37,7 @@ from cotdistill.paths import NOTEBOOKS, study_dir
 from cotdistill.runs.results import load_predictions, load_stage
 from cotdistill.sources import load_dataset, load_rationales
 from cotdistill.students import best_device, load_student
-from cotdistill.study import check_base, load_base
+from cotdistill.study import Setting, Study
 from cotdistill.verdicts import load_verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,34 +201,8 @@ def cells(*sources, **more):
     return lambda tmp: notebook_parameters(put(tmp / "n.ipynb", json.dumps(book)))
 
 
-def base(**change):
-    spec = dict(
-        dataset="microworld/everyday",
-        data_dir="",
-        validation_size=8,
-        data_seed=1,
-        rationales="",
-        rationales_print="",
-        microworld=dict(n_train=12, n_test=8),
-    )
-    good = dict(
-        study="t",
-        data=spec,
-        student="tiny-llama",
-        device="cpu",
-        dtype="float32",
-        seeds=[0],
-        train_size=0,
-        test_size=0,
-        resample_train=False,
-        label_format="text",
-        max_length=256,
-        max_new_tokens=6,
-        max_label_tokens=24,
-        eval_batch_size=8,
-        train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"),
-    )
-    return lambda tmp: check_base(good | change)
+def setting(**change):
+    return lambda tmp: make_study().replace(**change).check()
 
 
 def demands(**change):
@@ -838,32 +813,32 @@ CASES = {
         )
     },
     "all layers frozen": (
-        base(train=dict(frozen_layers=2)),
+        setting(train=dict(frozen_layers=2)),
         "frozen_layers is 2",
         "expected 0 to 1",
     ),
-    "no seed": (base(seeds=[]), "seeds is empty", "expected at least one number"),
-    "a seed twice": (base(seeds=[1, 1]), "seeds [1, 1]", "expected different numbers"),
-    "a negative seed": (base(seeds=[-3]), "seeds [-3]", "expected whole numbers from 0"),
-    "a negative size": (base(test_size=-1), "test_size is -1", "from 0 on"),
-    "more than there is": (base(train_size=13), "train_size 13", "12 training questions"),
+    "no seed": (setting(seeds=[]), "seeds is empty", "expected at least one number"),
+    "a seed twice": (setting(seeds=[1, 1]), "seeds [1, 1]", "expected different numbers"),
+    "a negative seed": (setting(seeds=[-3]), "seeds [-3]", "expected whole numbers from 0"),
+    "a negative size": (setting(test_size=-1), "test_size is -1", "from 0 on"),
+    "more than there is": (setting(train_size=13), "train_size 13", "12 training questions"),
     "longer than the student reads": (
-        base(max_length=2000),
+        setting(max_length=2000),
         "max_length is 2000",
         "expected at most 1024",
     ),
     "unknown label format": (
-        base(label_format="word"),
+        setting(label_format="word"),
         "label_format 'word'",
         "expected one of text, letter, both",
     ),
-    "unknown dtype": (base(dtype="int4"), "dtype 'int4'", "expected auto"),
+    "unknown dtype": (setting(dtype="int4"), "dtype 'int4'", "expected auto"),
     "float16 in training": (
-        base(dtype="float16"),
+        setting(dtype="float16"),
         "dtype is 'float16'",
         "expected auto (float32 weights), float32 or bfloat16",
     ),
-    "one test question": (base(test_size=1), "test_size is 1", "expected at least 2"),
+    "one test question": (setting(test_size=1), "test_size is 1", "expected at least 2"),
     # what later stages demand, before the first one runs
     "float16 from the start": (demands(dtype="float16"), "dtype is 'float16'", "expected auto"),
     "one test question from the start": (
@@ -996,7 +971,7 @@ CASES = {
         "expected it from `make elicit",
     ),
     "not trained yet": (
-        lambda tmp: load_base("t"),
+        lambda tmp: Study.load("t"),
         f"base.json: {NO_FILE}",
         "expected it from `make train STUDY=t`",
     ),
@@ -1025,13 +1000,29 @@ CASES = {
         "expected the plan",
     ),
     "base cut": (
-        handed_on("base.json", '{"study": ', lambda: load_base("t")),
+        handed_on("base.json", '{"study": ', lambda: Study.load("t")),
         "base.json: not JSON",
         "delete it and run that again",
     ),
     "base without its keys": (
-        handed_on("base.json", '{"study": "t"}', lambda: load_base("t")),
-        "base.json: found no data, label_format",
+        handed_on("base.json", '{"study": "t"}', lambda: Study.load("t")),
+        "base.json: found no data, device, dtype, eval_batch_size, label_format",
+        "run that again",
+    ),
+    "base with training of another version": (
+        lambda tmp: Setting.from_json(
+            make_study().setting.to_json() | {"train": {"lr": 1e-4, "momentum": 0.9}},
+            "base.json",
+            "t",
+        ),
+        "base.json: found train's momentum",
+        "expected what `make train STUDY=t` wrote",
+    ),
+    "base with training of another kind": (
+        lambda tmp: Setting.from_json(
+            make_study().setting.to_json() | {"train": 3}, "base.json", "t"
+        ),
+        "base.json: found a int as train",
         "run that again",
     ),
     "verdicts missing": (

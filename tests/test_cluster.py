@@ -5,7 +5,6 @@ bit.
 """
 
 import importlib.util
-import json
 import os
 import secrets
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from studies import make_study
 
 from cotdistill.arms import Arm, arm_from_name
 from cotdistill.errors import DataError
@@ -26,7 +26,6 @@ from cotdistill.runs import on_ray as on_ray_module
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.on_ray import store_files
 from cotdistill.runs.store import load_metrics
-from cotdistill.study import study_data, study_student, train_questions
 
 ROOT = Path(__file__).resolve().parents[1]
 # Ray's own 15 starves its workers beside other tests
@@ -59,33 +58,8 @@ def token():
 
 
 @pytest.fixture
-def base(store):
-    world = dict(
-        dataset="microworld/everyday",
-        data_dir="",
-        validation_size=8,
-        data_seed=1,
-        rationales="",
-        rationales_print="",
-        microworld=dict(n_train=12, n_test=8),
-    )
-    return dict(
-        study="t",
-        data=world,
-        student="tiny-llama",
-        device="cpu",
-        dtype="float32",
-        seeds=[0, 1],
-        train_size=0,
-        test_size=0,
-        resample_train=False,
-        label_format="text",
-        max_length=256,
-        max_new_tokens=6,
-        max_label_tokens=24,
-        eval_batch_size=8,
-        train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"),
-    )
+def study(store):
+    return make_study(seeds=[0, 1])
 
 
 def results(store) -> dict:
@@ -97,11 +71,11 @@ def results(store) -> dict:
     }
 
 
-def local(base, arms, store, monkeypatch, **more) -> dict:
+def local(study, arms, store, monkeypatch, **more) -> dict:
     """The same grid in a store of its own, made here."""
     here = store.with_name("local")
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(here))
-    run_grid(base, arms, "train", backend="local", say=lambda *_, **__: None, **more)
+    run_grid(study, arms, "train", backend="local", say=lambda *_, **__: None, **more)
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(store))
     return results(here)
 
@@ -128,16 +102,16 @@ def nodes(tmp_path_factory):
 
 @needs_ray
 @pytest.mark.slow
-def test_two_nodes_make_what_one_machine_makes(base, store, nodes, monkeypatch, capsys):
+def test_two_nodes_make_what_one_machine_makes(study, store, nodes, monkeypatch, capsys):
     """Collected and shared: the same files as locally, the runs spread over both nodes, weights and
     scores carried along.
     """
-    student, rationales = study_student(base), study_data(base).rationales
+    student, rationales = study.student, study.data.rationales
     ranks = {
         e.id: [float(-i) for i in range(len(student.encode(f" {rationales[e.id].text}")))]
-        for e in train_questions(base, 0)
+        for e in study.train_questions(0)
     }
-    scores = {("saliency", seed): (ranks, "print") for seed in base["seeds"]}
+    scores = {("saliency", seed): (ranks, "print") for seed in study.setting.seeds}
     arms, keep = (
         [
             Arm("zero_shot"),
@@ -146,10 +120,10 @@ def test_two_nodes_make_what_one_machine_makes(base, store, nodes, monkeypatch, 
         ],
         [("pre_cot", 0)],
     )
-    wanted = local(base, arms, store, monkeypatch, scores=scores, keep_weights=keep)
+    wanted = local(study, arms, store, monkeypatch, scores=scores, keep_weights=keep)
     monkeypatch.setenv("COTDISTILL_SHARED", "0")
     capsys.readouterr()
-    table = run_grid(base, arms, "train", scores=scores, keep_weights=keep, backend="ray")
+    table = run_grid(study, arms, "train", scores=scores, keep_weights=keep, backend="ray")
     out = capsys.readouterr().out
     assert (
         results(store) == wanted
@@ -169,37 +143,37 @@ def test_two_nodes_make_what_one_machine_makes(base, store, nodes, monkeypatch, 
         {p.parent.name for p in disk.glob("worker/runs/*/metrics.json")} for disk in nodes[2]
     ]
     assert all(made_by) and made_by[0] | made_by[1] == set(wanted)
-    run_grid(base, arms, "train", scores=scores, keep_weights=keep, backend="ray")
+    run_grid(study, arms, "train", scores=scores, keep_weights=keep, backend="ray")
     assert capsys.readouterr().out.count("from the store") == 5
     monkeypatch.delenv("COTDISTILL_SHARED")
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(store.with_name("shared")))
     # On one machine every worker sees the driver's store
-    run_grid(base, arms[:2], "train", keep_weights=keep, backend="ray")
+    run_grid(study, arms[:2], "train", keep_weights=keep, backend="ray")
     shared = results(store.with_name("shared"))
     assert len(shared) == 3 and all(shared[key] == wanted[key] for key in shared)
 
 
 @needs_ray
 @pytest.mark.slow
-def test_bad_input_in_a_worker_is_one_line_and_not_tried_again(base, store, nodes):
-    scores = {("saliency", 0): ({e.id: [0.0] for e in train_questions(base, 0)[:3]}, "x")}
+def test_bad_input_in_a_worker_is_one_line_and_not_tried_again(study, store, nodes):
+    scores = {("saliency", 0): ({e.id: [0.0] for e in study.train_questions(0)[:3]}, "x")}
     arm = arm_from_name("post_cot_kept", amount=3, selector="saliency")
     with pytest.raises(
         DataError,
         match=r"post_cot_kept\[3,saliency\] seed 0, on \S+: arm .* no "
         r"attribution scores for 9 questions",
     ) as error:
-        run_grid(base, [arm], "attribute", seeds=[0], scores=scores, backend="ray")
+        run_grid(study, [arm], "attribute", seeds=[0], scores=scores, backend="ray")
     assert "\n" not in str(error.value)
 
 
 @needs_ray
 @pytest.mark.slow
-def test_a_lost_nodes_runs_are_made_elsewhere(base, store, nodes, monkeypatch):
+def test_a_lost_nodes_runs_are_made_elsewhere(study, store, nodes, monkeypatch):
     both, second, disks = nodes
-    base = base | {"train": base["train"] | {"epochs": 80}}  # 240 steps: long enough to be lost in
+    study = study.replace(train={"epochs": 80})  # 240 steps: long enough to be lost in
     arms = [Arm("label_only"), Arm("post_cot")]
-    wanted = local(base, arms, store, monkeypatch)
+    wanted = local(study, arms, store, monkeypatch)
     monkeypatch.setenv("COTDISTILL_SHARED", "0")
     lines, lost = [], []
 
@@ -220,7 +194,7 @@ def test_a_lost_nodes_runs_are_made_elsewhere(base, store, nodes, monkeypatch):
                 time.sleep(0.02)
             both.remove_node(second, allow_graceful=False)
 
-    table = run_grid(base, arms, "train", backend="ray", say=say)
+    table = run_grid(study, arms, "train", backend="ray", say=say)
     assert len(lost) == 1 and not (disks[1] / "worker" / "runs" / lost[0]).exists(), (
         "the node was not lost in the middle of a run"
     )
@@ -308,27 +282,30 @@ def ray_start():
 
 
 DRIVER = """
-import json, sys
+import sys
+sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from cotdistill import runs
 from cotdistill.arms import Arm
-runs.run_grid(json.loads(sys.argv[1]), [Arm("zero_shot"), Arm("label_only"), Arm("post_cot"), Arm("pre_cot")], "train")
+from cotdistill.runs.grid import run_grid
+from studies import make_study
+study = make_study(seeds=[0, 1]).replace(train={"epochs": 5})
+run_grid(study, [Arm("zero_shot"), Arm("label_only"), Arm("post_cot"), Arm("pre_cot")], "train")
 """
 
 
 @needs_ray
 @pytest.mark.slow
-def test_a_killed_driver_picks_up_where_it_was(base, store, ray_start, monkeypatch):
+def test_a_killed_driver_picks_up_where_it_was(study, store, ray_start, monkeypatch):
     address, environment, folder = ray_start
-    base = base | {"train": base["train"] | {"epochs": 5}}
+    study = study.replace(train={"epochs": 5})
     environment |= {
         "RAY_ADDRESS": address,
         "COTDISTILL_BACKEND": "ray",
         "COTDISTILL_SHARED": "0",
         "COTDISTILL_ARTIFACTS": str(store),
     }
-    command = [sys.executable, "-c", DRIVER, json.dumps(base)]
+    command = [sys.executable, "-c", DRIVER, str(ROOT / "tests")]
     first = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -356,15 +333,15 @@ def test_a_killed_driver_picks_up_where_it_was(base, store, ray_start, monkeypat
         for p in (folder / disk).glob("worker/runs/*/metrics.json")
     } == set(results(store))
     assert results(store) == local(
-        base,
+        study,
         [Arm("zero_shot"), Arm("label_only"), Arm("post_cot"), Arm("pre_cot")],
         store,
         monkeypatch,
     )
 
 
-def test_files_that_came_back_damaged_are_refused(base, store):
-    run_grid(base, [Arm("zero_shot")], "train", backend="local", say=lambda *_, **__: None)
+def test_files_that_came_back_damaged_are_refused(study, store):
+    run_grid(study, [Arm("zero_shot")], "train", backend="local", say=lambda *_, **__: None)
     folder = next((store / "runs").glob("*/metrics.json")).parent
     files = {p.name: np.fromfile(p, np.uint8) for p in folder.iterdir()}
     whole, metrics = results(store), load_metrics(folder.name)
@@ -407,23 +384,23 @@ def test_files_that_came_back_damaged_are_refused(base, store):
         ("COTDISTILL_SHARED", "yes", "COTDISTILL_SHARED is 'yes'; expected 0, 1 or nothing"),
     ],
 )
-def test_bad_settings_are_one_line(base, monkeypatch, name, value, message):
+def test_bad_settings_are_one_line(study, monkeypatch, name, value, message):
     monkeypatch.setenv("COTDISTILL_BACKEND", "ray")
     monkeypatch.setenv(name, value)
     with pytest.raises(DataError, match=message):
-        run_grid(base, [Arm("zero_shot")], "train")
+        run_grid(study, [Arm("zero_shot")], "train")
 
 
-def test_without_ray_the_way_to_it_is_named(base, monkeypatch):
+def test_without_ray_the_way_to_it_is_named(study, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
         DataError, match=r"ray is not installed; run: pip install -e '.\[cluster\]'"
     ):
-        run_grid(base, [Arm("zero_shot")], "train", backend="ray")
+        run_grid(study, [Arm("zero_shot")], "train", backend="ray")
 
 
 @needs_ray
-def test_an_address_where_no_cluster_is_fails_at_once_in_one_line(base, monkeypatch):
+def test_an_address_where_no_cluster_is_fails_at_once_in_one_line(study, monkeypatch):
     import ray
 
     ray.shutdown()
@@ -434,7 +411,7 @@ def test_an_address_where_no_cluster_is_fails_at_once_in_one_line(base, monkeypa
         match=r"RAY_ADDRESS '127.0.0.1:\d+': no cluster \(.*refused\); "
         r"expected auto, or host:port of its head \(",
     ):
-        run_grid(base, [Arm("zero_shot")], "train", backend="ray")
+        run_grid(study, [Arm("zero_shot")], "train", backend="ray")
     assert time.time() - started < 20
 
 
@@ -450,13 +427,13 @@ def test_a_worker_that_must_share_and_does_not_see_the_store_says_so(tmp_path):
         on_ray_module._sees(place | {"shared": "1", "token": "other"})
 
 
-def test_the_readmes_kubernetes_recipe_is_yaml_with_the_pinned_ray():
+def test_the_documented_kubernetes_recipe_is_yaml_with_the_pinned_ray():
     import re
-
     import tomllib
+
     import yaml
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     job = yaml.safe_load(re.search(r"```yaml\n(apiVersion: ray.io.*?)```", text, re.S)[1])
     pin = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][
         "cluster"
@@ -471,6 +448,6 @@ def test_the_readmes_kubernetes_recipe_is_yaml_with_the_pinned_ray():
             0
         ]["env"]
     }
-    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "cotdistill").glob("*.py"))
+    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "cotdistill").rglob("*.py"))
     names = code + "".join(f"COTDISTILL_{kind}_PER_RUN" for kind in ("GPUS", "CPUS"))
     assert told - {"PYTHONPATH"} <= set(re.findall(r"COTDISTILL_\w+", names))

@@ -20,9 +20,9 @@ import pytest
 import tiny_gguf
 import torch
 from conftest import tiny
+from studies import make_spec, make_study
 
 from cotdistill import cli, students
-from cotdistill import study as study_module
 from cotdistill.arms import Arm
 from cotdistill.attribution.score_files import read_scores
 from cotdistill.checkpoints import (
@@ -40,7 +40,7 @@ from cotdistill.encode import encode_all
 from cotdistill.errors import DataError
 from cotdistill.evaluate import evaluate
 from cotdistill.examples import Example, Rationale
-from cotdistill.files import sha256, write_json
+from cotdistill.files import sha256
 from cotdistill.hyperparameters import TrainConfig
 from cotdistill.paths import artifacts, study_dir
 from cotdistill.runs import one
@@ -51,36 +51,12 @@ from cotdistill.runs.results import load_predictions, load_stage
 from cotdistill.runs.scores import load_or_make_scores, load_or_make_table
 from cotdistill.runs.store import load_metrics, load_or_make_run, report_old_runs
 from cotdistill.sources import write_rationales
-from cotdistill.study import load_base, study_data, study_student, train_questions
+from cotdistill.study import Study, read_data
 from cotdistill.train import fine_tune
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEC = dict(
-    dataset="microworld/everyday",
-    data_dir="",
-    validation_size=4,
-    data_seed=1,
-    rationales="",
-    rationales_print="",
-    microworld=dict(n_train=12, n_test=8),
-)
-BASE = dict(
-    study="t",
-    data=SPEC,
-    student="tiny-llama",
-    device="cpu",
-    dtype="float32",
-    seeds=[0],
-    train_size=0,
-    test_size=0,
-    resample_train=False,
-    label_format="text",
-    max_length=256,
-    max_new_tokens=6,
-    max_label_tokens=24,
-    eval_batch_size=8,
-    train=dict(lr=1e-2, epochs=2, batch_size=4, select="last"),
-)
+SPEC = make_spec(validation_size=4)
+STUDY = make_study(data=SPEC, train=dict(lr=1e-2, epochs=2, batch_size=4, select="last"))
 ARMS = [Arm("zero_shot"), Arm("label_only")]
 
 
@@ -90,11 +66,11 @@ def quiet(*args, **kwargs):
 
 def grid(**more):
     """A trained run that keeps its weights, and the undistilled student."""
-    return run_grid(BASE, ARMS, "train", keep_weights=[("label_only", 0)], **more)
+    return run_grid(STUDY, ARMS, "train", keep_weights=[("label_only", 0)], **more)
 
 
 def folder_of(label: str) -> Path:
-    row = next(r for r in plan_rows(BASE, ARMS) if r["label"] == label)
+    row = next(r for r in plan_rows(STUDY, ARMS) if r["label"] == label)
     return artifacts() / "runs" / row["key"]
 
 
@@ -105,7 +81,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COTDISTILL_ARTIFACTS", str(path))
         grid(say=quiet)
-        write_json(study_dir("t") / "base.json", BASE)
+        STUDY.save()
     return path
 
 
@@ -228,7 +204,7 @@ def test_what_killed_runs_leave_is_not_taken_over(made, copy):
     (study_dir("t") / "base.json.77.part").write_text("{")
     grid(say=quiet)
     assert {p.name for p in path.iterdir()} == set(RUN_FILES) and not work.exists()
-    assert truth(copy) == truth(made) and load_base("t") == BASE
+    assert truth(copy) == truth(made) and Study.load("t").setting == STUDY.setting
 
 
 def test_the_clock_decides_nothing(made, copy, monkeypatch, capsys):
@@ -339,9 +315,9 @@ def test_a_clock_set_back_keeps_the_newest_checkpoint(made, copy):
 def trained(folder, epochs=4, dies=0, best=2):
     """fine_tune on four questions with a validation that finds epoch `best` the best."""
     student, seen = tiny("tiny-llama"), []
-    examples = study_data(BASE).train[:4]
+    examples = STUDY.data.train[:4]
     passes = encode_all(
-        student, examples, study_data(BASE).rationales, Arm("post_cot"), "text", 0, epochs
+        student, examples, STUDY.data.rationales, Arm("post_cot"), "text", 0, epochs
     )
 
     def validate():
@@ -494,7 +470,7 @@ def test_damaged_base_and_plan_are_named_with_the_stage_to_run(copy):
     folder, plan = study_dir("t"), study_dir("t") / "train.json"
     good = plan.read_text()
     rows = json.loads(good)
-    assert load_base("t") == BASE and len(load_stage("t", "train")) == 2
+    assert Study.load("t").setting == STUDY.setting and len(load_stage("t", "train")) == 2
     for bad in (
         good[: len(good) // 2],
         "",
@@ -509,7 +485,7 @@ def test_damaged_base_and_plan_are_named_with_the_stage_to_run(copy):
         with pytest.raises(
             DataError, match=r"train.json: .*run (`make train STUDY=t`|that again)"
         ) as error:
-            load_predictions("t", ["train"])
+            load_predictions(STUDY, ["train"])
         assert str(error.value).isprintable()
         grid(say=quiet)
         assert plan.read_text() == good
@@ -521,7 +497,7 @@ def test_damaged_base_and_plan_are_named_with_the_stage_to_run(copy):
             match="base.json: changed after it was written; expected "
             "what `make train STUDY=t` wrote",
         ):
-            load_base("t")
+            Study.load("t")
 
 
 def test_status_of_a_damaged_plan(copy, capsys, tmp_path):
@@ -552,8 +528,7 @@ def test_rationales_are_those_that_were_written(store, tmp_path, how):
         "rationales": "studies/t/rationales.jsonl",
         "rationales_print": sha256(path)[:16],
     }
-    assert len(study_data({"data": spec}).rationales) == 6
-    study_module._data.cache_clear()
+    assert len(read_data(spec).rationales) == 6
     if how == "edited":
         path.write_text(path.read_text().replace(" is ", " was ", 1))
     else:
@@ -563,13 +538,13 @@ def test_rationales_are_those_that_were_written(store, tmp_path, how):
         match="rationales.jsonl: (not the file that data.json was "
         "written with|no such file).*make elicit",
     ):
-        study_data({"data": spec})
+        read_data(spec)
 
 
 def test_damaged_scores_are_made_again(copy, capsys):
-    examples = train_questions(BASE, 0)[:3]
-    ask = lambda: load_or_make_scores(BASE, study_student(BASE), "judge", "saliency", examples)
-    first, print_of = ask()
+    examples = STUDY.train_questions(0)[:3]
+    ask = lambda: load_or_make_scores(STUDY, STUDY.student, "weights", "saliency", examples)
+    first, scores_fingerprint = ask()
     (path,) = (study_dir("t") / "scores").glob("*.jsonl")
     good = path.read_bytes()
     for how in ("cut", "edited", "emptied"):
@@ -577,12 +552,12 @@ def test_damaged_scores_are_made_again(copy, capsys):
         capsys.readouterr()
         again, same = ask()
         assert (
-            same == print_of
+            same == scores_fingerprint
             and "the scores are made again" in capsys.readouterr().out
             and path.read_bytes() == good
         )
         assert all(np.array_equal(first[id], again[id]) for id in first)
-    assert read_scores(path)[1] == print_of
+    assert read_scores(path)[1] == scores_fingerprint
 
 
 def test_a_damaged_table_of_a_notebook_is_named(store):
@@ -751,15 +726,15 @@ def test_weights_that_do_not_fit_are_not_half_there(tmp_path, monkeypatch):
 
 def test_a_read_only_store_is_read_and_a_write_says_so(copy, tmp_path, capsys):
     with read_only(copy):
-        assert len(load_predictions("t", ["train"])) == 16
+        assert len(load_predictions(STUDY, ["train"])) == 16
         with pytest.raises(DataError) as error:
             grid()
         one_line_about(
             error, copy, "the folder is read-only", "make it writable, or set COTDISTILL_ARTIFACTS"
         )
-        row = plan_rows(BASE | {"test_size": 4}, ARMS)[0]
+        row = plan_rows(STUDY.replace(test_size=4), ARMS)[0]
         with pytest.raises(DataError) as error:
-            load_or_make_run(BASE | {"test_size": 4}, row["arm"], row["seed"], row["config"])
+            load_or_make_run(STUDY.replace(test_size=4), row["arm"], row["seed"], row["config"])
         one_line_about(error, copy, "the folder is read-only")
         with pytest.raises(DataError) as error:
             ask(copy / "studies" / "t" / "teacher.jsonl")

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from studies import make_spec
 
 from cotdistill.arms import Arm
 from cotdistill.errors import DataError
@@ -19,20 +20,11 @@ from cotdistill.paths import study_dir
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.results import load_predictions
 from cotdistill.runs.torchrun import make_shared_run
-from cotdistill.study import load_base, study_base
+from cotdistill.study import Study
 from cotdistill.train import OrderSampler, SlicedBatches
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-WORLD = dict(
-    dataset="microworld/everyday",
-    data_dir="",
-    validation_size=8,
-    data_seed=1,
-    rationales="",
-    rationales_print="",
-    microworld=dict(n_train=12, n_test=8),
-)
 
 
 def start(command, **more):
@@ -126,12 +118,12 @@ def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
     study.write_text(
         "student: tiny-llama\nmax_new_tokens: 6\nepochs: 2\nbatch_size: 4\nkeep_weights: true\n"
     )
-    write_json(study_dir("own") / "data.json", WORLD)
+    write_json(study_dir("own") / "data.json", make_spec())
     command = [
         *TORCHRUN,
         "-m",
-        "cotdistill.runs.torchrun",
-        "run",
+        "cotdistill.cli",
+        "run-one",
         str(study),
         "--arm",
         "pre_cot",
@@ -148,9 +140,9 @@ def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
         "pre_cot seed 0, 2 processes" in (second := start(command, COTDISTILL_ARTIFACTS=str(store)))
         and "from the store" in second
     )
-    base, lines = study_base(str(study)), []
+    loaded, lines = Study.from_yaml(str(study)), []
     run_grid(
-        base,
+        loaded,
         [Arm("pre_cot")],
         "train",
         keep_weights=[("pre_cot", 0)],
@@ -163,11 +155,11 @@ def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
         json.loads((folder / "provenance.json").read_text())["processes"] == 2
         and (folder / "weights.safetensors").is_file()
     )
-    both = load_predictions("own", ["train"])
+    both = load_predictions(loaded, ["train"])
     for path in sorted(folder.iterdir(), reverse=True):
         path.unlink()
-    run_grid(base, [Arm("pre_cot")], "train", backend="local", say=lambda *_, **__: None)
-    alone = load_predictions("own", ["train"])
+    run_grid(loaded, [Arm("pre_cot")], "train", backend="local", say=lambda *_, **__: None)
+    alone = load_predictions(loaded, ["train"])
     assert alone["id"].tolist() == both["id"].tolist()
     np.testing.assert_allclose(
         np.concatenate(alone["scores"].tolist()), np.concatenate(both["scores"].tolist()), atol=1e-3
@@ -175,19 +167,19 @@ def test_torchrun_makes_one_run_in_the_store(store, tmp_path):
 
 
 def test_a_run_without_its_notebook_has_the_notebooks_setting(smoke, monkeypatch):
-    """`study_base` builds what notebook 02 writes.
+    """`Study.from_yaml` builds what notebook 02 writes.
 
-    Equal but for the one key that the notebook keeps to itself.
+    Equal but for what base.json does not hold.
     """
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(smoke[0] / "artifacts"))
-    mine = study_base("smoke")
-    assert mine.pop("keep_weights") is True and mine == load_base("smoke")
+    mine = Study.from_yaml("smoke").setting
+    assert mine.keep_weights is True and mine.to_json() == Study.load("smoke").setting.to_json()
 
 
 def test_what_cannot_be_made_is_one_line(store, tmp_path):
     study = tmp_path / "own.yaml"
     study.write_text("student: tiny-llama\nepochs: 1\n")
-    write_json(study_dir("own") / "data.json", WORLD)
+    write_json(study_dir("own") / "data.json", make_spec())
     with pytest.raises(DataError, match="unknown arm 'cot'"):
         make_shared_run(str(study), "cot", 0)
     with pytest.raises(DataError, match=r"run that first"):

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from conftest import tiny
+from studies import make_study
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,23 +22,13 @@ from cotdistill.arms import Arm, arm_from_name, format_target, prompt_text
 from cotdistill.encode import encode
 from cotdistill.errors import DataError
 from cotdistill.files import read_json, sha256, write_json
-from cotdistill.hyperparameters import TrainConfig
 from cotdistill.parameters import BUILT_IN
 from cotdistill.paths import study_dir
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.results import load_predictions
 from cotdistill.sources import write_rationales
 from cotdistill.students import BUNDLED, check_attention, load_student
-from cotdistill.study import (
-    check_base,
-    check_offsets,
-    content_prints,
-    load_base,
-    study_data,
-    study_student,
-    try_student,
-    write_base,
-)
+from cotdistill.study import Study, content_fingerprints, read_data, try_student
 from cotdistill.tiny import TINY, _tiny_tokenizer
 
 WIDE = dict(
@@ -295,10 +286,11 @@ def test_the_students_that_need_no_trial_are_those_of_this_package():
 def test_a_slow_tokenizer_is_refused_where_offsets_are_needed(monkeypatch, capsys):
     student = tiny("tiny-llama")
     monkeypatch.setattr(type(student.tokenizer), "is_fast", False)
-    monkeypatch.setattr(study_module, "_student", lambda *how: student)
-    base = {"student": "tiny-llama", "device": "cpu", "dtype": "float32"}
+    monkeypatch.setattr(study_module, "load_fresh_student", lambda *how: student)
+    study = make_study()
+    study.student = student
     with pytest.raises(DataError, match="gives no character offsets; expected a fast tokenizer"):
-        check_offsets(base)
+        study.check_offsets()
     assert try_student("tiny-llama", "cpu", "float32", needs_offsets=True) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert try_student("tiny-llama", "cpu", "float32", needs_offsets=False) == 0
@@ -349,50 +341,35 @@ class Own:
             rationales="",
             rationales_print="",
         )
-        study_module._data.cache_clear()  # each notebook is a process of its own
-        data, file = study_data({"data": spec}), study_dir("t") / "rationales.jsonl"
+        data, file = read_data(spec), study_dir("t") / "rationales.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_rationales(data.rationales, file)
         spec |= {
             "rationales": "studies/t/rationales.jsonl",
             "rationales_print": sha256(file)[:16],
-            "content": content_prints(data, ["", str(self.folder / "recorded.jsonl")]),
+            "content": content_fingerprints(data, ["", str(self.folder / "recorded.jsonl")]),
         }
         write_json(study_dir("t") / "data.json", spec)
 
     def begin_train(self):
-        study_module._data.cache_clear()
-        study_module._student.cache_clear()
-        base = dict(
-            study="t",
+        study_module.shared_student.cache_clear()
+        study = make_study(
             data=read_json(study_dir("t") / "data.json", "elicit"),
             student=self.student,
-            device="cpu",
-            dtype="float32",
-            seeds=[0],
-            train_size=0,
-            test_size=0,
-            resample_train=False,
-            label_format="text",
-            max_length=256,
             max_new_tokens=4,
-            max_label_tokens=24,
-            eval_batch_size=8,
-            train=vars(TrainConfig(lr=1e-2, epochs=1, batch_size=4, select="last")),
         )
-        check_base(base, [Arm("label_only")])
-        write_base(base)
-        return base
+        study.check([Arm("label_only")])
+        study.save()
+        return study
 
     def train(self):
         run_grid(self.begin_train(), [Arm("label_only")], "train", say=lambda *a, **k: None)
 
     def later(self):
-        study_module._data.cache_clear()
-        return load_base("t")
+        return Study.load("t")
 
     def shuffle(self):
-        study_module._student.cache_clear()
+        study_module.shared_student.cache_clear()
         arms = [arm_from_name("post_cot_filler")]
         run_grid(self.later(), arms, "shuffle", say=lambda *a, **k: None)
         return load_predictions("t", ["train", "shuffle"])
@@ -497,8 +474,8 @@ def test_files_of_an_older_version_without_content_are_read_as_they_are(tmp_path
 def test_a_run_that_diverges_ends_in_one_line_and_is_not_stored(tmp_path, store, monkeypatch):
     own = Own(tmp_path)
     own.elicit()
-    base = own.begin_train()
-    student = study_student(base)
+    study = own.begin_train()
+    student = study.student
     with torch.no_grad():
         next(p for p in student.model.parameters() if p.ndim == 2)[:] = float("nan")
     with pytest.raises(
@@ -506,6 +483,6 @@ def test_a_run_that_diverges_ends_in_one_line_and_is_not_stored(tmp_path, store,
         match="training diverged: the loss is nan at step 1, .* "
         "expected a finite loss: lower lr, or dtype float32",
     ):
-        run_grid(base, [Arm("label_only")], "train", say=lambda *a, **k: None)
+        run_grid(study, [Arm("label_only")], "train", say=lambda *a, **k: None)
     assert not list(store.glob("runs/*/metrics.json"))
-    study_module._student.cache_clear()
+    study_module.shared_student.cache_clear()

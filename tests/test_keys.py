@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from studies import make_spec, make_study
 
 from cotdistill import cli
 from cotdistill.new_study import TITLES, new_study, render_keys_table, study_keys
 from cotdistill.parameters import all_parameters, load_study
 from cotdistill.paths import FOLDER
-from cotdistill.study import resolve, usable
+from cotdistill.study import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,23 +97,13 @@ def test_its_lengths_keep_ninety_nine_percent(repository):
     put_data(repository / "mine", n=120)
     new_study("my", str(repository / "mine"), "tiny-llama")
     values = load_study("my")
-    base = dict(
-        student="tiny-llama",
-        device="cpu",
-        dtype="float32",
-        label_format="text",
+    study = make_study(
         max_length=values["max_length"],
-        data=dict(
-            dataset=str(repository / "mine"),
-            data_dir="",
-            validation_size=0,
-            data_seed=0,
-            microworld=None,
-            rationales="",
-            rationales_print="",
+        data=make_spec(
+            dataset=str(repository / "mine"), validation_size=0, data_seed=0, microworld=None
         ),
     )
-    kept, _ = usable(base)
+    kept, _ = study.usable_questions()
     assert (
         len(kept) >= 0.99 * 119
         and values["max_length"] % 16 == 0

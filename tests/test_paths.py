@@ -5,24 +5,14 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny
+from studies import make_study
 
-from cotdistill import study as study_module
 from cotdistill.encode import length_to_keep, training_length
 from cotdistill.errors import DataError
 from cotdistill.examples import Dataset, Example, Rationale
-from cotdistill.files import fingerprint
 from cotdistill.new_study import portable_path
 from cotdistill.paths import FOLDER, enter_study
-from cotdistill.study import (
-    give_data,
-    named_student,
-    resolve,
-    student_note,
-    study_data,
-    study_student,
-    teacher_student,
-    warn_of_length,
-)
+from cotdistill.study import named_student, read_data, resolve, shared_student, teacher_student
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -108,7 +98,7 @@ def test_a_path_that_is_nowhere_names_both_places(two_places, monkeypatch):
         DataError,
         match=rf"^none: no such folder {both} a dataset \(commonsense_qa, .* or a folder with",
     ):
-        study_data({"data": spec})
+        read_data(spec)
     with pytest.raises(
         DataError,
         match=r"student './none': no config.json in that folder, no such folder beside .*/mine\)",
@@ -140,16 +130,15 @@ def test_a_local_student_keeps_the_name_that_the_study_gives_it(two_places):
     llama.model.save_pretrained(folder)
     llama.tokenizer.save_pretrained(folder)
     enter_study(str(two_places / "mine" / "s.yaml"))
-    study_module._student.cache_clear()
-    base = dict(student="own/model", device="cpu", dtype="float32")
-    named, absolute = study_student(base), study_student(base | {"student": str(folder)})
+    study = make_study(student="own/model")
+    named, absolute = study.student, study.replace(student=str(folder)).student
     assert (named.name, named.note) == ("own/model", "own/model") and absolute.name == str(folder)
     assert (
         named.fingerprint == absolute.fingerprint
         and teacher_student("own/model").name == "own/model"
     )
-    assert student_note(base) == "own/model"
-    study_module._student.cache_clear()
+    assert study.note == "own/model"
+    shared_student.cache_clear()
 
 
 def test_a_new_study_names_data_so_that_they_are_found(two_places):
@@ -197,22 +186,12 @@ def test_more_than_a_tenth_left_out_is_said_with_the_length_that_keeps_them(
     llama = tiny("tiny-llama")
     lengths = sorted(training_length(llama, e, "It is cold.", "text") for e in train[:-1])
     data = Dataset("d", train, [], [], rationales)
-    spec = dict(
-        dataset="d",
-        data_dir=fingerprint(train),
-        validation_size=0,
-        data_seed=0,
-        microworld=None,
-        rationales="",
-        rationales_print="",
-    )
-    base = dict(data=spec, student="tiny-llama", device="cpu", dtype="float32", label_format="text")
-    give_data(base, data)
+    study = make_study(data)
     said = []
     for n_kept, wanted in ((19, 0), (18, 0), (17, 1), (1, 1)):  # of 19; a tenth is 1.9
         said.clear()
-        warn_of_length(
-            base | {"max_length": lengths[n_kept - 1]}, say=lambda line, **_: said.append(line)
+        study.replace(max_length=lengths[n_kept - 1]).warn_of_length(
+            say=lambda line, **_: said.append(line)
         )
         assert len(said) == wanted, n_kept
         if said:
@@ -225,4 +204,4 @@ def test_more_than_a_tenth_left_out_is_said_with_the_length_that_keeps_them(
 
 def test_notebook_2_says_it():
     cells = json.loads((ROOT / "notebooks" / "02_train.ipynb").read_text())["cells"]
-    assert any("runs.warn_of_length(base)" in "".join(cell["source"]) for cell in cells)
+    assert any(".warn_of_length()" in "".join(cell["source"]) for cell in cells)

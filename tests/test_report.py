@@ -1,5 +1,5 @@
-"""The static site in a real browser, the verdicts in the terminal, and README findings that cannot
-drift.
+"""The static site in a real browser, the verdicts in the terminal, and documents that cannot drift
+from the committed verdicts.
 """
 
 import json
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from browser import Browser, needs_chromium
 
-from cotdistill import report
+from cotdistill import cli, report
 from cotdistill.errors import DataError
+from cotdistill.new_study import render_keys_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,7 +25,7 @@ def command(smoke, *words):
         "PYTHONPATH": str(ROOT),
     }
     return subprocess.run(
-        [sys.executable, "-m", "cotdistill.report", *words],
+        [sys.executable, "-m", "cotdistill.cli", *words],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -61,11 +62,11 @@ def test_the_site_takes_the_users_own_notebooks_else_the_published_ones(tmp_path
     taken = []
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path))
     monkeypatch.setattr(report, "build_site", lambda study, executed, out: taken.append(executed))
-    assert report.main(["site", "quick"]) == 0
+    assert cli.main(["site", "quick"]) == 0
     (tmp_path / "executed" / "quick").mkdir(parents=True)
     (tmp_path / "executed" / "quick" / "01_elicit.ipynb").touch()
-    assert report.main(["site", "quick"]) == 0
-    assert report.main(["site", "quick", "--executed", "elsewhere"]) == 0
+    assert cli.main(["site", "quick"]) == 0
+    assert cli.main(["site", "quick", "--executed", "elsewhere"]) == 0
     assert taken == [ROOT / "notebooks" / "executed", tmp_path / "executed", ROOT / "elsewhere"]
 
 
@@ -113,7 +114,7 @@ def test_verdicts_of_an_older_version_say_what_to_run(smoke, tmp_path):
     (tmp_path / "smoke" / "verdicts.json").write_text(
         json.dumps({k: v for k, v in record.items() if k != "accuracy_written"})
     )
-    done = command(smoke, "readme", "smoke", "--executed", str(tmp_path))
+    done = command(smoke, "docs", "--executed", str(tmp_path))
     assert (
         done.returncode == 1
         and "no accuracy_written in it" in done.stderr
@@ -130,19 +131,88 @@ def test_missing_study_says_what_to_run(smoke):
     )
 
 
-def test_readme_findings_are_rendered_from_the_committed_verdicts():
+def test_findings_are_rendered_from_the_committed_verdicts():
     records = report.committed_records(ROOT / "notebooks" / "executed")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.render_readme(text, records) == text
+    text = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    assert report.render_findings(text, records) == text
     for study in ("quick", "invented"):
         assert (
             f"Study `{study}`" in text
             and f"{records[study]['accuracy'][0]['n']} test questions" in text
         )
     with pytest.raises(DataError, match="findings of no study"):
-        report.render_readme("nothing", records)
+        report.render_findings("nothing", records)
     with pytest.raises(DataError, match="findings of invented, quick, and verdicts of quick;"):
-        report.render_readme(text, {"quick": records["quick"]})
+        report.render_findings(text, {"quick": records["quick"]})
     # What stands up to the next study's end would be lost
     with pytest.raises(DataError, match="expected <!-- findings <study> -->"):
-        report.render_readme(text.replace("<!-- /findings -->", "", 1), records)
+        report.render_findings(text.replace("<!-- /findings -->", "", 1), records)
+
+
+def test_the_readmes_verdicts_are_the_committed_ones():
+    records = report.committed_records(ROOT / "notebooks" / "executed")
+    table = report.render_verdict_table(records)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.render_block(text, "verdicts", table, "README.md") == text
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    assert rows[0] == ["claim", *records] and len({len(row) for row in rows[2:]}) == 1
+    for study, record in records.items():
+        column = {row[0]: row[rows[0].index(study)] for row in rows[2:]}
+        for verdict in record["verdicts"]:
+            assert column[verdict["words"].rstrip(".")] == verdict["verdict"]
+
+
+def test_a_claim_that_a_study_does_not_have_is_a_dash():
+    row = {"claim": "a", "words": "A is so.", "verdict": "supported"}
+    table = report.render_verdict_table({"one": {"verdicts": [row]}, "two": {"verdicts": []}})
+    assert table == "| claim | one | two |\n|---|---|---|\n| A is so | supported | – |\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nothing",
+        "<!-- keys -->\nno end",
+        "no start <!-- /keys -->",
+        "<!-- keys -->\n<!-- /keys -->\n<!-- keys -->\n<!-- /keys -->\n",
+    ],
+)
+def test_a_document_without_one_pair_of_markers_is_refused(text):
+    with pytest.raises(DataError, match="^docs/keys.md: expected one pair <!-- keys -->"):
+        report.render_block(text, "keys", "x\n", "docs/keys.md")
+
+
+def test_the_committed_table_of_keys_is_fresh():
+    text = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
+    assert report.render_block(text, "keys", render_keys_table(), "docs/keys.md") == text
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    words = [word for word in text.split() if re.search(r"\w", word)]
+    assert len(text.splitlines()) <= 120 and len(words) <= 900
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith("http")]
+    assert len(targets) > 10
+    missing = [t for t in targets if not (ROOT / t.partition("#")[0]).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("words", [["runs"], ["run"], ["new", "my"], ["run-one", "quick"]])
+def test_a_command_that_is_not_one_ends_with_its_usage(words, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(words)
+    assert error.value.code == 2 and "usage: python -m cotdistill.cli" in capsys.readouterr().err
+
+
+def test_the_command_line_starts_without_torch():
+    code = (
+        "import sys; from cotdistill import cli; cli.make_parser(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "False", done.stderr

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny
+from studies import make_study
 
-from cotdistill import study
 from cotdistill.arms import Arm, arm_from_name, prompt_text
 from cotdistill.corrupt import dots_id
 from cotdistill.errors import DataError
@@ -30,56 +30,19 @@ from cotdistill.runs.scores import (
     load_or_make_table,
 )
 from cotdistill.runs.store import load_metrics, load_or_make_run
-from cotdistill.study import (
-    check_base,
-    check_positions,
-    load_base,
-    study_data,
-    study_student,
-    test_questions,
-    train_questions,
-)
+from cotdistill.study import Study, shared_student
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = [Arm("zero_shot"), Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
 
 
-@pytest.fixture(scope="module")
-def world():
-    return dict(
-        dataset="microworld/everyday",
-        data_dir="",
-        validation_size=8,
-        data_seed=1,
-        rationales="",
-        rationales_print="",
-        microworld=dict(n_train=12, n_test=8),
-    )
-
-
 @pytest.fixture
-def base(world, store):
-    return dict(
-        study="t",
-        data=world,
-        student="tiny-llama",
-        device="cpu",
-        dtype="float32",
-        seeds=[0, 1],
-        train_size=0,
-        test_size=0,
-        resample_train=False,
-        label_format="text",
-        max_length=256,
-        max_new_tokens=6,
-        max_label_tokens=24,
-        eval_batch_size=8,
-        train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"),
-    )
+def study(store):
+    return make_study(seeds=[0, 1])
 
 
-def test_key_depends_on_values_not_on_order_and_differs_for_every_change(base):
-    config = make_config(base, Arm("post_cot"), 0)
+def test_key_depends_on_values_not_on_order_and_differs_for_every_change(study):
+    config = make_config(study, Arm("post_cot"), 0)
     assert run_key(config) == run_key(dict(reversed(config.items())))
     changes = [
         dict(seeds=[1]),
@@ -87,36 +50,37 @@ def test_key_depends_on_values_not_on_order_and_differs_for_every_change(base):
         dict(test_size=4),
         dict(label_format="letter"),
         dict(max_label_tokens=30),
-        dict(train=base["train"] | {"lr": 2e-2}),
+        dict(train={"lr": 2e-2}),
         dict(student="tiny-gpt2"),
-        dict(data=base["data"] | {"data_seed": 2}),
+        dict(data=study.setting.data | {"data_seed": 2}),
     ]
     keys = [
-        run_key(make_config(base | c, Arm("post_cot"), (c.get("seeds") or [0])[0])) for c in changes
+        run_key(make_config(study.replace(**c), Arm("post_cot"), (c.get("seeds") or [0])[0]))
+        for c in changes
     ]
     assert len({*keys, run_key(config)}) == len(changes) + 1
 
 
-def test_key_ignores_what_a_run_does_not_depend_on(base):
+def test_key_ignores_what_a_run_does_not_depend_on(study):
     key = lambda b, arm, seed=0: run_key(make_config(b, arm, seed))
-    assert key(base, Arm("zero_shot"), 0) == key(
-        base | {"train": base["train"] | {"lr": 5.0}}, Arm("zero_shot"), 1
+    assert key(study, Arm("zero_shot"), 0) == key(
+        study.replace(train={"lr": 5.0}), Arm("zero_shot"), 1
     )
-    assert key(base, Arm("label_only")) == key(
-        base | {"eval_batch_size": 99, "max_new_tokens": 50, "study": "other"}, Arm("label_only")
+    assert key(study, Arm("label_only")) == key(
+        study.replace(eval_batch_size=99, max_new_tokens=50, study="other"), Arm("label_only")
     )
-    assert key(base, Arm("pre_cot")) != key(base | {"max_new_tokens": 50}, Arm("pre_cot"))
+    assert key(study, Arm("pre_cot")) != key(study.replace(max_new_tokens=50), Arm("pre_cot"))
 
 
-def test_a_grid_is_made_once_and_read_back(base, capsys):
-    table = run_grid(base, ARMS, "train", keep_weights=[("pre_cot", 0)])
+def test_a_grid_is_made_once_and_read_back(study, capsys):
+    table = run_grid(study, ARMS, "train", keep_weights=[("pre_cot", 0)])
     assert len(table) == 7 and (table["n"] == 8).all() and set(table["seed"]) == {-1, 0, 1}
     first = capsys.readouterr().out
     assert first.count("left") == 6 and "from the store" not in first
-    again = run_grid(base, ARMS, "train", keep_weights=[("pre_cot", 0)])
+    again = run_grid(study, ARMS, "train", keep_weights=[("pre_cot", 0)])
     assert capsys.readouterr().out.count("from the store") == 7
     pd.testing.assert_frame_equal(table, again)
-    predictions = load_predictions("t", ["train"])
+    predictions = load_predictions(study, ["train"])
     assert (
         len(predictions) == 7 * 8
         and predictions.groupby(["arm", "seed"])["id"].nunique().eq(8).all()
@@ -130,32 +94,33 @@ def test_a_grid_is_made_once_and_read_back(base, capsys):
         "metrics.json",
     }
     assert not list((artifacts() / "runs").glob("*.work"))
-    judge, key = attributing_student(base | {"study": "t"}, "pre_cot", 0)
-    assert judge.name == "tiny-llama" and len(key) == 64
-    original = dict(study_student(base).model.named_parameters())
-    assert any(not p.equal(original[name]) for name, p in judge.model.named_parameters())
+    attributor, key = attributing_student(study, "pre_cot", 0)
+    assert attributor.name == "tiny-llama" and len(key) == 64
+    original = dict(study.student.model.named_parameters())
+    assert any(not p.equal(original[name]) for name, p in attributor.model.named_parameters())
     fresh = dict(tiny("tiny-llama").model.named_parameters())
     assert all(p.equal(fresh[name]) for name, p in original.items())
 
 
-def test_weights_are_put_back_between_runs(base):
+def test_weights_are_put_back_between_runs(study):
     """The second run of a grid equals the same run made alone: nothing leaks from one to the next."""
-    run_grid(base, [Arm("post_cot"), Arm("label_only")], "train", seeds=[0])
-    together = load_predictions("t", ["train"]).query("arm == 'label_only'")["scores"].tolist()
+    run_grid(study, [Arm("post_cot"), Arm("label_only")], "train", seeds=[0])
+    together = load_predictions(study, ["train"]).query("arm == 'label_only'")["scores"].tolist()
     import shutil
 
     shutil.rmtree(artifacts() / "runs")
-    study._student.cache_clear()
-    run_grid(base, [Arm("label_only")], "train", seeds=[0])
-    assert load_predictions("t", ["train"])["scores"].tolist() == together
+    shared_student.cache_clear()
+    study = make_study(seeds=[0, 1])
+    run_grid(study, [Arm("label_only")], "train", seeds=[0])
+    assert load_predictions(study, ["train"])["scores"].tolist() == together
 
 
 @pytest.mark.parametrize(
     "file", ["metrics.json", "predictions.jsonl", "history.csv", "config.json"]
 )
 @pytest.mark.parametrize("how", ["cut", "edited", "gone"])
-def test_damage_is_named_and_repaired(base, file, how, capsys):
-    run_grid(base, [Arm("zero_shot")], "train")
+def test_damage_is_named_and_repaired(study, file, how, capsys):
+    run_grid(study, [Arm("zero_shot")], "train")
     folder = next((artifacts() / "runs").glob("*/metrics.json")).parent
     whole = (folder / "predictions.jsonl").read_bytes()
     path = folder / file
@@ -173,57 +138,58 @@ def test_damage_is_named_and_repaired(base, file, how, capsys):
     capsys.readouterr()
     if path.is_file() and path.read_bytes() == content:
         pytest.skip("an empty history cannot be cut")
-    run_grid(base, [Arm("zero_shot")], "train")
+    run_grid(study, [Arm("zero_shot")], "train")
     out = capsys.readouterr().out
     assert file in out and "made again" in out and "from the store" not in out
     assert (folder / "predictions.jsonl").read_bytes() == whole
 
 
-def test_stages_of_different_settings_are_not_compared(base):
-    run_grid(base, [Arm("zero_shot"), Arm("label_only")], "train")
-    other = base | {"train": base["train"] | {"lr": 0.5}}
+def test_stages_of_different_settings_are_not_compared(study):
+    other = study.replace(train={"lr": 0.5})
     run_grid(other, [Arm("post_cot", "shuffled", unit="token")], "shuffle")
-    assert len(load_predictions("t", ["train"])) and len(load_predictions("t", ["shuffle"]))
+    run_grid(study, [Arm("zero_shot"), Arm("label_only")], "train")
+    assert len(load_predictions(study, ["train"])) and len(load_predictions(study, ["shuffle"]))
     with pytest.raises(
         DataError,
         match=r"post_cot_shuffled\[token\], seed 0 of stage shuffle "
         r"was made with other training than .* run `make shuffle "
         r"STUDY=t`",
     ):
-        load_predictions("t", ["train", "shuffle"])
+        load_predictions(study, ["train", "shuffle"])
 
 
-def test_a_stage_has_arms_and_each_once(base):
+def test_a_stage_has_arms_and_each_once(study):
     with pytest.raises(DataError, match="stage shuffle has no arm to run"):
-        run_grid(base, [], "shuffle")
+        run_grid(study, [], "shuffle")
     with pytest.raises(DataError, match="arm label_only stands there twice in stage train"):
-        run_grid(base, [Arm("label_only"), Arm("post_cot"), Arm("label_only")], "train")
+        run_grid(study, [Arm("label_only"), Arm("post_cot"), Arm("label_only")], "train")
     with pytest.raises(
         DataError,
         match=r"arms: post_cot_shuffled\[token\] is trained by `make "
         r"shuffle`",
     ):
-        check_base(base, [Arm("label_only"), Arm("post_cot", "shuffled", unit="token")])
+        study.check([Arm("label_only"), Arm("post_cot", "shuffled", unit="token")])
     assert not (artifacts() / "runs").exists()
 
 
-def test_half_made_runs_are_not_runs(base):
-    config = make_config(base, Arm("zero_shot"), 0)
+def test_half_made_runs_are_not_runs(study):
+    config = make_config(study, Arm("zero_shot"), 0)
     work = artifacts() / "runs" / f"{run_key(config)}.work"
     work.mkdir(parents=True)
     (work / "metrics.json").write_text("{}")
     assert load_metrics(run_key(config)) is None
-    assert load_or_make_run(base, Arm("zero_shot"), 0, config)[1]
+    assert load_or_make_run(study, Arm("zero_shot"), 0, config)[1]
 
 
-def test_two_processes_make_each_run_once(base, store):
+def test_two_processes_make_each_run_once(study, store):
     code = (
-        "import sys; sys.path.insert(0, {root!r}); import torch; torch.set_num_threads(1)\n"
-        "from cotdistill import runs; from cotdistill.arms import Arm; import json\n"
-        "runs.run_grid(json.loads({base!r}), [Arm('zero_shot'), Arm('label_only')], 'train', "
-        "seeds=[0])\n"
+        "import sys; sys.path[:0] = [{root!r}, {root!r} + '/tests']\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from cotdistill.runs.grid import run_grid; from cotdistill.arms import Arm\n"
+        "from studies import make_study\n"
+        "run_grid(make_study(), [Arm('zero_shot'), Arm('label_only')], 'train')\n"
     )
-    command = [sys.executable, "-c", code.format(root=str(ROOT), base=json.dumps(base))]
+    command = [sys.executable, "-c", code.format(root=str(ROOT))]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -234,70 +200,71 @@ def test_two_processes_make_each_run_once(base, store):
     assert sum(out.count("from the store") for out, _ in outs) == 2
 
 
-def test_kept_arms_need_their_scores(base):
+def test_kept_arms_need_their_scores(study):
     arm = arm_from_name("post_cot_kept", amount=3, selector="saliency")
-    ids = {e.id: [0.0] for e in train_questions(base, 0)[:3]}
+    ids = {e.id: [0.0] for e in study.train_questions(0)[:3]}
     with pytest.raises(DataError, match="no attribution scores for 9 questions, first"):
-        run_grid(base, [arm], "attribute", seeds=[0], scores={("saliency", 0): (ids, "x")})
+        run_grid(study, [arm], "attribute", seeds=[0], scores={("saliency", 0): (ids, "x")})
 
 
-def test_what_a_student_has_no_positions_for_stops_before_the_first_run(base, monkeypatch):
-    student, room = study_student(base), study_student(base).model.config
-    asked = [*test_questions(base), *study_data(base).validation]
+def test_what_a_student_has_no_positions_for_stops_before_the_first_run(study, monkeypatch):
+    student, room = study.student, study.student.model.config
+    asked = [*study.test_questions(), *study.data.validation]
     fits, cue = (
         24 + max(len(student.encode(prompt_text(e, "post_cot"))) for e in asked),
         len(student.encode("\nAnswer:")),
     )
     monkeypatch.setattr(room, "max_position_embeddings", fits)
-    check_positions(base, [Arm("post_cot")])
+    study.check_positions([Arm("post_cot")])
     with pytest.raises(
         DataError,
         match=r"question 'everyday-test-\d+': its prompt is \d+ "
         rf"tokens long and {424 + cue} may follow .*; expected "
         rf"at most {fits} in all",
     ):
-        check_positions(base | {"max_new_tokens": 400}, [Arm("post_cot"), Arm("pre_cot")])
+        study.replace(max_new_tokens=400).check_positions([Arm("post_cot"), Arm("pre_cot")])
     monkeypatch.setattr(room, "sliding_window", 30, raising=False)
     with pytest.raises(
         DataError, match="expected at most 30 in all, the student's positions or attention window"
     ):
-        run_grid(base, [Arm("label_only")], "train")
+        run_grid(study, [Arm("label_only")], "train")
 
 
-def test_scores_are_made_anew_for_another_label_and_not_for_another_click(base, monkeypatch):
+def test_scores_are_made_anew_for_another_label_and_not_for_another_click(study, monkeypatch):
     """A corrected answer changes what tokens are attributed to.
 
     What a human selects changes the human scores only.
     """
     from cotdistill.attribution.score_files import read_scores
 
-    asked, student = train_questions(base, 0)[:2], study_student(base)
+    asked, student = study.train_questions(0)[:2], study.student
     clicks = [{e.id: [n] for e in asked} for n in (0, 1)]
     first, again = (
-        attribution_file(base, student, "j", "input_x_gradient", asked, selections=s, seed=0)
+        attribution_file(study, student, "j", "input_x_gradient", asked, selections=s, seed=0)
         for s in clicks
     )
     assert first == again
     assert (
         len(
             {
-                attribution_file(base, student, "j", "human", asked, selections=s, seed=0)
+                attribution_file(study, student, "j", "human", asked, selections=s, seed=0)
                 for s in clicks
             }
         )
         == 2
     )
     other = [replace(e, answer=(e.answer + 1) % len(e.choices)) for e in asked]
-    assert attribution_file(base, student, "j", "input_x_gradient", other, seed=0) != first
+    assert attribution_file(study, student, "j", "input_x_gradient", other, seed=0) != first
     assert [
-        x.id for x in attributions(base, student, "j", "human", asked, selections=clicks[0], seed=0)
+        x.id
+        for x in attributions(study, student, "j", "human", asked, selections=clicks[0], seed=0)
     ] == [e.id for e in asked]
     assert read_scores(first)[0].keys() == {e.id for e in asked}
 
 
-def test_a_corrupted_run_says_how_much_it_left_as_it_was(base):
+def test_a_corrupted_run_says_how_much_it_left_as_it_was(study):
     run_grid(
-        base,
+        study,
         [arm_from_name("post_cot_kept", amount=200, selector="random"), Arm("post_cot", "filler")],
         "attribute",
         seeds=[0],
@@ -308,7 +275,7 @@ def test_a_corrupted_run_says_how_much_it_left_as_it_was(base):
     }
 
 
-def test_a_full_mask_and_dots_are_trained_once_and_stand_twice(base):
+def test_a_full_mask_and_dots_are_trained_once_and_stand_twice(study):
     """One key, one run, said in one line.
 
     Both labels are in the tables, and their answers are the same.
@@ -316,10 +283,10 @@ def test_a_full_mask_and_dots_are_trained_once_and_stand_twice(base):
     arms, lines, student = (
         [Arm("post_cot", "filler"), arm_from_name("post_cot_masked", amount=1)],
         [],
-        study_student(base),
+        study.student,
     )
     assert dots_id(student) == student.filler_id
-    table = run_grid(base, arms, "attribute", seeds=[0], say=lambda line, **_: lines.append(line))
+    table = run_grid(study, arms, "attribute", seeds=[0], say=lambda line, **_: lines.append(line))
     assert table["key"].nunique() == 1 and table["arm"].tolist() == [
         "post_cot_filler",
         "post_cot_masked[100%,random]",
@@ -327,46 +294,46 @@ def test_a_full_mask_and_dots_are_trained_once_and_stand_twice(base):
     assert len(
         [line for line in lines if "are one training for this student" in line]
     ) == 1 and lines[-1].endswith("from the store")
-    both = load_predictions("t", ["attribute"])
+    both = load_predictions(study, ["attribute"])
     assert both.groupby("arm")["id"].nunique().tolist() == [both["id"].nunique()] * 2
     assert load_history("t", ["attribute"])["arm"].nunique() == 2
     assert make_config(
-        base, arm_from_name("post_cot_masked", amount=1, order="most", selector="tfidf"), 0, "x"
-    ) == make_config(base, arms[0], 0)
-    assert make_config(base, arm_from_name("post_cot_masked", amount=0.5), 0) != make_config(
-        base, arms[0], 0
+        study, arm_from_name("post_cot_masked", amount=1, order="most", selector="tfidf"), 0, "x"
+    ) == make_config(study, arms[0], 0)
+    assert make_config(study, arm_from_name("post_cot_masked", amount=0.5), 0) != make_config(
+        study, arms[0], 0
     )
 
 
-def test_two_losses_stand_side_by_side_and_a_changed_one_is_found(base):
-    balanced = base | {"train": base["train"] | {"loss": "balanced", "loss_lambda": 2.0}}
+def test_two_losses_stand_side_by_side_and_a_changed_one_is_found(study):
+    balanced = study.replace(train={"loss": "balanced", "loss_lambda": 2.0})
     arms = [Arm("label_only"), Arm("label_only", loss="token_mean")]
-    check_base(balanced, arms)
+    balanced.check(arms)
+    # Stage shuffle ran when the study had its old loss
+    run_grid(study, [Arm("label_only", "")], "shuffle", seeds=[0], say=lambda *_, **__: None)
     table = run_grid(balanced, arms, "train", seeds=[0], say=lambda *_, **__: None)
     assert table["key"].nunique() == 2 and table["arm"].tolist() == [
         "label_only",
         "label_only[loss=token_mean]",
     ]
-    assert set(load_predictions("t", ["train"])["arm"]) == set(table["arm"])
-    assert make_config(balanced, arms[1], 0) == make_config(base, Arm("label_only"), 0)
-    assert "loss" not in make_config(base, Arm("label_only"), 0)["training"]
-    # The study's loss was changed back
-    run_grid(base, [Arm("label_only", "")], "shuffle", seeds=[0], say=lambda *_, **__: None)
+    assert set(load_predictions(study, ["train"])["arm"]) == set(table["arm"])
+    assert make_config(balanced, arms[1], 0) == make_config(study, Arm("label_only"), 0)
+    assert "loss" not in make_config(study, Arm("label_only"), 0)["training"]
     with pytest.raises(DataError, match="was made with other loss than the runs of stage train"):
-        load_predictions("t", ["train", "shuffle"])
+        load_predictions(study, ["train", "shuffle"])
     with pytest.raises(
         DataError,
         match=r"arm label_only\[loss=balanced\]: balanced is the "
         r"study's own loss; expected another one beside it",
     ):
-        check_base(balanced, [Arm("label_only", loss="balanced")])
+        balanced.check([Arm("label_only", loss="balanced")])
 
 
-def test_scores_of_words_are_one_for_every_judge(base):
-    asked, student = train_questions(base, 0)[:2], study_student(base)
+def test_scores_of_words_are_one_for_every_attributor(study):
+    asked, student = study.train_questions(0)[:2], study.student
     files = {
-        attribution_file(base, student, judge, "tfidf", asked, n_steps=n, seed=0)
-        for judge, n in (("a", 4), ("b", 8))
+        attribution_file(study, student, weights, "tfidf", asked, n_steps=n, seed=0)
+        for weights, n in (("a", 4), ("b", 8))
     }
     assert len(files) == 1
 
@@ -429,9 +396,9 @@ BAD_BASE = {
 
 
 @pytest.mark.parametrize("change, message", BAD_BASE.values(), ids=BAD_BASE)
-def test_bad_studies_stop_before_anything_is_written(base, store, change, message):
+def test_bad_studies_stop_before_anything_is_written(study, store, change, message):
     with pytest.raises(DataError, match=message) as error:
-        check_base(base | change)
+        study.replace(**change).check()
     assert "\n" not in str(error.value) and not (store / "runs").exists()
 
 
@@ -443,15 +410,15 @@ def test_names_cannot_leave_the_artifacts(store):
 
 def test_missing_stage_says_what_to_run(store):
     with pytest.raises(DataError, match="expected it from `make train STUDY=t`"):
-        load_base("t")
+        Study.load("t")
     with pytest.raises(DataError, match="run that first"):
         load_predictions("t", ["train"])
 
 
-def test_seeds_draw_their_own_questions_only_when_asked(base):
-    same = [[e.id for e in train_questions(base | {"train_size": 6}, s)] for s in (0, 1)]
+def test_seeds_draw_their_own_questions_only_when_asked(study):
+    same = [[e.id for e in study.replace(train_size=6).train_questions(s)] for s in (0, 1)]
     new = [
-        [e.id for e in train_questions(base | {"train_size": 6, "resample_train": True}, s)]
+        [e.id for e in study.replace(train_size=6, resample_train=True).train_questions(s)]
         for s in (0, 1)
     ]
     assert same[0] == same[1] and new[0] != new[1]

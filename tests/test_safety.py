@@ -16,6 +16,7 @@ import pytest
 import tiny_gguf
 import yaml
 from conftest import tiny
+from studies import make_spec, make_study
 
 from cotdistill import students
 from cotdistill.arms import Arm
@@ -31,7 +32,6 @@ from cotdistill.runs.grid import run_grid
 from cotdistill.runs.provenance import provenance
 from cotdistill.runs.scores import load_or_make_scores
 from cotdistill.sources import SOURCES, load_dataset, write_rationales
-from cotdistill.study import check_base, study_student, train_questions
 from cotdistill.verdicts import load_verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,35 +264,20 @@ def test_ids_never_become_paths(tmp_path, monkeypatch):
         {e.id: Rationale(e.id, "It is cold, so it is ice.", 0) for e in data.train},
         folder / "rationales.jsonl",
     )
-    base = dict(
-        study="t",
-        data=dict(
+    study = make_study(
+        data=make_spec(
             dataset=str(own),
-            data_dir="",
             validation_size=2,
             data_seed=0,
             microworld=None,
             rationales="studies/t/rationales.jsonl",
-            rationales_print="",
         ),
-        student="tiny-llama",
-        device="cpu",
-        dtype="float32",
-        seeds=[0],
-        train_size=0,
-        test_size=0,
-        resample_train=False,
-        label_format="text",
-        max_length=256,
         max_new_tokens=4,
-        max_label_tokens=24,
-        eval_batch_size=8,
-        train=dict(lr=1e-2, epochs=1, batch_size=4, select="last"),
     )
-    check_base(base)
-    table = run_grid(base, [Arm("post_cot")], "train", say=lambda *a, **k: None)
+    study.check()
+    table = run_grid(study, [Arm("post_cot")], "train", say=lambda *a, **k: None)
     assert table["n"].tolist() == [len(ODD)]
-    load_or_make_scores(base, study_student(base), "judge", "saliency", train_questions(base, 0))
+    load_or_make_scores(study, study.student, "weights", "saliency", study.train_questions(0))
     made = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != own]
     assert len(made) > 8 and all(deep / "artifacts" in path.parents for path in made)
     allowed = r"[0-9a-f]{64}(\.lock)?|[\w.-]{1,80}"
