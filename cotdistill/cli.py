@@ -90,8 +90,9 @@ def verdicts_command(chosen: argparse.Namespace) -> None:
     from cotdistill.verdicts import judge_study
 
     asked = stage_parameters("figures", load_study(chosen.study))
-    study = Study.load(study_path(chosen.study).stem)
-    for row in judge_study(study, asked["alpha"], asked["bootstrap"]).table.itertuples():
+    this_study = Study.load(study_path(chosen.study).stem)
+    table = judge_study(this_study, asked["alpha"], asked["bootstrap"]).table
+    for row in table.itertuples():
         needed = f" Needed: {row.needed}." if row.needed else ""
         print(f"{row.verdict:13} {row.claim:26} {row.reason}{needed}")
 
