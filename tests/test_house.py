@@ -118,8 +118,9 @@ def shadowed_names() -> list[str]:
 
 def shared_names() -> list[str]:
     """List functions and classes whose name is defined in two modules or more.
-    Readings don't count: they are named after what they read, and `test_readings_are_called_by_module`
-    sees to it that their module is always named too.
+
+    Readings don't count: they are named after what they read, and always called with their module
+    (`test_readings_are_called_by_module`).
     """
     places = defaultdict(list)
     for name, tree in trees().items():
