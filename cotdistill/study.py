@@ -166,9 +166,8 @@ def check_content(spec: dict, data: Dataset) -> None:
     if different:
         study = f" STUDY={Path(spec['rationales']).parent.name}" if spec["rationales"] else ""
         raise DataError(
-            f"{different[0]} changed after stage elicit read it; expected the same "
-            "data in all stages: run "
-            f"`make elicit{study}` again, and the stages after it"
+            f"{different[0]} changed after stage elicit read it; expected the same data in all "
+            f"stages: run `make elicit{study}` again, and the stages after it"
         )
 
 
@@ -201,8 +200,7 @@ def _by_name(name: str, dtype: torch.dtype, where: torch.device) -> Student:
     except DataError:
         raise DataError(
             f"student '{name}': no config.json in that folder, {not_there('folder')}; expected a "
-            f"model saved "
-            "by save_pretrained"
+            "model saved by save_pretrained"
         ) from None
     student = load_student(path, dtype, where)
     return (
@@ -613,15 +611,15 @@ class Study:
         if spec != setting.data:
             raise DataError(
                 f"{path}: stage elicit was run again with other data or rationales after "
-                "stage train; expected one set in all "
-                f"stages: run `make train STUDY={self.name}` again, and the stages after it"
+                f"stage train; expected one set in all stages: run `make train STUDY={self.name}` "
+                "again, and the stages after it"
             )
         now = local_print(resolve(setting.student))
         if setting.student_print and now and setting.student_print != now:
             raise DataError(
-                f"student '{setting.student}': its files changed after stage train; "
-                "expected one student in all stages: run "
-                f"`make train STUDY={self.name}` again, and the stages after it"
+                f"student '{setting.student}': its files changed after stage train; expected one "
+                f"student in all stages: run `make train STUDY={self.name}` again, and the stages "
+                "after it"
             )
 
 

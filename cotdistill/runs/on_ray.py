@@ -252,8 +252,7 @@ def _receive(ray, ref, row: dict, say) -> tuple[dict, bool, float]:
     ) as error:
         raise DataError(
             f"{name}: its worker was lost {RETRIES + 1} times, last by "
-            f"{type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0][:160]}"
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
         ) from None
     if "error" in answer:
         raise DataError(f"{name}, on {answer['node']}: {answer['error']}")
@@ -265,8 +264,7 @@ def _receive(ray, ref, row: dict, say) -> tuple[dict, bool, float]:
     if metrics is None:
         raise DataError(
             f"{name}, on {answer['node']}: the run is not in {artifacts() / 'runs'}; "
-            "expected it there (COTDISTILL_SHARED=0 "
-            "brings the files back)"
+            "expected it there (COTDISTILL_SHARED=0 brings the files back)"
         )
     return metrics, answer["fresh"], answer["seconds"]
 
@@ -335,8 +333,7 @@ def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
         if config != row["config"]:
             raise DataError(
                 f"{', '.join(k for k in row['config'] if config.get(k) != row['config'][k])} "
-                "differ from the driver's; "
-                "expected the same student and code"
+                "differ from the driver's; expected the same student and code"
             )
         metrics, fresh = load_or_make_run(
             study,

@@ -133,8 +133,8 @@ def encode_training(
     if "partner" in CORRUPTIONS[arm.corruption].needs and share:
         say(
             f"    {arm.label} seed {seed}: {100 * share:.0f} % of {len(questions)} "
-            "questions keep their own rationale, or get one that "
-            "reads the same: no other question suits the arm",
+            "questions keep their own rationale, or get one that reads the same: "
+            "no other question suits the arm",
             flush=True,
         )
     return passes, {"as_intact": share}

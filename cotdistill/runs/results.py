@@ -49,10 +49,9 @@ def check_trained_with(study: Study, rows: list[dict], stage: str) -> None:
         )
         if other:
             raise DataError(
-                f"study '{study.name}': {made['label']}, seed {made['seed']} of "
-                f"stage train was made with other {other} than stage "
-                f"{stage} would be; expected one setting in all stages: run `make "
-                f"train STUDY={study.name}` again, then {stage}"
+                f"study '{study.name}': {made['label']}, seed {made['seed']} of stage train was "
+                f"made with other {other} than stage {stage} would be; expected one setting in all "
+                f"stages: run `make train STUDY={study.name}` again, then {stage}"
             )
 
 
@@ -82,9 +81,8 @@ def load_stage(study: str, stage: str) -> list[dict]:
         row["metrics"] = load_metrics(row["key"])
         if row["metrics"] is None:
             raise DataError(
-                f"study '{study}': run {row['key'][:12]} ({row['label']}, seed "
-                f"{row['seed']}) is not complete; "
-                f"run `make {stage} STUDY={study}`"
+                f"study '{study}': run {row['key'][:12]} ({row['label']}, seed {row['seed']}) "
+                f"is not complete; run `make {stage} STUDY={study}`"
             )
         row["config"] = config = read_json(
             artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`"
@@ -169,10 +167,9 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
                 if value != row["config"][name]:
                     raise DataError(
                         f"study '{name_of_study}': {row['label']}, seed {row['seed']} of "
-                        f"stage {stage} was made with other {name} than the runs of "
-                        "stage "
-                        f"{first}; expected one setting in all stages: run `make "
-                        f"{stage} STUDY={name_of_study}`"
+                        f"stage {stage} was made with other {name} than the runs of stage "
+                        f"{first}; expected one setting in all stages: "
+                        f"run `make {stage} STUDY={name_of_study}`"
                     )
             frame = pd.read_json(
                 artifacts() / "runs" / row["key"] / "predictions.jsonl",

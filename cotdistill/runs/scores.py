@@ -32,10 +32,9 @@ def attributing_student(study: Study, model: str, seed: int) -> tuple[Student, s
     path = artifacts() / "runs" / (key or "none") / "weights.safetensors"
     if key is None or not path.is_file():
         raise DataError(
-            f"study '{study.name}': no weights of pre_cot, seed {seed}; expected "
-            "them from `make train` with "
-            "pre_cot among the arms and keep_weights true (or attribution_model: "
-            "undistilled)"
+            f"study '{study.name}': no weights of pre_cot, seed {seed}; expected them from "
+            "`make train` with pre_cot among the arms and keep_weights true "
+            "(or attribution_model: undistilled)"
         )
     setting = study.setting
     student = load_fresh_student(setting.student, setting.device, setting.dtype)
