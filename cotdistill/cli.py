@@ -15,7 +15,7 @@ from cotdistill.paths import NOTEBOOKS, artifacts, root, study_path
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands and their options; each command's function is its `function`."""
+    """Define the commands and their options; each command's function is its `function`."""
     parser = argparse.ArgumentParser(
         prog="python -m cotdistill.cli", description=__doc__.splitlines()[0]
     )

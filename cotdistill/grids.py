@@ -4,7 +4,7 @@ from cotdistill.arms import Arm, arm_from_name
 
 
 def training_arms(arms: list[str], label_weights: list[float], also_losses: list[str]) -> list[Arm]:
-    """Notebook 02's arms: those named, post_cot with other label weights, and other losses."""
+    """List notebook 02's arms: those named, post_cot with other label weights, and other losses."""
     grid = [arm_from_name(name) for name in arms]
     grid += [arm_from_name("post_cot", label_weight=w) for w in label_weights if w != 1]
     names = [name for name in ("label_only", "pre_cot", "post_cot") if name in arms]
@@ -12,7 +12,7 @@ def training_arms(arms: list[str], label_weights: list[float], also_losses: list
 
 
 def shuffled_arms(placements: list[str], units: list[str], fresh: bool) -> list[Arm]:
-    """Notebook 04's shuffled rationales: each placement with each unit."""
+    """List notebook 04's shuffled rationales: each placement with each unit."""
     return [
         arm_from_name(f"{place}_shuffled", unit=unit, fresh=fresh)
         for place in placements
@@ -21,7 +21,7 @@ def shuffled_arms(placements: list[str], units: list[str], fresh: bool) -> list[
 
 
 def control_arms(placements: list[str], controls: list[str]) -> list[Arm]:
-    """Notebook 04's controls: each placement with each control; empty names are ignored."""
+    """List notebook 04's controls: each placement with each control; empty names are ignored."""
     return [
         arm_from_name(f"{place}_{control}")
         for place in placements
@@ -30,7 +30,7 @@ def control_arms(placements: list[str], controls: list[str]) -> list[Arm]:
 
 
 def key_token_arms(amounts: list[float], selectors: list[str]) -> list[Arm]:
-    """Notebook 05's key tokens: post_cot with each amount that each selector keeps."""
+    """List notebook 05's arms of key tokens: post_cot with each amount that a selector keeps."""
     return [
         arm_from_name("post_cot_kept", amount=amount, selector=selector)
         for amount in amounts
@@ -41,7 +41,10 @@ def key_token_arms(amounts: list[float], selectors: list[str]) -> list[Arm]:
 def masked_arms(
     placements: list[str], orders: list[str], shares: list[float], fill: str, selector: str
 ) -> list[Arm]:
-    """Notebook 05's masked rationales; `selector` orders tokens where the order is not random."""
+    """List notebook 05's masked rationales.
+
+    selector: it orders tokens where the order is not random.
+    """
     return [
         arm_from_name(
             f"{place}_masked",

@@ -1,14 +1,18 @@
-"""A study as a static site that opens without Jupyter and without a network, and the documents that
-are rendered from committed verdicts: docs/findings.md, docs/keys.md, the README's table.
+"""A study as a static site, and the documents that are rendered from committed verdicts.
+
+The site opens without Jupyter and without a network; its page is templates/site.html. The documents
+are docs/findings.md, docs/keys.md and the README's table of verdicts.
 """
 
-import html
+import functools
 import json
 import re
 import shutil
 from pathlib import Path
 
+import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write, read_json, remove_stale_parts, temporary_path
@@ -17,28 +21,13 @@ from cotdistill.paths import NOTEBOOKS, root, study_dir
 from cotdistill.show import percent
 from cotdistill.study import Study
 
-STYLE = """
-:root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --paper: #fff; --tint: #f5f7fa; --link: #0b5394; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
-nav { position: sticky; top: 0; z-index: 1; background: var(--paper); border-bottom: 1px solid var(--line); padding: .55rem 1rem; font-size: .9rem; }
-nav a { margin-right: 1rem; white-space: nowrap; display: inline-block; } a { color: var(--link); }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-img { max-width: 100%; height: auto; } .scroll, .jp-OutputArea-output, .output_html { overflow-x: auto; }
-table { display: block; max-width: 100%; overflow-x: auto; border-collapse: collapse; font-size: .88rem; margin: .6rem 0; } th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-thead th { border-bottom: 2px solid var(--ink); } td { font-variant-numeric: tabular-nums; }
-pre { background: var(--tint); padding: .6rem .8rem; overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: .4rem 0; } code { font-size: .9em; }
-.anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt { display: none; }
-.supported { border-left: .35rem solid #117733; } .contradicted { border-left: .35rem double #aa4499; } .inconclusive { border-left: .35rem dotted #888; }
-.verdict { background: var(--tint); padding: .6rem .9rem; margin: .6rem 0; } .verdict b { text-transform: capitalize; } .soft { color: var(--soft); font-size: .9rem; }
-"""
+FRONT_FIGURES = ("forest", "placement", "shuffle", "key_tokens", "masking", "cost")
 
 
 def _whole_record(record: dict, where: Path | str, study: str) -> dict:
-    """A verdicts.json as this version writes it.
+    """Return the record of a verdicts.json if it is as this version writes it.
 
-    Raises DataError for one of before the written answers stood in it.
+    Raises DataError for one of an older version, which has no written answers.
     """
     if "accuracy_written" not in record:
         raise DataError(
@@ -48,8 +37,8 @@ def _whole_record(record: dict, where: Path | str, study: str) -> dict:
     return record
 
 
-def findings(record: dict) -> str:
-    """The findings of a study as Markdown, rendered from its verdicts.json alone.
+def study_findings(record: dict) -> str:
+    """Write the findings of a study as Markdown, rendered from its verdicts.json alone.
 
     Accuracies with n, seeds and interval, verdicts.
     """
@@ -66,7 +55,7 @@ def findings(record: dict) -> str:
     lines += [
         f"| {r['arm']} | {percent(r)} | {percent(w)} | "
         f"{100 * r['cut_off'] / r['answers']:.0f} % | {r['tokens_per_question']:.1f} |"
-        for r, w in zip(rows, record["accuracy_written"])
+        for r, w in zip(rows, record["accuracy_written"], strict=True)
     ]
     lines += ["", "| claim | verdict | why |", "|---|---|---|"]
     lines += [
@@ -81,11 +70,10 @@ def findings(record: dict) -> str:
 
 
 def render_findings(text: str, records: dict[str, dict]) -> str:
-    """docs/findings.md with each part between `<!-- findings <study> -->` and `<!-- /findings -->`
-    replaced by that study's `findings`.
+    """Render docs/findings.md: each study's part becomes its `study_findings`.
 
-    Raises DataError where no such markers are, one of a pair is missing, or no record of a study
-    that they name.
+    A part lies between `<!-- findings <study> -->` and `<!-- /findings -->`. Raises DataError where
+    no such markers are, one of a pair is missing, or no record of a study that they name.
     """
     pattern = r"(<!-- findings (\S+) -->\n).*?(<!-- /findings -->)"
     opened = re.findall(r"<!-- findings (\S+) -->", text)
@@ -97,11 +85,13 @@ def render_findings(text: str, records: dict[str, dict]) -> str:
             "expected <!-- findings <study> --> … <!-- /findings --> around those of "
             "studies that were executed"
         )
-    return re.sub(pattern, lambda m: f"{m[1]}{findings(records[m[2]])}\n{m[3]}", text, flags=re.S)
+    return re.sub(
+        pattern, lambda m: f"{m[1]}{study_findings(records[m[2]])}\n{m[3]}", text, flags=re.S
+    )
 
 
 def render_block(text: str, name: str, content: str, where: str) -> str:
-    """A document with the part between `<!-- name -->` and `<!-- /name -->` replaced.
+    """Replace the part of a document between `<!-- name -->` and `<!-- /name -->`.
 
     Raises DataError where it has not one such pair.
     """
@@ -113,7 +103,7 @@ def render_block(text: str, name: str, content: str, where: str) -> str:
 
 
 def render_verdict_table(records: dict[str, dict]) -> str:
-    """The verdict on each claim in each study as Markdown: a row per claim, a column per study.
+    """Write the verdicts as a Markdown table: a row per claim, a column per study.
 
     records: study -> its verdicts.json. A claim that a study's record does not have shows a dash.
     """
@@ -152,7 +142,7 @@ def render_documents(executed: Path) -> list[Path]:
 
 
 def committed_records(executed: Path) -> dict[str, dict]:
-    """Study -> its verdicts.json, of every executed study that was judged."""
+    """Load study -> its verdicts.json, of every executed study that was judged."""
     return {
         file.parent.name: _whole_record(
             json.loads(file.read_text(encoding="utf-8")), file, file.parent.name
@@ -162,7 +152,7 @@ def committed_records(executed: Path) -> dict[str, dict]:
 
 
 def notebook_html(path: Path) -> str:
-    """An executed notebook as an HTML fragment.
+    """Turn an executed notebook into an HTML fragment.
 
     Code, Markdown, tables and images inside it; nothing is fetched.
     """
@@ -178,83 +168,73 @@ def notebook_html(path: Path) -> str:
     return re.sub(r'(<img[^>]*?)\s*(?:alt="[^"]*")?(/?>)', r'\1 alt="figure"\2', body)
 
 
-def page(title: str, body: str, links: list[tuple[str, str]]) -> str:
-    """A whole page with the navigation bar; readable at a phone's width."""
+@functools.cache
+def _template():
+    """Load templates/site.html; what is put into it is escaped unless it is `Markup`."""
+    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("site.html")
+
+
+def render_page(title: str, links: list[tuple[str, str]], **content) -> str:
+    """Render a whole page with the navigation bar; readable at a phone's width.
+
+    links: (name, address). content: `body` of a notebook, or the parts of `front_page`.
+    """
     from pygments.formatters import HtmlFormatter
 
-    bar = "".join(f'<a href="{href}">{html.escape(name)}</a>' for name, href in links)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width, initial-scale=1">'
-        '<link rel="icon" '
-        f'href="data:,"><title>{html.escape(title)}</title><style>{STYLE}{HtmlFormatter().get_style_defs(".highlight")}</style></head>'
-        f"<body><nav>{bar}</nav><main>{body}</main></body></html>\n"
-    )
+    highlight = Markup(HtmlFormatter().get_style_defs(".highlight"))
+    return _template().render(title=title, links=links, highlight=highlight, **content)
 
 
-def _table(rows: list[dict]) -> str:
-    frame = pd.DataFrame(rows)
-    return (
-        f'<div class="scroll">{frame.to_html(index=False, border=0, na_rep="–", escape=True)}</div>'
-    )
+def _html_table(rows: list[dict]) -> Markup:
+    table = pd.DataFrame(rows).to_html(index=False, border=0, na_rep="–", escape=True)
+    return Markup('<div class="scroll">') + Markup(table) + Markup("</div>")
 
 
 def front_page(
-    record: dict, study: Study, card: str, notebooks: list[dict], figures: list[str]
-) -> str:
-    """Verdicts, forest plot, accuracies, run card and data card."""
-    e = html.escape
-    parts = [
-        f"<h1>What the data say: study {e(record['study'])}</h1>",
-        f"<p>CoT-augmented distillation (arXiv 2406.14511): {e(record['dataset'])}, student "
-        f"{e(record['student'])}.</p>",
-        "<h2>Verdicts</h2>",
+    record: dict, study: Study, card: pd.DataFrame, notebooks: list[dict], figures: list[str]
+) -> dict:
+    """Collect what the first page shows: verdicts, figures, accuracies, run card and data card.
+
+    record: verdicts.json. figures: paths from the site's folder. Returns names of the template.
+    """
+    about = record["provenance"] | study.fingerprints()
+    about |= {"study setting": json.dumps(vars(study.setting.train))}
+    verdicts = record["verdicts"]
+    return {
+        "record": record,
+        "measured": [row for row in verdicts if row["verdict"] != "not measured"],
+        "missing": [row["claim"] for row in verdicts if row["verdict"] == "not measured"],
+        "figures": [(Path(path).stem, path) for path in figures],
+        "accuracy": _html_table(_accuracy_rows(record)),
+        "run_card": _html_table([{"what": k, "value": v} for k, v in about.items()]),
+        "notebooks": _html_table(notebooks),
+        "data_card": _html_table(card.to_dict("records")),
+    }
+
+
+def _accuracy_rows(record: dict) -> list[dict]:
+    """Write the accuracies of verdicts.json as text, a row per arm, by both measures."""
+    return [
+        {
+            "arm": forced["arm"],
+            "questions": forced["n"],
+            "seeds": forced["seeds"],
+            "forced choice": percent(forced),
+            "written answer": percent(written),
+            "parse failures": f"{forced['parse_failures']} of {forced['answers']}",
+            "tokens per answer": f"{forced['tokens_per_question']:.1f}",
+        }
+        for forced, written in zip(record["accuracy"], record["accuracy_written"], strict=True)
     ]
-    for v in record["verdicts"]:
-        if v["verdict"] != "not measured":
-            parts.append(
-                f'<div class="verdict {v["verdict"]}"><b>{v["verdict"]}</b>: '
-                f'{e(v["words"])}<br><span class="soft">{e(v["reason"])} '
-                f"{e('Needed: ' + v['needed'] + '. ' if v['needed'] else '')}In the "
-                f"paper: {e(v['section'])}.</span></div>"
-            )
-    missing = ", ".join(v["claim"] for v in record["verdicts"] if v["verdict"] == "not measured")
-    parts += [f'<p class="soft">Not measured here: {e(missing)}.</p>'] if missing else []
-    parts += [
-        f'<h2>{e(Path(f).stem.replace("_", " ").capitalize())}</h2><img src="{e(f)}" '
-        f'alt="{e(Path(f).stem)}">'
-        for f in figures
-    ]
-    parts += [
-        "<h2>Accuracy</h2>",
-        _table(
-            [
-                {
-                    "arm": r["arm"],
-                    "questions": r["n"],
-                    "seeds": r["seeds"],
-                    "forced choice": percent(r),
-                    "written answer": percent(w),
-                    "parse failures": f"{r['parse_failures']} of {r['answers']}",
-                    "tokens per answer": f"{r['tokens_per_question']:.1f}",
-                }
-                for r, w in zip(record["accuracy"], record["accuracy_written"])
-            ]
-        ),
-    ]
-    about = (
-        record["provenance"]
-        | study.fingerprints()
-        | {"study setting": json.dumps(vars(study.setting.train))}
-    )
-    parts += [
-        "<h2>Run card</h2>",
-        _table([{"what": k, "value": v} for k, v in about.items()]),
-        _table(notebooks),
-        "<h2>Data card</h2>",
-        card,
-    ]
-    return "".join(parts)
 
 
 def build_site(study: str, executed: Path, out: Path) -> Path:
@@ -265,44 +245,45 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
     path = study_dir(study) / "verdicts.json"
     record = _whole_record(read_json(path, f"`make figures STUDY={study}`"), path, study)
     loaded, folder = Study.load(study), executed / study
-    there = [name for name in NOTEBOOKS.values() if (folder / f"{name}.ipynb").is_file()]
-    if not there:
+    names = [name for name in NOTEBOOKS.values() if (folder / f"{name}.ipynb").is_file()]
+    if not names:
         raise DataError(
             f"{folder}: no executed notebook; expected them from `make reproduce STUDY={study}`"
         )
     part = temporary_path(out)
     shutil.rmtree(part, ignore_errors=True)
-    (part / "figures").mkdir(parents=True)
-    figures = []
-    for png in sorted(
-        (study_dir(study) / "figures").glob("*.png"), key=lambda p: (p.stem != "forest", p.stem)
-    ):
-        shutil.copy(png, part / "figures" / png.name)
-        figures += (
-            [f"figures/{png.name}"]
-            if png.stem in ("forest", "placement", "shuffle", "key_tokens", "masking", "cost")
-            else []
-        )
-    links = [
-        ("Verdicts", "index.html"),
-        *((name.replace("_", " "), f"{name}.html") for name in there),
+    figures = _copy_figures(study_dir(study) / "figures", part / "figures")
+    links = [("Verdicts", "index.html")]
+    links += [(name.replace("_", " "), f"{name}.html") for name in names]
+    for name in names:
+        body = Markup(notebook_html(folder / f"{name}.ipynb"))
+        text = render_page(f"{study}: {name}", links, body=body)
+        (part / f"{name}.html").write_text(text, encoding="utf-8")
+    times = [
+        {"notebook": name, "wall time": _wall_time(folder / f"{name}.ipynb")} for name in names
     ]
-    times = []
-    for name in there:
-        about = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["metadata"].get(
-            "cotdistill", {}
-        )
-        times.append(
-            {"notebook": name, "wall time": f"{about.get('seconds', float('nan')) / 60:.1f} min"}
-        )
-        (part / f"{name}.html").write_text(
-            page(f"{study}: {name}", notebook_html(folder / f"{name}.ipynb"), links),
-            encoding="utf-8",
-        )
     card = pd.read_csv(study_dir(study) / "data_card.csv").round(2)
-    front = front_page(record, loaded, _table(card.to_dict("records")), times, figures)
-    (part / "index.html").write_text(page(f"cotdistill: {study}", front, links), encoding="utf-8")
+    front = front_page(record, loaded, card, times, figures)
+    text = render_page(f"cotdistill: {study}", links, **front)
+    (part / "index.html").write_text(text, encoding="utf-8")
     remove_stale_parts(out.parent)
     shutil.rmtree(out, ignore_errors=True)
     part.replace(out)
     return out / "index.html"
+
+
+def _copy_figures(source: Path, target: Path) -> list[str]:
+    """Copy a study's figures; returns paths of those that the first page shows, forest first."""
+    target.mkdir(parents=True)
+    shown = []
+    for png in sorted(source.glob("*.png"), key=lambda path: (path.stem != "forest", path.stem)):
+        shutil.copy(png, target / png.name)
+        if png.stem in FRONT_FIGURES:
+            shown.append(f"{target.name}/{png.name}")
+    return shown
+
+
+def _wall_time(notebook: Path) -> str:
+    """Read how long an executed notebook took, in minutes; "nan min" where it does not say."""
+    metadata = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]
+    return f"{metadata.get('cotdistill', {}).get('seconds', float('nan')) / 60:.1f} min"

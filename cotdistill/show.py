@@ -15,7 +15,6 @@ def table(frame: pd.DataFrame, digits: int = 2) -> None:
 
     Numbers rounded, percentages and texts as they are, no index name row, NaN as a dash.
     """
-
     if frame.empty:
         return
 
@@ -42,7 +41,7 @@ def table(frame: pd.DataFrame, digits: int = 2) -> None:
     texts = [any(isinstance(v, str) for v in flat.iloc[:, i]) for i in range(flat.shape[1])]
     head = "".join(
         f"<th{left if text else ''}>{html.escape(_plain(c))}</th>"
-        for c, text in zip(flat.columns, texts)
+        for c, text in zip(flat.columns, texts, strict=True)
     )
     body = "".join(
         "<tr>"
@@ -90,7 +89,7 @@ def say(text: str) -> None:
 
 
 def percent(rows):
-    """Rows of `stats.accuracy_table` as "43.2 % [40.1, 46.3]".
+    """Write rows of `stats.accuracy_table` as "43.2 % [40.1, 46.3]".
 
     A row (or a dict of one) gives a text, a table a series of texts.
     """
@@ -103,7 +102,7 @@ def percent(rows):
 
 
 def points(rows):
-    """Rows of `stats.paired_difference` in points, "-8.8 [-15.1, -2.4]".
+    """Write rows of `stats.paired_difference` in points, "-8.8 [-15.1, -2.4]".
 
     A row (or a dict of one) gives a text, a table a series of texts.
     """

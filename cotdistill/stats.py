@@ -299,7 +299,7 @@ def accuracy_table(
 def accuracy_tables(
     predictions: pd.DataFrame, rng: np.random.Generator, bootstrap: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Accuracies by forced choice and by the written answer, both of `accuracy_table`."""
+    """Give accuracies by forced choice and by the written answer, both of `accuracy_table`."""
     forced = accuracy_table(predictions, "correct_choice", rng=rng, n_boot=bootstrap)
     written = accuracy_table(predictions, "correct_generated", rng=rng, n_boot=bootstrap)
     return forced, written
@@ -308,7 +308,7 @@ def accuracy_tables(
 def estimate_contrast(
     table: pd.DataFrame, measure: str, rng: np.random.Generator, n_boot: int
 ) -> tuple[dict, TwoLevel]:
-    """Estimate, 95 % interval and p of a contrast table, and the two-level estimate behind them."""
+    """Return the estimate, 95 % interval and p of a contrast table, and the `TwoLevel` behind."""
     level = two_level_bootstrap(
         table.to_numpy(), rng, n_boot, () if measure == "correct_per_100_tokens" else (1.0, -1.0)
     )

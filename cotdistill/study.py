@@ -42,12 +42,12 @@ from cotdistill.tiny import TINY
 
 
 def resolve(path: str) -> str:
-    """A path of a study as an absolute one.
+    """Return a path of a study as an absolute one.
 
-    Looked for beside the study's YAML first, then in the repository; ~ is the user's home. Names
-    stay as they are: of datasets, of bundled students, of the hub; so does the empty text. Raises
-    DataError for what can only be a path (it begins with a dot, or ends as a file does) and is in
-    neither place.
+    It is looked for beside the study's YAML first, then in the repository; ~ is the user's home.
+    Names stay as they are: of datasets, of bundled students, of the hub; so does the empty text.
+    Raises DataError for what can only be a path (it begins with a dot, or ends as a file does) and
+    is in neither place.
     """
     if (
         not path
@@ -67,7 +67,7 @@ def resolve(path: str) -> str:
 
 
 def not_there(kind: str) -> str:
-    """That a relative path of a study is in neither place where it is looked for, for an error."""
+    """Say, for an error, that a relative path of a study is in neither place that is searched."""
     beside, repository = [None, *places()][-2:]
     return (
         f"no such {kind} "
@@ -116,11 +116,11 @@ def read_data(spec: dict) -> Dataset:
 
 
 def content_fingerprints(data: Dataset, files: list[str] = ()) -> dict:
-    """What notebook 01 read, by content.
+    """Record by content what notebook 01 read.
 
-    The fingerprints of the questions of each split and of the data's own rationales, and the
-    SHA-256 of other files that rationales came from (paths as the study names them; empty ones are
-    left out).
+    That is: the fingerprints of the questions of each split and of the data's own rationales, and
+    the SHA-256 of other files that rationales came from (paths as the study names them; empty ones
+    are left out).
     """
     return {
         "train": fingerprint(data.train),
@@ -132,9 +132,9 @@ def content_fingerprints(data: Dataset, files: list[str] = ()) -> dict:
 
 
 def check_content(spec: dict, data: Dataset) -> None:
-    """The data must be what notebook 01 read.
+    """Check that the data are what notebook 01 read.
 
-    What it made of them, and all that follows, would be of other questions.
+    Else what it made of them, and all that follows, would be of other questions.
 
     spec: data.json; one without "content" (of an older version, or still being made) can't be
     compared. A file that is no longer there was not edited: what was read from it is kept. Raises
@@ -166,14 +166,13 @@ def check_content(spec: dict, data: Dataset) -> None:
     if different:
         study = f" STUDY={Path(spec['rationales']).parent.name}" if spec["rationales"] else ""
         raise DataError(
-            f"{different[0]} changed after stage elicit read it; expected the same "
-            "data in all stages: run "
-            f"`make elicit{study}` again, and the stages after it"
+            f"{different[0]} changed after stage elicit read it; expected the same data in all "
+            f"stages: run `make elicit{study}` again, and the stages after it"
         )
 
 
 def load_fresh_student(name: str, device: str, dtype: str) -> Student:
-    """A study's student in a copy of its own, whose weights may stay changed.
+    """Load a study's student in a copy of its own, whose weights may stay changed.
 
     "auto" trains float32 weights: in bfloat16 an update of 5e-5 is rounded away (the Trainer
     autocasts).
@@ -184,7 +183,7 @@ def load_fresh_student(name: str, device: str, dtype: str) -> Student:
 
 @functools.lru_cache(maxsize=2)
 def shared_student(name: str, device: str, dtype: str) -> Student:
-    """A student with its original weights, loaded once for all studies of this process.
+    """Load a student with its original weights, once for all studies of this process.
 
     Runs put its weights back in place.
     """
@@ -192,7 +191,7 @@ def shared_student(name: str, device: str, dtype: str) -> Student:
 
 
 def _by_name(name: str, dtype: torch.dtype, where: torch.device) -> Student:
-    """A student under the name that the study gives it.
+    """Load a student under the name that the study gives it.
 
     A relative path stays one, so that no output names the machine.
     """
@@ -201,8 +200,7 @@ def _by_name(name: str, dtype: torch.dtype, where: torch.device) -> Student:
     except DataError:
         raise DataError(
             f"student '{name}': no config.json in that folder, {not_there('folder')}; expected a "
-            f"model saved "
-            "by save_pretrained"
+            "model saved by save_pretrained"
         ) from None
     student = load_student(path, dtype, where)
     return (
@@ -213,14 +211,17 @@ def _by_name(name: str, dtype: torch.dtype, where: torch.device) -> Student:
 
 
 def named_student(name: str) -> Student:
-    """A student by name or path, in float32 on the CPU: to count tokens before there is a study."""
+    """Load a student by name or path, in float32 on the CPU.
+
+    For counting tokens before there is a study.
+    """
     return _by_name(name, torch.float32, torch.device("cpu"))
 
 
 def try_student(name: str, device: str, dtype: str, needs_offsets: bool) -> int:
     """Load a student as a study would and try it (`students.check_attention`).
 
-    0, or 1 after one line that says what is wrong. For a process of its own
+    Returns 0, or 1 after one line that says what is wrong. For a process of its own
     (`parameters.check_student`).
     """
     try:
@@ -234,22 +235,19 @@ def try_student(name: str, device: str, dtype: str, needs_offsets: bool) -> int:
 
 
 def teacher_student(name: str) -> Student:
-    """A local teacher as `elicit.local.elicit_transformers` loads it."""
+    """Load a local teacher as `elicit.local.elicit_transformers` does."""
     where = best_device("auto")
     return _by_name(name, best_dtype("auto", where), where)
 
 
 def check_arms(arms: list[Arm], stage: str) -> None:
-    """A stage's arms: at least one, and none twice.
-
-    Raises DataError.
-    """
+    """Raise DataError for a stage without an arm, or with the same arm twice."""
     if not arms:
         raise DataError(f"stage {stage} has no arm to run; expected at least one")
     labels = [arm.label for arm in arms]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
-        raise DataError(f"arm {twice} stands there twice in stage {stage}; expected each arm once")
+        raise DataError(f"arm {twice} is named twice in stage {stage}; expected each arm once")
 
 
 @dataclass(frozen=True)
@@ -281,7 +279,7 @@ class Setting:
     student_print: str = ""
 
     def to_json(self) -> dict:
-        """The setting as base.json holds it."""
+        """Return the setting as base.json holds it."""
         values = asdict(self)
         del values["keep_weights"]
         if not values["student_print"]:
@@ -290,8 +288,9 @@ class Setting:
 
     @classmethod
     def from_json(cls, values: dict, where: Path | str, study: str) -> "Setting":
-        """The setting that a base.json holds; `where` and `study` are for the error's text.
+        """Read the setting that a base.json holds.
 
+        `where` and `study` are for the error's text.
         Raises DataError for one that `make train` did not write.
         """
         wanted = [f.name for f in fields(cls) if f.name not in ("keep_weights", "student_print")]
@@ -323,14 +322,14 @@ class Study:
     """A setting, and the questions and the student that belong to it, each loaded once."""
 
     def __init__(self, setting: Setting, data: Dataset | None = None):
-        """data: the questions and rationales where they are at hand, as on a cluster's worker."""
+        """Take a setting, and its data where they are at hand, as on a cluster's worker."""
         self.setting = setting
         if data is not None:
             self.data = data
 
     @classmethod
     def from_parameters(cls, values: dict) -> "Study":
-        """The study that notebook 02's parameters describe, with notebook 01's data.json.
+        """Make the study that notebook 02's parameters describe, with notebook 01's data.json.
 
         values: parameters by name; other names, as in a notebook's globals(), are not looked at.
         Raises DataError for a hyperparameter out of range or where data.json is missing.
@@ -343,8 +342,9 @@ class Study:
 
     @classmethod
     def from_yaml(cls, name: str) -> "Study":
-        """The study that notebook 02 would write for this YAML, by name or path, without running
-        it.
+        """Make the study that notebook 02 would write for this YAML, without running it.
+
+        name: of a study in params/, or the path of its YAML.
         """
         enter_study(name)
         defaults = notebook_parameters(root() / "notebooks" / "02_train.ipynb")
@@ -352,7 +352,7 @@ class Study:
 
     @classmethod
     def load(cls, name: str) -> "Study":
-        """The study as notebook 02 saved it.
+        """Load the study as notebook 02 saved it.
 
         Raises DataError where base.json is missing or damaged, or where data or student changed
         since.
@@ -365,17 +365,18 @@ class Study:
         return study
 
     def save(self) -> None:
-        """Write base.json for the later notebooks, with the fingerprint of a student that lies in a
-        local folder: its weights can be changed where they lie.
+        """Write base.json for the later notebooks.
+
+        It holds the fingerprint of a student in a local folder, where its weights can be changed.
         """
         local = local_print(resolve(self.setting.student)) or ""
         setting = replace(self.setting, student_print=local)
         write_json(self.folder / "base.json", setting.to_json())
 
     def replace(self, **changes) -> "Study":
-        """This study with some of its setting changed; what does not depend on it is not read
-        again.
+        """Return a study with some of this one's setting changed.
 
+        What does not depend on the changes is not read again.
         train: a TrainConfig, or a dict of the hyperparameters that change.
         """
         if isinstance(changes.get("train"), dict):
@@ -406,15 +407,17 @@ class Study:
 
     @functools.cached_property
     def trunks(self) -> dict:
-        """What the student's frozen blocks make of training sequences, prompts and options, shared
-        by the study's runs in this process.
+        """What the student's frozen blocks make of training sequences, prompts and options.
+
+        Shared by the study's runs in this process.
         """
         return {}
 
     @property
     def note(self) -> str:
-        """What every table says of the student: its name, and that its weights were 4-bit where
-        they were.
+        """What every table says of the student.
+
+        Its name, and where its weights were 4-bit, that they were.
         """
         student = self.setting.student
         return BUNDLED[student]["note"] if student in BUNDLED else student
@@ -432,13 +435,14 @@ class Study:
         )
 
     def usable_questions(self) -> tuple[list[Example], dict[str, int]]:
-        """The training questions that every arm can use, and the count of what is left out by
-        reason.
+        """Return the training questions that every arm can use, and counts of the others.
+
+        The others are counted by the reason why they are left out.
         """
         return self._usable
 
     def train_questions(self, seed: int) -> list[Example]:
-        """The training questions of one seed.
+        """Choose the training questions of one seed.
 
         Drawn again for each seed (`resample_train`), so that the spread between seeds holds the
         luck of the training sample too; or the same for all.
@@ -450,7 +454,7 @@ class Study:
         )
 
     def test_questions(self) -> list[Example]:
-        """The first `test_size` test questions (0: all).
+        """Return the first `test_size` test questions (0: all).
 
         Raises DataError where there are fewer.
         """
@@ -462,7 +466,7 @@ class Study:
         return test[: size or len(test)]
 
     def fingerprints(self) -> dict[str, str]:
-        """What the study's data and student hash to: equal fingerprints, equal inputs."""
+        """Hash the study's data and student: equal fingerprints, equal inputs."""
         return {
             "student fingerprint": self.student.fingerprint,
             "test questions": fingerprint(self.test_questions()),
@@ -473,15 +477,16 @@ class Study:
         }
 
     def target_text(self, example: Example, arm: Arm, seed: int) -> str:
-        """The rationale of one training question as an arm's student sees it, decoded from its very
-        tokens.
+        """Show the rationale of one training question as an arm's student sees it.
+
+        Decoded from the very tokens that are trained on.
         """
         questions, student = self.train_questions(seed), self.student
         passes = encode_all(
             student, questions, self.data.rationales, arm, self.setting.label_format, seed
         )
         encoded = next(e for e in passes[0] if e.id == example.id)
-        ids = [i for i, kind in zip(encoded.ids, encoded.kinds) if kind == RATIONALE]
+        ids = [i for i, kind in zip(encoded.ids, encoded.kinds, strict=True) if kind == RATIONALE]
         return student.decode(ids).strip()
 
     def warn_of_length(self, say=print) -> None:
@@ -506,7 +511,7 @@ class Study:
         )
 
     def check(self, arms: list[Arm] | None = None) -> None:
-        """Everything about a study that can be wrong, found before the first run starts.
+        """Find everything that can be wrong about a study before the first run starts.
 
         arms: of stage train. Raises DataError.
         """
@@ -517,8 +522,9 @@ class Study:
         self._check_questions()
 
     def _check_student(self) -> None:
-        """The student must have the blocks and positions that the setting asks for, and room for
-        every label.
+        """Check that the student has the blocks and positions that the setting asks for.
+
+        It must have room for every label too.
         """
         setting, data, shape = self.setting, self.data, self.student.model.config
         if setting.train.frozen_layers >= shape.num_hidden_layers:
@@ -536,7 +542,7 @@ class Study:
         check_labels(self.student, questions, setting.label_format, setting.max_label_tokens)
 
     def _check_questions(self) -> None:
-        """Enough questions must be left, to train on with every seed and to test on."""
+        """Check that enough questions are left, to train on with every seed and to test on."""
         data = self.data
         kept, left_out = self.usable_questions()
         if not kept:
@@ -554,19 +560,18 @@ class Study:
             )
 
     def check_offsets(self) -> None:
-        """Notebooks 4 and 5 cut rationales into words and sentences by the characters of their
-        tokens.
+        """Raise DataError for a tokenizer that does not tell the characters of its tokens.
 
-        Raises DataError for a tokenizer that does not tell these.
+        Notebooks 4 and 5 cut rationales into words and sentences by them.
         """
         offsets(self.student, "a cup")
 
     def check_positions(self, arms: list[Arm]) -> None:
-        """Every test and validation prompt, with what the arms' students may write after it, must
-        fit into the student's positions, and into its attention window where it has one (options
-        are scored with a mask that knows none).
+        """Check that every test and validation prompt leaves room for an answer.
 
-        Raises DataError naming the first that doesn't.
+        With what the arms' students may write after it, it must fit into the student's positions,
+        and into its attention window where it has one (options are scored with a mask that knows
+        none). Raises DataError naming the first prompt that doesn't.
         """
         student, setting = self.student, self.setting
         names = ("max_position_embeddings", "sliding_window")
@@ -590,9 +595,10 @@ class Study:
                     )
 
     def check_is_current(self) -> None:
-        """base.json was written from data.json and from the student.
+        """Check that nothing changed since base.json was written.
 
-        Neither may have changed since, nor the data that data.json was made from. Raises DataError
+        It was written from data.json and from the student. Neither may have changed, nor the data
+        that data.json was made from. Raises DataError
         naming the stage that comes first of those to run again: obeyed, it goes on from there.
         """
         path, setting = self.folder / "data.json", self.setting
@@ -605,28 +611,27 @@ class Study:
         if spec != setting.data:
             raise DataError(
                 f"{path}: stage elicit was run again with other data or rationales after "
-                "stage train; expected one set in all "
-                f"stages: run `make train STUDY={self.name}` again, and the stages after it"
+                f"stage train; expected one set in all stages: run `make train STUDY={self.name}` "
+                "again, and the stages after it"
             )
         now = local_print(resolve(setting.student))
         if setting.student_print and now and setting.student_print != now:
             raise DataError(
-                f"student '{setting.student}': its files changed after stage train; "
-                "expected one student in all stages: run "
-                f"`make train STUDY={self.name}` again, and the stages after it"
+                f"student '{setting.student}': its files changed after stage train; expected one "
+                f"student in all stages: run `make train STUDY={self.name}` again, and the stages "
+                "after it"
             )
 
 
 def study_name(study: Study | str) -> str:
-    """The name of a study that is given as itself or by its name."""
+    """Return the name of a study that is given as itself or by its name."""
     return study if isinstance(study, str) else study.name
 
 
 def check_train_arms(arms: list[Arm], main_loss: str) -> None:
-    """The arms of stage train: intact ones, each once, and a loss of their own only beside the
-    study's.
+    """Check the arms of stage train: intact ones, each once.
 
-    Raises DataError.
+    A loss of their own must be another one than the study's. Raises DataError.
     """
     check_arms(arms, "train")
     other = next((arm for arm in arms if arm.corruption), None)
@@ -644,7 +649,7 @@ def check_train_arms(arms: list[Arm], main_loss: str) -> None:
 
 
 def check_setting(setting: Setting) -> None:
-    """Seeds, sizes, label format and dtype, each by itself.
+    """Check seeds, sizes, label format and dtype, each by itself.
 
     Raises DataError.
     """
@@ -652,7 +657,7 @@ def check_setting(setting: Setting) -> None:
     if not seeds:
         raise DataError("seeds is empty; expected at least one number")
     if len(set(seeds)) < len(seeds):
-        raise DataError(f"seeds {seeds}: a seed stands there twice; expected different numbers")
+        raise DataError(f"seeds {seeds}: a seed is named twice; expected different numbers")
     if not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
         raise DataError(f"seeds {seeds}; expected whole numbers from 0 to {2**32 - 1}")
     at_least = {"train_size": 0, "test_size": 0, "max_length": 1, "max_new_tokens": 1}

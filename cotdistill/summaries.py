@@ -166,7 +166,7 @@ def gap_table(gaps: pd.DataFrame) -> pd.DataFrame:
 
 
 class FactAccuracy(NamedTuple):
-    """Accuracy by where training states the facts of a test question.
+    """Hold accuracies by where training states the facts of a test question.
 
     table: as text, a row per arm; empty where the data do not say. difference: of
     `stats.paired_difference`, post_cot - label_only on facts that only rationales state (None: not
@@ -215,9 +215,10 @@ def _mentioned_by_fact(study: Study, fact_of: dict[str, str]) -> pd.Series:
 
 
 def target_lengths(study: Study, arms: list[Arm], limit: int = 500) -> pd.DataFrame:
-    """Count tokens per question (mean, min, max) of each trained arm, its loss, and the label's share.
+    """Count tokens per question (mean, min, max) of each trained arm.
 
-    Prompt and target together, over the first `limit` questions that every arm can use.
+    Beside them: the arm's loss, and the label's share of it. Prompt and target together, over the
+    first `limit` questions that every arm can use.
     """
     setting, rationales = study.setting, study.data.rationales
     kept, _ = study.usable_questions()

@@ -36,7 +36,7 @@ from cotdistill.study import Study
 
 
 def save_verdicts(
-    study: Study, verdicts: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame
+    study: Study, table: pd.DataFrame, accuracies: pd.DataFrame, written: pd.DataFrame
 ) -> None:
     """Write verdicts.json and verdicts.csv, for the report, the README and pooling.
 
@@ -51,13 +51,13 @@ def save_verdicts(
             "dataset": study.setting.data["dataset"],
             "student": study.note,
             "provenance": provenance(),
-            "verdicts": json.loads(verdicts.to_json(orient="records")),
+            "verdicts": json.loads(table.to_json(orient="records")),
             "accuracy": json.loads(accuracies.to_json(orient="records")),
             "accuracy_written": json.loads(written.to_json(orient="records")),
         },
     )
     with atomic_write(folder / "verdicts.csv") as part:
-        verdicts.to_csv(part, index=False)
+        table.to_csv(part, index=False)
 
 
 def load_verdicts(study: str) -> pd.DataFrame:
@@ -111,16 +111,17 @@ def judge_study(study: Study, alpha: float, bootstrap: int) -> Judgement:
 
 
 def _judge_side(level: TwoLevel, null: float, direction: str) -> tuple[float, str]:
-    """Two-sided p at `null`; the side on which the estimate lies decides."""
+    """Return the two-sided p at `null`; the side on which the estimate lies decides."""
     above = bool(level.estimate > null)
     agrees = above != (direction == "less")
     return float(p_value(level, null)), "supported" if agrees else "contradicted"
 
 
 def _judge_equivalence(level: TwoLevel, margin: float, direction: str) -> tuple[float, str]:
-    """TOST (Schuirmann 1987) for support; twice the one-sided p beyond the nearer margin against.
+    """Judge equivalence by two one-sided tests (TOST, Schuirmann 1987).
 
-    The smaller of the two counts: at most one of the two null hypotheses is true, so each keeps
+    Support has the p of TOST, contradiction twice the one-sided p beyond the nearer margin. The
+    smaller of the two counts: at most one of the two null hypotheses is true, so each keeps
     its level.
     """
     inside = max(one_sided(level, -margin, True), one_sided(level, margin, False))
@@ -191,14 +192,12 @@ MAX_AS_INTACT = 0.2
 def load_claims(path: str | Path) -> list[dict]:
     """Read params/claims.yaml.
 
-    Raises DataError naming the file, the claim and what is wrong with it.
-
     A claim: id, words, section, contrast, measure, direction, margin, rule, and perhaps `requires`,
     the id of a claim without whose support this one says nothing (that shuffling costs nothing
     means little where there was nothing to lose). `contrast` maps a and b (for an interaction also
     c and d: (a - b) - (c - d)) to lists of arm labels, best first. In a label `*` stands for
     anything but "," and "]"; $1, $2 repeat in a later arm what the first, second `*` (or text in
-    parentheses) stood for.
+    parentheses) stood for. Raises DataError naming the file, the claim and what is wrong with it.
     """
     try:
         claims = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -207,44 +206,50 @@ def load_claims(path: str | Path) -> list[dict]:
     if not isinstance(claims, list):
         raise DataError(f"{path}: found a {type(claims).__name__}; expected a list of claims")
     for number, claim in enumerate(claims, 1):
-        name = (
-            claim.get("id", f"number {number}") if isinstance(claim, dict) else f"number {number}"
+        name = f"number {number}"
+        if isinstance(claim, dict):
+            name = claim.get("id", name)
+        problem = _claim_problem(claim)
+        if problem:
+            raise DataError(f"{path}: claim {name}: {problem}")
+    _check_claim_ids(path, claims)
+    return claims
+
+
+def _claim_problem(claim) -> str:
+    """Say what is wrong with one claim by itself, and what is expected; empty for nothing."""
+    fields = ("id", "words", "section", "contrast", "measure", "direction", "margin", "rule")
+    if not isinstance(claim, dict) or set(claim) - {"requires"} != set(fields):
+        found = sorted(claim) if isinstance(claim, dict) else claim
+        return f"fields are {found!r}; expected {', '.join(fields)} (and perhaps requires)"
+    rule = RULES.get(claim["rule"]) if isinstance(claim["rule"], str) else None
+    if rule is None or claim["direction"] not in rule.directions:
+        known = ", ".join(f"{r}: {' or '.join(x.directions)}" for r, x in RULES.items())
+        return (
+            f"rule {claim['rule']!r} with direction {claim['direction']!r}; expected one of {known}"
         )
-        fail = lambda found, name=name: DataError(f"{path}: claim {name}: {found}")
-        fields = ("id", "words", "section", "contrast", "measure", "direction", "margin", "rule")
-        if not isinstance(claim, dict) or set(claim) - {"requires"} != set(fields):
-            found = sorted(claim) if isinstance(claim, dict) else claim
-            raise fail(f"fields are {found!r}; expected {', '.join(fields)} (and perhaps requires)")
-        rule = RULES.get(claim["rule"]) if isinstance(claim["rule"], str) else None
-        if rule is None or claim["direction"] not in rule.directions:
-            raise fail(
-                f"rule {claim['rule']!r} with direction {claim['direction']!r}; expected "
-                "one of " + ", ".join(f"{r}: {' or '.join(x.directions)}" for r, x in RULES.items())
-            )
-        if claim["measure"] not in MEASURES:
-            raise fail(f"measure is {claim['measure']!r}; expected one of {', '.join(MEASURES)}")
-        contrast = claim["contrast"]
-        if (
-            not isinstance(contrast, dict)
-            or "".join(sorted(contrast)) != rule.arms
-            or not all(isinstance(v, list) and v for v in contrast.values())
-        ):
-            raise fail(
-                f"contrast is {contrast!r}; expected a list of arm labels for each of "
-                f"{', '.join(rule.arms)}"
-            )
-        bounded = rule.needs_margin
-        if (
-            not isinstance(claim["margin"], (int, float))
-            or (claim["margin"] <= 0) == bounded
-            or claim["margin"] < 0
-        ):
-            wanted = (
-                "a fraction above 0, such as 0.02 for two points"
-                if bounded
-                else f"0 for rule {claim['rule']}"
-            )
-            raise fail(f"margin is {claim['margin']!r}; expected {wanted}")
+    if claim["measure"] not in MEASURES:
+        return f"measure is {claim['measure']!r}; expected one of {', '.join(MEASURES)}"
+    contrast = claim["contrast"]
+    if (
+        not isinstance(contrast, dict)
+        or "".join(sorted(contrast)) != rule.arms
+        or not all(isinstance(v, list) and v for v in contrast.values())
+    ):
+        return (
+            f"contrast is {contrast!r}; expected a list of arm labels for each of "
+            f"{', '.join(rule.arms)}"
+        )
+    margin, bounded = claim["margin"], rule.needs_margin
+    if not isinstance(margin, (int, float)) or (margin <= 0) == bounded or margin < 0:
+        wanted = "a fraction above 0, such as 0.02 for two points"
+        wanted = wanted if bounded else f"0 for rule {claim['rule']}"
+        return f"margin is {margin!r}; expected {wanted}"
+    return ""
+
+
+def _check_claim_ids(path: str | Path, claims: list[dict]) -> None:
+    """Raise DataError for an id that two claims have, and for a `requires` that names none."""
     repeated = [
         name for name, times in Counter(claim["id"] for claim in claims).items() if times > 1
     ]
@@ -257,7 +262,6 @@ def load_claims(path: str | Path) -> list[dict]:
                 f"{path}: claim {claim['id']}: requires {claim['requires']!r}; "
                 "expected the id of a claim that requires none"
             )
-    return claims
 
 
 def _by_number(label: str) -> list:
@@ -269,11 +273,9 @@ def _by_number(label: str) -> list:
 def resolve_contrast(contrast: dict[str, list[str]], arms: list[str]) -> dict[str, str] | None:
     """Find the first combination of measured arms that fits a claim's patterns.
 
-    Returns {"a": label, "b": label, ...} or None.
-
-    Patterns are tried in their order, the labels that fit a pattern by their numbers, counts (1 and
-    above) before fractions; see
-    `load_claims` for `*`, `$1`.
+    Returns {"a": label, "b": label, ...} or None. Patterns are tried in their order, the labels
+    that fit a pattern by their numbers, counts (1 and above) before fractions; see `load_claims`
+    for `*`, `$1`.
     """
 
     def fill(places, stars):
@@ -316,9 +318,9 @@ def estimate_text(row: pd.Series) -> str:
 
 
 def _reason(claim: dict, row: dict, alpha: float, empty: str) -> str:
-    """One sentence for the verdict, with the numbers it rests on; empty.
+    """Write one sentence for the verdict, with the numbers that it rests on.
 
-    Why support says nothing here.
+    empty: why support says nothing here, "" where it does say something.
     """
     value, low, high = (_number(row[k], claim["measure"]) for k in ("estimate", "low", "high"))
     number = (
@@ -329,8 +331,7 @@ def _reason(claim: dict, row: dict, alpha: float, empty: str) -> str:
     if row["seeds"] == 1:
         return (
             "One seed: how much seeds vary is unknown, so nothing is claimed. In this one "
-            f"run {number} "
-            f"({low} to {high}, questions only)."
+            f"run {number} ({low} to {high}, questions only)."
         )
     found = f"{number}, 95 % interval {low} to {high}"
     if row["seeds"] < MIN_SEEDS:
@@ -350,7 +351,7 @@ def _reason(claim: dict, row: dict, alpha: float, empty: str) -> str:
 def _needed_text(
     claim: dict, values: np.ndarray, effect: float, alpha: float, rng: np.random.Generator
 ) -> str:
-    """How many seeds and questions would decide the claim, in words."""
+    """Say how many seeds and questions would decide the claim."""
     if claim["measure"] == "correct_per_100_tokens":
         return (
             f"at least {MIN_SEEDS} seeds" if len(values) < MIN_SEEDS else "more seeds or questions"
@@ -433,8 +434,8 @@ def verdicts(
     - "supported" or "contradicted": p_holm < alpha, on the side that the claim's `Rule` says.
 
     needed is filled where inconclusive: the size for 80 % power of a verdict, at alpha / (number of
-    measured claims), so that Holm is paid for. Raises DataError on predictions of
-    several studies and on arms that do not share their questions.
+    measured claims), so that Holm is paid for. Raises DataError on predictions of several studies
+    and on arms that do not share their questions.
     """
     study = "; ".join(map(str, predictions["study"].unique())) if "study" in predictions else ""
     arms, rows, tables = sorted(set(predictions["arm"])), [], []
@@ -472,7 +473,7 @@ def _measure_claim(
     rng: np.random.Generator,
     n_boot: int,
 ) -> tuple[dict, pd.DataFrame | None]:
-    """One claim's row, with the verdict that a small p would bring, and its contrast table.
+    """Measure one claim: its row, with the verdict that a small p would bring, and its table.
 
     The table is None, and the verdict "not measured", where an arm or a common seed is missing.
     """
@@ -499,7 +500,7 @@ def _measure_claim(
 def _missing_reason(
     claim: dict, predictions: pd.DataFrame, arms: list[str], found: dict[str, str] | None
 ) -> str:
-    """Why a claim can't be measured: arms that were not run, or no common seed; else empty."""
+    """Say why a claim can't be measured: arms not run, or no common seed; else empty."""
     if found is None:
         plain = {
             place: [re.sub(r"\$\d", "*", pattern) for pattern in patterns]
@@ -516,7 +517,7 @@ def _missing_reason(
 
 
 def _empty_support(claim: dict, row: dict, supported: set[str], alike: float) -> str:
-    """Why the support of a claim would say nothing; empty where it says something.
+    """Say why the support of a claim would say nothing; empty where it says something.
 
     supported: ids of supported claims. alike: the share of the arm's training texts that equal the
     intact ones.
@@ -547,20 +548,16 @@ def pool_with(
 def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
     """Take the random-effects mean of each claim's estimate over studies.
 
-    After DerSimonian and Laird (1986). `tables`: verdict tables, one a study. A study's variance is
-    that of its interval, (high - low)^2 / (2 z)^2, which keeps the few-seeds t quantile. The interval is the wider of DerSimonian-Laird's and
-    Hartung-Knapp's (t with k - 1 degrees of freedom); one study alone is returned as it is. A study
-    in which nothing varied, whose interval has no width, says nothing of its error and is left out
+    tables: verdict tables, one a study. One study alone is returned as it is. A study in which
+    nothing varied, whose interval has no width, says nothing of its error and is left out
     (`studies` counts the others). Studies on the same test set are not independent. Columns: claim,
-    words, measure, studies, one_seed_studies (their intervals ignore seeds), estimate, low,
-    high, p, tau2, i2 (share of the spread that is between studies).
+    words, measure, studies, one_seed_studies (their intervals ignore seeds), estimate, low, high,
+    p, tau2, i2 (share of the spread that is between studies); see `_pool_claim`.
     """
     joined = pd.concat(tables, ignore_index=True)
     joined = joined[joined["estimate"].notna() & (joined["high"] > joined["low"])]
-    rows, z = [], sps.norm.ppf(0.975)
+    rows = []
     for (claim, words, measure), group in joined.groupby(["claim", "words", "measure"], sort=False):
-        estimate = group["estimate"].to_numpy(float)
-        variance = ((group["high"] - group["low"]) / (2 * z)).to_numpy(float) ** 2
         row = dict(
             claim=claim,
             words=words,
@@ -568,59 +565,38 @@ def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
             studies=len(group),
             one_seed_studies=int((group["seeds"] == 1).sum()),
         )
-        if len(group) == 1:
-            one = group.iloc[0]
-            rows.append(
-                row
-                | dict(
-                    estimate=one.estimate,
-                    low=one.low,
-                    high=one.high,
-                    p=one.p,
-                    tau2=np.nan,
-                    i2=np.nan,
-                )
-            )
-            continue
-        with np.errstate(invalid="ignore"):  # statsmodels leaves a negative tau2 as it is
-            fit = combine_effects(estimate, variance, method_re="dl", use_t=False, alpha=alpha)
-        tau2 = max(float(fit.tau2), 0.0)
-        weights = 1 / (variance + tau2)
-        mean, se = float(np.average(estimate, weights=weights)), float(np.sqrt(1 / weights.sum()))
-        knapp = float(
-            np.sqrt(np.average((estimate - mean) ** 2, weights=weights) / (len(group) - 1))
-        )
-        half = max(
-            sps.norm.ppf(1 - alpha / 2) * se, sps.t.ppf(1 - alpha / 2, len(group) - 1) * knapp
-        )
-        p = max(
-            2 * sps.norm.sf(abs(mean) / se),
-            2 * sps.t.sf(abs(mean) / knapp, len(group) - 1) if knapp > 0 else 0.0,
-        )
-        rows.append(
-            row
-            | dict(
-                estimate=mean,
-                low=mean - half,
-                high=mean + half,
-                p=float(p),
-                tau2=tau2,
-                i2=max(float(fit.i2), 0.0),
-            )
-        )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "claim",
-            "words",
-            "measure",
-            "studies",
-            "one_seed_studies",
-            "estimate",
-            "low",
-            "high",
-            "p",
-            "tau2",
-            "i2",
-        ],
+        rows.append(row | _pool_claim(group, alpha))
+    columns = ["claim", "words", "measure", "studies", "one_seed_studies"]
+    return pd.DataFrame(rows, columns=[*columns, *POOLED])
+
+
+POOLED = ("estimate", "low", "high", "p", "tau2", "i2")
+
+
+def _pool_claim(group: pd.DataFrame, alpha: float) -> dict:
+    """Pool the estimates of one claim, after DerSimonian and Laird (1986).
+
+    group: its rows, one a study. A study's variance is that of its interval,
+    (high - low)^2 / (2 z)^2, which keeps the few-seeds t quantile. The interval is the wider of
+    DerSimonian-Laird's and Hartung-Knapp's (t with k - 1 degrees of freedom). Returns `POOLED`.
+    """
+    if len(group) == 1:
+        one = group.iloc[0]
+        values = (one.estimate, one.low, one.high, one.p, np.nan, np.nan)
+        return dict(zip(POOLED, values, strict=True))
+    estimate = group["estimate"].to_numpy(float)
+    z = sps.norm.ppf(0.975)
+    variance = ((group["high"] - group["low"]) / (2 * z)).to_numpy(float) ** 2
+    with np.errstate(invalid="ignore"):  # statsmodels leaves a negative tau2 as it is
+        fit = combine_effects(estimate, variance, method_re="dl", use_t=False, alpha=alpha)
+    tau2, freedom = max(float(fit.tau2), 0.0), len(group) - 1
+    weights = 1 / (variance + tau2)
+    mean, se = float(np.average(estimate, weights=weights)), float(np.sqrt(1 / weights.sum()))
+    knapp = float(np.sqrt(np.average((estimate - mean) ** 2, weights=weights) / freedom))
+    half = max(sps.norm.ppf(1 - alpha / 2) * se, sps.t.ppf(1 - alpha / 2, freedom) * knapp)
+    p = max(
+        2 * sps.norm.sf(abs(mean) / se),
+        2 * sps.t.sf(abs(mean) / knapp, freedom) if knapp > 0 else 0.0,
     )
+    values = (mean, mean - half, mean + half, float(p), tau2, max(float(fit.i2), 0.0))
+    return dict(zip(POOLED, values, strict=True))

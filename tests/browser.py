@@ -13,11 +13,19 @@ CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update "
-    "--disable-sync --hide-scrollbars --remote-allow-origins=* --remote-debugging-port=0"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-allow-origins=*",
+    "--remote-debugging-port=0",
+]
 
 
 class Browser:

@@ -64,7 +64,7 @@ def main(out: Path) -> None:
         passes = encode_all(student, data.train, data.rationales, arm, "text", 0, config.epochs)
         steps = []
         validate = (
-            (lambda: dict(zip(("accuracy", "label_nll"), next(validations))))
+            (lambda: dict(zip(("accuracy", "label_nll"), next(validations), strict=True)))
             if config.select == "best"
             else None
         )

@@ -1,14 +1,17 @@
-"""SIGKILL a study at many points of all its stages and compare what comes out with a run that was
-left alone: `make kill`.
+"""SIGKILL a study at many points and compare the result with an undisturbed run: `make kill`.
 
-    python tests/kill_harness.py [--out kill.json] [--points 2] [--writes 20] [--without-ray] [--seed 0]
+    python tests/kill_harness.py [--out kill.json] [--points 2] [--writes 20] [--without-ray]
+                                 [--seed 0]
 
 1. A small study runs undisturbed, stage by stage: the reference, and the time of each stage.
-2. In another store each stage is killed again and again, at fractions of its time and at moments that hurt (a checkpoint, the
-   weights, the answers, a score file have just appeared), in turn the group of `make`, the process that runs papermill, the
-   kernel; then, on a Ray cluster of this machine, a worker. After each kill the same command runs again.
-3. In a third store two processes run the whole study at once: a second fresh run, and each run made once.
-4. One training run is killed before each of its writes, renames and deletions, or as many of them as --writes says.
+2. In another store each stage is killed again and again, at fractions of its time and at moments
+   that hurt (a checkpoint, the weights, the answers, a score file have just appeared), in turn the
+   group of `make`, the process that runs papermill, the kernel; then, on a Ray cluster of this
+   machine, a worker. After each kill the same command runs again.
+3. In a third store two processes run the whole study at once: a second fresh run, and each run made
+   once.
+4. One training run is killed before each of its writes, renames and deletions, or as many of them
+   as --writes says.
 
 Everything is compared to the byte, but for times and dates.
 """
@@ -290,7 +293,7 @@ def finished(store: Path) -> dict[str, tuple[int, int]]:
 
 
 def half_files(store: Path, executed: Path) -> list[str]:
-    """What stands under the name of a whole thing and is not whole.
+    """What has the name of a whole thing and is not whole.
 
     Runs, hand-ons, score files, figures, executed notebooks.
     """
@@ -480,8 +483,9 @@ def lines_of(connection) -> list:
 
 
 def check_writes(folder: Path, kills: int = 0) -> dict:
-    """Kill a grid of two runs (its store empty before) before each of its changes (`kills` 0), or
-    before so many of them, evenly spread; let it end, compare.
+    """Kill a grid of two runs before each change of its store; let it end, compare.
+
+    The store is empty at first. kills: before how many changes, evenly spread (0: each).
     """
     context = nursery()
     process, said = child_of(context, str(folder / "whole"))
@@ -536,7 +540,7 @@ def complete(notebook: Path, since: float) -> bool:
 # ---------------------------------------------------------------- the whole harness
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="artifacts/kill.json", help="where the counts go")
     parser.add_argument(
@@ -553,208 +557,252 @@ def main(arguments: list[str] | None = None) -> int:
         help="kills before a write, spread over a run; 0: before each",
     )
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args(arguments)
-    folder = Path(tempfile.mkdtemp(prefix="kill-"))
-    (folder / "tiny.yaml").write_text(STUDY)
-    study, rng, began = str(folder / "tiny.yaml"), random.Random(chosen.seed), time.time()
-    say = lambda text: print(f"{time.time() - began:5.0f} s  {text}", flush=True)
-    out = Path(chosen.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"stages": {}, "kills": [], "ended_first": 0, "after_last_cell": 0, "problems": []}
+    return parser.parse_args(arguments)
 
-    def whole(name: str, command: list[str], store: Path, **more) -> float:
+
+class Harness:
+    """A study in three stores, the kills, and the report of what came of them."""
+
+    def __init__(self, folder: Path, chosen: argparse.Namespace):
+        (folder / "tiny.yaml").write_text(STUDY)
+        self.folder, self.chosen, self.study = folder, chosen, str(folder / "tiny.yaml")
+        self.rng, self.began = random.Random(chosen.seed), time.time()
+        self.reference = folder / "reference" / "store"
+        self.store, self.executed = folder / "killed" / "store", folder / "killed" / "executed"
+        self.done, self.kernels, self.number = {}, set(), 0
+        self.problems = []
+        self.report = {
+            "stages": {},
+            "kills": [],
+            "ended_first": 0,
+            "after_last_cell": 0,
+            "problems": self.problems,
+        }
+
+    def say(self, text: str) -> None:
+        print(f"{time.time() - self.began:5.0f} s  {text}", flush=True)
+
+    def save(self) -> None:
+        Path(self.chosen.out).write_text(json.dumps(self.report, indent=1) + "\n")
+
+    def run_to_the_end(self, name: str, command: list[str], store: Path) -> float:
+        """Run a command without a kill; its seconds."""
         started = time.time()
-        child = start(command, store, folder / "logs" / name, **more)
+        child = start(command, store, self.folder / "logs" / name)
         if child.wait(PATIENCE):
-            report["problems"].append(
+            self.problems.append(
                 f"{name}: exit {child.returncode}: "
-                + Path(f"{folder}/logs/{name}.err").read_text()[-300:]
+                + Path(f"{self.folder}/logs/{name}.err").read_text()[-300:]
             )
         return time.time() - started
 
-    reference = folder / "reference" / "store"
-    for stage in NOTEBOOKS:
-        report["stages"][stage] = {
-            "seconds": round(
-                whole(
-                    f"reference-{stage}",
-                    by_python(study, reference.parent / "executed", stage),
-                    reference,
-                ),
-                1,
-            ),
-            "kills": 0,
-        }
-    if report["problems"]:
-        print(f"FAILED without a kill: {report['problems'][0]}")
-        return 1
-    say(
-        "reference: "
-        + ", ".join(f"{stage} {about['seconds']} s" for stage, about in report["stages"].items())
-    )
+    def make_reference(self) -> None:
+        """Run each stage undisturbed, and note its time."""
+        for stage in NOTEBOOKS:
+            command = by_python(self.study, self.reference.parent / "executed", stage)
+            seconds = self.run_to_the_end(f"reference-{stage}", command, self.reference)
+            self.report["stages"][stage] = {"seconds": round(seconds, 1), "kills": 0}
 
-    store, executed = folder / "killed" / "store", folder / "killed" / "executed"
-    done, kernels, number = {}, set(), 0
-    for stage in NOTEBOOKS:
-        moments = [m.format(study="tiny", executed=f"{executed}/tiny") for m in MOMENTS[stage]]
-        rng.shuffle(moments)
-        plan = [{"appears": m if m.startswith("/") else f"{store}/{m}"} for m in moments]
-        # After it all runs of the stage are there
-        if stage in ("shuffle", "attribute") and not chosen.without_ray:
-            plan.append(
-                {"appears": f"{store}/runs/*.work/checkpoints/checkpoint-*", "victim": "worker"}
-            )
-        plan += [{"share": (i + rng.random()) / chosen.points} for i in range(chosen.points)]
-        lasts = report["stages"][stage]["seconds"]
+    def plan_kills(self, stage: str) -> list[dict]:
+        """What triggers each kill of a stage: a file that appears, or a share of its time."""
+        names = {"study": "tiny", "executed": f"{self.executed}/tiny"}
+        moments = [moment.format(**names) for moment in MOMENTS[stage]]
+        self.rng.shuffle(moments)
+        plan = [{"appears": m if m.startswith("/") else f"{self.store}/{m}"} for m in moments]
+        # A lost worker does not end the stage: after this kill all its runs exist
+        if stage in ("shuffle", "attribute") and not self.chosen.without_ray:
+            appears = f"{self.store}/runs/*.work/checkpoints/checkpoint-*"
+            plan.append({"appears": appears, "victim": "worker"})
+        points = self.chosen.points
+        return plan + [{"share": (i + self.rng.random()) / points} for i in range(points)]
+
+    def kill_stage(self, stage: str) -> None:
+        """Kill a stage by its plan, again and again, then let it end."""
+        about, plan = self.report["stages"][stage], self.plan_kills(stage)
+        lasts = about["seconds"]
         for trigger in plan:
-            number += 1
-            if "share" in trigger:
-                trigger = {"seconds": trigger["share"] * lasts}
-            kind = trigger.pop("victim", ("group", "kernel", "papermill")[number % 3])
-            through_make = kind == "group" or kind != "worker" and rng.random() < 0.5
-            command = (by_make if through_make else by_python)(study, executed, stage)
-            log = folder / "logs" / f"{number:02}-{stage}-{kind}"
-            started = time.time()
-            child = start(
-                command, store, log, **({"COTDISTILL_BACKEND": "ray"} if kind == "worker" else {})
-            )
-            kill = killed(child, kind, **trigger)
-            code = child.wait(PATIENCE)
-            if kill is None:
-                report["ended_first"] += 1
+            self.number += 1
+            seconds = self.kill_once(stage, trigger, lasts)
+            if seconds is not None:
                 # What is in the store makes a stage shorter, and a machine's speed varies
-                lasts = time.time() - started
+                lasts = seconds
                 if len(plan) < 12:  # another one in its place
-                    plan.append({"share": 0.9 * rng.random()})
-                if code:
-                    report["problems"].append(
-                        f"{log.name}: exit {code} without a kill: "
-                        f"{Path(f'{log}.err').read_text()[-300:]}"
-                    )
-            else:
-                kernels |= set(kill.pop("kernels"))
-                report["kills"].append(kill | {"stage": stage, "exit": code})
-                report["stages"][stage]["kills"] += 1
-                errors = [
-                    line
-                    for line in Path(f"{log}.err").read_text().splitlines()
-                    if line.startswith("error: ")
-                ]
-                if kind == "worker" and code:
-                    report["problems"].append(
-                        f"{log.name}: a lost worker ended the study: {errors}"
-                    )
-                elif (
-                    kind == "kernel"
-                    and not code
-                    and complete(executed / "tiny" / f"{NOTEBOOKS[stage]}.ipynb", started)
-                ):
-                    report["after_last_cell"] += 1  # nothing was left for the kernel to do
-                elif kind != "worker" and not code:
-                    report["problems"].append(f"{log.name}: exit 0 after a kill")
-                elif kind == "kernel" and (
-                    len(errors) != 1 or "run the same command again" not in errors[0]
-                ):
-                    report["problems"].append(
-                        f"{log.name}: {errors}; expected one line that says the kernel died"
-                    )
-            report["problems"] += [
-                f"{log.name}: half: {name}" for name in half_files(store, executed)
-            ]
-            now = finished(store)
-            report["problems"] += [
-                f"{log.name}: run {key[:12]} was made again"
-                for key in done
-                if now.get(key) != done[key]
-            ]
-            done |= now
-        whole(f"{number:02}-{stage}-end", by_python(study, executed, stage), store)
-        report["problems"] += [
-            f"{stage}: run {key[:12]} was made again"
-            for key in done
-            if finished(store).get(key) != done[key]
+                    plan.append({"share": 0.9 * self.rng.random()})
+        command = by_python(self.study, self.executed, stage)
+        self.run_to_the_end(f"{self.number:02}-{stage}-end", command, self.store)
+        now = finished(self.store)
+        self.note_repeated_runs(stage, now)
+        self.done = now
+        self.say(f"{stage}: killed {about['kills']} times; {self.problems or 'no problem'}")
+        self.save()  # what is known, should the harness itself be killed
+
+    def kill_once(self, stage: str, trigger: dict, lasts: float) -> float | None:
+        """Start a stage and kill it; its seconds where it ended before the kill, else None.
+
+        lasts: the seconds that the stage is expected to take.
+        """
+        if "share" in trigger:
+            trigger = {"seconds": trigger["share"] * lasts}
+        kind = trigger.pop("victim", ("group", "kernel", "papermill")[self.number % 3])
+        through_make = kind == "group" or kind != "worker" and self.rng.random() < 0.5
+        command = (by_make if through_make else by_python)(self.study, self.executed, stage)
+        log = self.folder / "logs" / f"{self.number:02}-{stage}-{kind}"
+        more = {"COTDISTILL_BACKEND": "ray"} if kind == "worker" else {}
+        started, seconds = time.time(), None
+        child = start(command, self.store, log, **more)
+        kill = killed(child, kind, **trigger)
+        code = child.wait(PATIENCE)
+        if kill is None:
+            seconds = time.time() - started
+            self.report["ended_first"] += 1
+            if code:
+                self.problems.append(
+                    f"{log.name}: exit {code} without a kill: "
+                    f"{Path(f'{log}.err').read_text()[-300:]}"
+                )
+        else:
+            self.kernels |= set(kill.pop("kernels"))
+            self.report["kills"].append(kill | {"stage": stage, "exit": code})
+            self.report["stages"][stage]["kills"] += 1
+            self.check_end(stage, kind, code, log, started)
+        self.problems += [
+            f"{log.name}: half: {name}" for name in half_files(self.store, self.executed)
         ]
-        done = finished(store)
-        say(
-            f"{stage}: killed {report['stages'][stage]['kills']} times; "
-            f"{report['problems'] or 'no problem'}"
+        now = finished(self.store)
+        self.note_repeated_runs(log.name, now)
+        self.done |= now
+        return seconds
+
+    def check_end(self, stage: str, kind: str, code: int, log: Path, started: float) -> None:
+        """Note where a killed stage did not end as it must: with which code, in which words."""
+        lines = Path(f"{log}.err").read_text().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        notebook = self.executed / "tiny" / f"{NOTEBOOKS[stage]}.ipynb"
+        if kind == "worker" and code:
+            self.problems.append(f"{log.name}: a lost worker ended the study: {errors}")
+        elif kind == "kernel" and not code and complete(notebook, started):
+            self.report["after_last_cell"] += 1  # nothing was left for the kernel to do
+        elif kind != "worker" and not code:
+            self.problems.append(f"{log.name}: exit 0 after a kill")
+        elif kind == "kernel" and (
+            len(errors) != 1 or "run the same command again" not in errors[0]
+        ):
+            self.problems.append(
+                f"{log.name}: {errors}; expected one line that says the kernel died"
+            )
+
+    def note_repeated_runs(self, where: str, now: dict) -> None:
+        """Note runs that were made again although they were complete. now: of `finished`."""
+        self.problems += [
+            f"{where}: run {key[:12]} was made again"
+            for key in self.done
+            if now.get(key) != self.done[key]
+        ]
+
+    def compare(self) -> None:
+        """Compare the killed store with the reference, once no kernel is left."""
+        report = self.report
+        try:
+            report["slowest_orphan_seconds"] = round(wait_gone(list(self.kernels), 60), 1)
+        except TimeoutError as error:
+            self.problems.append(str(error))
+        command = by_python(self.study, self.executed, "figures")
+        self.run_to_the_end("after", command, self.store)
+        logs = sorted((self.folder / "logs").glob("[0-9]*.out"))
+        report["runs"] = {
+            "planned": len(finished(self.reference)),
+            "made": len(self.done),
+            "made_more_than_once": sum(n > 1 for n in made(logs).values()),
+        }
+        report["different"] = differences(self.reference, self.store)
+        report["left_behind"] = left_behind(self.store, self.executed)
+        self.say(
+            f"killed {len(report['kills'])} times; different from the reference: "
+            f"{report['different'] or 'nothing'}"
         )
-        # What is known, should the harness itself be killed
-        out.write_text(json.dumps(report, indent=1) + "\n")
-    try:
-        report["slowest_orphan_seconds"] = round(wait_gone(list(kernels), 60), 1)
-    except TimeoutError as error:
-        report["problems"].append(str(error))
-    whole("after", by_python(study, executed, "figures"), store)
-    logs = sorted((folder / "logs").glob("[0-9]*.out"))
-    report["runs"] = {
-        "planned": len(finished(reference)),
-        "made": len(done),
-        "made_more_than_once": sum(n > 1 for n in made(logs).values()),
-    }
-    report["different"] = differences(reference, store)
-    report["left_behind"] = left_behind(store, executed)
-    say(
-        f"killed {len(report['kills'])} times; different from the reference: "
-        f"{report['different'] or 'nothing'}"
-    )
 
-    twice = folder / "twice" / "store"
-    both = [
-        start(by_python(study, twice.parent / "executed"), twice, folder / "logs" / f"twice-{i}")
-        for i in range(2)
-    ]
-    codes = [child.wait(PATIENCE) for child in both]
-    counts = made(sorted((folder / "logs").glob("twice-*.out")))
-    report["two_at_once"] = {
-        "exits": codes,
-        "runs": len(counts),
-        "made_once": sum(n == 1 for n in counts.values()),
-        "different": differences(reference, twice),
-        "half": half_files(twice, twice.parent / "executed"),
-        "left_behind": left_behind(twice, twice.parent / "executed"),
-    }
-    say(f"two at once: {report['two_at_once']}")
-    report["before_each_write"] = check_writes(folder / "writes", chosen.writes)
-    say(f"before each write: {report['before_each_write']}")
+    def run_two_at_once(self) -> None:
+        """Run the whole study in two processes at once, in a third store."""
+        store = self.folder / "twice" / "store"
+        executed, logs = store.parent / "executed", self.folder / "logs"
+        command = by_python(self.study, executed)
+        both = [start(command, store, logs / f"twice-{i}") for i in range(2)]
+        codes = [child.wait(PATIENCE) for child in both]
+        counts = made(sorted(logs.glob("twice-*.out")))
+        self.report["two_at_once"] = {
+            "exits": codes,
+            "runs": len(counts),
+            "made_once": sum(n == 1 for n in counts.values()),
+            "different": differences(self.reference, store),
+            "half": half_files(store, executed),
+            "left_behind": left_behind(store, executed),
+        }
+        self.say(f"two at once: {self.report['two_at_once']}")
 
-    writes, two = report["before_each_write"], report["two_at_once"]
-    report["problems"] += [
-        f"different: {name}"
-        for name in [*report["different"], *two["different"], *writes["different"]]
-    ]
-    report["problems"] += [f"half: {name}" for name in [*two["half"], *writes["half"]]] + [
-        f"left: {n}" for n in [*report["left_behind"], *two["left_behind"], *writes["left"]]
-    ]
-    report["problems"] += [f"two at once: exits {codes}"] * any(codes) + [
-        "two at once: a run was made twice"
-    ] * (two["made_once"] != two["runs"])
-    report["problems"] += ["runs planned and made differ"] * (
-        report["runs"]["planned"] != report["runs"]["made"]
-    )
-    report["problems"] += ["a run was made twice"] * bool(
-        report["runs"]["made_more_than_once"] + writes["redone"]
-    )
-    report["seconds"] = round(time.time() - began)
-    out.write_text(json.dumps(report, indent=1) + "\n")
-    kinds = {
-        kind: sum(k["victim"] == kind for k in report["kills"])
-        for kind in ("group", "papermill", "kernel", "worker")
-    }
-    print(
-        f"killed {len(report['kills'])} times in {len(NOTEBOOKS)} stages ("
-        + ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-        + f") and {writes['kills']} times before a write: {report['runs']['made']} of "
-        f"{report['runs']['planned']} runs, none made twice, "
-        f"nothing different, in {report['seconds'] / 60:.0f} min"
-        if not report["problems"]
-        else f"FAILED with {len(report['problems'])} problems, first: {report['problems'][0]} "
-        "(logs "
-        f"in {folder}, counts in {out})"
-    )
-    if not report["problems"]:
+    def note_problems(self) -> None:
+        """Turn what differs, is half, is left or was made twice into problems."""
+        report, runs = self.report, self.report["runs"]
+        writes, two = report["before_each_write"], report["two_at_once"]
+        different = [*report["different"], *two["different"], *writes["different"]]
+        left = [*report["left_behind"], *two["left_behind"], *writes["left"]]
+        self.problems += [f"different: {name}" for name in different]
+        self.problems += [f"half: {name}" for name in [*two["half"], *writes["half"]]]
+        self.problems += [f"left: {name}" for name in left]
+        if any(two["exits"]):
+            self.problems.append(f"two at once: exits {two['exits']}")
+        if two["made_once"] != two["runs"]:
+            self.problems.append("two at once: a run was made twice")
+        if runs["planned"] != runs["made"]:
+            self.problems.append("runs planned and made differ")
+        if runs["made_more_than_once"] + writes["redone"]:
+            self.problems.append("a run was made twice")
+
+    def summary(self) -> str:
+        """The outcome in one line."""
+        report, runs = self.report, self.report["runs"]
+        if self.problems:
+            return (
+                f"FAILED with {len(self.problems)} problems, first: {self.problems[0]} "
+                f"(logs in {self.folder}, counts in {self.chosen.out})"
+            )
+        kinds = {
+            kind: sum(kill["victim"] == kind for kill in report["kills"])
+            for kind in ("group", "papermill", "kernel", "worker")
+        }
+        return (
+            f"killed {len(report['kills'])} times in {len(NOTEBOOKS)} stages ("
+            + ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+            + f") and {report['before_each_write']['kills']} times before a write: "
+            f"{runs['made']} of {runs['planned']} runs, none made twice, "
+            f"nothing different, in {report['seconds'] / 60:.0f} min"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    chosen = parse(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="kill-"))
+    harness = Harness(folder, chosen)
+    Path(chosen.out).parent.mkdir(parents=True, exist_ok=True)
+    harness.make_reference()
+    if harness.problems:
+        print(f"FAILED without a kill: {harness.problems[0]}")
+        return 1
+    stages = harness.report["stages"].items()
+    harness.say("reference: " + ", ".join(f"{name} {about['seconds']} s" for name, about in stages))
+    for stage in NOTEBOOKS:
+        harness.kill_stage(stage)
+    harness.compare()
+    harness.run_two_at_once()
+    writes = check_writes(folder / "writes", chosen.writes)
+    harness.report["before_each_write"] = writes
+    harness.say(f"before each write: {writes}")
+    harness.note_problems()
+    harness.report["seconds"] = round(time.time() - harness.began)
+    harness.save()
+    print(harness.summary())
+    if not harness.problems:
         shutil.rmtree(folder)
-    return bool(report["problems"])
+    return bool(harness.problems)
 
 
 if __name__ == "__main__":

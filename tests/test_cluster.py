@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -206,23 +207,15 @@ def test_a_lost_nodes_runs_are_made_elsewhere(study, store, nodes, monkeypatch):
 
 
 def _free_port() -> int:
-    """Below the range from which the system, and with it the other cluster's workers, take theirs."""
+    """Find a free port below the range that the system, and so the other cluster, takes from."""
     for port in np.random.default_rng().permutation(np.arange(20000, 32000)).tolist():
         with socket.socket() as s:
             if s.connect_ex(("127.0.0.1", port)):
                 return port
 
 
-@pytest.fixture
-def ray_start():
-    """A head and a worker as `ray start` makes them, on loopback.
-
-    Afterwards every process that names their folder is killed.
-    """
-    import psutil
-
-    folder = tempfile.mkdtemp(prefix="cd-", dir="/tmp")  # a socket's path may have 107 characters
-    address = f"127.0.0.1:{_free_port()}"
+def ray_commands(folder: str, address: str) -> tuple[list[str], list[str]]:
+    """`ray start` of a head at an address on loopback, and of a worker that joins it."""
     common = [
         str(Path(sys.executable).with_name("ray")),
         "start",
@@ -235,49 +228,62 @@ def ray_start():
         "--max-worker-port=0",
     ]
     head = [
-        *common,
         "--head",
         f"--port={address.split(':')[1]}",
         f"--temp-dir={folder}",
         "--include-dashboard=false",
     ]
+    return [*common, *head], [*common, f"--address={address}"]
+
+
+def end_cluster(started: list[subprocess.Popen], folder: str) -> None:
+    """Kill the started processes, their children and every process that names their folder."""
+    import psutil
+
+    tops = [psutil.Process(p.pid) for p in started if p.poll() is None]
+    mine = [child for top in tops for child in top.children(recursive=True)] + tops
+    others = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(folder in word for word in process.info["cmdline"] or [])
+    ]
+    for process in [*mine, *others]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.fixture
+def ray_start():
+    """A head and a worker as `ray start` makes them, on loopback.
+
+    Afterwards every process that names their folder is killed.
+    """
+    folder = tempfile.mkdtemp(prefix="cd-", dir="/tmp")  # a socket's path may have 107 characters
+    address = f"127.0.0.1:{_free_port()}"
+    head, worker = ray_commands(folder, address)
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
         "PYTHONPATH": str(ROOT)
     }
-    said = open(f"{folder}/said", "w")
+    with open(f"{folder}/said", "w") as said:
 
-    def launch(command, disk):
-        return subprocess.Popen(
-            command,
-            env=environment | {"COTDISTILL_CACHE": f"{folder}/{disk}"},
-            stdout=said,
-            stderr=said,
-        )
+        def launch(command, disk):
+            return subprocess.Popen(
+                command,
+                env=environment | {"COTDISTILL_CACHE": f"{folder}/{disk}"},
+                stdout=said,
+                stderr=said,
+            )
 
-    started, waited = [launch(head, "disk0")], time.time()
-    while (
-        socket.socket().connect_ex(("127.0.0.1", int(address.split(":")[1])))
-        and time.time() - waited < 120
-        and started[0].poll() is None
-    ):
-        time.sleep(0.2)
-    started.append(launch([*common, f"--address={address}"], "disk1"))
-    yield address, environment, Path(folder)
-    tops = [psutil.Process(p.pid) for p in started if p.poll() is None]
-    mine = [child for top in tops for child in top.children(recursive=True)] + tops
-    for p in [
-        *mine,
-        *(
-            p
-            for p in psutil.process_iter(["cmdline"])
-            if any(folder in word for word in p.info["cmdline"] or [])
-        ),
-    ]:
-        try:
-            p.kill()
-        except psutil.NoSuchProcess:
-            pass
-    said.close()
+        started, waited = [launch(head, "disk0")], time.time()
+        while (
+            socket.socket().connect_ex(("127.0.0.1", int(address.split(":")[1])))
+            and time.time() - waited < 120
+            and started[0].poll() is None
+        ):
+            time.sleep(0.2)
+        started.append(launch(worker, "disk1"))
+        yield address, environment, Path(folder)
+        end_cluster(started, folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -363,8 +363,8 @@ def test_the_last_whole_checkpoint_is_gone_back_to_and_the_best_is_kept(tmp_path
 
 
 @pytest.mark.parametrize("how", ["edited", "gone"])
-def test_without_its_best_epoch_a_run_starts_anew(tmp_path, how, capsys):
-    """The library would go on without a word and end with the last epoch instead of the best one."""
+def test_without_its_best_epoch_a_run_starts_again(tmp_path, how, capsys):
+    """The library would silently go on and end with the last epoch instead of the best one."""
     whole, _ = trained(tmp_path / "whole")
     with pytest.raises(Killed):
         trained(tmp_path / "cut", dies=4)
@@ -459,7 +459,7 @@ def test_a_damaged_cache_of_weights_is_converted_again(tmp_path, monkeypatch, fi
         and "the weights are converted again" in out
         and again.fingerprint == first.fingerprint
     )
-    assert all(torch.equal(a, b) for a, b in zip(wanted, again.model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(wanted, again.model.parameters(), strict=True))
     assert {p.name for p in cache.parent.iterdir()} == {"tiny-wheel", "tiny-wheel.lock"}
 
 
@@ -556,7 +556,7 @@ def test_damaged_scores_are_made_again(copy, capsys):
             and "the scores are made again" in capsys.readouterr().out
             and path.read_bytes() == good
         )
-        assert all(np.array_equal(first[id], again[id]) for id in first)
+        assert all(np.array_equal(first[name], again[name]) for name in first)
     assert read_scores(path)[1] == scores_fingerprint
 
 

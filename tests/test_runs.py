@@ -103,7 +103,7 @@ def test_a_grid_is_made_once_and_read_back(study, capsys):
 
 
 def test_weights_are_put_back_between_runs(study):
-    """The second run of a grid equals the same run made alone: nothing leaks from one to the next."""
+    """The second run of a grid equals the same run made alone: nothing leaks between runs."""
     run_grid(study, [Arm("post_cot"), Arm("label_only")], "train", seeds=[0])
     together = load_predictions(study, ["train"]).query("arm == 'label_only'")["scores"].tolist()
     import shutil
@@ -161,7 +161,7 @@ def test_stages_of_different_settings_are_not_compared(study):
 def test_a_stage_has_arms_and_each_once(study):
     with pytest.raises(DataError, match="stage shuffle has no arm to run"):
         run_grid(study, [], "shuffle")
-    with pytest.raises(DataError, match="arm label_only stands there twice in stage train"):
+    with pytest.raises(DataError, match="arm label_only is named twice in stage train"):
         run_grid(study, [Arm("label_only"), Arm("post_cot"), Arm("label_only")], "train")
     with pytest.raises(
         DataError,
@@ -230,7 +230,7 @@ def test_what_a_student_has_no_positions_for_stops_before_the_first_run(study, m
         run_grid(study, [Arm("label_only")], "train")
 
 
-def test_scores_are_made_anew_for_another_label_and_not_for_another_click(study, monkeypatch):
+def test_scores_are_made_again_for_another_label_and_not_for_another_click(study, monkeypatch):
     """A corrected answer changes what tokens are attributed to.
 
     What a human selects changes the human scores only.
@@ -340,7 +340,7 @@ def test_scores_of_words_are_one_for_every_attributor(study):
 
 BAD_BASE = {
     "no seeds": (dict(seeds=[]), "seeds is empty; expected at least one number"),
-    "a seed twice": (dict(seeds=[1, 1]), "a seed stands there twice"),
+    "a seed twice": (dict(seeds=[1, 1]), "a seed is named twice"),
     "label format": (
         dict(label_format="word"),
         "label_format 'word'; expected one of text, letter, both",

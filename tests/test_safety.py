@@ -242,12 +242,12 @@ def test_ids_never_become_paths(tmp_path, monkeypatch):
     for split in ("train", "test"):
         rows = [
             {
-                "id": f"{split}{id}" if split == "test" else id,
+                "id": f"{split}{name}" if split == "test" else name,
                 "question": f"{split} {n}?",
                 "choices": ["ice", "tea"],
                 "answer": n % 2,
             }
-            for n, id in enumerate(ODD)
+            for n, name in enumerate(ODD)
         ]
         (own / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(own)
@@ -301,7 +301,7 @@ KEY = "sk-canary-5f2c9d7e41"
 
 
 class Echo(BaseHTTPRequestHandler):
-    """A server that gives the key away wherever it can: in an error, in a refusal, in a rationale."""
+    """A server that gives the key away wherever it can: in errors, refusals and rationales."""
 
     seen, lock = [], threading.Lock()
 

@@ -95,7 +95,7 @@ def test_make_help_lists_every_target():
 
 
 def test_nothing_of_the_local_data_is_committed():
-    """No question and no rationale of ../shared/data stands in a tracked file."""
+    """No question and no rationale of ../shared/data is in a tracked file."""
     import json
 
     shared = ROOT.parent / "shared" / "data"

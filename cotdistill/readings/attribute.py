@@ -35,8 +35,8 @@ def completeness(gaps: pd.DataFrame, n_steps: int) -> str:
 
 def top_tokens(top: dict[str, str]) -> str:
     """Name the token that speaks most for the label, by each method but random."""
-    words = ", ".join(f"{method} “{word}”" for method, word in top.items() if method != "random")
-    return f"The token that speaks most for the label, by each method: {words}." if words else ""
+    named = ", ".join(f"{method} “{word}”" for method, word in top.items() if method != "random")
+    return f"The token that speaks most for the label, by each method: {named}." if named else ""
 
 
 def faithfulness(means: pd.DataFrame, questions: int) -> str:

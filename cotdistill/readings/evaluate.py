@@ -22,7 +22,7 @@ def accuracy(forced: pd.DataFrame, chance: float, note: str) -> str:
 
 
 def failures(written: pd.DataFrame) -> str:
-    """Say which trained arm fails most often to name an option, and what a label costs in tokens."""
+    """Say which trained arm names no option most often, and what a label costs in tokens."""
     rows = written.set_index("arm").drop("zero_shot", errors="ignore")
     if rows.empty:
         return "No arm was trained."
@@ -87,8 +87,8 @@ def facts(difference: dict | None, mentioned: float) -> str:
 
 def findings(forced: pd.DataFrame, chance: float, note: str) -> str:
     """List every arm by forced choice."""
-    arms = "; ".join(f"{row['arm']} {percent(row)}" for _, row in forced.iterrows())
+    listed = "; ".join(f"{row['arm']} {percent(row)}" for _, row in forced.iterrows())
     return (
-        f"**Findings.** Forced choice: {arms} (n = {forced['n'].iloc[0]} questions, chance "
+        f"**Findings.** Forced choice: {listed} (n = {forced['n'].iloc[0]} questions, chance "
         f"{100 * chance:.1f} %, {note}). Next: [4 · Shuffle](04_shuffle.ipynb)."
     )

@@ -64,7 +64,7 @@ def written_rationales(pre: pd.DataFrame, rationale_limit: int, label_limit: int
 
 def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], note: str) -> str:
     """Give points against the intact arm, by both measures."""
-    arms = "; ".join(
+    listed = "; ".join(
         f"{arm}, " + ", ".join(f"{row['by']} {points(row)}" for row in rows.to_dict("records"))
         for arm, rows in drops.groupby("arm_a", sort=False)
     )
@@ -75,7 +75,7 @@ def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], not
         "empty). "
     )
     return (
-        f"**Findings.** Points against the intact arm: {arms or 'nothing to compare'} "
+        f"**Findings.** Points against the intact arm: {listed or 'nothing to compare'} "
         f"(n = {forced['n'].iloc[0]} questions, {int(forced['seeds'].max())} seed(s), {note}). "
         f"{asked}Next: [5 · Attribute and mask](05_attribute_and_mask.ipynb)."
     )

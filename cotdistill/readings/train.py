@@ -21,7 +21,10 @@ def setting(arms: list[Arm], seeds: list[int], blocks: int, train) -> str:
 
 
 def targets(example: Example, rationale: str, arms: list[Arm], label_format: str) -> str:
-    """Write one question as each arm reads it, and after `▮` what the arm learns to write: plain text."""
+    """Write one question as each arm reads it, as plain text.
+
+    What the arm learns to write follows after `▮`.
+    """
     parts = []
     for arm in arms:
         pieces = format_target(example, rationale, arm, label_format)
@@ -55,7 +58,10 @@ def lengths(table: pd.DataFrame) -> str:
 
 
 def label_losses(last: pd.DataFrame) -> str:
-    """Give the label's training loss in the first and the last epoch, of `summaries.last_epochs`."""
+    """Give the label's training loss in the first and in the last epoch.
+
+    last: of `summaries.last_epochs`.
+    """
     rows = last.dropna(subset=["first", "last"])
     return "; ".join(
         f"**{arm}** {row['first']:.2f} → {row['last']:.2f}" for arm, row in rows.iterrows()

@@ -19,10 +19,9 @@ from cotdistill.study import Study, check_arms
 def plan_rows(
     study: Study, arms: list[Arm], seeds: list[int] | None = None, scores: dict | None = None
 ) -> list[dict]:
-    """The grid arms x seeds as rows: arm, label, seed, key, config.
+    """List the grid arms x seeds as rows: arm, label, seed, key, config.
 
     There is one row of zero_shot.
-
     scores: (selector, seed) -> (scores by id, their fingerprint), for arms that keep or mask by a
     selector.
     """
@@ -46,8 +45,9 @@ def plan_rows(
 
 
 def write_plan(study: Study, rows: list[dict], stage: str) -> None:
-    """Write artifacts/studies/<study>/<stage>.json, which `make status` and later notebooks read,
-    with a fingerprint of the whole plan in each row.
+    """Write the plan of a stage, artifacts/studies/<study>/<stage>.json.
+
+    `make status` and later notebooks read it. Each row has a fingerprint of the whole plan.
     """
     plan_fingerprint = fingerprint([[row["label"], row["seed"], row["key"]] for row in rows])
     plan = [
@@ -74,7 +74,7 @@ def report_equal_arms(study: Study, arms: list[Arm], say=print) -> None:
 
 
 def choose_backend(name: str | None):
-    """The function that makes the runs of a plan: `make_in_turn`, or `on_ray.on_ray`.
+    """Return the function that makes the runs of a plan: `make_in_turn`, or `on_ray.on_ray`.
 
     name: "local" or "ray"; None takes $COTDISTILL_BACKEND. Raises DataError for another one.
     """
@@ -101,12 +101,10 @@ def run_grid(
 ) -> pd.DataFrame:
     """Make every missing run of arms x seeds, show progress and the time left.
 
-    Return a table with one row per run.
-
-    The plan is written first (`write_plan`). keep_weights: (label, seed) pairs whose weights a
-    later notebook needs. backend: "local" makes one run after the other here, "ray" one task per
-    run on a cluster (`on_ray`); None takes $COTDISTILL_BACKEND, so that a notebook need not know.
-    Raises DataError for an unknown backend.
+    Returns a table with one row per run. The plan is written first (`write_plan`). keep_weights:
+    (label, seed) pairs whose weights a later notebook needs. backend: "local" makes one run after
+    the other here, "ray" one task per run on a cluster (`on_ray`); None takes $COTDISTILL_BACKEND,
+    so that a notebook need not know. Raises DataError for an unknown backend.
     """
     check_arms(arms, stage)
     study.check_positions(arms)
@@ -152,8 +150,9 @@ def _describe_run(row: dict, metrics: dict) -> str:
 
 
 def make_in_turn(study: Study, rows: list[dict], stage: str, say):
-    """The local backend: (row, metrics, whether made now, its seconds, runs at a time), in the
-    order of the plan.
+    """Make the runs here, one after the other, in the order of the plan: the local backend.
+
+    Yields (row, metrics, whether made now, its seconds, runs at a time).
     """
     for row in rows:
         started = time.time()

@@ -119,7 +119,10 @@ class MethodScores:
         return checks.mean_intervals(self._faithfulness, ["method"], measures, self.rng)
 
     def deletion(self) -> pd.DataFrame:
-        """Average log p(label) after erasing a method's first tokens, by fraction, with intervals."""
+        """Average log p(label) after erasing a method's first tokens, by fraction.
+
+        With intervals.
+        """
         by = ["method", "fraction"]
         return checks.mean_intervals(self._faithfulness, by, ["deletion"], self.rng)
 

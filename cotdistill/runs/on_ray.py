@@ -1,23 +1,27 @@
 """More than one machine, more than one device.
 
-*A grid on many machines*: one Ray task per run. `runs.run_grid(..., backend="ray")` comes here, so no notebook knows of it;
-`make reproduce BACKEND=ray RAY_ADDRESS=auto` sets the environment that this module reads:
+*A grid on many machines*: one Ray task per run. `runs.run_grid(..., backend="ray")` comes here, so
+no notebook knows of it; `make reproduce BACKEND=ray RAY_ADDRESS=auto` sets the environment that
+this module reads:
 
-    RAY_ADDRESS              of the cluster ("auto": the one this machine belongs to); empty: one started here, for this process
+    RAY_ADDRESS              of the cluster ("auto": the one that this machine belongs to);
+                             empty: one is started here, for this process
     COTDISTILL_GPUS_PER_RUN  GPUs that a run gets, 0.5 puts two runs on one (0)
-    COTDISTILL_CPUS_PER_RUN  cores that a run gets, and the threads it computes with (without GPUs as many as here, else 1)
-    COTDISTILL_SHARED        1: the workers write into this store, on a file system that all see; 0: they write into one of
-                             their own and the files of a run travel back; empty: each worker looks whether it sees this store
+    COTDISTILL_CPUS_PER_RUN  cores that a run gets, and the threads it computes with
+                             (without GPUs as many as here, else 1)
+    COTDISTILL_SHARED        1: the workers write into this store, on a file system that all see;
+                             0: they write into one of their own, and a run's files travel back;
+                             empty: each worker looks whether it sees this store
 
 A worker needs the environment and the student's weights, nothing else: code, questions, rationales
-and scores come with the task. It makes a run by the same `store.load_or_make_run`, after it has checked that
-the run's config, computed anew from what it has, is the driver's. On a CPU the number of threads is
-part of a sum's last bits, so the workers use the driver's.
+and scores come with the task. It makes a run by the same `store.load_or_make_run`, after it has
+computed the run's config from what it has and found it equal to the driver's. On a CPU the number
+of threads decides a sum's last bits, so the workers use the driver's.
 
-*One run on many devices*, where it takes too long on one or its batch does not fit: data parallel through the Trainer, into the store
-where `make train` then finds the run.
+*One run on many devices*, where it takes too long on one or its batch does not fit: data parallel
+through the Trainer, into the store where `make train` then finds the run.
 
-    torchrun --nproc_per_node 4 -m cotdistill.cli run-one openbookqa-gemma-2b --arm post_cot --seed 0
+    torchrun --nproc_per_node 4 -m cotdistill.cli run-one STUDY --arm post_cot --seed 0
 """
 
 import hashlib
@@ -52,7 +56,7 @@ def _versions() -> dict[str, str]:
 
 
 def settings() -> dict:
-    """What the environment asks for: gpus, cpus, shared ("", "0", "1").
+    """Read what the environment asks for: gpus, cpus, shared ("", "0", "1").
 
     Raises DataError for what is not a number.
     """
@@ -76,11 +80,10 @@ def settings() -> dict:
 
 
 def connect(cpus: int):
-    """The ray module, connected: to $RAY_ADDRESS, or to a cluster of this machine alone.
+    """Connect ray to $RAY_ADDRESS, or to a cluster of this machine alone; return the module.
 
-    Raises DataError, in one line.
-
-    This package goes to the workers as it is here, and each computes with `cpus` threads.
+    This package goes to the workers as it is here, and each computes with `cpus` threads. Raises
+    DataError, in one line.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -117,16 +120,14 @@ def connect(cpus: int):
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(
                 f"RAY_ADDRESS '{address}': no cluster "
-                f"({str(error).splitlines()[0][:120]}); expected auto, or host:port "
-                "of "
-                "its head (and, where it asks for a token, RAY_AUTH_MODE=token and "
-                "the token)"
+                f"({str(error).splitlines()[0][:120]}); expected auto, or host:port of its head "
+                "(and, where it asks for a token, RAY_AUTH_MODE=token and the token)"
             ) from None
     return ray
 
 
-def places(ray, gpus: float, cpus: int) -> int:
-    """How many runs the living nodes can hold at once."""
+def count_run_places(ray, gpus: float, cpus: int) -> int:
+    """Count the runs that the living nodes can hold at once."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(
         int(min(n.get("CPU", 0) / cpus, n.get("GPU", 0) / gpus if gpus else float("inf")))
@@ -135,8 +136,10 @@ def places(ray, gpus: float, cpus: int) -> int:
 
 
 def on_ray(study: Study, rows: list[dict], stage: str, say):
-    """The Ray backend: yields (row, metrics, whether made now, its seconds, runs at a time) as runs
-    are there, those of the store first.
+    """Make the runs on a Ray cluster, as `grid.make_in_turn` does here: the Ray backend.
+
+    Yields (row, metrics, whether made now, its seconds, runs at a time) as runs end, those of the
+    store first.
 
     A run whose worker or node is lost is asked for again, elsewhere; one that raises is not. What a
     killed driver had collected is in its store; what its workers had finished, or a checkpoint of,
@@ -174,7 +177,7 @@ def on_ray(study: Study, rows: list[dict], stage: str, say):
 
 
 def _split_by_store(rows: list[dict]) -> tuple[list[tuple[dict, dict]], list[dict]]:
-    """The rows whose runs are whole in the store, with their metrics, and the other rows."""
+    """Separate rows whose runs are whole in the store, with their metrics, from the others."""
     stored, missing = [], []
     for row in rows:
         metrics = load_metrics(row["key"])
@@ -215,7 +218,7 @@ def _collect(ray, pending: dict, wanted: dict, say):
     started = time.time()
     while pending:
         done, _ = ray.wait(list(pending), num_returns=1, timeout=60)
-        at_once = places(ray, wanted["gpus"], wanted["cpus"])
+        at_once = count_run_places(ray, wanted["gpus"], wanted["cpus"])
         if not done:
             say(
                 f"    {len(pending)} runs asked for, {min(at_once, len(pending))} at a "
@@ -234,9 +237,9 @@ def _collect(ray, pending: dict, wanted: dict, say):
 
 
 def _receive(ray, ref, row: dict, say) -> tuple[dict, bool, float]:
-    """One finished task: its files into the store where they came along, its lines shown.
+    """Take a finished task: show its lines, store the files that came with it.
 
-    (metrics, made now, seconds).
+    Returns (metrics, made now, seconds).
     """
     name = f"{row['label']} seed {row['seed']}"
     try:
@@ -249,8 +252,7 @@ def _receive(ray, ref, row: dict, say) -> tuple[dict, bool, float]:
     ) as error:
         raise DataError(
             f"{name}: its worker was lost {RETRIES + 1} times, last by "
-            f"{type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0][:160]}"
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
         ) from None
     if "error" in answer:
         raise DataError(f"{name}, on {answer['node']}: {answer['error']}")
@@ -262,14 +264,13 @@ def _receive(ray, ref, row: dict, say) -> tuple[dict, bool, float]:
     if metrics is None:
         raise DataError(
             f"{name}, on {answer['node']}: the run is not in {artifacts() / 'runs'}; "
-            "expected it there (COTDISTILL_SHARED=0 "
-            "brings the files back)"
+            "expected it there (COTDISTILL_SHARED=0 brings the files back)"
         )
     return metrics, answer["fresh"], answer["seconds"]
 
 
 def store_files(key: str, files: dict[str, np.ndarray]) -> None:
-    """A run's files, as bytes, into the store: checksums first, then all at once.
+    """Put a run's files, given as bytes, into the store: checksums first, then all at once.
 
     Raises DataError where one does not match.
     """
@@ -298,7 +299,7 @@ _latest: list[Study] = []
 
 
 def _worker_study(setting: Setting, data: Dataset) -> Study:
-    """The study of a task, whose data came with it: no folder of the study is needed here.
+    """Return the study of a task, whose data came with it: no folder of it is needed here.
 
     A worker keeps its latest study, so that the next task finds its questions encoded and its
     frozen blocks' states.
@@ -309,10 +310,10 @@ def _worker_study(setting: Setting, data: Dataset) -> Study:
 
 
 def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
-    """In a worker: make one run and say how it went.
+    """Make one run in a worker and say how it went.
 
-    Node, fresh, seconds, said (progress lines), files (empty where the store is shared); or node
-    and error, for what no other worker would do better.
+    Returns node, fresh, seconds, said (progress lines), files (empty where the store is shared); or
+    node and error, for what no other worker would do better.
     """
     setting, data, pinned = given
     node, said, started = socket.gethostname(), [], time.time()
@@ -332,8 +333,7 @@ def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
         if config != row["config"]:
             raise DataError(
                 f"{', '.join(k for k in row['config'] if config.get(k) != row['config'][k])} "
-                "differ from the driver's; "
-                "expected the same student and code"
+                "differ from the driver's; expected the same student and code"
             )
         metrics, fresh = load_or_make_run(
             study,
@@ -362,9 +362,9 @@ def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
 
 
 def _sees(place: dict) -> bool:
-    """Whether this worker writes into the driver's store.
+    """Say whether this worker writes into the driver's store.
 
-    A mark that only this driver made must be there.
+    It does where it finds the mark that only this driver made.
     """
     if place["shared"] == "0":
         return False

@@ -23,7 +23,9 @@ STORE_VERSION = 2
 
 
 def make_config(study: Study, arm: Arm, seed: int, scores_fingerprint: str = "") -> dict:
-    """All that a run's result depends on, and nothing else: its SHA-256 is the run's key.
+    """Collect all that a run's result depends on, and nothing else.
+
+    Its SHA-256 is the run's key.
 
     Data, student and rationales enter as fingerprints; paths and machine don't. An arm without a
     rationale does not depend on one; the undistilled student depends on neither seed nor training
@@ -63,7 +65,7 @@ def make_config(study: Study, arm: Arm, seed: int, scores_fingerprint: str = "")
 
 
 def run_key(config: dict) -> str:
-    """SHA-256 (hex) of the canonical JSON of a config.
+    """Hash a config: SHA-256 (hex) of its canonical JSON.
 
     Key order and white space do not matter, values do.
     """
@@ -73,7 +75,7 @@ def run_key(config: dict) -> str:
 
 
 def answer_limits(study: Study) -> dict:
-    """What the student may write when it answers, in tokens, and how many questions at a time."""
+    """Return the limits of an answer in tokens, and the number of questions at a time."""
     return dict(
         max_new_tokens=study.setting.max_new_tokens,
         max_label_tokens=study.setting.max_label_tokens,
@@ -82,8 +84,9 @@ def answer_limits(study: Study) -> dict:
 
 
 def make_validation(study: Study, arm: Arm):
-    """The function that scores the study's student on its validation questions, as it is then;
-    None where no epoch is chosen by them.
+    """Make the function that scores the study's student on its validation questions.
+
+    It scores the student as it is when called. None where no epoch is chosen by these questions.
     """
     setting, data = study.setting, study.data
     if setting.train.select != "best" or not data.validation:
@@ -107,8 +110,10 @@ def make_validation(study: Study, arm: Arm):
 def encode_training(
     study: Study, arm: Arm, seed: int, scores: dict | None, say
 ) -> tuple[list, dict]:
-    """The training sequences of each pass, and for a corrupted arm the share that the corruption
-    left as it was: (passes, {"as_intact": share} or {}).
+    """Encode the training sequences of each pass.
+
+    Returns (passes, {}), for a corrupted arm (passes, {"as_intact": share}): the share of the
+    sequences that the corruption left as they were.
     """
     student, rationales = study.student, study.data.rationales
     questions, label_format = study.train_questions(seed), study.setting.label_format
@@ -128,8 +133,8 @@ def encode_training(
     if "partner" in CORRUPTIONS[arm.corruption].needs and share:
         say(
             f"    {arm.label} seed {seed}: {100 * share:.0f} % of {len(questions)} "
-            "questions keep their own rationale, or get one that "
-            "reads the same: no other question suits the arm",
+            "questions keep their own rationale, or get one that reads the same: "
+            "no other question suits the arm",
             flush=True,
         )
     return passes, {"as_intact": share}
@@ -138,8 +143,9 @@ def encode_training(
 def train_arm(
     study: Study, arm: Arm, seed: int, folder: Path, *, scores: dict | None = None, say=print
 ) -> tuple[pd.DataFrame, dict]:
-    """Train the study's student in place on one arm with one seed, checkpoints in
-    folder/checkpoints: (history, summary).
+    """Train the study's student in place on one arm with one seed.
+
+    Checkpoints go to folder/checkpoints. Returns (history, summary).
     """
     config, started = study.setting.train, time.time()
 
@@ -182,9 +188,7 @@ def train_and_answer(
 ) -> dict:
     """Train one arm with one seed and answer all test questions; files into `folder`.
 
-    Returns the metrics.
-
-    The student's weights are put back afterwards: a grid loads it once.
+    Returns the metrics. The student's weights are put back afterwards: a grid loads it once.
     """
     student, started = study.student, time.time()
     trains, test = arm.placement != "zero_shot", study.test_questions()
@@ -226,7 +230,7 @@ def train_and_answer(
 
 
 def answer_metrics(predictions: list[dict]) -> dict:
-    """What a run's metrics say of its answers: accuracies as shares, counts, mean tokens."""
+    """Summarise a run's answers: accuracies as shares, counts, mean tokens."""
     return {
         "n": len(predictions),
         "accuracy": accuracy(predictions),

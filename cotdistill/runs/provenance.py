@@ -14,7 +14,7 @@ from cotdistill.processes import rank_and_world_size
 
 
 def provenance() -> dict:
-    """Where a result came from: versions, machine, threads, git state, time.
+    """Record where a result came from: versions, machine, threads, git state, time.
 
     No paths, no names of people.
     """
@@ -56,14 +56,14 @@ def provenance() -> dict:
 
 
 def git_state() -> tuple[str, bool]:
-    """The commit ("none" outside git) and whether files differ from it.
+    """Return the commit ("none" outside git) and whether files differ from it.
 
     The published notebooks don't count: no result depends on them. In a cluster's worker, whose
     code came from the driver, both are the driver's ($COTDISTILL_GIT).
     """
-    told = os.environ.get("COTDISTILL_GIT", "").split()
-    if told:
-        return told[0], told[1:] == ["changed"]
+    driver = os.environ.get("COTDISTILL_GIT", "").split()
+    if driver:
+        return driver[0], driver[1:] == ["changed"]
 
     def git(*words):
         try:

@@ -15,7 +15,7 @@ from cotdistill.train import HISTORY
 
 
 def check_trained_with(study: Study, rows: list[dict], stage: str) -> None:
-    """Before a later stage trains.
+    """Check, before a later stage trains, that it fits stage train.
 
     The runs of stage train must have been made with the data, student and training that its own
     will be. rows: of `plan_rows`. Raises DataError naming what differs. (Where stage train has not
@@ -49,15 +49,14 @@ def check_trained_with(study: Study, rows: list[dict], stage: str) -> None:
         )
         if other:
             raise DataError(
-                f"study '{study.name}': {made['label']}, seed {made['seed']} of "
-                f"stage train was made with other {other} than stage "
-                f"{stage} would be; expected one setting in all stages: run `make "
-                f"train STUDY={study.name}` again, then {stage}"
+                f"study '{study.name}': {made['label']}, seed {made['seed']} of stage train was "
+                f"made with other {other} than stage {stage} would be; expected one setting in all "
+                f"stages: run `make train STUDY={study.name}` again, then {stage}"
             )
 
 
 def load_stage(study: str, stage: str) -> list[dict]:
-    """The plan of a stage with each run's metrics and config.
+    """Load the plan of a stage with each run's metrics and config.
 
     Raises DataError where a run is missing: run the stage first.
     """
@@ -82,9 +81,8 @@ def load_stage(study: str, stage: str) -> list[dict]:
         row["metrics"] = load_metrics(row["key"])
         if row["metrics"] is None:
             raise DataError(
-                f"study '{study}': run {row['key'][:12]} ({row['label']}, seed "
-                f"{row['seed']}) is not complete; "
-                f"run `make {stage} STUDY={study}`"
+                f"study '{study}': run {row['key'][:12]} ({row['label']}, seed {row['seed']}) "
+                f"is not complete; run `make {stage} STUDY={study}`"
             )
         row["config"] = config = read_json(
             artifacts() / "runs" / row["key"] / "config.json", f"`make {stage} STUDY={study}`"
@@ -99,8 +97,9 @@ def load_stage(study: str, stage: str) -> list[dict]:
 
 
 def unchanged_shares(study: Study | str, stages: list[str]) -> dict[str, float]:
-    """Corrupted arm -> the share of its training sequences that are those of the intact arm
-    (`encode.unchanged_share`), mean over seeds; arms whose runs do not say are left out.
+    """Average over seeds the share of a corrupted arm's sequences that equal the intact arm's.
+
+    Returns arm -> share (`encode.unchanged_share`); arms whose runs do not say are left out.
     """
     shares = {}
     for row in (row for stage in stages for row in load_stage(study_name(study), stage)):
@@ -125,8 +124,10 @@ SHARED_BY_SEED = ("train", "rationales")  # by the runs of a seed
 
 
 def split_loss(row: dict) -> None:
-    """Take the loss out of the hyperparameters of a plan's row, into "loss" where it is the
-    study's: an arm that names a loss of its own stands beside the others on purpose.
+    """Take the loss out of the hyperparameters of a plan's row.
+
+    It goes into "loss" where it is the study's: an arm that names a loss of its own differs from
+    the others on purpose.
     """
     training = row["config"].get("training")
     if training is not None:
@@ -139,13 +140,13 @@ def split_loss(row: dict) -> None:
 
 
 def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
-    """All predictions of the stages' runs, a row per run and question.
+    """Load all predictions of the stages' runs, a row per run and question.
 
     study: as it is, or the name of one that notebook 02 has saved.
 
-    Study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
-    correct_generated, correct_choice, tokens_generated, cut_off. A run that two stages share stands
-    there once.
+    Columns: study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
+    correct_generated, correct_choice, tokens_generated, cut_off. A run that two stages share
+    appears once.
 
     Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
     was changed, and one stage not run again.
@@ -166,10 +167,9 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
                 if value != row["config"][name]:
                     raise DataError(
                         f"study '{name_of_study}': {row['label']}, seed {row['seed']} of "
-                        f"stage {stage} was made with other {name} than the runs of "
-                        "stage "
-                        f"{first}; expected one setting in all stages: run `make "
-                        f"{stage} STUDY={name_of_study}`"
+                        f"stage {stage} was made with other {name} than the runs of stage "
+                        f"{first}; expected one setting in all stages: "
+                        f"run `make {stage} STUDY={name_of_study}`"
                     )
             frame = pd.read_json(
                 artifacts() / "runs" / row["key"] / "predictions.jsonl",
@@ -189,9 +189,9 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
 
 
 def load_history(study: Study | str, stages: list[str]) -> pd.DataFrame:
-    """Learning curves of the stages' runs.
+    """Load the learning curves of the stages' runs.
 
-    Study, arm, seed, epoch, step, loss, label_loss, rationale_loss, validation_accuracy,
+    Columns: study, arm, seed, epoch, step, loss, label_loss, rationale_loss, validation_accuracy,
     validation_label_nll.
     """
     frames, seen = [], set()
@@ -210,7 +210,7 @@ def load_history(study: Study | str, stages: list[str]) -> pd.DataFrame:
 
 
 def completed_stages(study: Study | str) -> list[str]:
-    """The stages of a study that have made runs, in order."""
+    """List the stages of a study that have made runs, in order."""
     return [
         stage for stage in RUN_STAGES if (study_dir(study_name(study)) / f"{stage}.json").is_file()
     ]

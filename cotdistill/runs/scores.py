@@ -15,11 +15,11 @@ from cotdistill.study import Study, load_fresh_student, study_name
 
 
 def attributing_student(study: Study, model: str, seed: int) -> tuple[Student, str]:
-    """The student that attributes its answer to rationale tokens, and the fingerprint of its
-    weights.
+    """Load the student that attributes its answer to rationale tokens.
 
-    "pre_cot" (that arm's run of `seed`, in a copy of its own, so that nothing trained later starts
-    from them) or "undistilled". Raises DataError where that run or its weights are missing.
+    Returns it with the fingerprint of its weights. model: "pre_cot" (that arm's run of `seed`, in a
+    copy of its own, so that nothing trained later starts from them) or "undistilled". Raises
+    DataError where that run or its weights are missing.
     """
     if model == "undistilled":
         return study.student, study.student.fingerprint
@@ -32,10 +32,9 @@ def attributing_student(study: Study, model: str, seed: int) -> tuple[Student, s
     path = artifacts() / "runs" / (key or "none") / "weights.safetensors"
     if key is None or not path.is_file():
         raise DataError(
-            f"study '{study.name}': no weights of pre_cot, seed {seed}; expected "
-            "them from `make train` with "
-            "pre_cot among the arms and keep_weights true (or attribution_model: "
-            "undistilled)"
+            f"study '{study.name}': no weights of pre_cot, seed {seed}; expected them from "
+            "`make train` with pre_cot among the arms and keep_weights true "
+            "(or attribution_model: undistilled)"
         )
     setting = study.setting
     student = load_fresh_student(setting.student, setting.device, setting.dtype)
@@ -53,10 +52,10 @@ def attribution_file(
     selections=None,
     **options,
 ) -> Path:
-    """The file with the attributions of these questions' rationales by one method.
+    """Find or make the file with the attributions of these questions' rationales by one method.
 
-    Found, where it was made from the same rationales, attributor and options; made, with progress
-    lines, where not.
+    It is found where it was made from the same rationales, attributor and options; else it is made,
+    with progress lines.
     """
     from cotdistill.attribution.methods import METHODS
 
@@ -84,7 +83,7 @@ def attribution_file(
 
 
 def _has_scores(path: Path, say=lambda *a, **k: None) -> bool:
-    """Whether there is a whole score file; where it is damaged, `say` is told."""
+    """Say whether the score file is whole; `say` gets a line where it is damaged."""
     from cotdistill.attribution.score_files import read_scores
 
     try:
@@ -129,10 +128,9 @@ def load_or_make_scores(
     selections=None,
     **options,
 ) -> tuple[dict, str]:
-    """Scores of every training rationale by one method.
+    """Load or make the scores of every training rationale by one method.
 
-    (scores by id, their fingerprint), from `attribution_file`.
-
+    Returns (scores by id, their fingerprint), from `attribution_file`.
     `human` scores cover the selected questions only: the arms need all, and say which are missing.
     """
     from cotdistill.attribution.score_files import read_scores
@@ -153,8 +151,9 @@ def attributions(
     selections=None,
     **options,
 ) -> list:
-    """The attributions of these questions' rationales by one method, in their order, from
-    `attribution_file`.
+    """Load or make the attributions of these questions' rationales by one method.
+
+    Returns them in the questions' order, from `attribution_file`.
     """
     from cotdistill.attribution.score_files import read_attributions
 
@@ -167,8 +166,9 @@ def attributions(
 def load_or_make_table(
     study: Study | str, name: str, about: list, function, *given, **named
 ) -> pd.DataFrame:
-    """function(*given, **named), a table, computed once for all that it depends on (`about`, what
-    `fingerprint` takes) and then read.
+    """Load or make the table function(*given, **named).
+
+    It is computed once for all that it depends on (`about`, as `fingerprint` takes it), then read.
     """
     path = study_dir(study_name(study)) / "tables" / f"{name}-{fingerprint(about)}.json"
     if not path.is_file():

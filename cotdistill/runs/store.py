@@ -1,9 +1,10 @@
-"""The run store."""
+"""The store of runs: each under the key of its config, sealed with checksums."""
 
 import functools
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from cotdistill.arms import Arm
@@ -19,11 +20,10 @@ FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
 
 
 def load_metrics(key: str, folder: Path | None = None) -> dict | None:
-    """The metrics of a whole run.
+    """Load the metrics of a whole run.
 
-    None where there is none, or where a file does not match its checksum (then it says so).
-
-    folder: where else than in its place in the store.
+    None where there is no such run, or where a file does not match its checksum (then a line says
+    so). folder: where the run is, if not in its place in the store.
     """
     folder = folder or artifacts() / "runs" / key
     try:
@@ -67,13 +67,11 @@ def load_or_make_run(
     keep_weights: bool = False,
     say=print,
 ) -> tuple[dict, bool]:
-    """The run of a config, from the store or made now.
+    """Load the run of a config from the store, or make it.
 
-    Returns (metrics, whether it was made now).
-
-    A lock per key lets two processes share a store: the second waits and then finds the run
-    complete. Raises DataError where the store can't be written (full, read-only): what was whole
-    before stays, and the same call goes on from there.
+    Returns (metrics, whether it was made now). A lock per key lets two processes share a store: the
+    second waits and then finds the run complete. Raises DataError where the store can't be written
+    (full, read-only): what was whole before stays, and the same call goes on from there.
     """
     key, store = run_key(config), artifacts() / "runs"
 
@@ -91,12 +89,16 @@ def load_or_make_run(
         raise
     # OSError, safetensors' own error, torch's RuntimeError: each says a full disk in its way
     except Exception as error:
-        raise disk_error(error, store) or error
+        full = disk_error(error, store)
+        if full is None:
+            raise
+        raise full from error
 
 
 def _load_or_make(key: str, store: Path, keep_weights: bool, make) -> tuple[dict, bool]:
-    """The run `key`, with its lock held: read, or made by make(folder), sealed and moved into its
-    place.
+    """Read the run `key`, or make it by make(folder), seal it and move it into its place.
+
+    Its lock is held.
     """
 
     def serves(metrics):
@@ -135,13 +137,11 @@ def report_old_runs() -> int:
     """
     old = 0
     for path in (artifacts() / "runs").glob("*/config.json"):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             old += (
                 RUN_KEY.fullmatch(path.parent.name) is not None
                 and json.loads(path.read_text(encoding="utf-8"))["store"] != STORE_VERSION
             )
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
     if old:
         print(
             f"{artifacts() / 'runs'}: {old} run(s) of another store version than "

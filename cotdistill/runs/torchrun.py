@@ -46,7 +46,7 @@ def make_shared_run(name: str, arm_name: str, seed: int, say=print) -> dict | No
 
 @contextmanager
 def use_process_group():
-    """While open, the processes of a torchrun are one group; alone, nothing changes."""
+    """Make the processes of a torchrun one group while open; alone, nothing changes."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" in os.environ:
