@@ -11,12 +11,14 @@ def read_summary(path: Path) -> str:
     """
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     if not docstring:
-        raise ValueError(f"{path}: no docstring; expected one whose first line says what lives here")
+        raise ValueError(
+            f"{path}: no docstring; expected one whose first line says what lives here"
+        )
     return docstring.split("\n")[0].removesuffix(".")
 
 
 def render_code_map(package: Path) -> str:
-    """Render the files of a package as a Markdown list: its modules, then a list for each folder."""
+    """Render a package as Markdown: a list of its modules, then one for each folder."""
     lines = []
     for folder in (package, *sorted(path.parent for path in package.glob("*/__init__.py"))):
         if folder != package:

@@ -74,7 +74,7 @@ def questions_of(data, rationales: dict[str, Rationale], limit: int = 200) -> di
 def load_questions(
     student: str, dataset: str, data_dir: str, data_seed: int, rationales: str
 ) -> tuple[Student, dict[str, Example], dict[str, Rationale]]:
-    """The student, the questions to look at (`questions_of`) and their rationales.
+    """Load the student, the questions to look at (`questions_of`) and their rationales.
 
     Names and paths are those of the notebook's parameters; empty `rationales`: those that the data
     bring along. Raises DataError for what cannot be found or read.

@@ -884,8 +884,9 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 
 def curves_by_placement(history: pd.DataFrame) -> Figure:
-    """Validation accuracy: pre_cot arms on the left, post_cot arms on the right, label_only in both
-    panels.
+    """Draw the validation accuracy of pre_cot arms on the left and of post_cot arms on the right.
+
+    label_only is in both panels.
     """
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
     for axis, place in zip(axes, ("pre_cot", "post_cot"), strict=True):
@@ -895,8 +896,9 @@ def curves_by_placement(history: pd.DataFrame) -> Figure:
 
 
 def token_heatmaps(tokens: list[str], scores: dict[str, np.ndarray], title: str) -> Figure:
-    """`token_heatmap` of the same tokens for several methods (method -> scores), one below the
-    other.
+    """Draw a `token_heatmap` of the same tokens for each method, one below the other.
+
+    scores: method -> one score per token.
     """
     fig, axes = plt.subplots(len(scores), 1, figsize=(7.5, 6.2))
     for axis, (method, values) in zip(np.atleast_1d(axes), scores.items(), strict=True):

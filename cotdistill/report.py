@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from cotdistill.code_map import render_code_map
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write, read_json, remove_stale_parts, temporary_path
 from cotdistill.new_study import render_keys_table
@@ -105,8 +106,14 @@ def render_block(text: str, name: str, content: str, where: str) -> str:
 def render_verdict_table(records: dict[str, dict]) -> str:
     """Write the verdicts as a Markdown table: a row per claim, a column per study.
 
-    records: study -> its verdicts.json. A claim that a study's record does not have shows a dash.
+    records: study -> its verdicts.json. A claim that a study's record does not have shows a dash. A
+    study of one seed says nothing of how much seeds vary, and is left to docs/findings.md.
     """
+    records = {
+        study: record
+        for study, record in records.items()
+        if max(row["seeds"] for row in record["accuracy"]) > 1
+    }
     words, verdicts = {}, {}
     for study, record in records.items():
         for row in record["verdicts"]:
@@ -120,7 +127,7 @@ def render_verdict_table(records: dict[str, dict]) -> str:
 
 
 def render_documents(executed: Path) -> list[Path]:
-    """Render docs/findings.md, docs/keys.md and the README's table of verdicts, if it has one.
+    """Render docs/findings.md, keys.md and code-map.md, and the README's table of verdicts.
 
     executed: folder of executed studies. Returns the paths that were rendered. Raises DataError,
     and writes nothing, where a document lacks its markers.
@@ -131,6 +138,10 @@ def render_documents(executed: Path) -> list[Path]:
     texts = {path: render_findings(path.read_text(encoding="utf-8"), records)}
     text = keys.read_text(encoding="utf-8")
     texts[keys] = render_block(text, "keys", render_keys_table(), "docs/keys.md")
+    code_map = root() / "docs" / "code-map.md"
+    modules = render_code_map(root() / "cotdistill")
+    text = code_map.read_text(encoding="utf-8")
+    texts[code_map] = render_block(text, "modules", modules, "docs/code-map.md")
     text = readme.read_text(encoding="utf-8")
     if "<!-- verdicts -->" in text:
         table = render_verdict_table(records)

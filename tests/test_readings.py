@@ -290,7 +290,11 @@ def test_shuffle():
 def means(rows, measures):
     columns = ["method", "measure", "value", "low", "high"]
     return pd.DataFrame(
-        [(m, name, v, v - w, v + w) for m, *vs, w in rows for name, v in zip(measures, vs)],
+        [
+            (m, name, v, v - w, v + w)
+            for m, *vs, w in rows
+            for name, v in zip(measures, vs, strict=True)
+        ],
         columns=columns,
     )
 
@@ -492,4 +496,4 @@ def test_import_alone_loads_no_torch():
     import cotdistill
 
     with pytest.raises(AttributeError, match="no_such_name"):
-        cotdistill.no_such_name
+        _ = cotdistill.no_such_name

@@ -338,7 +338,7 @@ def test_tost_with_one_seed_is_statsmodels(rng):
     assert verdict == "supported"
     assert p == pytest.approx(ttost_paired(a, b, -0.05, 0.05)[0], rel=0.1)
     half = st.half_width(level, 0.10)  # TOST at 5 %: the 90 % interval lies within the margin
-    assert (p < 0.05) == (-0.05 < level.estimate - half and level.estimate + half < 0.05)
+    assert (p < 0.05) == (level.estimate - half > -0.05 and level.estimate + half < 0.05)
 
 
 def test_interaction_is_the_difference_of_differences(rng):
