@@ -1,5 +1,6 @@
-"""The static site in a real browser, the verdicts in the terminal, and documents that cannot drift
-from the committed verdicts.
+"""The static site in a real browser, the verdicts in the terminal, the rendered documents.
+
+The documents cannot drift from the committed verdicts.
 """
 
 import json
@@ -144,7 +145,7 @@ def test_findings_are_rendered_from_the_committed_verdicts():
         report.render_findings("nothing", records)
     with pytest.raises(DataError, match="findings of invented, quick, and verdicts of quick;"):
         report.render_findings(text, {"quick": records["quick"]})
-    # What stands up to the next study's end would be lost
+    # Without its end, all up to the next study's end would be lost
     with pytest.raises(DataError, match="expected <!-- findings <study> -->"):
         report.render_findings(text.replace("<!-- /findings -->", "", 1), records)
 
