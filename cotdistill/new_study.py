@@ -41,13 +41,20 @@ class Key:
 
 
 def parameter_comments(source: str) -> dict[str, str]:
-    """Map each name in a parameters cell's source to the comment behind it."""
-    comments, name = {}, None
+    """Map each name in a parameters cell's source to its comment: behind it, or in lines above."""
+    comments, above, name = {}, [], None
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME and token.start[1] == 0:
             name = token.string
-        elif token.type == tokenize.COMMENT and name:
-            comments[name] = token.string.lstrip("# ")
+            if above:
+                comments[name] = " ".join(above)
+            above = []
+        elif token.type == tokenize.COMMENT:
+            text = token.string.lstrip("# ")
+            if token.start[1]:
+                comments[name] = text
+            else:
+                above.append(text)
     return comments
 
 

@@ -10,7 +10,13 @@ import yaml
 from studies import make_spec, make_study
 
 from cotdistill import cli
-from cotdistill.new_study import TITLES, new_study, render_keys_table, study_keys
+from cotdistill.new_study import (
+    TITLES,
+    new_study,
+    parameter_comments,
+    render_keys_table,
+    study_keys,
+)
 from cotdistill.parameters import all_parameters, load_study
 from cotdistill.paths import FOLDER
 from cotdistill.study import resolve
@@ -173,6 +179,11 @@ def test_the_table_of_keys_is_complete_and_is_markdown():
     assert not re.search(r"(?<!\\)<", text), "no tags"
     assert all(line.count(" | ") == 2 and not line.endswith("|  |") for line in rows)
     assert "| `lr` | `0.001` | peak learning rate of AdamW |" in text
+
+
+def test_a_comment_stands_behind_its_key_or_above_it():
+    cell = 'a = 1  # one\n# two lines\n# above\nb = "x"\nc = [1.0]\n# last\nd = 4\n'
+    assert parameter_comments(cell) == {"a": "one", "b": "two lines above", "d": "last"}
 
 
 def test_makefile_has_the_target():
