@@ -26,7 +26,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env new reproduce $(STAGES) smoke publish status verdicts report docs readme scale bench lint test kill gemma lab clean
+.PHONY: help env new reproduce $(STAGES) smoke publish status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -117,7 +117,10 @@ lint: $(READY) ## ruff: rules and format, notebooks too
 	@$(VENV)/bin/ruff format -q --check .
 
 test: $(RAY) ## the test suite
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup -m "not bench and not browser"
+
+test-slow: $(RAY) ## the rest of it: the benchmark at smoke size, pages in a browser
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup -m "bench or browser"
 
 kill: $(RAY) ## SIGKILL the smoke study at 30 points over all stages and compare
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/kill_harness.py --out artifacts/kill.json

@@ -195,6 +195,7 @@ def test_grouped_batches_need_less_padding_and_no_batch_is_the_epochs_extreme(in
         ),
     ],
 )
+@pytest.mark.bench
 @pytest.mark.xdist_group("bench-trainer")
 def test_a_peers_loss_of_every_step_is_ours(timed_steps, peer):
     (batches, steps), student = timed_steps(peer), tiny("tiny-llama")
@@ -275,6 +276,7 @@ def test_the_loss_furthest_from_ours_is_judged_by_hf_in_float64(inputs, llama, w
     ).tolist() == pytest.approx([0, 0, 0.1], abs=1e-3)
 
 
+@pytest.mark.bench
 @pytest.mark.xdist_group("bench-trainer")
 def test_another_loss_would_be_seen(timed_steps):
     peer = "Trainer at its best"
@@ -306,6 +308,7 @@ def test_a_peer_trains_beside_ours_on_the_batches_of_its_order(inputs, llama, mo
     assert batches[True] != batches[False]
 
 
+@pytest.mark.bench
 @pytest.mark.xdist_group("bench-interleaved")
 def test_watching_leaves_the_trainer_as_it_was_and_a_step_alone_is_the_step_beside_another(
     interleaved, llama
@@ -358,6 +361,7 @@ def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said
         )
 
 
+@pytest.mark.bench
 @pytest.mark.xdist_group("bench-interleaved")
 def test_sides_take_turns(interleaved):
     _, order, sides = interleaved
@@ -934,6 +938,7 @@ def test_the_extra_is_pinned_and_make_bench_installs_it():
     assert "/nowhere/bench.txt" in steps and "benchmarks.run benchmarks/benchmark.yaml" in steps
 
 
+@pytest.mark.bench
 def test_the_notebook_runs_at_smoke_size(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -691,7 +691,7 @@ def test_ci_runs_the_smoke_study_then_the_tests_in_an_empty_home(ci):
     run, home = ci
     done, log = run()
     assert done.returncode == 0, done.stderr
-    assert [line[0] for line in log] == ["smoke", "test", "lint"] and log[0][1] == "0"
+    assert [line[0] for line in log] == ["smoke", "test", "test-slow", "lint"] and log[0][1] == "0"
     for _, _, own, pip, cache in log:
         assert (
             own != str(home)

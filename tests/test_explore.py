@@ -223,6 +223,7 @@ def start_lab(tmp_path: Path) -> tuple[subprocess.Popen, int]:
     return lab, port
 
 
+@pytest.mark.browser
 @needs_chromium
 def test_a_reader_selects_tokens_in_jupyterlab(tmp_path):
     """Run all cells, click two tokens, save, turn a knob; the file holds what was clicked."""

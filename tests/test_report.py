@@ -71,6 +71,7 @@ def test_the_site_takes_the_users_own_notebooks_else_the_published_ones(tmp_path
     assert taken == [ROOT / "notebooks" / "executed", tmp_path / "executed", ROOT / "elsewhere"]
 
 
+@pytest.mark.browser
 @needs_chromium
 def test_the_site_in_a_browser(site, tmp_path):
     browser = Browser(tmp_path)
