@@ -23,6 +23,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny
+from test_evidence import source_of
 from transformers import Trainer
 
 from benchmarks import clock as clock_module
@@ -970,7 +971,7 @@ def test_the_committed_benchmark_is_this_notebook_at_its_full_size():
     import yaml
 
     path = ROOT / "notebooks" / "executed" / "benchmark" / "benchmark.ipynb"
-    book, source = nbformat.read(path, 4), nbformat.read(NOTEBOOK, 4)
+    book, source = nbformat.read(path, 4), nbformat.reads(source_of(path), 4)
     cells = [c for c in book.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert [c.source for c in cells] == [c.source for c in source.cells]
     assert all(

@@ -46,8 +46,3 @@ def test_committed_evidence(path):
         if INJECTED not in cell.metadata.get("tags", [])
     ]
     assert ran == [cell.source for cell in source.cells]
-
-
-def test_the_default_study_is_of_today():
-    """`quick` is what README shows first: its evidence is never of an older form."""
-    assert not (ROOT / "notebooks" / "executed" / "quick" / "commit.txt").is_file()
