@@ -142,9 +142,9 @@ def check_value(key: str, value, default, where: str) -> None:
             f"{where}: {key} is {reprlib.repr(value)} ({type(value).__name__}); expected "
             f"{kinds[kind]}, as in {default!r}{hint}"
         )
-    if kind is list and default:
-        for item in value:
-            check_value(f"{key}: an item", item, default[0], where)
+    if kind is list:
+        for item in value:  # of an empty default, names are meant
+            check_value(f"{key}: an item", item, default[0] if default else "", where)
         twice = next((item for number, item in enumerate(value) if item in value[:number]), None)
         if twice is not None:
             raise DataError(f"{where}: {key} holds {twice!r} twice; expected each item once")

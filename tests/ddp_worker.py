@@ -69,7 +69,7 @@ def main(out: Path) -> None:
             else None
         )
         history, summary = fine_tune(
-            student, passes, arm, config, 5, out / name, validate, steps.append
+            student, passes, arm, config, 5, out / name, validate, progress=steps.append
         )
         curves[name] = {
             "history": history.drop(

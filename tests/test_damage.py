@@ -337,7 +337,7 @@ def trained(folder, epochs=4, dies=0, best=2):
         0,
         folder,
         validate,
-        progress,
+        progress=progress,
     )
     return {
         name: value.clone() for name, value in trainable_parameters(student.model).items()

@@ -609,7 +609,7 @@ def test_the_benchmark_is_executed_and_published_likewise(clone, capsys, monkeyp
         cli.main(["publish", "benchmark"]) == 1
         and "benchmark.ipynb: not executed yet; run `make bench`" in capsys.readouterr().err
     )
-    assert run_module.main(["run", str(clone / "benchmarks" / "benchmark.yaml")]) == 0
+    assert run_module.main([str(clone / "benchmarks" / "benchmark.yaml")]) == 0
     assert cli.main(["publish", "benchmark"]) == 0 and [
         p.name for p in (clone / "notebooks" / "executed").iterdir()
     ] == ["benchmark"]

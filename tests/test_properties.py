@@ -458,7 +458,8 @@ def test_any_value_of_any_key_has_the_right_type_or_is_refused(key, value):
             assert type(found) is type(wanted) or type(wanted) is float and type(found) is int
             if isinstance(found, list):
                 assert all(
-                    type(i) is type(wanted[0]) or type(wanted[0]) is float and type(i) is int
+                    type(i) is type(item) or type(item) is float and type(i) is int
+                    for item in (wanted or [""])[:1]
                     for i in found
                 )
             if isinstance(found, (int, float)) and not isinstance(found, bool):

@@ -29,7 +29,8 @@ from benchmarks.grid_cost import (
     run_seconds,
     train_flops,
 )
-from cotdistill.arms import Arm, arm_from_name
+from cotdistill import grids
+from cotdistill.arms import Arm
 from cotdistill.encode import encode_all, pack_batch
 from cotdistill.errors import DataError
 from cotdistill.kernels.loss import token_losses
@@ -131,37 +132,29 @@ def test_makespan_against_every_assignment(seed):
     assert makespan(seconds, 1) == sum(seconds) and makespan(seconds, 99) == max(seconds)
 
 
+def is_grid(node):
+    """Whether a node of a notebook's code is a call of one of the functions in grids.py."""
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") in dir(grids)
+
+
 @pytest.mark.parametrize("name", PAPER + ["quick", "smoke"])
 def test_the_grid_is_the_notebooks(name):
     """`grid` gives the arms that notebooks 02, 04 and 05 build from a study's parameters.
 
-    The statements by which they build them are run here.
+    The calls by which they build them are run here.
     """
     values = {k: v for stage in all_parameters().values() for k, v in stage.items()} | load_study(
         name
     )
-    labels = []
-    for stage, variable in (("train", "grid"), ("shuffle", "arms"), ("attribute", "arms")):
-        cells = json.loads(
-            (ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb").read_text(encoding="utf-8")
-        )["cells"]
-        scope = dict(values) | {"arm_from_name": arm_from_name}
-        for cell in (
-            c
-            for c in cells
-            if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
-        ):
-            for node in ast.parse("".join(cell["source"])).body:
-                targets = (
-                    node.targets
-                    if isinstance(node, ast.Assign)
-                    else [node.target]
-                    if isinstance(node, ast.AugAssign)
-                    else []
-                )
-                if [t.id for t in targets if isinstance(t, ast.Name)] == [variable]:
-                    exec(compile(ast.Module([node], []), "cell", "exec"), scope)
-        labels += [arm.label for arm in scope[variable]]
+    scope, labels = values | {f: getattr(grids, f) for f in dir(grids) if f.endswith("_arms")}, []
+    for stage in ("train", "shuffle", "attribute"):
+        path = ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                calls = [n for n in ast.walk(ast.parse("".join(cell["source"]))) if is_grid(n)]
+                for call in calls:
+                    made = eval(compile(ast.Expression(call), "cell", "eval"), scope)
+                    labels += [arm.label for arm in made]
     mine = [arm.label for arm in grid(values)]
     assert len(mine) > 5 and sorted(mine) == sorted(set(labels))
 

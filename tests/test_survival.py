@@ -246,8 +246,8 @@ def _dead_pid() -> int:
 HOLD = """import sys, time
 from pathlib import Path
 {patch}
-from cotdistill.files import held
-with held(Path(sys.argv[1]), "it"):
+from cotdistill.files import file_lock
+with file_lock(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)
 """

@@ -319,7 +319,7 @@ def test_patience_stops_a_resumed_run_where_it_stops_one_left_alone(
             0,
             folder,
             validate,
-            progress,
+            progress=progress,
         )
         return (
             history,
