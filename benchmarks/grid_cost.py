@@ -22,9 +22,16 @@ from dataclasses import dataclass, replace
 from math import ceil, inf
 from statistics import mean, median
 
-from cotdistill.arms import CORRUPTIONS, Arm, arm_from_name
+from cotdistill.arms import CORRUPTIONS, Arm
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write
+from cotdistill.grids import (
+    control_arms,
+    key_token_arms,
+    masked_arms,
+    shuffled_arms,
+    training_arms,
+)
 from cotdistill.parameters import all_parameters, load_study
 from cotdistill.paths import artifacts, root
 
@@ -143,38 +150,12 @@ def run_seconds(
 def grid(values: dict) -> list[Arm]:
     """List the arms of notebooks 02, 04 and 05 for a study's parameters, each once."""
     v = values
-    arms = [arm_from_name(name) for name in v["arms"]] + [
-        arm_from_name("post_cot", label_weight=w) for w in v["label_weights"] if w != 1
-    ]
-    arms += [
-        arm_from_name(name, loss=o)
-        for o in v["also_losses"]
-        for name in ("label_only", "pre_cot", "post_cot")
-        if name in v["arms"]
-    ]
-    arms += [
-        arm_from_name(f"{p}_shuffled", unit=u, fresh=v["fresh_shuffle"])
-        for p in v["shuffle_placements"]
-        for u in v["shuffle_units"]
-    ]
-    arms += [arm_from_name(f"{p}_{c}") for p in v["control_placements"] for c in v["controls"] if c]
-    arms += [
-        arm_from_name("post_cot_kept", amount=k, selector=s)
-        for k in v["keep_amounts"]
-        for s in v["selectors"]
-    ]
-    arms += [
-        arm_from_name(
-            f"{p}_masked",
-            amount=a,
-            order=o,
-            fill=v["mask_fill"],
-            selector="random" if o == "random" else v["mask_selector"],
-        )
-        for p in v["mask_placements"]
-        for o in v["mask_orders"]
-        for a in v["mask_amounts"]
-    ]
+    arms = training_arms(v["arms"], v["label_weights"], v["also_losses"])
+    arms += shuffled_arms(v["shuffle_placements"], v["shuffle_units"], v["fresh_shuffle"])
+    arms += control_arms(v["control_placements"], v["controls"])
+    arms += key_token_arms(v["keep_amounts"], v["selectors"])
+    masked = ("mask_placements", "mask_orders", "mask_amounts", "mask_fill", "mask_selector")
+    arms += masked_arms(*(v[name] for name in masked))
     return list(dict.fromkeys(arms))
 
 
