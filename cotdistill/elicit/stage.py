@@ -21,11 +21,13 @@ from cotdistill.elicit.teacher import from_teacher
 from cotdistill.errors import DataError
 from cotdistill.examples import Dataset, Example, Rationale, repeats_note
 from cotdistill.files import sha256, write_json
+from cotdistill.parameters import check_worlds
 from cotdistill.paths import study_dir
 from cotdistill.sources import data_card, load_rationales, write_rationales
 from cotdistill.study import content_fingerprints, read_data, resolve, teacher_student
 
 WORLD = ("n_train", "n_test", "rationale_only", "label_seen", "two_step", "n_options")
+WHERE_SET = ("n_core", "mentions", "concepts")  # of a world; 0: the world's own default
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,21 @@ class Elicitation:
         Raises DataError for settings of a server that are out of range.
         """
         names = ("dataset", "data_dir", "validation_size", "data_seed")
+        check_worlds(values["worlds"], values["dataset"], values["seeds"], values["data_seed"])
+        own = values["worlds"] == "per_seed"
         world = {name: values[name] for name in WORLD}
+        world |= {name: values[name] for name in WHERE_SET if values[name]}
         spec = {name: values[name] for name in names} | {
             "microworld": world if values["dataset"].startswith("microworld") else None,
             "rationales": "",
             "rationales_print": "",
+            **({"worlds": list(values["seeds"])} if own else {}),
         }
+        if own and values["elicit_size"]:
+            raise DataError(
+                f"elicit_size is {values['elicit_size']} and worlds is per_seed; expected 0: each "
+                "world's training questions are all asked"
+            )
         connection = Connection(
             values["concurrency"],
             values["request_timeout"],
