@@ -3,13 +3,15 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from studies import make_spec, make_study
 
 from cotdistill.arms import Arm
 from cotdistill.elicit.stage import Elicitation
-from cotdistill.encode import RATIONALE
+from cotdistill.encode import RATIONALE, training_length
 from cotdistill.errors import DataError
+from cotdistill.examples import Dataset, Example
 from cotdistill.files import read_json
 from cotdistill.microworld.generate import generate
 from cotdistill.microworld.worlds import world_seed
@@ -18,15 +20,21 @@ from cotdistill.paths import study_dir
 from cotdistill.runs.grid import plan_rows, run_grid
 from cotdistill.runs.one import encode_training, make_config, run_key
 from cotdistill.runs.results import check_trained_with, load_predictions
-from cotdistill.sources import data_card, load_dataset
+from cotdistill.sources import data_card
 from cotdistill.study import Study, read_data
 
+# Worlds of strata are drawn in no time; those of real things take seconds
 STRATA = dict(n_train=36, n_test=30, concepts=12, mentions=2)
 POST = Arm("post_cot")
 
 
 def own_worlds(seeds=(0, 1), **changes) -> Study:
-    spec = make_spec(data_seed=4, worlds=list(seeds), **changes.pop("spec", {}))
+    spec = make_spec(
+        data_seed=4,
+        worlds=list(seeds),
+        dataset="microworld/strata",
+        microworld=STRATA,
+    )
     return make_study(data=spec, seeds=list(seeds), worlds="per_seed", **changes)
 
 
@@ -50,16 +58,16 @@ def test_the_numbers_of_worlds_are_never_those_of_another_study():
 
 
 def test_each_seed_has_the_world_that_its_number_draws(worlds):
-    own = generate("everyday", n_train=12, n_test=8, n_validation=8, seed=world_seed(4, 1))
+    own = generate("strata", n_validation=8, seed=world_seed(4, 1), **STRATA)
     bare = lambda questions: [replace(e, id=e.id.removeprefix("w1/")) for e in questions]
     assert bare(worlds.test_questions(1)) == own["test"]
     assert bare(worlds.validation_questions(1)) == own["validation"]
     assert {e.id for e in bare(worlds.train_questions(1))} == {e.id for e in own["train"]}
-    assert worlds.data.rationales["w1/everyday-train-00003"].text == (
-        own["rationales"]["everyday-train-00003"].text
+    assert worlds.data.rationales["w1/strata-train-00003"].text == (
+        own["rationales"]["strata-train-00003"].text
     )
     assert all(e.id.startswith("w0/") for e in worlds.train_questions(0))
-    assert len(worlds.test_questions()) == 16 and len({e.id for e in worlds.test_questions()}) == 16
+    assert len({e.id for e in worlds.test_questions()}) == len(worlds.test_questions()) == 60
 
 
 def test_a_further_seed_changes_no_other_seed(worlds, store):
@@ -85,11 +93,11 @@ def test_runs_of_each_world_are_answered_and_read_back(worlds, store, capsys):
     worlds = worlds.replace(train=dict(select="best"))
     worlds.save()
     table = run_grid(worlds, arms, "train", say=lambda *a, **k: None)
-    assert len(table) == 6 and (table["n"] == 8).all()
+    assert len(table) == 6 and (table["n"] == 30).all()
     assert sorted(table.loc[table["arm"] == "zero_shot", "seed"]) == [0, 1]
     rows = load_predictions("t", ["train"])
     assert (rows["world"] == rows["seed"]).all() and str(rows["world"].dtype) == "Int64"
-    assert rows.groupby("seed")["id"].nunique().eq(8).all()
+    assert rows.groupby("seed")["id"].nunique().eq(30).all()
     assert all(
         name.startswith(f"w{seed}/") for name, seed in zip(rows["id"], rows["seed"], strict=True)
     )
@@ -107,13 +115,14 @@ def test_runs_of_each_world_are_answered_and_read_back(worlds, store, capsys):
 
 def test_where_a_world_has_fewer_usable_questions_all_are_cut(store):
     study = own_worlds((0, 1, 2))
-    sizes = {}
-    for length in range(40, 80):
-        cut = study.replace(max_length=length)
-        kept, _ = cut.usable_questions()
-        sizes = {seed: len(cut.data.in_world(kept, seed)) for seed in (0, 1, 2)}
-        if len(set(sizes.values())) > 1 and min(sizes.values()):
-            break
+    texts = study.data.rationales
+    lengths = [
+        training_length(study.student, e, texts[e.id].text, "text") for e in study.data.train
+    ]
+    cut = study.replace(max_length=int(np.median(lengths)))
+    kept, _ = cut.usable_questions()
+    sizes = {seed: len(cut.data.in_world(kept, seed)) for seed in (0, 1, 2)}
+    assert len(set(sizes.values())) > 1
     said = []
     cut.say_of_worlds(lambda line, **_: said.append(line))
     fewest = min(sizes.values())
@@ -121,43 +130,36 @@ def test_where_a_world_has_fewer_usable_questions_all_are_cut(store):
     assert f"{sum(sizes.values()) - 3 * fewest} are left out" in said[0]
     study.say_of_worlds(lambda line, **_: said.append(line))
     assert len(said) == 1
-    with pytest.raises(DataError, match="train_size 12 is larger"):
-        cut.replace(train_size=12).train_questions(min(sizes, key=sizes.get))
+    with pytest.raises(DataError, match="train_size 36 is larger"):
+        cut.replace(train_size=36).train_questions(min(sizes, key=sizes.get))
 
 
 def test_the_card_counts_repeats_within_a_world():
-    data = load_dataset(
-        "microworld/everyday",
-        microworld=dict(n_train=120, n_test=100),
-        validation_size=8,
-        worlds=[0, 1, 2],
-    )
-    card = data_card(data)
-    assert card.loc["test", "seen_in_train"] == 0 and card.loc["test", "questions"] == 300
-    texts = [e.question for e in data.train]
-    assert len(set(texts)) < len(texts)  # worlds of real things do ask the same now and then
+    ask = lambda key: Example(key, "What is a cup used for?", ("tea", "rain"), 0)
+    meta = {f"w{seed}/{name}": {"world": seed} for seed in (0, 1) for name in "ab"}
+    apart = Dataset("d", [ask("w0/a")], [], [ask("w1/b")], {}, meta)
+    assert data_card(apart).loc["test", "seen_in_train"] == 0
+    twice = Dataset("d", [ask("w0/a")], [], [ask("w0/b"), ask("w1/b")], {}, meta)
+    card = data_card(twice).loc["test"]
+    assert card["seen_in_train"] == 1 and card["duplicates"] == 0
 
 
 @pytest.mark.parametrize("dataset", ["microworld/everyday", "microworld/invented"])
 def test_with_a_core_the_number_of_test_questions_changes_no_training(dataset, store):
-    def study(own, n_test):
-        spec = make_spec(
-            dataset=dataset, microworld=dict(n_train=60, n_test=n_test, n_core=60), data_seed=3
-        )
-        if own:
-            return make_study(data=spec | {"worlds": [0, 1]}, seeds=[0, 1], worlds="per_seed")
-        return make_study(data=spec, seeds=[0, 1])
+    def config(n_test):
+        world = dict(n_train=60, n_test=n_test, n_core=60)
+        spec = make_spec(dataset=dataset, microworld=world, data_seed=3, worlds=[1])
+        study = make_study(data=spec, seeds=[1], worlds="per_seed")
+        assert len(study.test_questions(1)) == n_test
+        return make_config(study, POST, 1)
 
-    for own in (False, True):
-        few, many = study(own, 12), study(own, 30)
-        for seed in (0, 1):
-            a, b = make_config(few, POST, seed), make_config(many, POST, seed)
-            assert a["train"] == b["train"] and a["rationales"] == b["rationales"]
-            assert a["test"] != b["test"] and len(many.test_questions(seed)) == 30
+    a, b = config(12), config(30)
+    assert a["train"] == b["train"] and a["rationales"] == b["rationales"]
+    assert a["test"] != b["test"]
 
 
 def test_swapped_in_strata_reads_another_world(store):
-    study = own_worlds(spec=dict(dataset="microworld/strata", microworld=STRATA))
+    study = own_worlds()
     arm, student = Arm("post_cot", corruption="swapped"), study.student
     names = {seed: set() for seed in (0, 1)}
     for seed in (0, 1):
