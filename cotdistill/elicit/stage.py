@@ -64,22 +64,6 @@ class Elicitation:
         values: parameters by name; other names, as in a notebook's globals(), are not looked at.
         Raises DataError for settings of a server that are out of range.
         """
-        names = ("dataset", "data_dir", "validation_size", "data_seed")
-        check_worlds(values["worlds"], values["dataset"], values["seeds"], values["data_seed"])
-        own = values["worlds"] == "per_seed"
-        world = {name: values[name] for name in WORLD}
-        world |= {name: values[name] for name in WHERE_SET if values[name]}
-        spec = {name: values[name] for name in names} | {
-            "microworld": world if values["dataset"].startswith("microworld") else None,
-            "rationales": "",
-            "rationales_print": "",
-            **({"worlds": list(values["seeds"])} if own else {}),
-        }
-        if own and values["elicit_size"]:
-            raise DataError(
-                f"elicit_size is {values['elicit_size']} and worlds is per_seed; expected 0: each "
-                "world's training questions are all asked"
-            )
         connection = Connection(
             values["concurrency"],
             values["request_timeout"],
@@ -98,7 +82,7 @@ class Elicitation:
         )
         return cls(
             study=values["study"],
-            spec=spec,
+            spec=_describe_data(values),
             teacher=values["teacher"],
             source=TeacherSource(
                 values["rationales"],
@@ -283,6 +267,31 @@ class Elicitation:
         cards = {name: json.loads(card.to_json()) for name, card in self.cards.items()}
         write_json(folder / "quality.json", cards)
         self.card.to_csv(folder / "data_card.csv")
+
+
+def _describe_data(values: dict) -> dict:
+    """Say in data.json's terms which questions notebook 01's parameters name.
+
+    Raises DataError where each seed is to have a world of its own and cannot.
+    """
+    check_worlds(values["worlds"], values["dataset"], values["seeds"], values["data_seed"])
+    world = {name: values[name] for name in WORLD}
+    world |= {name: values[name] for name in WHERE_SET if values[name]}
+    spec = {
+        name: values[name] for name in ("dataset", "data_dir", "validation_size", "data_seed")
+    } | {
+        "microworld": world if values["dataset"].startswith("microworld") else None,
+        "rationales": "",
+        "rationales_print": "",
+    }
+    if values["worlds"] == "shared":
+        return spec
+    if values["elicit_size"]:
+        raise DataError(
+            f"elicit_size is {values['elicit_size']} and worlds is per_seed; expected 0: each "
+            "world's training questions are all asked"
+        )
+    return spec | {"worlds": list(values["seeds"])}
 
 
 def _without_empty(items: list[str]) -> tuple[str, ...]:
