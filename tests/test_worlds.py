@@ -14,12 +14,14 @@ from cotdistill.errors import DataError
 from cotdistill.examples import Dataset, Example
 from cotdistill.files import read_json
 from cotdistill.microworld.generate import generate
+from cotdistill.microworld.strata import STRATA as STRATA_NAMES
 from cotdistill.microworld.worlds import world_seed
 from cotdistill.parameters import all_values, check_demands, check_made_with, parameters_path
 from cotdistill.paths import study_dir
 from cotdistill.runs.grid import plan_rows, run_grid
 from cotdistill.runs.one import encode_training, make_config, run_key
 from cotdistill.runs.results import check_trained_with, load_predictions
+from cotdistill.runs.word_frequency import predict_by_frequency
 from cotdistill.sources import data_card
 from cotdistill.study import Study, read_data
 
@@ -177,6 +179,26 @@ def test_swapped_in_strata_reads_another_world(store):
         example = study.train_questions(seed)[0]
         assert study.target_text(example, arm, seed) in text
     assert not names[0] & names[1]
+
+
+def test_counting_words_is_an_arm_of_its_own(worlds):
+    rows = predict_by_frequency(worlds)
+    assert set(rows["arm"]) == {"word_frequency"} and (rows["world"] == rows["seed"]).all()
+    assert rows.groupby("seed").size().to_dict() == {0: 30, 1: 30}
+    for seed in (0, 1):
+        said = " ".join(
+            worlds.data.rationales[e.id].text for e in worlds.data.in_world(worlds.data.train, seed)
+        ).lower()
+        for e in worlds.test_questions(seed)[:10]:
+            times = [said.count(f" {option} ") + said.count(f" {option}.") for option in e.choices]
+            best = [i for i, n in enumerate(times) if n == max(times)]
+            row = rows[(rows["id"] == e.id) & (rows["seed"] == seed)].iloc[0]
+            assert row["correct_choice"] == (e.answer in best) / len(best)
+            assert row["gold"] == e.answer and row["fact"] and row["stratum"] in STRATA_NAMES
+    # Strata are made so that counting tells nothing
+    assert abs(rows["correct_choice"].mean() - 0.25) < 0.05
+    shared = predict_by_frequency(make_study(worlds.data, data=make_spec(), seeds=[5, 6]))
+    assert set(shared["seed"]) == {5, 6}
 
 
 def test_notebook_1_writes_the_worlds_it_drew(store):
