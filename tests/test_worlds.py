@@ -21,7 +21,7 @@ from cotdistill.paths import study_dir
 from cotdistill.runs.grid import plan_rows, run_grid
 from cotdistill.runs.one import encode_training, make_config, run_key
 from cotdistill.runs.results import check_trained_with, load_predictions
-from cotdistill.runs.word_frequency import predict_by_frequency
+from cotdistill.runs.word_frequency import add_word_frequency, predict_by_frequency
 from cotdistill.sources import data_card
 from cotdistill.study import Study, read_data
 
@@ -106,6 +106,8 @@ def test_runs_of_each_world_are_answered_and_read_back(worlds, store, capsys):
     meta = worlds.data.meta[rows["id"].iloc[0]]
     assert rows["fact"].iloc[0] == ": ".join(meta["fact"])
     assert rows["stratum"].iloc[0] == meta["fact_in"]
+    both = add_word_frequency(worlds, rows.assign(worlds="per_seed"))
+    assert len(both) == len(rows) + 60 and both["worlds"].eq("per_seed").all()
     check_trained_with(worlds, plan_rows(worlds, arms), "shuffle")
     other = worlds.replace(test_size=4)
     with pytest.raises(DataError, match="made with other test than stage shuffle"):

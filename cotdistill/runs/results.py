@@ -151,7 +151,7 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
 
     Columns: study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
     correct_generated, correct_choice, tokens_generated, cut_off; fact, stratum, world
-    (`describe_questions`). A run that two stages share appears once.
+    (`describe_facts`). A run that two stages share appears once.
 
     Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
     was changed, and one stage not run again.
@@ -192,29 +192,29 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
         study=name_of_study,
         dataset=setting.data["dataset"],
         student=setting.student,
-        **describe_questions(study, table["id"]),
+        **describe_facts(study, table["id"]),
     )
 
 
-def describe_questions(study: Study, ids: pd.Series) -> dict[str, pd.Series]:
+def describe_facts(study: Study, ids: pd.Series) -> dict[str, pd.Series]:
     """Say of each question which fact it asks, in which stratum and in which world.
 
-    fact: "concept: relation" ("theme: start, stop" of a chain), the cluster of a question; a
-    question of two steps has that of the second. stratum: where training has the question's facts,
-    "rationale", "label" or "none". Both are None where the data do not say. world: the seed whose
-    world the question is of, NA where all seeds share one.
+    fact: "concept: relation" ("theme: start, stop" of a chain), the cluster of a question; one of
+    two steps has that of the second. stratum: where training has the question's facts, "rationale",
+    "label" or "none". Both are there for embedded worlds only. world: the seed whose world the
+    question is of, NA where all seeds share one.
     """
     meta = study.data.meta
-    facts, strata, worlds = {}, {}, {}
-    for key, row in meta.items():
-        first, *rest = row["fact"]
-        facts[key] = f"{first}: {', '.join(map(str, rest))}"
-        strata[key], worlds[key] = row["fact_in"], row.get("world")
-    of = lambda known: pd.Series([known.get(key) for key in ids], ids.index)
+    worlds = pd.Series([meta.get(key, {}).get("world") for key in ids], ids.index, dtype="Int64")
+    if not meta:
+        return {"world": worlds}
+    rows = [meta[key] for key in ids]
+    facts = [f"{row['fact'][0]}: {', '.join(map(str, row['fact'][1:]))}" for row in rows]
+    strata = [row["fact_in"] for row in rows]
     return {
-        "fact": of(facts).astype(object),
-        "stratum": of(strata).astype(object),
-        "world": of(worlds).astype("Int64"),
+        "fact": pd.Series(facts, ids.index, dtype=object),
+        "stratum": pd.Series(strata, ids.index, dtype=object),
+        "world": worlds,
     }
 
 
