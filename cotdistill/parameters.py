@@ -20,6 +20,9 @@ from cotdistill.paths import NOTEBOOKS, artifacts, check_name, root, study_path
 DEFAULT_STUDENT = "smollm2-135m"
 # The names in students.BUNDLED and TINY, repeated here so that this module does without torch
 BUILT_IN = ("smollm2-135m", "gemma-3-270m", "tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
+# Under `worlds: per_seed` a seed is below the first, a study's data_seed at most the second: then
+# no two worlds are drawn by one number, and none by one of 2**31 or above, which draw donors
+SEEDS_PER_WORLD, MOST_DATA_SEED = 1000, 2_146_000
 # Parameter -> lowest and highest value, checked before anything runs; any other number may be 0 or
 # above
 LIMITS = {
@@ -274,6 +277,9 @@ def check_made_with(values: dict, stages: list[str], where: str) -> None:
         except (OSError, ValueError):
             continue
         for key, now in sorted(stage_parameters(stage, values).items()):
+            # Notebook 1 draws something for each seed only where each has its own world
+            if key == "seeds" and stage == "elicit" and values.get("worlds") != "per_seed":
+                continue
             if used.get(key, now) != now:
                 raise DataError(
                     f"{where}: {key} is {reprlib.repr(now)}, but stage {stage} was last run with "
@@ -302,6 +308,28 @@ def all_values(values: dict) -> dict:
     } | values
 
 
+def check_worlds(worlds: str, dataset: str, seeds: list[int], data_seed: int) -> None:
+    """Check that each seed of a study can have a world of its own, where `worlds` asks for that.
+
+    Only a microworld can be drawn again. The numbers that draw worlds have room for a thousand
+    seeds of a study (`microworld.worlds.world_seed`). Raises DataError.
+    """
+    if worlds not in ("shared", "per_seed"):
+        raise DataError(f"worlds is '{worlds}'; expected shared or per_seed")
+    if worlds == "shared":
+        return
+    if dataset.partition("/")[0] != "microworld":
+        raise DataError(
+            f"worlds is per_seed, dataset '{dataset}'; expected worlds: shared, or a microworld, "
+            "which alone can be drawn anew for each seed"
+        )
+    if not seeds or max(seeds) >= SEEDS_PER_WORLD or data_seed > MOST_DATA_SEED:
+        raise DataError(
+            f"worlds is per_seed, seeds {seeds}, data_seed {data_seed}; expected seeds below "
+            f"{SEEDS_PER_WORLD:,} and a data_seed up to {MOST_DATA_SEED:,}"
+        )
+
+
 def check_demands(values: dict, stages: list[str]) -> None:
     """Check what each stage requires of a study's settings, before the first one runs.
 
@@ -312,6 +340,7 @@ def check_demands(values: dict, stages: list[str]) -> None:
     later = [stage for stage in NOTEBOOKS if stage != "elicit" and stage in stages]
     if "train" in later:
         check_training_dtype(v["dtype"])
+    check_worlds(v["worlds"], v["dataset"], v["seeds"], v["data_seed"])
     world = v["dataset"].partition("/")[0] == "microworld"
     tested = v["test_size"] or (v["n_test"] if world else 2)
     if later and tested < 2:

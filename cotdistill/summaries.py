@@ -7,8 +7,8 @@ import pandas as pd
 
 from cotdistill.arms import Arm
 from cotdistill.encode import encode, label_share
-from cotdistill.evaluate import most_mentioned
 from cotdistill.runs.provenance import provenance
+from cotdistill.runs.word_frequency import predict_by_frequency
 from cotdistill.show import percent, points
 from cotdistill.stats import accuracy_table, paired_difference
 from cotdistill.students import Student
@@ -207,11 +207,8 @@ def accuracy_by_fact(
 
 def _mentioned_by_fact(study: Study, fact_of: dict[str, str]) -> pd.Series:
     """Measure how often the option that training rationales mention most is right, by fact."""
-    questions, rationales = study.test_questions(), study.data.rationales
-    texts = [rationales[e.id].text for e in study.data.train if e.id in rationales]
-    ids = [e.id for e in questions]
-    named = pd.Series(most_mentioned(questions, texts), ids)
-    return named.groupby([fact_of[name] for name in ids]).mean()
+    rows = predict_by_frequency(study)
+    return rows.groupby(rows["id"].map(fact_of))["correct_choice"].mean()
 
 
 def target_lengths(study: Study, arms: list[Arm], limit: int = 500) -> pd.DataFrame:
