@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from cotdistill.show import percent
+from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
 from cotdistill.verdicts import MAX_AS_INTACT
 
@@ -20,6 +20,34 @@ def list_arms(values, text: Callable = str, separator: str = ", ") -> str:
 def select_nonzero(rows: pd.DataFrame) -> pd.DataFrame:
     """Select rows whose interval (low, high) excludes zero."""
     return rows[(rows["low"] > 0) | (rows["high"] < 0)]
+
+
+def section(title: str, text: str, shown: pd.DataFrame) -> str:
+    """Head a section that only some studies have; empty where it has nothing to show."""
+    return "" if shown.empty else f"## {title}\n\n{text}"
+
+
+def answers_head(shown: pd.DataFrame) -> str:
+    """Head the table of `summaries.answers_side_by_side`."""
+    text = (
+        "The same questions in all arms, with the first seed: the one that most arms get right, "
+        "the one that most get wrong, then those on which they disagree most."
+    )
+    return section("What the students wrote", text, shown)
+
+
+def weigh(rows: pd.DataFrame) -> int:
+    """Weigh one difference by its measures: 1 or -1 where the intervals that exclude 0 agree.
+
+    rows: of `summaries.paired_table`, one pair of arms. 0: none excludes 0, or two disagree.
+    """
+    signs = {1 if low > 0 else -1 for low in select_nonzero(rows)["low"]}
+    return signs.pop() if len(signs) == 1 else 0
+
+
+def by_measures(rows: pd.DataFrame) -> str:
+    """Write one difference by each of its measures: "-6.2 [-12.7, +0.2] by forced choice, …"."""
+    return ", ".join(f"{points(row)} by {row['by']}" for row in rows.to_dict("records"))
 
 
 def few_seeds(seeds: int) -> str:

@@ -10,6 +10,7 @@ from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, read_json
 from cotdistill.paths import RUN_KEY, RUN_STAGES, artifacts, study_dir
 from cotdistill.runs.store import load_metrics
+from cotdistill.stats import describe_questions
 from cotdistill.study import Study, study_name
 from cotdistill.train import HISTORY
 
@@ -146,7 +147,8 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
 
     Columns: study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
     correct_generated, correct_choice, tokens_generated, cut_off. A run that two stages share
-    appears once.
+    appears once. Of a loaded study also what is known of its questions: worlds, options and, of an
+    embedded world, fact and stratum (`stats.describe_questions`).
 
     Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
     was changed, and one stage not run again.
@@ -183,9 +185,13 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
     table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
     table["correct_choice"] = table["choice"] == table["gold"]
     setting = (Study.load(study) if isinstance(study, str) else study).setting
-    return table.rename(columns={"tokens": "tokens_generated"}).assign(
+    table = table.rename(columns={"tokens": "tokens_generated"}).assign(
         study=name_of_study, dataset=setting.data["dataset"], student=setting.student
     )
+    if isinstance(study, str):
+        return table
+    worlds = getattr(setting, "worlds", "shared")
+    return describe_questions(table, study.data.test, study.data.meta, worlds)
 
 
 def load_history(study: Study | str, stages: list[str]) -> pd.DataFrame:
