@@ -227,8 +227,8 @@ def test_failures():
 
 def test_differences():
     said = readings.evaluate.differences(paired(CLEAR, OPEN), 3)
-    assert "post_cot − label_only: +10.0 points, the interval excludes zero." in said
-    assert "pre_cot − label_only: -10.0 points, the interval includes zero" in said
+    assert "post_cot − label_only by forced choice: +10.0 points, the interval excludes" in said
+    assert "label_only by written answer: -10.0 points, the interval includes zero" in said
     assert "fewer than" not in said
     assert "fewer than 3 seeds" in readings.evaluate.differences(paired(CLEAR), 1)
     assert readings.evaluate.differences(paired(), 3).startswith("Not part of this study")
@@ -243,8 +243,7 @@ def test_findings_of_the_answers():
     assert "post_cot 60.0 %" in said and "n = 40 questions, chance 25.0 %, tiny" in said
     worse = CLEAR[:3] + (-0.1, -0.18, -0.02, 0.01)
     assert "The opposite of the claim: a rationale after the label does harm" in say(worse)
-    # two measures that disagree, and one that is open, show nothing
-    assert "No effect of a rationale after the label is shown" in say(worse, sure)
+    assert "The measures disagree on post_cot against label_only" in say(worse, sure)
     assert "No effect of a rationale before the label is shown" in say(OPEN)
 
 
@@ -311,11 +310,11 @@ def test_cost_leaves_out_arms_that_wrote_nothing():
 
 
 def test_facts_without_microworld():
-    assert readings.evaluate.facts(None, float("nan")).startswith("Not part of this study")
+    assert readings.evaluate.facts(None, float("nan")) == ""
     difference = dict(estimate=0.05, low=-0.01, high=0.11)
     assert "+5.0 [-1.0, +11.0] points" in readings.evaluate.facts(difference, 0.4)
     study = SimpleNamespace(data=SimpleNamespace(meta={}))
-    assert summaries.accuracy_by_fact(study, pd.DataFrame(), None, 1).table.empty
+    assert summaries.accuracy_by_fact(study, pd.DataFrame()).table.empty
 
 
 # --- 04
@@ -323,11 +322,11 @@ def test_facts_without_microworld():
 
 def test_shuffle_without_pre_cot_or_intact_arms():
     empty = NO_PRE_COT[NO_PRE_COT["arm"].str.startswith("pre_cot")].set_index("arm")
-    assert readings.shuffle.written_rationales(empty, 48, 24).startswith("Not part of this study")
+    assert readings.shuffle.written_rationales(empty, 48, 24) == ""
     assert readings.shuffle.costs(paired(), 3).startswith("Nothing to compare")
     assert readings.shuffle.measures_apart(FORCED[:1], FORCED[:1]) == ""
     said = readings.shuffle.findings(paired(), FORCED, [""], "tiny")
-    assert "nothing to compare" in said and "`controls` is empty" in said
+    assert "Nothing to compare." in said and "`controls` is empty" in said
 
 
 def test_shuffle():
@@ -340,7 +339,15 @@ def test_shuffle():
     assert "fewer than 3 seeds" in said
     assert "0 of 1 intervals exclude zero. " in readings.shuffle.costs(paired(OPEN), 3)
     said = readings.shuffle.findings(paired(drop), FORCED, ["filler"], "tiny")
-    assert "post_cot_filler, forced choice -10.0 [-18.0, -2.0] (n = 40 questions, 3 seed(s)" in said
+    assert "post_cot_filler does worse than post_cot: -10.0 [-18.0, -2.0] by forced" in said
+    assert "n = 40 questions, 3 seed(s)" in said
+    shuffled = lambda arm, *numbers: readings.shuffle.findings(
+        paired((f"{arm}_shuffled[token]", arm, "p(gold)", *numbers, 0.01)), FORCED, ["x"], "tiny"
+    )
+    assert "The opposite of the claim: post_cot_s" in shuffled("post_cot", -0.1, -0.18, -0.02)
+    assert "The opposite of the claim: pre_cot_sh" in shuffled("pre_cot", 0.1, 0.02, 0.18)
+    assert "The opposite" not in shuffled("pre_cot", -0.1, -0.18, -0.02)
+    assert "is not told apart from post_cot" in shuffled("post_cot", 0.0, -0.1, 0.1)
     pre = FORCED[FORCED["arm"] == "pre_cot"].set_index("arm")
     said = readings.shuffle.written_rationales(pre, 48, 24)
     assert "20 % of the answers were cut off" in said and "10 % name no option" in said

@@ -36,13 +36,14 @@ def answers_head(shown: pd.DataFrame) -> str:
     return section("What the students wrote", text, shown)
 
 
-def weigh(rows: pd.DataFrame) -> int:
+def weigh(rows: pd.DataFrame) -> int | None:
     """Weigh one difference by its measures: 1 or -1 where the intervals that exclude 0 agree.
 
-    rows: of `summaries.paired_table`, one pair of arms. 0: none excludes 0, or two disagree.
+    rows: of `summaries.paired_table`, one pair of arms. 0: no interval excludes 0; None: two that
+    do are on different sides.
     """
     signs = {1 if low > 0 else -1 for low in select_nonzero(rows)["low"]}
-    return signs.pop() if len(signs) == 1 else 0
+    return None if len(signs) > 1 else next(iter(signs), 0)
 
 
 def by_measures(rows: pd.DataFrame) -> str:

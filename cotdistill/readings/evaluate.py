@@ -138,7 +138,8 @@ def findings(paired: pd.DataFrame, forced: pd.DataFrame, chance: float, note: st
     texts = []
     for pair, rows in paired.groupby(["arm_a", "arm_b"], sort=False):
         above, below, neither = HELPS.get(pair, (f"{pair[0]} is above {pair[1]}",) * 3)
-        words = {1: above, -1: below, 0: neither}[weigh(rows)]
+        apart = f"The measures disagree on {pair[0]} against {pair[1]}"
+        words = {1: above, -1: below, 0: neither, None: apart}[weigh(rows)]
         texts.append(f"{words}: {pair[0]} − {pair[1]} is {by_measures(rows)} points.")
     warning = few_seeds(int(forced["seeds"].max()))
     listed = "; ".join(f"{row['arm']} {percent(row)}" for _, row in forced.iterrows())

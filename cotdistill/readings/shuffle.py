@@ -38,7 +38,7 @@ def costs(drops: pd.DataFrame, seeds: int) -> str:
     text = (
         f"{len(clear)} of {len(drops)} intervals exclude zero{f': {found}' if found else ''}. The "
         "others show no effect, which is not evidence that there is none; "
-        "[6 · Figures](06_figures.ipynb) tests for that, for post_cot_shuffled by forced choice."
+        "[6 · Figures](06_figures.ipynb) tests for that, for post_cot_shuffled by p(gold)."
     )
     return f"{text} {few_seeds(seeds)}".strip()
 
@@ -86,13 +86,14 @@ def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], not
     ).replace("  ", " ")
 
 
-def _corruption_words(corrupted: str, intact: str, sign: int) -> str:
+def _corruption_words(corrupted: str, intact: str, sign: int | None) -> str:
     """Put one corruption's effect into words; sign: of `weigh`."""
     shuffled = corrupted.startswith(f"{intact}_shuffled")
     words = {
         1: f"{corrupted} does better than {intact}",
         -1: f"{corrupted} does worse than {intact}",
         0: f"{corrupted} is not told apart from {intact}",
+        None: f"the measures disagree on {corrupted} against {intact}",
     }[sign]
     opposite = shuffled and (sign == 1 or sign == -1 and intact == "post_cot")
     return f"The opposite of the claim: {words}" if opposite else words
