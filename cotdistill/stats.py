@@ -108,7 +108,7 @@ def measure_settings(predictions: pd.DataFrame) -> dict:
     return dict(worlds=worlds, cluster=cluster, options=_list_options(predictions))
 
 
-def estimate(
+def estimate_measure(
     predictions: pd.DataFrame, contrasts: Mapping[str, Mapping[str, float]], measure: str, **options
 ) -> pd.DataFrame:
     """Estimate contrasts of one study's arms by one measure; see `inference.estimate_contrasts`.
@@ -131,7 +131,7 @@ def _measure_arms(predictions: pd.DataFrame, measure: str) -> pd.DataFrame:
     arms = measured_arms(predictions, measure)
     if not arms:
         return pd.DataFrame()
-    return estimate(predictions, {arm: {arm: 1.0} for arm in arms}, measure).set_index(
+    return estimate_measure(predictions, {arm: {arm: 1.0} for arm in arms}, measure).set_index(
         "contrast", drop=False
     )
 

@@ -11,7 +11,7 @@ from cotdistill.evaluate import most_mentioned
 from cotdistill.inference import FAMILIES, SHARED_SEED
 from cotdistill.runs.provenance import provenance
 from cotdistill.show import percent, points
-from cotdistill.stats import MEASURE_NAMES, accuracy_table, estimate, measured_arms
+from cotdistill.stats import MEASURE_NAMES, accuracy_table, estimate_measure, measured_arms
 from cotdistill.students import Student
 from cotdistill.study import Study
 from cotdistill.verdicts import RULES, estimate_text
@@ -93,7 +93,7 @@ def paired_table(
         arms = set(measured_arms(predictions, measure))
         known = {(a, b): {a: 1.0, b: -1.0} for a, b in pairs if {a, b} <= arms and a != b}
         if known:
-            rows = estimate(predictions, known, measure)
+            rows = estimate_measure(predictions, known, measure)
             found |= {(*pair, measure): rows.iloc[i] for i, pair in enumerate(known)}
     keys = [(a, b, measure) for a, b in pairs for measure in measures if (a, b, measure) in found]
     columns = ["estimate", "low", "high", "p", "seeds"]

@@ -35,7 +35,7 @@ from cotdistill.stats import (
     MIN_SEEDS,
     accuracy_tables,
     add_direct_arms,
-    estimate,
+    estimate_measure,
     measure_settings,
     measured_arms,
     select_scored,
@@ -561,7 +561,7 @@ def _estimate_claims(claims: list[dict], rows: list[dict], predictions: pd.DataF
     for (measure, stratum), members in groups.items():
         part = _select_stratum(predictions, stratum)
         weights = {row["claim"]: row["weights"] for _, row in members}
-        found = estimate(part, weights, measure).set_index("contrast")
+        found = estimate_measure(part, weights, measure).set_index("contrast")
         for claim, row in members:
             one = found.loc[row["claim"]]
             row |= {name: one[name] for name in MEASURED} | {"n": int(one["questions"])}
