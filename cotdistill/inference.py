@@ -36,6 +36,7 @@ from cotdistill.measures import BINARY, add_measure
 WORLDS = ("shared", "per_seed")
 FAMILIES = ("paper", "mechanism", "cost")
 SHARED_SEED = -1  # the seed of an arm that is not trained: one run, compared with every seed
+UNTRAINED = ("zero_shot", "word_frequency")  # no training luck: they say nothing of seeds
 MIN_ARMS = 4  # fewer arms hardly say how alike their seed variances are
 POWER = 0.8
 CAUTION = 0.1  # how often a seed variance that is not shrunk may exceed its upper limit
@@ -610,7 +611,7 @@ def study_prior(
     """
     means = {
         arm: arm_table(predictions, arm, worlds=worlds, column=column).mean(axis=1)
-        for arm in sorted(set(predictions["arm"]))
+        for arm in sorted(set(predictions["arm"]) - set(UNTRAINED))
     }
     sets = [frozenset(m.index) for m in means.values() if list(m.index) != [SHARED_SEED]]
     if not sets:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.inference import estimate_contrasts
 
@@ -69,7 +70,7 @@ def describe_questions(
     return predictions.assign(**new)
 
 
-def _list_options(predictions: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:
+def _map_options(predictions: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:
     """Map ids to the texts of their options; None where some are unknown or an id has two lists."""
     if "options" not in predictions or predictions["options"].isna().any():
         return None
@@ -78,24 +79,27 @@ def _list_options(predictions: pd.DataFrame) -> dict[str, tuple[str, ...]] | Non
     return dict(zip(rows["id"], rows["options"], strict=True)) if rows["id"].is_unique else None
 
 
-def select_scored(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Select the arms that have scores of the options."""
-    if "scores" not in predictions:
+def select_measured(predictions: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Select the rows of arms that have a measure: word frequency, say, writes and scores nothing.
+
+    An arm of which only some answers lack it stays, so that the gap is found and named.
+    """
+    if measure in FROM_SCORES:
+        if "scores" not in predictions:
+            return predictions[:0]
+        kinds = (list, tuple, np.ndarray)
+        known = predictions["scores"].map(lambda scores: isinstance(scores, kinds))
+    elif measure in predictions:
+        known = predictions[measure].notna()
+    else:
         return predictions[:0]
-    scored = predictions["scores"].map(lambda scores: isinstance(scores, (list, tuple, np.ndarray)))
-    return predictions[predictions["arm"].isin(set(predictions.loc[scored, "arm"]))]
+    rows = predictions[predictions["arm"].isin(set(predictions.loc[known, "arm"]))]
+    return rows[:0] if measure == "acc_norm" and _map_options(rows) is None else rows
 
 
 def measured_arms(predictions: pd.DataFrame, measure: str) -> list[str]:
     """List the arms that have a measure, in the order of the input."""
-    rows = predictions
-    if measure in FROM_SCORES:
-        rows = select_scored(predictions)
-        if measure == "acc_norm" and _list_options(rows) is None:
-            rows = rows[:0]
-    elif measure not in predictions:
-        rows = predictions[:0]
-    return list(rows["arm"].unique())
+    return list(select_measured(predictions, measure)["arm"].unique())
 
 
 def measure_settings(predictions: pd.DataFrame) -> dict:
@@ -105,7 +109,7 @@ def measure_settings(predictions: pd.DataFrame) -> dict:
     """
     worlds = predictions["worlds"].iloc[0] if "worlds" in predictions else "shared"
     cluster = "fact" if "fact" in predictions else None
-    return dict(worlds=worlds, cluster=cluster, options=_list_options(predictions))
+    return dict(worlds=worlds, cluster=cluster, options=_map_options(predictions))
 
 
 def estimate_measure(
@@ -115,7 +119,7 @@ def estimate_measure(
 
     The arms that have the measure also say how much seeds vary. options: margin, cut_off.
     """
-    rows = select_scored(predictions) if measure in FROM_SCORES else predictions
+    rows = select_measured(predictions, measure)
     settings = measure_settings(rows)
     rows = rows[[name for name in READ if name in rows]]  # texts would be copied at every turn
     return estimate_contrasts(rows, contrasts, measure, **settings, **options)
@@ -191,6 +195,8 @@ def accuracy_table(predictions: pd.DataFrame, measure: str = "correct_choice") -
 def _one_study(predictions: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Make the `accuracy_table` of one study."""
     found = _measure_arms(predictions, measure)
+    if found.empty:
+        raise DataError(f"no arm has the measure {measure}; expected predictions that do")
     groups = predictions[predictions["arm"].isin(found.index)].groupby("arm", sort=False)
     counts = pd.DataFrame(
         {

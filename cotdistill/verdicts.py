@@ -38,7 +38,7 @@ from cotdistill.stats import (
     estimate_measure,
     measure_settings,
     measured_arms,
-    select_scored,
+    select_measured,
 )
 from cotdistill.study import Study
 
@@ -602,7 +602,7 @@ def _share_text(row: dict, predictions: pd.DataFrame) -> str:
     base = next((arm for arm in (f"{match[1]}_filler", "label_only") if arm in known), None)
     if base is None:
         return "no arm to measure the gain from: label_only was not run"
-    part = select_scored(predictions) if row["measure"] in FROM_SCORES else predictions
+    part = select_measured(predictions, row["measure"])
     share = estimate_share(
         part, arms["a"], arms["b"], base, row["measure"], **measure_settings(part)
     )
