@@ -239,11 +239,17 @@ def test_findings_of_the_answers():
     say = lambda *rows: readings.evaluate.findings(paired(*rows), FORCED, 0.25, "tiny")
     said = say(CLEAR, sure)
     assert said.startswith("**Findings.** A rationale after the label helps here: post_cot")
-    assert "+10.0 [+2.0, +18.0] by forced choice, +5.0 [+1.0, +9.0] by p(gold) points." in said
+    assert "+10.0 [+2.0, +18.0] points by forced choice, +5.0 [+1.0, +9.0] points by p" in said
     assert "post_cot 60.0 %" in said and "n = 40 questions, chance 25.0 %, tiny" in said
     worse = CLEAR[:3] + (-0.1, -0.18, -0.02, 0.01)
     assert "The opposite of the claim: a rationale after the label does harm" in say(worse)
     assert "The measures disagree on post_cot against label_only" in say(worse, sure)
+    few = FORCED.assign(seeds=2)
+    said = readings.evaluate.findings(paired(worse), few, 0.25, "tiny")
+    assert "Nothing is claimed: post_cot" in said and "The opposite" not in said
+    drops = paired(("post_cot_shuffled[token]", "post_cot", "p(gold)", -0.1, -0.18, -0.02, 0.01))
+    said = readings.shuffle.findings(drops, few, ["x"], "tiny")
+    assert "nothing is claimed of post_cot_sh" in said and "The opposite" not in said
     assert "No effect of a rationale before the label is shown" in say(OPEN)
 
 
@@ -255,7 +261,9 @@ def test_heads_of_sections_that_only_some_studies_have():
     assert readings.common.answers_head(empty) == readings.evaluate.facts_head(empty) == ""
     assert readings.evaluate.facts_head(shown).startswith("## Where a rationale can teach")
     assert readings.common.weigh(paired(CLEAR, OPEN)) == 1
-    assert readings.common.by_measures(paired(CLEAR)) == "+10.0 [+2.0, +18.0] by forced choice"
+    assert (
+        readings.common.by_measures(paired(CLEAR)) == "+10.0 [+2.0, +18.0] points by forced choice"
+    )
 
 
 def test_answers_that_were_cut_off_are_counted():
@@ -339,7 +347,7 @@ def test_shuffle():
     assert "fewer than 3 seeds" in said
     assert "0 of 1 intervals exclude zero. " in readings.shuffle.costs(paired(OPEN), 3)
     said = readings.shuffle.findings(paired(drop), FORCED, ["filler"], "tiny")
-    assert "post_cot_filler does worse than post_cot: -10.0 [-18.0, -2.0] by forced" in said
+    assert "post_cot_filler does worse than post_cot: -10.0 [-18.0, -2.0] points by" in said
     assert "n = 40 questions, 3 seed(s)" in said
     shuffled = lambda arm, *numbers: readings.shuffle.findings(
         paired((f"{arm}_shuffled[token]", arm, "p(gold)", *numbers, 0.01)), FORCED, ["x"], "tiny"

@@ -47,8 +47,8 @@ def weigh(rows: pd.DataFrame) -> int | None:
 
 
 def by_measures(rows: pd.DataFrame) -> str:
-    """Write one difference by each of its measures: "-6.2 [-12.7, +0.2] by forced choice, …"."""
-    return ", ".join(f"{points(row)} by {row['by']}" for row in rows.to_dict("records"))
+    """Write one difference by each measure: "-6.2 [-12.7, +0.2] points by forced choice, …"."""
+    return ", ".join(f"{points(row)} points by {row['by']}" for row in rows.to_dict("records"))
 
 
 def few_seeds(seeds: int) -> str:

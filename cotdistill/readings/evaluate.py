@@ -135,16 +135,16 @@ def findings(paired: pd.DataFrame, forced: pd.DataFrame, chance: float, note: st
 
     paired: of `summaries.paired_table`, by one measure or several.
     """
-    texts = []
+    texts, warning = [], few_seeds(int(forced["seeds"].max()))
     for pair, rows in paired.groupby(["arm_a", "arm_b"], sort=False):
         above, below, neither = HELPS.get(pair, (f"{pair[0]} is above {pair[1]}",) * 3)
         apart = f"The measures disagree on {pair[0]} against {pair[1]}"
         words = {1: above, -1: below, 0: neither, None: apart}[weigh(rows)]
-        texts.append(f"{words}: {pair[0]} − {pair[1]} is {by_measures(rows)} points.")
-    warning = few_seeds(int(forced["seeds"].max()))
+        words = "Nothing is claimed" if warning else words
+        texts.append(f"{words}: {pair[0]} − {pair[1]} is {by_measures(rows)}.")
     listed = "; ".join(f"{row['arm']} {percent(row)}" for _, row in forced.iterrows())
     return (
-        f"**Findings.** {' '.join([*texts, warning]).strip()} Forced choice: {listed} "
+        f"**Findings.** {' '.join(filter(None, [*texts, warning]))} Forced choice: {listed} "
         f"(n = {forced['n'].iloc[0]} questions, chance {100 * chance:.1f} %, {note}). "
         "Next: [4 · Shuffle](04_shuffle.ipynb)."
     )

@@ -68,8 +68,9 @@ def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], not
 
     The paper claims that a shuffled rationale after the label does no harm, and one before it does.
     """
+    seeds = int(forced["seeds"].max())
     texts = [
-        f"{_corruption_words(*pair, weigh(rows))}: {by_measures(rows)} points."
+        f"{_corruption_words(*pair, weigh(rows), seeds)}: {by_measures(rows)}."
         for pair, rows in drops.groupby(["arm_a", "arm_b"], sort=False)
     ]
     asked = (
@@ -80,14 +81,16 @@ def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], not
     )
     return (
         f"**Findings.** {' '.join(texts) or 'Nothing to compare.'} "
-        f"(n = {forced['n'].iloc[0]} questions, {int(forced['seeds'].max())} seed(s), {note}; "
-        f"against the intact arm). {asked}{few_seeds(int(forced['seeds'].max()))} "
+        f"(n = {forced['n'].iloc[0]} questions, {seeds} seed(s), {note}; "
+        f"against the intact arm). {asked}{few_seeds(seeds)} "
         "Next: [5 · Attribute and mask](05_attribute_and_mask.ipynb)."
     ).replace("  ", " ")
 
 
-def _corruption_words(corrupted: str, intact: str, sign: int | None) -> str:
-    """Put one corruption's effect into words; sign: of `weigh`."""
+def _corruption_words(corrupted: str, intact: str, sign: int | None, seeds: int) -> str:
+    """Put one corruption's effect into words; sign: of `weigh`. Few seeds claim nothing."""
+    if few_seeds(seeds):
+        return f"nothing is claimed of {corrupted} against {intact}"
     shuffled = corrupted.startswith(f"{intact}_shuffled")
     words = {
         1: f"{corrupted} does better than {intact}",
