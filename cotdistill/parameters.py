@@ -1,6 +1,7 @@
 """Check a study's YAML against the notebooks' `parameters` cells before anything runs."""
 
 import ast
+import datetime
 import difflib
 import json
 import math
@@ -134,6 +135,7 @@ def check_value(key: str, value, default, where: str) -> None:
         float: "a number",
         str: "a text",
         list: "a list",
+        dict: "a block of `key: value` lines",
     }
     kind = type(default)
     fits = type(value) is kind or kind is float and type(value) is int
@@ -247,7 +249,33 @@ def read_study(study: str) -> dict:
             )
             raise DataError(f"{path}: unknown key '{key}'; {hint}")
         check_value(key, value, defaults[key], str(path))
+    if values.get("registered"):
+        values["registered"] = read_registered(values["registered"], str(path))
     return values
+
+
+def read_registered(block: dict, where: str) -> dict:
+    """Read what a study wrote down before its first run: commit, date, claims, perhaps arms.
+
+    YAML reads an unquoted date as a date: it becomes text. Raises DataError for other keys and for
+    values that are not texts or lists of texts; `verdicts.verdicts` checks the claims' ids.
+    """
+    block = {
+        key: value.isoformat() if isinstance(value, datetime.date) else value
+        for key, value in block.items()
+    }
+    if set(block) - {"arms"} != {"commit", "date", "claims"}:
+        raise DataError(
+            f"{where}: registered has the keys {', '.join(map(str, block)) or 'none'}; expected "
+            "commit, date, claims (and perhaps arms)"
+        )
+    for key, value in block.items():
+        listed = key in ("claims", "arms")
+        items = value if listed and isinstance(value, list) else [None] if listed else [value]
+        if not items or not all(isinstance(item, str) for item in items):
+            wanted = "a list of texts" if listed else "a text, in quotes"
+            raise DataError(f"{where}: registered: {key} is {value!r}; expected {wanted}")
+    return block
 
 
 def stage_parameters(stage: str, values: dict) -> dict:

@@ -227,16 +227,87 @@ def test_failures():
 
 def test_differences():
     said = readings.evaluate.differences(paired(CLEAR, OPEN), 3)
-    assert "post_cot − label_only: +10.0 points, the interval excludes zero." in said
-    assert "pre_cot − label_only: -10.0 points, the interval includes zero" in said
+    assert "post_cot − label_only by forced choice: +10.0 points, the interval excludes" in said
+    assert "label_only by written answer: -10.0 points, the interval includes zero" in said
     assert "fewer than" not in said
     assert "fewer than 3 seeds" in readings.evaluate.differences(paired(CLEAR), 1)
     assert readings.evaluate.differences(paired(), 3).startswith("Not part of this study")
 
 
 def test_findings_of_the_answers():
-    said = readings.evaluate.findings(FORCED[3:], 0.25, "tiny")
-    assert "post_cot 60.0 % [50.0, 70.0] (n = 40 questions, chance 25.0 %, tiny)" in said
+    sure = CLEAR[:2] + ("p(gold)", 0.05, 0.01, 0.09, 0.01)
+    say = lambda *rows: readings.evaluate.findings(paired(*rows), FORCED, 0.25, "tiny")
+    said = say(CLEAR, sure)
+    assert said.startswith("**Findings.** A rationale after the label helps here: post_cot")
+    assert "+10.0 [+2.0, +18.0] points by forced choice, +5.0 [+1.0, +9.0] points by p" in said
+    assert "post_cot 60.0 %" in said and "n = 40 questions, chance 25.0 %, tiny" in said
+    worse = CLEAR[:3] + (-0.1, -0.18, -0.02, 0.01)
+    assert "The opposite of the claim: a rationale after the label does harm" in say(worse)
+    assert "The measures disagree on post_cot against label_only" in say(worse, sure)
+    few = FORCED.assign(seeds=2)
+    said = readings.evaluate.findings(paired(worse), few, 0.25, "tiny")
+    assert "Nothing is claimed: post_cot" in said and "The opposite" not in said
+    drops = paired(("post_cot_shuffled[token]", "post_cot", "p(gold)", -0.1, -0.18, -0.02, 0.01))
+    said = readings.shuffle.findings(drops, few, ["x"], "tiny")
+    assert "nothing is claimed of post_cot_sh" in said and "The opposite" not in said
+    assert "No effect of a rationale before the label is shown" in say(OPEN)
+
+
+def test_heads_of_sections_that_only_some_studies_have():
+    shown, empty = pd.DataFrame({"a": [1]}), pd.DataFrame()
+    assert readings.common.section("Words", "Text.", shown) == "## Words\n\nText."
+    assert readings.common.section("Words", "Text.", empty) == ""
+    assert "the one that most arms get right" in readings.common.answers_head(shown)
+    assert readings.common.answers_head(empty) == readings.evaluate.facts_head(empty) == ""
+    assert readings.evaluate.facts_head(shown).startswith("## Where a rationale can teach")
+    assert readings.common.weigh(paired(CLEAR, OPEN)) == 1
+    assert (
+        readings.common.by_measures(paired(CLEAR)) == "+10.0 [+2.0, +18.0] points by forced choice"
+    )
+
+
+def test_answers_that_were_cut_off_are_counted():
+    assert readings.evaluate.flagged(FORCED) == ""
+    said = readings.evaluate.flagged(FORCED.assign(flagged=[0, 0, 24, 0]))
+    assert "count as wrong: **pre_cot** 20.0 %." in said
+
+
+def test_what_students_wrote_stands_side_by_side():
+    rows = [
+        dict(
+            arm=arm,
+            seed=seed,
+            id=f"q{i}",
+            question=f"What {i}?",
+            options=("a cup", "a hat"),
+            gold=0,
+            choice=choice,
+            correct_choice=choice == 0,
+            rationale="It holds." if arm == "pre_cot" else "",
+            text="cup",
+        )
+        for arm, seed, choices in (
+            ("zero_shot", -1, (0, 1, 1)),
+            ("pre_cot", 0, (0, 1, 0)),
+            ("pre_cot", 1, (1, 1, 1)),
+        )
+        for i, choice in enumerate(choices)
+    ]
+    study = SimpleNamespace(data=SimpleNamespace(meta={"q0": {}}))
+    shown = summaries.answers_side_by_side(study, pd.DataFrame(rows))
+    assert list(shown["arm"]) == ["zero_shot", "pre_cot"] * 3  # one seed
+    assert list(shown.index) == [
+        "What 0? (a cup | a hat)",
+        "",
+        "What 1? (a cup | a hat)",
+        "",
+        "What 2? (a cup | a hat)",
+        "",
+    ]
+    assert list(shown["right"]) == ["yes", "yes"] + ["no: a cup"] * 3 + ["yes"]
+    assert list(shown["rationale written"])[:2] == ["–", "It holds."]
+    official = SimpleNamespace(data=SimpleNamespace(meta={}))
+    assert summaries.answers_side_by_side(official, pd.DataFrame(rows)).empty
 
 
 def test_cost_leaves_out_arms_that_wrote_nothing():
@@ -247,11 +318,11 @@ def test_cost_leaves_out_arms_that_wrote_nothing():
 
 
 def test_facts_without_microworld():
-    assert readings.evaluate.facts(None, float("nan")).startswith("Not part of this study")
+    assert readings.evaluate.facts(None, float("nan")) == ""
     difference = dict(estimate=0.05, low=-0.01, high=0.11)
     assert "+5.0 [-1.0, +11.0] points" in readings.evaluate.facts(difference, 0.4)
     study = SimpleNamespace(data=SimpleNamespace(meta={}))
-    assert summaries.accuracy_by_fact(study, pd.DataFrame(), None, 1).table.empty
+    assert summaries.accuracy_by_fact(study, pd.DataFrame()).table.empty
 
 
 # --- 04
@@ -259,11 +330,11 @@ def test_facts_without_microworld():
 
 def test_shuffle_without_pre_cot_or_intact_arms():
     empty = NO_PRE_COT[NO_PRE_COT["arm"].str.startswith("pre_cot")].set_index("arm")
-    assert readings.shuffle.written_rationales(empty, 48, 24).startswith("Not part of this study")
+    assert readings.shuffle.written_rationales(empty, 48, 24) == ""
     assert readings.shuffle.costs(paired(), 3).startswith("Nothing to compare")
     assert readings.shuffle.measures_apart(FORCED[:1], FORCED[:1]) == ""
     said = readings.shuffle.findings(paired(), FORCED, [""], "tiny")
-    assert "nothing to compare" in said and "`controls` is empty" in said
+    assert "Nothing to compare." in said and "`controls` is empty" in said
 
 
 def test_shuffle():
@@ -276,7 +347,15 @@ def test_shuffle():
     assert "fewer than 3 seeds" in said
     assert "0 of 1 intervals exclude zero. " in readings.shuffle.costs(paired(OPEN), 3)
     said = readings.shuffle.findings(paired(drop), FORCED, ["filler"], "tiny")
-    assert "post_cot_filler, forced choice -10.0 [-18.0, -2.0] (n = 40 questions, 3 seed(s)" in said
+    assert "post_cot_filler does worse than post_cot: -10.0 [-18.0, -2.0] points by" in said
+    assert "n = 40 questions, 3 seed(s)" in said
+    shuffled = lambda arm, *numbers: readings.shuffle.findings(
+        paired((f"{arm}_shuffled[token]", arm, "p(gold)", *numbers, 0.01)), FORCED, ["x"], "tiny"
+    )
+    assert "The opposite of the claim: post_cot_s" in shuffled("post_cot", -0.1, -0.18, -0.02)
+    assert "The opposite of the claim: pre_cot_sh" in shuffled("pre_cot", 0.1, 0.02, 0.18)
+    assert "The opposite" not in shuffled("pre_cot", -0.1, -0.18, -0.02)
+    assert "is not told apart from post_cot" in shuffled("post_cot", 0.0, -0.1, 0.1)
     pre = FORCED[FORCED["arm"] == "pre_cot"].set_index("arm")
     said = readings.shuffle.written_rationales(pre, 48, 24)
     assert "20 % of the answers were cut off" in said and "10 % name no option" in said
@@ -369,23 +448,27 @@ def test_findings_of_key_tokens():
 
 
 def claims(*rows):
-    columns = ["claim", "verdict", "p_holm", "seeds", "needed", "estimate", "low", "high"]
+    columns = ["claim", "verdict", "p_holm", "seeds", "detectable", "estimate", "low", "high"]
     table = pd.DataFrame(rows, columns=columns).astype({"seeds": "Int64"})
     return table.assign(
         words=table["claim"] + " holds.",
         reason="It is so.",
         contrast=table["claim"],
         measure="correct_choice",
+        family="paper",
         rule="difference",
         margin=0.0,
         study="s",
+        p=table["p_holm"],
+        retained="",
+        registered="",
     )
 
 
-SUPPORTED = ("one", "supported", 0.01, 3, "", 0.1, 0.02, 0.18)
-UNDECIDED = ("two", "inconclusive", 0.3, 3, "over 100 seeds of 40 questions", 0.0, -0.1, 0.1)
-MISSING = ("three", "not measured", np.nan, pd.NA, "", np.nan, np.nan, np.nan)
-HELD_BACK = ("four", "inconclusive", 0.01, 3, "", 0.1, 0.02, 0.18)
+SUPPORTED = ("one", "supported", 0.01, 3, 0.05, 0.1, 0.02, 0.18)
+UNDECIDED = ("two", "inconclusive", 0.3, 3, 0.12, 0.0, -0.1, 0.1)
+MISSING = ("three", "not measured", np.nan, pd.NA, np.nan, np.nan, np.nan, np.nan)
+HELD_BACK = ("four", "inconclusive", 0.01, 3, 0.06, 0.1, 0.02, 0.18)
 
 
 def test_verdicts():
@@ -402,13 +485,34 @@ def test_verdicts():
     assert held.endswith("- *four holds.* It is so.")
 
 
-def test_sizes_that_would_decide():
-    said = readings.figures.needed(claims(SUPPORTED, UNDECIDED), 3)
-    assert "1 of these 1 contrasts would need over 100 seeds" in said and "guess" not in said
-    one_seed = claims(UNDECIDED[:3] + (1,) + UNDECIDED[4:])
-    said = readings.figures.needed(one_seed, 1)
-    assert "lower bounds" in said and "itself a guess" in said
-    assert readings.figures.needed(claims(SUPPORTED, MISSING), 3) == ""
+def test_what_the_study_could_find():
+    said = readings.figures.detectable(claims(SUPPORTED, UNDECIDED, HELD_BACK))
+    assert said.startswith("2 claims are open.") and "6.0 to 12.0 points" in said
+    assert readings.figures.detectable(claims(SUPPORTED, MISSING)) == ""
+
+
+def test_the_positive_control_passes_or_fails_in_its_first_sentence():
+    table = claims(SUPPORTED, HELD_BACK).assign(p=[0.001, 0.002])
+    assert readings.figures.control(table) == ""
+    table["claim"] = ["rationale_teaches", "rationale_beats_word_frequency"]
+    said = readings.figures.control(table)
+    assert said.startswith("The positive control passed. ") and "one: +10.0 [+2.0, +18.0]" in said
+    for spoilt in (table.assign(p=[0.001, 0.02]), table.assign(estimate=[0.1, -0.1])):
+        assert readings.figures.control(spoilt).startswith("The positive control **failed**. ")
+
+
+def test_registration_and_shares():
+    block = dict(commit="abc123", date="2026-11-28", claims=["one"], arms=["post_cot"])
+    table = claims(SUPPORTED, UNDECIDED).assign(registered=["registered", "exploratory"])
+    said = readings.figures.registered(table, block)
+    assert "on 2026-11-28 in commit abc123: the claims one and the arms post_cot." in said
+    assert said.endswith("Added later, and so exploratory: two.")
+    assert readings.figures.registered(table, {}) == ""
+    kept = claims(SUPPORTED).assign(retained="87 % [60, 112] of the gain over label_only")
+    shown = summaries.share_table(kept)
+    assert shown.loc["one", "retained"].startswith("87 %")
+    assert "Fieller" in readings.figures.shares(shown)
+    assert readings.figures.shares(summaries.share_table(claims(SUPPORTED))) == ""
 
 
 def test_forest_pooling_and_findings():
@@ -419,7 +523,8 @@ def test_forest_pooling_and_findings():
     assert readings.figures.pooled(1) == "" and "over 2 studies" in readings.figures.pooled(2)
     said = readings.figures.findings(table)
     assert "**Findings: supported, 1 of 3 claims.**\n\n- *one holds.* It is so." in said
-    assert "contradicted, 0 of 3 claims.**\n\nInconclusive: 1; not measured: 1." in said
+    assert "contradicted, 0 of 3 claims.**\n\n**Left open: 1.**\n\n- *two holds.* It is" in said
+    assert "Not measured: 1." in said
     assert "Widest interval" in readings.figures.accuracy(FORCED, 0.25)
 
 

@@ -10,6 +10,7 @@ from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, read_json
 from cotdistill.paths import RUN_KEY, RUN_STAGES, artifacts, study_dir
 from cotdistill.runs.store import load_metrics
+from cotdistill.stats import describe_questions
 from cotdistill.study import Study, study_name
 from cotdistill.train import HISTORY
 
@@ -151,7 +152,8 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
 
     Columns: study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
     correct_generated, correct_choice, tokens_generated, cut_off; fact, stratum, world
-    (`describe_facts`). A run that two stages share appears once.
+    (`describe_facts`), worlds, question and options (`stats.describe_questions`). A run that two
+    stages share appears once.
 
     Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
     was changed, and one stage not run again.
@@ -188,12 +190,13 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
     table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
     table["correct_choice"] = table["choice"] == table["gold"]
     setting = study.setting
-    return table.rename(columns={"tokens": "tokens_generated"}).assign(
+    table = table.rename(columns={"tokens": "tokens_generated"}).assign(
         study=name_of_study,
         dataset=setting.data["dataset"],
         student=setting.student,
         **describe_facts(study, table["id"]),
     )
+    return describe_questions(table, study.data.test, study.data.meta, setting.worlds)
 
 
 def describe_facts(study: Study, ids: pd.Series) -> dict[str, pd.Series]:
