@@ -55,16 +55,13 @@ def check_trained_with(study: Study, rows: list[dict], stage: str) -> None:
             )
 
 
-def load_stage(study: str, stage: str) -> list[dict]:
-    """Load the plan of a stage with each run's metrics and config.
+def read_plan(study: str, stage: str) -> list[dict]:
+    """Read the plan of a stage: its rows label, seed, key, arm.
 
-    Raises DataError where a run is missing: run the stage first.
+    Raises DataError where it is missing or damaged: run the stage first.
     """
     path = study_dir(study) / f"{stage}.json"
-    plan, damaged = (
-        read_json(path, f"`make {stage} STUDY={study}`"),
-        (f"{path}: damaged; expected the plan of stage {stage}: run `make {stage} STUDY={study}`"),
-    )
+    plan = read_json(path, f"`make {stage} STUDY={study}`")
     try:
         keys = fingerprint([[row["label"], row["seed"], row["key"]] for row in plan])
         fits = plan and all(
@@ -76,7 +73,24 @@ def load_stage(study: str, stage: str) -> list[dict]:
     except (TypeError, KeyError, AttributeError, ValueError):
         fits = False
     if not fits:
-        raise DataError(damaged)
+        raise damaged_plan(study, stage)
+    return plan
+
+
+def damaged_plan(study: str, stage: str) -> DataError:
+    """Say that a stage's plan is not what the stage wrote."""
+    return DataError(
+        f"{study_dir(study) / f'{stage}.json'}: damaged; expected the plan of stage {stage}: "
+        f"run `make {stage} STUDY={study}`"
+    )
+
+
+def load_stage(study: str, stage: str) -> list[dict]:
+    """Load the plan of a stage with each run's metrics and config.
+
+    Raises DataError where a run is missing: run the stage first.
+    """
+    plan = read_plan(study, stage)
     for row in plan:
         row["metrics"] = load_metrics(row["key"])
         if row["metrics"] is None:
@@ -92,7 +106,7 @@ def load_stage(study: str, stage: str) -> list[dict]:
             config["arm"] not in (own.config, corrupt.full_mask_as_filler(own).config)
             or config["seed"] != row["seed"]
         ):
-            raise DataError(damaged)
+            raise damaged_plan(study, stage)
     return plan
 
 
@@ -146,7 +160,8 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
 
     Columns: study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
     correct_generated, correct_choice, tokens_generated, cut_off. A run that two stages share
-    appears once.
+    appears once. Also rationale and text, what the student wrote: None where a run came from a
+    published file, which holds no text.
 
     Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
     was changed, and one stage not run again.
@@ -179,6 +194,9 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
             frame = frame.assign(arm=row["label"], seed=row["seed"], key=row["key"][:12])
             frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
+    for name in ("rationale", "text"):  # None in runs that come from a published file
+        texts = table[name] if name in table else pd.Series(None, table.index, dtype=object)
+        table[name] = texts.astype(object).where(texts.notna(), None)
     table["generated"] = table["generated"].astype("Int64")
     table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
     table["correct_choice"] = table["choice"] == table["gold"]
