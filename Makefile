@@ -22,11 +22,13 @@ BACKEND ?= $(or $(COTDISTILL_BACKEND),local)
 export COTDISTILL_BACKEND      := $(BACKEND)
 export COTDISTILL_GPUS_PER_RUN ?= $(GPUS_PER_RUN)
 export COTDISTILL_CPUS_PER_RUN ?= $(CPUS_PER_RUN)
+# FROM_SCRATCH=1 trains every run here and takes none that is published.
+export COTDISTILL_FROM_SCRATCH ?= $(FROM_SCRATCH)
 NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env new reproduce $(STAGES) smoke publish status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
+.PHONY: help env new reproduce $(STAGES) smoke publish publish-runs fetch-runs status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -86,6 +88,12 @@ smoke: $(READY) ## all notebooks on a tiny random student, in under 3 minutes
 
 publish: $(READY) ## make what you executed of a study its committed evidence
 	@$(RUN) publish $(STUDY)
+
+publish-runs: $(READY) ## publish the runs that are whole, also while a grid is trained
+	@$(RUN) publish-runs $(STUDY)
+
+fetch-runs: $(READY) ## take the published runs of a study into the store
+	@$(RUN) fetch-runs $(STUDY)
 
 status: $(READY) ## what of a study is done, running, failed, and the time left
 	@$(RUN) status $(STUDY)

@@ -36,6 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder of the executed notebooks, from the repository's root on",
     )
     add(status_command, "status")
+    add(publish_runs_command, "publish-runs")
+    add(fetch_runs_command, "fetch-runs")
     new = add(new_command, "new")
     new.add_argument("--data", required=True)
     new.add_argument("--student", default=DEFAULT_STUDENT)
@@ -74,6 +76,20 @@ def publish_command(chosen: argparse.Namespace) -> None:
 
     folder = os.path.relpath(publish(chosen.study, chosen.stages))
     print(f"published in {folder}; `git status` shows what changed")
+
+
+def publish_runs_command(chosen: argparse.Namespace) -> None:
+    """Publish whatever runs of a study are whole, also while its grid is being trained."""
+    from cotdistill.runs.published import publish_runs
+
+    print(f"{os.path.relpath(publish_runs(study_path(chosen.study).stem))}: up to date")
+
+
+def fetch_runs_command(chosen: argparse.Namespace) -> None:
+    """Take all published runs of a study into the store."""
+    from cotdistill.runs.published import fetch_study
+
+    fetch_study(study_path(chosen.study).stem)
 
 
 def new_command(chosen: argparse.Namespace) -> None:

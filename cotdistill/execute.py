@@ -24,8 +24,17 @@ from cotdistill.parameters import (
     parameters_path,
     stage_parameters,
 )
-from cotdistill.paths import FOLDER, NOTEBOOKS, RUN_KEY, RUN_STAGES, artifacts, enter_study, root
-from cotdistill.publish import FIGURES, evidence_folder, notebook_folder
+from cotdistill.paths import (
+    FOLDER,
+    NOTEBOOKS,
+    RUN_KEY,
+    RUN_STAGES,
+    artifacts,
+    enter_study,
+    evidence_folder,
+    root,
+)
+from cotdistill.publish import FIGURES, notebook_folder
 from cotdistill.tidy import tidy_notebook
 
 

@@ -46,6 +46,11 @@ def root() -> Path:
     return Path(os.environ.get("COTDISTILL_ROOT") or Path(__file__).resolve().parents[1])
 
 
+def evidence_folder(study: str) -> Path:
+    """Return the folder of a study's committed evidence; only `make publish` writes there."""
+    return root() / "notebooks" / "executed" / study
+
+
 def places() -> list[Path]:
     """List where a study's relative path is looked for: beside its YAML, then in the repository."""
     return [*map(Path, filter(None, [os.environ.get(FOLDER)])), root()]

@@ -11,7 +11,7 @@ import yaml
 from cotdistill.errors import DataError
 from cotdistill.files import read_text, remove_stale_parts, temporary_path
 from cotdistill.parameters import load_study, notebook_parameters
-from cotdistill.paths import NOTEBOOKS, artifacts, root
+from cotdistill.paths import NOTEBOOKS, artifacts, evidence_folder, root
 from cotdistill.tidy import INJECTED
 
 FIGURES = ("forest.png", "placement.png")  # made by stage figures, shown beside the notebooks
@@ -21,11 +21,6 @@ def notebook_folder(study: str) -> Path:
     """Return where a study's executed notebooks are read: the user's own, else the published."""
     own = artifacts() / "executed" / study
     return own if any(own.glob("[0-9]*.ipynb")) else evidence_folder(study)
-
-
-def evidence_folder(study: str) -> Path:
-    """Return the folder of a study's committed evidence; only `publish` writes there."""
-    return root() / "notebooks" / "executed" / study
 
 
 def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
@@ -110,9 +105,12 @@ def publish(study: str, stages: list[str] | None = None) -> Path:
     """Make a study's executed notebooks its committed evidence, completely or not at all.
 
     notebooks/executed/<study>/ then holds these files and nothing older, except costs.json, which
-    few studies make. study: a name or a path, or "benchmark". Raises DataError as `find_evidence`
-    does, and where a published notebook would be lost. Returns that folder.
+    few studies make, and runs.parquet, to which the study's runs are added. study: a name or a
+    path, or "benchmark". Raises DataError as `find_evidence` does, and where a published notebook
+    would be lost. Returns that folder.
     """
+    from cotdistill.runs.published import FILE, write_runs  # which needs torch
+
     files = find_benchmark() if study == "benchmark" else find_evidence(study, stages)
     target = evidence_folder(files[0].parent.name)
     lost = sorted({path.name for path in target.glob("*.ipynb")} - {path.name for path in files})
@@ -130,6 +128,10 @@ def publish(study: str, stages: list[str] | None = None) -> Path:
             shutil.copyfile(file, part / file.name)
         if (target / "costs.json").is_file() and not (part / "costs.json").is_file():
             shutil.copyfile(target / "costs.json", part / "costs.json")
+        if (target / FILE).is_file():
+            shutil.copyfile(target / FILE, part / FILE)
+        if study != "benchmark":
+            write_runs(target.name, part)
         if target.is_dir():
             os.rename(target, old)
         try:

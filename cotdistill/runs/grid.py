@@ -11,6 +11,7 @@ from cotdistill.arms import Arm
 from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, write_json
 from cotdistill.runs.one import make_config, run_key
+from cotdistill.runs.published import fetch_runs
 from cotdistill.runs.results import check_trained_with
 from cotdistill.runs.store import load_or_make_run, report_old_runs
 from cotdistill.study import Study, check_arms
@@ -104,7 +105,8 @@ def run_grid(
     """Make every missing run of arms x seeds, show progress and the time left.
 
     Returns a table with one row per run. The plan is written first (`write_plan`). keep_weights:
-    (label, seed) pairs whose weights a later notebook needs. backend: "local" makes one run after
+    (label, seed) pairs whose weights a later notebook needs; others are taken from the published
+    files where these hold them (`published.fetch_runs`). backend: "local" makes one run after
     the other here, "ray" one task per run on a cluster (`on_ray`); None takes $COTDISTILL_BACKEND,
     so that a notebook need not know. Raises DataError for an unknown backend.
     """
@@ -121,6 +123,7 @@ def run_grid(
         row["scores"] = (
             scores[row["arm"].selector, row["seed"]] if row["arm"].needs_scores else (None, "")
         )
+    fetch_runs([row["key"] for row in rows if not row["keep"]], say)
     spent = []
     for number, (row, metrics, fresh, seconds, at_once) in enumerate(
         make_runs(study, rows, stage, say), 1

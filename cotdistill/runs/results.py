@@ -50,16 +50,13 @@ def check_trained_with(study: Study, rows: list[dict], stage: str) -> None:
             )
 
 
-def load_stage(study: str, stage: str) -> list[dict]:
-    """Load the plan of a stage with each run's metrics and config.
+def read_plan(study: str, stage: str) -> list[dict]:
+    """Read the plan of a stage: its rows label, seed, key, arm.
 
-    Raises DataError where a run is missing: run the stage first.
+    Raises DataError where it is missing or damaged: run the stage first.
     """
     path = study_dir(study) / f"{stage}.json"
-    plan, damaged = (
-        read_json(path, f"`make {stage} STUDY={study}`"),
-        (f"{path}: damaged; expected the plan of stage {stage}: run `make {stage} STUDY={study}`"),
-    )
+    plan = read_json(path, f"`make {stage} STUDY={study}`")
     try:
         keys = fingerprint([[row["label"], row["seed"], row["key"]] for row in plan])
         fits = plan and all(
@@ -71,7 +68,24 @@ def load_stage(study: str, stage: str) -> list[dict]:
     except (TypeError, KeyError, AttributeError, ValueError):
         fits = False
     if not fits:
-        raise DataError(damaged)
+        raise damaged_plan(study, stage)
+    return plan
+
+
+def damaged_plan(study: str, stage: str) -> DataError:
+    """Say that a stage's plan is not what the stage wrote."""
+    return DataError(
+        f"{study_dir(study) / f'{stage}.json'}: damaged; expected the plan of stage {stage}: "
+        f"run `make {stage} STUDY={study}`"
+    )
+
+
+def load_stage(study: str, stage: str) -> list[dict]:
+    """Load the plan of a stage with each run's metrics and config.
+
+    Raises DataError where a run is missing: run the stage first.
+    """
+    plan = read_plan(study, stage)
     for row in plan:
         row["metrics"] = load_metrics(row["key"])
         if row["metrics"] is None:
@@ -88,7 +102,7 @@ def load_stage(study: str, stage: str) -> list[dict]:
             # Where each seed has its own world, zero_shot is answered in each
             or config["seed"] not in (row["seed"], *[-1] * (own.placement == "zero_shot"))
         ):
-            raise DataError(damaged)
+            raise damaged_plan(study, stage)
     return plan
 
 
@@ -145,6 +159,27 @@ def split_loss(row: dict) -> None:
             row["config"]["loss"] = loss
 
 
+def read_answers(row: dict) -> pd.DataFrame:
+    """Read the predictions of one row of a plan, with its arm, seed and key."""
+    path = artifacts() / "runs" / row["key"] / "predictions.jsonl"
+    frame = pd.read_json(path, lines=True, dtype={"id": str})
+    return frame.assign(arm=row["label"], seed=row["seed"], key=row["key"][:12])
+
+
+def add_correct(table: pd.DataFrame) -> pd.DataFrame:
+    """Say of each answer whether it is right, and None of texts that are not there.
+
+    Runs that come from a published file hold no text.
+    """
+    for name in ("rationale", "text"):
+        texts = table[name] if name in table else pd.Series(None, table.index, dtype=object)
+        table[name] = texts.astype(object).where(texts.notna(), None)
+    table["generated"] = table["generated"].astype("Int64")
+    table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
+    table["correct_choice"] = table["choice"] == table["gold"]
+    return table
+
+
 def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
     """Load all predictions of the stages' runs, a row per run and question.
 
@@ -152,8 +187,9 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
 
     Columns: study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
     correct_generated, correct_choice, tokens_generated, cut_off; fact, stratum, world
-    (`describe_facts`), worlds, question and options (`stats.describe_questions`). A run that two
-    stages share appears once.
+    (`describe_facts`), worlds, question and options (`stats.describe_questions`); rationale and
+    text, what the student wrote: None where a run came from a published file, which holds no text.
+    A run that two stages share appears once.
 
     Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
     was changed, and one stage not run again.
@@ -178,17 +214,8 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
                         f"{first}; expected one setting in all stages: "
                         f"run `make {stage} STUDY={name_of_study}`"
                     )
-            frame = pd.read_json(
-                artifacts() / "runs" / row["key"] / "predictions.jsonl",
-                lines=True,
-                dtype={"id": str},
-            )
-            frame = frame.assign(arm=row["label"], seed=row["seed"], key=row["key"][:12])
-            frames.append(frame)
-    table = pd.concat(frames, ignore_index=True)
-    table["generated"] = table["generated"].astype("Int64")
-    table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
-    table["correct_choice"] = table["choice"] == table["gold"]
+            frames.append(read_answers(row))
+    table = add_correct(pd.concat(frames, ignore_index=True))
     setting = study.setting
     table = table.rename(columns={"tokens": "tokens_generated"}).assign(
         study=name_of_study,

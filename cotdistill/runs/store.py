@@ -115,9 +115,23 @@ def _load_or_make(key: str, store: Path, keep_weights: bool, make) -> tuple[dict
         work.mkdir(exist_ok=True)
         metrics = make(work)
         write_json(work / "provenance.json", provenance())
-        names = [*FILES, *(["weights.safetensors"] if keep_weights else [])]
-        metrics |= {"files": {name: checksum(work / name) for name in names}}
-        write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
+        metrics = seal_run(work, metrics, ["weights.safetensors"] if keep_weights else [])
+    put_in_place(work, final, metrics)
+    return load_metrics(key), fresh
+
+
+def seal_run(work: Path, metrics: dict, more: list[str] = ()) -> dict:
+    """Write metrics.json, the last file of a run: with the checksums of the others, and a seal.
+
+    more: files beside those that every run has. Returns the metrics with the checksums.
+    """
+    metrics = metrics | {"files": {name: checksum(work / name) for name in [*FILES, *more]}}
+    write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
+    return metrics
+
+
+def put_in_place(work: Path, final: Path, metrics: dict) -> None:
+    """Move a sealed run from its work folder into its place in the store, whose lock is held."""
     for left in work.iterdir():  # checkpoints, needed until here, and what killed attempts left
         if left.name not in {*metrics["files"], "metrics.json"}:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
@@ -126,7 +140,6 @@ def _load_or_make(key: str, store: Path, keep_weights: bool, make) -> tuple[dict
     else:
         final.unlink(missing_ok=True)
     os.replace(work, final)
-    return load_metrics(key), fresh
 
 
 @functools.lru_cache(maxsize=1)
