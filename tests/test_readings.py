@@ -559,7 +559,7 @@ def test_margins_in_the_table_of_verdicts():
 
 def test_arms_of_the_stages():
     labels = lambda arms: [arm.label for arm in arms]
-    grid = grids.training_arms(["zero_shot", "post_cot"], [1.0, 4.0], ["balanced"])
+    grid = grids.training_arms(["zero_shot", "post_cot"], [1.0, 4.0], ["balanced"], ["post_cot"])
     assert labels(grid)[:2] == ["zero_shot", "post_cot"] and len(grid) == 4
     assert grid[2].label_weight == 4.0 and grid[3].loss == "balanced"
     assert len(grids.shuffled_arms(["pre_cot", "post_cot"], ["token", "word"], False)) == 4
