@@ -43,6 +43,7 @@ tokens.""",
 
 Where does the curve reach the label_only band?""",
 }
+UNTOLD = 0.5  # nats; an interval that reaches above is too wide to rule out much knowledge by heart
 LITTLE = 0.1  # nats; a rationale that moves log p(label) by less leaves little to attribute
 
 
@@ -83,17 +84,22 @@ def by_heart(known: pd.DataFrame) -> str:
     if "held out" not in rows.index or "attributed" not in rows.index:
         return ""
     row = rows.loc["attributed"]
-    by = _difference(row)
-    said = (
-        f"No sign that the attributing student knows its questions by heart: with no rationale at "
-        f"all, log p of their labels is {by} nats above that of held-out questions."
+    by = (
+        f"with no rationale at all, log p of their labels is {_difference(row)} nats above that of "
+        "held-out questions"
     )
     if row["difference_low"] > 0:
         said = (
-            "The attributing student knows its questions by heart, at least in part: with no "
-            f"rationale at all, log p of their labels is {by} nats above that of held-out "
-            "questions. It needs their rationales less than its test would suggest."
+            f"The attributing student knows its questions by heart, at least in part: {by}. It "
+            "needs their rationales less than it would need those of new questions."
         )
+    elif row["difference_high"] > UNTOLD:
+        said = (
+            "Whether the attributing student knows its questions by heart cannot be told from "
+            f"{row['n']:.0f} of them: {by}."
+        )
+    else:
+        said = f"No sign that the attributing student knows its questions by heart: {by}."
     if "trained on" in rows.index:
         said += (
             f" For the questions that each student was trained on it is "
@@ -115,19 +121,28 @@ def moved(table: pd.DataFrame, gaps: pd.DataFrame) -> str:
     if table.empty:
         return ""
     low, middle, high = table["moved"].quantile([0.25, 0.5, 0.75])
-    little = 100 * (table["moved"].abs() < LITTLE).mean()
+    little = (table["moved"].abs() < LITTLE).mean()
     said = (
         f"The whole rationale moves log p(label) by a median of {middle:+.2f} nats (quartiles "
-        f"{low:+.2f} and {high:+.2f}), {100 * table['share'].median():.0f} % of what is missing to "
-        f"certainty; {little:.0f} % of the {len(table)} rationales move it by less than "
-        f"{LITTLE:g} nats, which leaves little to attribute."
+        f"{low:+.2f} and {high:+.2f}), {_percent(table['share'].median())} of what is missing to "
+        "certainty."
     )
+    if little:
+        said += (
+            f" {_percent(little)} of the {len(table)} rationales move it by less than {LITTLE:g} "
+            "nats, which leaves little to attribute."
+        )
     if len(gaps):
         said += (
             f" Integrated gradients miss a median of {gaps['delta'].abs().median():.2f} nats, "
-            f"{100 * gaps['relative'].median():.0f} % of the change."
+            f"{_percent(gaps['relative'].median())} of the change."
         )
     return said
+
+
+def _percent(share: float) -> str:
+    """Write a share as a whole percentage, never as "-0 %"."""
+    return f"{round(100 * share) + 0:d} %"
 
 
 def completeness(gaps: pd.DataFrame, n_steps: int) -> str:
@@ -390,12 +405,14 @@ def findings(
     """
     rows = paired[paired["arm_b"] == "post_cot"].to_dict("records")
     arms = "; ".join(f"{row['arm_a']} {points(row)}" for row in rows)
-    approximate = (
-        f" The selecting scores miss {100 * gaps['relative'].median():.0f} % of the change in log "
-        f"p(label) (median of {len(gaps)} rationales): the key tokens are approximate."
-        if len(gaps)
-        else ""
-    )
+    approximate = ""
+    if len(gaps):
+        gap = gaps["relative"].median()
+        exactness = "the key tokens are approximate" if gap > 0.1 else "they account for it"
+        approximate = (
+            f" The selecting scores miss {_percent(gap)} of the change in log p(label) (median of "
+            f"{len(gaps)} rationales): {exactness}."
+        )
     asked = "" if masked else " Not part of this study: masking (`mask_amounts` is empty)."
     return (
         f"**Findings.** Points against the full rationale: {arms or 'nothing to compare'} "
