@@ -15,6 +15,7 @@ from captum.attr import InputXGradient, LayerIntegratedGradients, Saliency
 from conftest import sliding_student
 from scipy import stats as sps
 from sklearn.metrics import average_precision_score
+from studies import make_study
 
 from cotdistill.arms import LEFT_OUT, Arm, arm_from_name
 from cotdistill.attribution.checks import (
@@ -64,6 +65,8 @@ from cotdistill.encode import PROMPT, RATIONALE, encode, example_rng
 from cotdistill.errors import DataError
 from cotdistill.examples import Example, Rationale
 from cotdistill.kernels.blocks import blocks_of
+from cotdistill.runs.attributors import load_attributors, split_halves
+from cotdistill.runs.method_scores import MethodScores
 from cotdistill.students import load_student
 from cotdistill.tiny import TINY
 
@@ -580,20 +583,27 @@ def test_log_p_without_a_rationale_is_that_of_the_whole_sequence(name):
 
 def test_what_is_known_by_heart_is_found_and_nothing_else():
     rng = np.random.default_rng(0)
-    draw = lambda mean, n: dict(enumerate(rng.normal(mean, 1, n)))  # noqa: E731
-    groups = {"attributed": draw(-1, 80), "trained on": draw(-3, 80), "held out": draw(-3, 120)}
-    table = known_by_heart(groups, rng).set_index("questions")
-    a, b = (np.array(list(groups[name].values())) for name in ("attributed", "held out"))
-    row = table.loc["attributed"]
-    assert row["difference"] == pytest.approx(a.mean() - b.mean())
+    before = {f"{g}{i}": rng.normal(-20, 5) for g in "ath" for i in range(120)}
+
+    def learnt(group, gain):
+        return {i: v + rng.normal(gain, 1) for i, v in before.items() if i[0] == group}
+
+    names = {"attributed": ("a", 2), "trained on": ("t", 0.5), "held out": ("h", 0.5)}
+    groups = {name: learnt(*how) for name, how in names.items()}
+    table = known_by_heart(groups, before, rng).set_index("questions")
+    gain = {n: np.array([v - before[i] for i, v in g.items()]) for n, g in groups.items()}
+    row, same = table.loc["attributed"], table.loc["trained on"]
     # Welch's interval, which needs no bootstrap
-    welch = sps.ttest_ind(a, b, equal_var=False).confidence_interval()
-    assert row["difference_low"] == pytest.approx(welch.low, abs=0.06)
-    assert row["difference_high"] == pytest.approx(welch.high, abs=0.06)
-    same = table.loc["trained on"]
-    assert row["difference_low"] > 0 and same["difference_low"] < 0 < same["difference_high"]
+    welch = sps.ttest_ind(gain["attributed"], gain["held out"], equal_var=False)
+    interval = welch.confidence_interval()
+    assert row["gain"] == pytest.approx(gain["attributed"].mean())
+    assert row["difference"] == pytest.approx(row["gain"] - gain["held out"].mean())
+    assert row["low"] == pytest.approx(interval.low, abs=0.05)
+    assert row["high"] == pytest.approx(interval.high, abs=0.05)
+    assert row["low"] > 0 and same["low"] < 0 < same["high"]
     assert np.isnan(table.loc["held out", "difference"])
-    assert set(known_by_heart({"attributed": {"a": -1.0}}, rng)["questions"]) == {"attributed"}
+    alone = known_by_heart({"attributed": {"a": -1.0}, "held out": {}}, {"a": -2.0}, rng)
+    assert alone["questions"].tolist() == ["attributed"] and alone["difference"].isna().all()
 
 
 def test_what_a_rationale_moves_by_hand():
@@ -847,3 +857,66 @@ def test_selectors_without_a_model_against_counting_by_hand():
     # Cup, jar, holds and "and" twice, net four times, the most often
     assert match["cup"] == -1 < match["the"] < match["net"] < match["jar"] == 1.0
     assert attribute_rationale(s, example, "", "tfidf").scores.shape == (0,)
+
+
+# ----------------------------------------------------------------------------------------
+# who attributes what
+
+
+def test_halves_are_equal_disjoint_and_keep_equal_questions_together():
+    examples = [Example(f"q{i}", f"What is {i // 2}?", ("a", "b"), i % 2) for i in range(20)]
+    one, two = split_halves(examples)
+    assert [e.id for e in one + two] != [e.id for e in examples] and len(one) == len(two) == 10
+    assert {e.id for e in one} | {e.id for e in two} == {e.id for e in examples}
+    assert not {e.question for e in one} & {e.question for e in two}
+    again = split_halves(examples[::-1])
+    assert {e.id for e in again[0]} == {e.id for e in one}
+    with pytest.raises(DataError, match="cannot be split into two halves"):
+        split_halves(examples[:2])
+
+
+def test_a_cross_fitted_student_attributes_what_it_was_not_trained_on(store, capsys):
+    study = make_study(seeds=[0, 1])
+    attributors = load_attributors(study, "cross_fitted", 0)
+    questions = study.train_questions(0)
+    assert len({one.fingerprint for one in attributors}) == 2
+    for one in attributors:
+        assert one.trained_on and not one.trained_on & one.covers
+        assert {e.id for e in one.choose(questions)} == one.covers
+    assert attributors[0].covers | attributors[1].covers == {e.id for e in questions}
+    options = dict(n_steps=4, baseline="filler", seed=0)
+    methods = ["occlusion", "tfidf", "occlusion_without_label"]
+    found = MethodScores(study, attributors, questions, methods, options)
+    by_id = {a.id: a.scores for a in found.by_method["occlusion"]}
+    # Each score is that of its own student, and words are counted over all questions
+    for one in attributors:
+        student = one.load()
+        for e in one.choose(questions):
+            text = study.data.rationales[e.id].text
+            alone = attribute_rationale(student, e, text, "occlusion").scores
+            assert np.allclose(by_id[e.id], alone, atol=1e-5)
+    whole = attribute_all(study.student, questions, study.data.rationales, "tfidf")
+    for a, b in zip(found.by_method["tfidf"], whole, strict=True):
+        assert np.allclose(a.scores, b.scores)
+    scores, print_of = found.scores()["occlusion", 1]
+    assert set(scores) == {e.id for e in questions} and len(print_of) == 16
+    known = found.known_by_heart().set_index("questions")
+    assert known.loc["trained on", "n"] == known.loc["attributed", "n"] == len(questions)
+    moved = found.movement()
+    assert len(moved) == len(questions) and np.isfinite(moved["moved_from_nothing"]).all()
+    capsys.readouterr()
+    again = load_attributors(study, "cross_fitted", 0)
+    assert [a.fingerprint for a in again] == [a.fingerprint for a in attributors]
+    assert capsys.readouterr().out.count("from the store") == 2
+
+
+def test_a_comparison_without_methods_is_empty(store):
+    study = make_study(seeds=[0])
+    attributors = load_attributors(study, "undistilled", 0)
+    none = MethodScores(study, attributors, study.train_questions(0)[:2], [], dict(seed=0))
+    tables = [none.movement(), none.comparison(5), none.deletion(), none.gaps()]
+    tables += [none.randomised(2), none.key_tokens(), none.word_classes(5), none.agreement(5)]
+    assert all(table.empty for table in [*tables, none.comparison_table(tables[1])])
+    assert none.by_method == {} and (none.known_by_heart()["before"] == 0).all()
+    with pytest.raises(DataError, match="expected pre_cot, cross_fitted or undistilled"):
+        load_attributors(study, "teacher", 0)

@@ -333,7 +333,7 @@ def test_label_words_and_arms_without_them():
 def test_what_is_known_by_heart():
     def known(low, high, trained=False):
         names = ["attributed", "held out"] + ["trained on"] * trained
-        columns = dict(n=100, difference=(low + high) / 2, difference_low=low, difference_high=high)
+        columns = dict(n=100, difference=(low + high) / 2, low=low, high=high, before=-3.0)
         return pd.DataFrame([dict(questions=name) | columns for name in names])
 
     assert readings.attribute.by_heart(known(1.0, 2.0)).startswith(
@@ -344,6 +344,8 @@ def test_what_is_known_by_heart():
     assert "cannot be told from 100 of them" in readings.attribute.by_heart(known(-2.0, 2.0))
     assert "what cross-fitting avoids" in readings.attribute.by_heart(known(-0.2, 0.3, True))
     assert readings.attribute.by_heart(known(1.0, 2.0).iloc[:1]) == ""
+    untrained = readings.attribute.by_heart(known(-0.2, 0.3).assign(before=0.0))
+    assert untrained.startswith("The undistilled student was trained on none")
 
 
 def test_what_rationales_move():

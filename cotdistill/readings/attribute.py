@@ -81,19 +81,22 @@ def by_heart(known: pd.DataFrame) -> str:
     known: of `movement.known_by_heart`; empty text where there are no held-out questions.
     """
     rows = known.set_index("questions")
+    untrained = "before" in rows and (rows["before"] == 0).all()
+    if untrained:
+        return "The undistilled student was trained on none of these questions."
     if "held out" not in rows.index or "attributed" not in rows.index:
         return ""
     row = rows.loc["attributed"]
     by = (
-        f"with no rationale at all, log p of their labels is {_difference(row)} nats above that of "
-        "held-out questions"
+        f"with no rationale at all, training raised log p of their labels by {_difference(row)} "
+        "nats more than that of held-out questions"
     )
-    if row["difference_low"] > 0:
+    if row["low"] > 0:
         said = (
             f"The attributing student knows its questions by heart, at least in part: {by}. It "
             "needs their rationales less than it would need those of new questions."
         )
-    elif row["difference_high"] > UNTOLD:
+    elif row["high"] > UNTOLD:
         said = (
             "Whether the attributing student knows its questions by heart cannot be told from "
             f"{row['n']:.0f} of them: {by}."
@@ -109,8 +112,7 @@ def by_heart(known: pd.DataFrame) -> str:
 
 
 def _difference(row: pd.Series) -> str:
-    low, high = row["difference_low"], row["difference_high"]
-    return f"{row['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def moved(table: pd.DataFrame, gaps: pd.DataFrame) -> str:

@@ -18,7 +18,7 @@ from cotdistill.runs.scores import attributions, load_or_make_scores, load_or_ma
 from cotdistill.students import Student
 from cotdistill.study import Study
 
-HELD_OUT = 200  # held-out questions, at most, in the check of what is known by heart
+HELD_OUT = 100  # held-out questions, at most, in the check of what is known by heart
 
 
 @dataclass(frozen=True)
@@ -149,32 +149,40 @@ class MethodScores:
 
         return self._table("curves", curves.faithfulness_all, of=choose, seed=self.options["seed"])
 
+    def _label_logps(self, student: Student, print_of: str, asked: list) -> dict[str, float]:
+        """Load or make log p(label) with no rationale, question id -> nats."""
+        label_format = self.study.setting.label_format
+        about = [print_of, str(student.model.dtype), asked, label_format]
+        table = load_or_make_table(
+            self.study, "no_rationale", about, _label_table, student, asked, label_format
+        )
+        return dict(zip(table["id"], table["logp"], strict=True))
+
     @functools.cached_property
     def _without_rationale(self) -> list[dict[str, dict[str, float]]]:
         """For each attributor: group -> question id -> log p(label) with no rationale.
 
         Groups: "attributed", "trained on" (by this attributor) and "held out": validation and test
-        questions, the first `HELD_OUT`.
+        questions, the first `HELD_OUT`; and "before", all of them by the undistilled student.
         """
-        held = [*self.study.data.validation, *self.study.test_questions()][:HELD_OUT]
-        label_format, found = self.study.setting.label_format, []
+        held, found = [*self.study.data.validation, *self.study.test_questions()][:HELD_OUT], []
+        undistilled = self.study.student
         for one in self.attributors:
             seen = [e for e in self.examples if e.id in one.trained_on]
             groups = {"attributed": one.choose(self.examples), "trained on": seen, "held out": held}
             asked = list({e.id: e for group in groups.values() for e in group}.values())
-            about = [one.fingerprint, str(self.student.model.dtype), asked, label_format]
-            table = load_or_make_table(
-                self.study, "no_rationale", about, _label_table, one.load(), asked, label_format
-            )
-            logps = dict(zip(table["id"], table["logp"], strict=True))
-            found.append({n: {e.id: logps[e.id] for e in group} for n, group in groups.items()})
+            logps = self._label_logps(one.load(), one.fingerprint, asked)
+            chosen = {n: {e.id: logps[e.id] for e in group} for n, group in groups.items()}
+            before = self._label_logps(undistilled, undistilled.fingerprint, asked)
+            found.append(chosen | {"before": before})
         return found
 
     def known_by_heart(self) -> pd.DataFrame:
         """Compare log p(label) without a rationale: attributed, trained on, and held out.
 
         See `movement.known_by_heart`. A held-out question counts once, with the mean over
-        attributors. "trained on" is left out where it is what is attributed.
+        attributors. "trained on" is left out where it is what is attributed. The undistilled
+        student is compared as it is: nothing was before it.
         """
         joined: dict[str, dict[str, list[float]]] = {}
         for groups in self._without_rationale:
@@ -182,9 +190,12 @@ class MethodScores:
                 for question, logp in logps.items():
                     joined.setdefault(name, {}).setdefault(question, []).append(logp)
         means = {n: {q: float(np.mean(v)) for q, v in g.items()} for n, g in joined.items()}
+        before = means.pop("before")
         if len(self.attributors) == 1:
             means.pop("trained on", None)
-        return movement.known_by_heart(means, self.rng)
+        if self.attributors[0].fingerprint == self.study.student.fingerprint:
+            before = dict.fromkeys(before, 0.0)
+        return movement.known_by_heart(means, before, self.rng)
 
     def movement(self) -> pd.DataFrame:
         """Measure how far each rationale moves log p(label) (`movement.movement`)."""
