@@ -392,9 +392,10 @@ def check_attribution(v: dict) -> None:
 
     Raises DataError.
     """
-    if v["attribution_model"] not in ("pre_cot", "undistilled"):
+    if v["attribution_model"] not in ("pre_cot", "cross_fitted", "undistilled"):
         raise DataError(
-            f"attribution_model '{v['attribution_model']}'; expected pre_cot or undistilled"
+            f"attribution_model '{v['attribution_model']}'; expected pre_cot, cross_fitted or "
+            "undistilled"
         )
     if v["attribution_model"] == "pre_cot":
         fault = ""
@@ -408,8 +409,6 @@ def check_attribution(v: dict) -> None:
                 "weights; expected pre_cot among the arms and keep_weights true, or "
                 "attribution_model: undistilled"
             )
-    if not v["check_methods"]:
-        raise DataError("check_methods is empty; expected at least one method (stage attribute)")
     keeps = v["keep_amounts"] and v["selectors"]
     masks = v["mask_amounts"] and v["mask_orders"] and v["mask_placements"]
     if not keeps and not masks:

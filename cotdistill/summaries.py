@@ -292,6 +292,16 @@ def rival_pairs(arms: list[Arm]) -> list[tuple[str, str]]:
     ]
 
 
+def label_pairs(arms: list[Arm]) -> list[tuple[str, str]]:
+    """Pair labels: key tokens by a selector, and by its variant without the label's words."""
+    return [
+        (a.label, b.label)
+        for a in arms
+        for b in arms
+        if a.amount == b.amount and b.selector == f"{a.selector}_without_label"
+    ]
+
+
 def corrupted_targets(study: Study, arms: list[Arm]) -> pd.DataFrame:
     """Show the first training question's rationale, intact and as each arm's student sees it.
 

@@ -387,6 +387,66 @@ def test_faithfulness():
     assert "not one of" in readings.attribute.faithfulness(means(rows[:2], measures), 6)
 
 
+def test_ranking_is_decided_by_the_area_beside_random():
+    rows = [("good", 0.5, 0.2), ("even", 0.1, 0.2), ("bad", -0.5, 0.2), ("random", np.nan, 0)]
+    said = readings.attribute.ranking(means(rows, ["below_random"]).assign(n=100))
+    assert said.startswith("Better than random: good (0.50 [0.30, 0.70] nats); no better than")
+    assert "no better than random: even (" in said and "worse than random: bad (-0.50" in said
+    assert said.endswith("curves of 100 questions.") and "random (" not in said
+    weak = means(rows[1:2], ["below_random"]).assign(n=100)
+    assert readings.attribute.ranking(weak).startswith("No better than random: even")
+    assert readings.attribute.ranking(means(rows[3:], ["below_random"]).assign(n=0)) == ""
+
+
+def test_label_words_and_arms_without_them():
+    shares = means([("a", 0.2, 0.05, 0.1), ("b", 0.6, 0.05, 0.1)], ["label_share", "all_share"])
+    said = readings.attribute.label_words(shares, 5.0)
+    assert said == (
+        "Words of the label are 5 % of all tokens; among the top 5 tokens they are: b 60 %, a 20 %."
+    )
+    assert readings.attribute.label_words(pd.DataFrame(), 5.0) == ""
+    assert "the label is among them" in readings.attribute.without_label(paired(CLEAR))
+    assert readings.attribute.without_label(paired()) == ""
+
+
+def test_what_is_known_by_heart():
+    def known(low, high, trained=False):
+        names = ["attributed", "held out"] + ["trained on"] * trained
+        columns = dict(n=100, difference=(low + high) / 2, low=low, high=high, before=-3.0)
+        return pd.DataFrame([dict(questions=name) | columns for name in names])
+
+    assert readings.attribute.by_heart(known(1.0, 2.0)).startswith(
+        "The attributing student knows its questions by heart"
+    )
+    assert "+1.50 [+1.00, +2.00] nats" in readings.attribute.by_heart(known(1.0, 2.0))
+    assert readings.attribute.by_heart(known(-0.2, 0.3)).startswith("No sign")
+    assert "cannot be told from 100 of them" in readings.attribute.by_heart(known(-2.0, 2.0))
+    assert "what cross-fitting avoids" in readings.attribute.by_heart(known(-0.2, 0.3, True))
+    assert readings.attribute.by_heart(known(1.0, 2.0).iloc[:1]) == ""
+    untrained = readings.attribute.by_heart(known(-0.2, 0.3).assign(before=0.0))
+    assert untrained.startswith("The undistilled student was trained on none")
+
+
+def test_what_rationales_move():
+    table = pd.DataFrame(dict(moved=[0.05, 0.15, 0.4, -0.01], share=[0.01, 0.02, 0.2, -0.001]))
+    gaps = pd.DataFrame(dict(delta=[-0.1, 0.3], relative=[0.5, 0.7]))
+    said = readings.attribute.moved(table, gaps)
+    assert "median of +0.10 nats (quartiles +0.04 and +0.21)" in said and "50 % of the 4" in said
+    assert "miss a median of 0.20 nats, 60 % of the change" in said
+    assert "-0 %" not in readings.attribute.moved(table.assign(share=-0.001), gaps)
+    assert readings.attribute.moved(table.iloc[:0], gaps) == ""
+    worth = readings.attribute.worth(
+        pd.DataFrame(columns=["questions"]), table, gaps, gaps.iloc[:0]
+    )
+    assert worth.startswith("**What attribution found.** The whole rationale moves")
+
+
+def test_sections_without_data_are_left_out():
+    assert readings.attribute.section("masking", False) == ""
+    assert readings.attribute.section("randomised", pd.DataFrame()) == ""
+    assert readings.attribute.section("right", pd.DataFrame(dict(a=[1]))).startswith("## Is the")
+
+
 def test_completeness_and_gaps():
     small = pd.DataFrame(dict(relative=[0.02, 0.05, 0.2]))
     assert "5.0 % of the change" in readings.attribute.completeness(small, 8)
@@ -398,13 +458,19 @@ def test_completeness_and_gaps():
 
 
 def test_short_readings_of_attributions():
-    said = readings.attribute.attributor("pre_cot", "0123456789abcdef", 48)
+    said = readings.attribute.attributor("pre_cot", ["0123456789abcdef"], 48)
     assert "Attribution by pre_cot (0123456789ab) on 48 training questions" in said
+    assert "trained on the questions that it attributes" in said
+    two = readings.attribute.attributor("cross_fitted", ["a" * 16, "b" * 16], 48)
+    assert f"({'a' * 12}, {'b' * 12}) on 48" in two and "attributes the other" in two
     said = readings.attribute.top_tokens({"saliency": "cup", "random": "a"})
     assert said.endswith("by each method: saliency “cup”.")
     assert readings.attribute.top_tokens({"random": "a"}) == ""
-    curves = pd.DataFrame(dict(method=["a", "a", "b"], value=[-1.0, -2.0, -3.0]))
-    assert readings.attribute.deletion(curves).endswith("lowest first: b -3.00, a -1.50.")
+    curves = means([("a", -1.5, 0.5), ("b", -3.0, 0.25)], ["area"])
+    assert readings.attribute.deletion(curves).endswith(
+        "lowest first: b -3.00 [-3.25, -2.75], a -1.50 [-2.00, -1.00]."
+    )
+    assert readings.attribute.deletion(pd.DataFrame()) == ""
     said = readings.attribute.randomised(pd.DataFrame(dict(rho=[0.1, -0.1, 0.3])))
     assert "Mean ρ 0.10 over 3 rationales, from -0.10 to 0.30" in said
     said = readings.attribute.order(FORCED, 0.25)
@@ -417,7 +483,7 @@ def test_agreement():
     rows += [("b", "random", "tau", 0.0, -0.1, 0.1), ("a", "b", "overlap", 0.9, 0.8, 1.0)]
     said = readings.attribute.agreement(pd.DataFrame(rows, columns=columns), 6)
     assert said.startswith("a and b agree most (τ 0.60); 2 of 3 pairs") and "1 of them with" in said
-    assert "no two methods" in readings.attribute.agreement(pd.DataFrame(columns=columns), 6)
+    assert readings.attribute.agreement(pd.DataFrame(columns=columns), 6) == ""
 
 
 def test_key_tokens_and_words():
@@ -426,7 +492,7 @@ def test_key_tokens_and_words():
         [row | dict(method=m, average_precision=v) for m, v in (("a", 0.5), ("b", 0.9))]
     )
     assert "average precision: b, 0.90" in readings.attribute.key_tokens(hits, 6)
-    assert readings.attribute.key_tokens(pd.DataFrame(), 6).startswith("Not part of this study")
+    assert readings.attribute.key_tokens(pd.DataFrame(), 6) == ""
     shares = pd.DataFrame({"a": [0.8, 0.4], "all words": [0.5, 0.2]}, index=["content", "in_label"])
     said = readings.attribute.words(shares, "a")
     assert "random" not in said and "80 % of those that a selects." in said
