@@ -102,7 +102,7 @@ def percent(rows):
 
 
 def points(rows):
-    """Write rows of `stats.paired_difference` in points, "-8.8 [-15.1, -2.4]".
+    """Write rows of `summaries.paired_table` in points, "-8.8 [-15.1, -2.4]".
 
     A row (or a dict of one) gives a text, a table a series of texts.
     """

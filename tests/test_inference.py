@@ -646,3 +646,19 @@ def test_shrinking_pays_and_clusters_count(rng):
         calibrate(rng, [facts], studies=200, use_clusters=on).iloc[0] for on in (True, False)
     )
     assert ignored["per_claim"] > 0.08 > clustered["per_claim"] and clustered["design_effect"] > 1.5
+
+
+def test_the_calibration_is_saved_as_table_and_figure(tmp_path):
+    table = calibration.save_calibration(tmp_path, studies=4, most_questions=100)
+    assert len(table) == 12 and {"fwer", "coverage", "power", "clusters"} <= set(table)
+    assert (tmp_path / "calibration.png").stat().st_size > 1000
+    saved = pd.read_csv(tmp_path / "calibration.csv")
+    assert saved["power"].tolist() == table["power"].round(4).tolist()
+
+
+def test_arms_that_are_not_trained_say_nothing_of_seeds(rng):
+    data = make_predictions(rng, ARMS | {"word_frequency": 0.0}, worlds="per_seed", seeds=4)
+    valued = add_measure(data, "p_gold")
+    without = valued[valued["arm"] != "word_frequency"]
+    prior, ours = (inf.study_prior(v, worlds="per_seed") for v in (valued, without))
+    assert (prior.variance, prior.pooled_df) == (ours.variance, ours.pooled_df)
