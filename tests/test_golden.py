@@ -17,6 +17,7 @@ import pytest
 
 from cotdistill.arms import Arm
 from cotdistill.elicit.quality import filter_rationales
+from cotdistill.elicit.stage import WHERE_SET
 from cotdistill.files import sha256, write_json
 from cotdistill.parameters import all_parameters, load_study
 from cotdistill.paths import study_dir
@@ -34,8 +35,9 @@ def write_data_json(name: str) -> None:
     values = {k: v for stage in all_parameters().values() for k, v in stage.items()}
     values |= load_study(name)
     shared = ("dataset", "data_dir", "validation_size", "data_seed")
+    chosen = {key: values[key] for key in WORLD} | {k: values[k] for k in WHERE_SET if values[k]}
     spec = {key: values[key] for key in shared} | {
-        "microworld": {key: values[key] for key in WORLD},
+        "microworld": chosen,
         "rationales": "",
         "rationales_print": "",
     }

@@ -142,8 +142,9 @@ def _train_half(study: Study, part: list[Example], number: int, seed: int, say) 
     stands in no plan, and answers a few test questions only: nothing is concluded from it.
     """
     setting, arm = study.setting, Arm("pre_cot")
-    tested = min(TESTED, len(study.test_questions()))
-    half = Study(replace(setting, train_size=0, test_size=tested), replace(study.data, train=part))
+    tested = min(TESTED, len(study.test_questions(seed)))
+    alone = replace(setting, seeds=[seed], train_size=0, test_size=tested)
+    half = Study(alone, replace(study.data, train=part))
     config = make_config(half, arm, seed)
     metrics, fresh = load_or_make_run(half, arm, seed, config, keep_weights=True, say=say)
     say(
