@@ -88,8 +88,8 @@ def by_heart(known: pd.DataFrame) -> str:
         return ""
     row = rows.loc["attributed"]
     by = (
-        f"with no rationale at all, training raised log p of their labels by {_difference(row)} "
-        "nats more than that of held-out questions"
+        f"with no rationale at all, training changed log p of their labels by {_difference(row)} "
+        "nats relative to held-out questions"
     )
     if row["low"] > 0:
         said = (
@@ -104,9 +104,11 @@ def by_heart(known: pd.DataFrame) -> str:
     else:
         said = f"No sign that the attributing student knows its questions by heart: {by}."
     if "trained on" in rows.index:
+        own = rows.loc["trained on"]
+        avoided = ": what cross-fitting avoids" if own["low"] > 0 else ""
         said += (
-            f" For the questions that each student was trained on it is "
-            f"{_difference(rows.loc['trained on'])} nats: what cross-fitting avoids."
+            " For the questions that each student was trained on it is "
+            f"{_difference(own)} nats{avoided}."
         )
     return said
 

@@ -163,9 +163,11 @@ class MethodScores:
         """For each attributor: group -> question id -> log p(label) with no rationale.
 
         Groups: "attributed", "trained on" (by this attributor) and "held out": validation and test
-        questions, the first `HELD_OUT`; and "before", all of them by the undistilled student.
+        questions, twice as many as are attributed, `HELD_OUT` at most; and "before", all of them by
+        the undistilled student.
         """
-        held, found = [*self.study.data.validation, *self.study.test_questions()][:HELD_OUT], []
+        held, found = [*self.study.data.validation, *self.study.test_questions()], []
+        held = held[: min(HELD_OUT, 2 * len(self.examples))]
         undistilled = self.study.student
         for one in self.attributors:
             seen = [e for e in self.examples if e.id in one.trained_on]
