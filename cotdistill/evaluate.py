@@ -183,12 +183,16 @@ def _write_rationales(
 
 @dataclass
 class _Answers:
-    """Hold a batch's answers: rationales, whether cut off, option scores and written labels."""
+    """Hold a batch's answers: rationales, whether cut off, option scores and written labels.
+
+    direct: option scores after an empty rationale, where the student is one that writes its own.
+    """
 
     thoughts: list[list[int]]
     cut: list[bool]
     scores: list[list[float]]
     labels: list[list[int]]
+    direct: list[list[float]] | None = None
 
 
 def _answer_batch(
@@ -225,7 +229,43 @@ def _answer_batch(
         written, _ = decode_greedily(student, open_ended, limit, line_ids(student))
         for i, label in zip(left, written, strict=True):
             labels[i] = label
-    return _Answers(thoughts, cut, scores, labels)
+    direct = None
+    if stop:
+        empty = prefill(student, [prompt + stop for prompt in prompts])
+        direct, _ = score_options(student, empty, options)
+    return _Answers(thoughts, cut, scores, labels, direct)
+
+
+def _describe_answer(
+    student: Student,
+    example: Example,
+    batch: _Answers,
+    at: int,
+    limits: Limits,
+    label_format: str,
+) -> dict:
+    """Return the prediction of one question of a batch, as `evaluate` describes it."""
+    thought, cut, scores, label = (
+        part[at] for part in (batch.thoughts, batch.cut, batch.scores, batch.labels)
+    )
+    text, stop = student.decode(label), student.encode("\nAnswer:")
+    unended = len(label) >= limits.max_label_tokens and label[-1] not in line_ids(student)
+    own = thought[: -len(stop)] if thought[-len(stop) :] == stop else thought
+    found = {
+        "id": example.id,
+        "gold": example.answer,
+        "rationale": student.decode(own).strip(),
+        "text": text.strip(),
+        "generated": None if unended else parse_answer(text, example.choices, label_format),
+        "scores": [round(s, 6) for s in scores],
+        "choice": first_equal(example.choices, int(np.argmax(scores))),
+        "tokens": len(thought) + len(label),
+        "cut_off": bool(cut or unended),
+        "rationale_cut_off": cut,
+    }
+    if batch.direct:
+        found["scores_direct"] = [round(s, 6) for s in batch.direct[at]]
+    return found
 
 
 def evaluate(
@@ -244,12 +284,14 @@ def evaluate(
     id, gold; rationale (pre_cot: what it wrote first), text (the generated label) and generated
     (the option it names, None: not one); scores (log p of each option with its line break, in nats)
     and choice (the best); tokens (generated until the label was out) and cut_off (a limit ended
-    it). With generate=False label-first students are scored only. limits: the fields of `Limits`.
+    it); rationale_cut_off (a limit ended the rationale before it); pre_cot also scores_direct, the
+    options' scores after an empty rationale. With generate=False label-first students are scored
+    only. limits: the fields of `Limits`.
 
     trunk: (blocks that training left as they were, a store shared by the runs of one base student),
     see `run_blocks`.
     """
-    limits, stop, line = Limits(**limits), student.encode("\nAnswer:"), line_ids(student)
+    limits, stop = Limits(**limits), student.encode("\nAnswer:")
     prompts = [
         student.bos_ids + student.encode(prompt_text(e, placement, label_format)) for e in examples
     ]
@@ -258,22 +300,6 @@ def evaluate(
     if trunk and (placement == "pre_cot" or not has_trunk(student.model, trunk[0])):
         trunk = None
 
-    def predict(example: Example, thought: list[int], cut: bool, scores: list[float], label):
-        text = student.decode(label)
-        unended = len(label) >= limits.max_label_tokens and label[-1] not in line
-        own = thought[: -len(stop)] if thought[-len(stop) :] == stop else thought
-        return {
-            "id": example.id,
-            "gold": example.answer,
-            "rationale": student.decode(own).strip(),
-            "text": text.strip(),
-            "generated": None if unended else parse_answer(text, example.choices, label_format),
-            "scores": [round(s, 6) for s in scores],
-            "choice": first_equal(example.choices, int(np.argmax(scores))),
-            "tokens": len(thought) + len(label),
-            "cut_off": bool(cut or unended),
-        }
-
     with use_prepacked_linears(student.model):
         for begin in range(0, len(order), limits.batch_size):
             rows = order[begin : begin + limits.batch_size]
@@ -281,9 +307,8 @@ def evaluate(
             first = stop if placement == "pre_cot" else None
             how = dict(stop=first, generate=generate, trunk=trunk)
             batch = _answer_batch(student, [prompts[i] for i in rows], options, limits, **how)
-            answers = (batch.thoughts, batch.cut, batch.scores, batch.labels)
-            for i, *answer in zip(rows, *answers, strict=True):
-                found[i] = predict(examples[i], *answer)
+            for at, i in enumerate(rows):
+                found[i] = _describe_answer(student, examples[i], batch, at, limits, label_format)
             progress(min(begin + limits.batch_size, len(order)))
     return found
 

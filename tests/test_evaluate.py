@@ -83,15 +83,32 @@ def test_scores_after_the_own_rationale(student, questions):
         assert one["tokens"] == len(thought) + len(label)
 
 
+def test_scores_without_a_rationale(student, questions):
+    """pre_cot also scores its options after an empty rationale; the other placements have none."""
+    cue = student.encode("\nAnswer:")
+    for example, one in zip(
+        questions, evaluate(student, questions, "pre_cot", **LIMITS), strict=True
+    ):
+        prefix = prompt_ids(student, example, "pre_cot") + cue
+        wanted = [
+            brute_score(student, prefix, student.encode(label_text(example, o)))
+            for o in range(len(example.choices))
+        ]
+        assert one["scores_direct"] == pytest.approx(wanted, abs=3e-4)
+    assert "scores_direct" not in evaluate(student, questions[:1], "post_cot", **LIMITS)[0]
+
+
 @pytest.mark.parametrize("placement", ["label_only", "pre_cot", "post_cot"])
 def test_batch_equals_single(student, questions, placement):
     together = evaluate(student, questions, placement, batch_size=12, **LIMITS)
     alone = evaluate(student, questions, placement, batch_size=1, **LIMITS)
     for a, b in zip(together, alone, strict=False):
-        assert {k: v for k, v in a.items() if k != "scores"} == {
-            k: v for k, v in b.items() if k != "scores"
+        numbers = [name for name in a if name.startswith("scores")]
+        assert {k: v for k, v in a.items() if k not in numbers} == {
+            k: v for k, v in b.items() if k not in numbers
         }
-        assert a["scores"] == pytest.approx(b["scores"], abs=3e-4)
+        for name in numbers:
+            assert a[name] == pytest.approx(b[name], abs=3e-4)
 
 
 def test_a_label_that_never_ends_is_a_counted_failure(llama, questions):
