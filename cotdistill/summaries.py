@@ -207,6 +207,8 @@ def accuracy_by_fact(
 
 def _mentioned_by_fact(study: Study, fact_of: dict[str, str]) -> pd.Series:
     """Measure how often the option that training rationales mention most is right, by fact."""
+    if study.is_record:
+        return pd.Series(study.mentioned).groupby(fact_of).mean()
     questions, rationales = study.test_questions(), study.data.rationales
     texts = [rationales[e.id].text for e in study.data.train if e.id in rationales]
     ids = [e.id for e in questions]
@@ -254,10 +256,11 @@ def rival_pairs(arms: list[Arm]) -> list[tuple[str, str]]:
 def corrupted_targets(study: Study, arms: list[Arm]) -> pd.DataFrame:
     """Show the first training question's rationale, intact and as each arm's student sees it.
 
-    Empty where the data are not embedded: their texts stay out of executed notebooks.
+    Empty where the data are not embedded: their texts stay out of executed notebooks; and in a
+    study re-read from its published runs, which hold none.
     """
     seed = study.setting.seeds[0]
-    if not study.data.meta:
+    if not study.data.meta or study.is_record:
         return pd.DataFrame()
     example = study.train_questions(seed)[0]
     texts = {"intact": study.data.rationales[example.id].text}

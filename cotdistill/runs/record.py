@@ -1,0 +1,130 @@
+"""What re-reading a published study needs beside its runs: study.json, numbers and ids only.
+
+It holds the setting, the stages' plans, and per test question its id, number of options, right
+option, and for embedded data the stratum of its fact. `reread` executes notebooks from it, and from
+runs.parquet, in a store of their own: no data, no student, no GPU.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from cotdistill.errors import DataError
+from cotdistill.evaluate import most_mentioned
+from cotdistill.files import fingerprint, read_json, write_json
+from cotdistill.paths import RUN_STAGES, artifacts, evidence_folder, study_dir
+from cotdistill.runs.published import FILE, fetch_study, no_published, read_published
+from cotdistill.runs.results import completed_stages, read_plan
+from cotdistill.study import Study
+
+RECORD = "study.json"
+REREAD = ("evaluate", "shuffle", "figures")  # stage attribute needs the student and rationales
+
+
+def describe_questions(study: Study) -> list[dict]:
+    """Describe the test questions without their texts: id, options, answer, fact, mentioned.
+
+    mentioned: `evaluate.most_mentioned`, where the data know facts.
+    """
+    questions, data = study.test_questions(), study.data
+    rows = [{"id": e.id, "options": len(e.choices), "answer": e.answer} for e in questions]
+    if data.meta:
+        texts = [data.rationales[e.id].text for e in data.train if e.id in data.rationales]
+        shares = most_mentioned(questions, texts).tolist()
+        for row, share in zip(rows, shares, strict=True):
+            row |= {"fact": data.meta[row["id"]]["fact_in"], "mentioned": share}
+    return rows
+
+
+def write_record(name: str, target: Path, say=print) -> None:
+    """Write `target`/study.json from the study's folder; stages that only the old one has stay.
+
+    Before notebook 02 has saved the setting there is nothing to write, which is said.
+    """
+    path = target / RECORD
+    try:
+        study = Study.load(name)
+        questions = describe_questions(study)
+    except DataError as error:
+        say(f"{name}/{RECORD} is left as it is: {error}", flush=True)
+        return
+    old = read_json(path, "`make publish`")["stages"] if path.is_file() else {}
+    stages = {stage: read_plan(name, stage) for stage in completed_stages(name)}
+    base = study.setting.to_json()
+    base["data"] = {k: v for k, v in base["data"].items() if k != "content"}
+    for part, field in ((base, "student"), (base["data"], "dataset"), (base["data"], "data_dir")):
+        if os.path.isabs(part[field]):  # no output names this machine
+            part[field] = Path(part[field]).name
+    record = {"base": base, "stages": old | stages, "questions": questions}
+    record = json.loads(json.dumps(record))
+    write_json(path, record | {"seal": fingerprint(record)})
+
+
+def read_record(name: str) -> dict:
+    """Read a study's study.json; raise DataError where it is missing or damaged."""
+    folder = evidence_folder(name)
+    if not (folder / FILE).is_file():
+        raise no_published(name)
+    return read_json(folder / RECORD, f"`make publish-runs STUDY={name}`")
+
+
+def lay_out(name: str, others: list[str] = ()) -> list[str]:
+    """Lay a published study out in the present store, as its notebooks expect it.
+
+    Runs that its plans name and that are not published are left out, and counted. others: studies
+    to pool with, whose published verdicts come too. Returns the stages whose runs are there.
+    """
+    record, folder = read_record(name), study_dir(name)
+    fetch_study(name)
+    known = {row["key"] for row in read_published(evidence_folder(name) / FILE)}
+    stages = []
+    for stage in (stage for stage in RUN_STAGES if stage in record["stages"]):
+        plan = record["stages"][stage]
+        whole = [{k: v for k, v in r.items() if k != "plan"} for r in plan if r["key"] in known]
+        if len(whole) < len(plan):
+            print(f"stage {stage}: {len(plan) - len(whole)} of {len(plan)} runs not published yet")
+        if whole:
+            write_json(folder / f"{stage}.json", whole)
+            stages.append(stage)
+    write_json(folder / "published.json", record)
+    for other in filter(None, others):
+        verdicts = evidence_folder(other) / "verdicts.json"
+        if verdicts.is_file():
+            study_dir(other).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(verdicts, study_dir(other) / verdicts.name)
+    return stages
+
+
+def reread(values: dict, executed: Path) -> list[str]:
+    """Execute the notebooks of a published study from its published runs alone.
+
+    values: the study's parameters. Notebook 05 is left out: attribution needs the student and its
+    rationales; the accuracies of its arms are in notebook 06. Returns the stages executed.
+    """
+    from cotdistill.execute import run_stages
+
+    name, before = values["study"], os.environ.get("COTDISTILL_ARTIFACTS")
+    read_record(name)
+    with tempfile.TemporaryDirectory() as store:
+        os.environ["COTDISTILL_ARTIFACTS"] = store
+        try:
+            made = lay_out(name, values.get("pooled_studies", []))
+            needs = {"evaluate": "train", "shuffle": "shuffle", "figures": "train"}
+            stages = [stage for stage in REREAD if needs[stage] in made]
+            run_stages(stages, values, executed)
+        finally:
+            del os.environ["COTDISTILL_ARTIFACTS"]
+            if before is not None:
+                os.environ["COTDISTILL_ARTIFACTS"] = before
+    print(
+        f"{', '.join(stages)}: executed from {name}/{FILE} alone. Notebook 05 is left out: "
+        "attribution needs the student and the rationales; its arms are judged in notebook 06"
+    )
+    return stages
+
+
+def default_folder() -> Path:
+    """Return where re-read notebooks go: artifacts/reread."""
+    return artifacts() / "reread"
