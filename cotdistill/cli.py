@@ -102,9 +102,9 @@ def fetch_runs_command(chosen: argparse.Namespace) -> None:
 
 def reread_command(chosen: argparse.Namespace) -> None:
     """Execute notebooks 03, 04 and 06 of a study from its published runs alone."""
-    from cotdistill.runs.record import default_folder, reread
+    from cotdistill.reread import reread
 
-    reread(load_study(chosen.study), default_folder())
+    reread(load_study(chosen.study), artifacts() / "reread")
 
 
 def verify_command(chosen: argparse.Namespace) -> None:

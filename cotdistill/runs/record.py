@@ -1,26 +1,24 @@
 """What re-reading a published study needs beside its runs: study.json, numbers and ids only.
 
 It holds the setting, the stages' plans, and per test question its id, number of options, right
-option, and for embedded data the stratum of its fact. `reread` executes notebooks from it, and from
-runs.parquet, in a store of their own: no data, no student, no GPU.
+option, and for embedded data the stratum of its fact. `make reread` executes notebooks from it and
+from runs.parquet: no data, no student, no GPU.
 """
 
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from cotdistill.errors import DataError
 from cotdistill.evaluate import most_mentioned
 from cotdistill.files import fingerprint, read_json, write_json
-from cotdistill.paths import RUN_STAGES, artifacts, evidence_folder, study_dir
+from cotdistill.paths import RUN_STAGES, evidence_folder, study_dir
 from cotdistill.runs.published import FILE, fetch_study, no_published, read_published
 from cotdistill.runs.results import completed_stages, read_plan
 from cotdistill.study import Study
 
 RECORD = "study.json"
-REREAD = ("evaluate", "shuffle", "figures")  # stage attribute needs the student and rationales
 
 
 def describe_questions(study: Study) -> list[dict]:
@@ -95,36 +93,3 @@ def lay_out(name: str, others: list[str] = ()) -> list[str]:
             study_dir(other).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(verdicts, study_dir(other) / verdicts.name)
     return stages
-
-
-def reread(values: dict, executed: Path) -> list[str]:
-    """Execute the notebooks of a published study from its published runs alone.
-
-    values: the study's parameters. Notebook 05 is left out: attribution needs the student and its
-    rationales; the accuracies of its arms are in notebook 06. Returns the stages executed.
-    """
-    from cotdistill.execute import run_stages
-
-    name, before = values["study"], os.environ.get("COTDISTILL_ARTIFACTS")
-    read_record(name)
-    with tempfile.TemporaryDirectory() as store:
-        os.environ["COTDISTILL_ARTIFACTS"] = store
-        try:
-            made = lay_out(name, values.get("pooled_studies", []))
-            needs = {"evaluate": "train", "shuffle": "shuffle", "figures": "train"}
-            stages = [stage for stage in REREAD if needs[stage] in made]
-            run_stages(stages, values, executed)
-        finally:
-            del os.environ["COTDISTILL_ARTIFACTS"]
-            if before is not None:
-                os.environ["COTDISTILL_ARTIFACTS"] = before
-    print(
-        f"{', '.join(stages)}: executed from {name}/{FILE} alone. Notebook 05 is left out: "
-        "attribution needs the student and the rationales; its arms are judged in notebook 06"
-    )
-    return stages
-
-
-def default_folder() -> Path:
-    """Return where re-read notebooks go: artifacts/reread."""
-    return artifacts() / "reread"
