@@ -150,7 +150,7 @@ def run_seconds(
 def grid(values: dict) -> list[Arm]:
     """List the arms of notebooks 02, 04 and 05 for a study's parameters, each once."""
     v = values
-    arms = training_arms(v["arms"], v["label_weights"], v["also_losses"])
+    arms = training_arms(v["arms"], v["label_weights"], v["also_losses"], v["also_loss_arms"])
     arms += shuffled_arms(v["shuffle_placements"], v["shuffle_units"], v["fresh_shuffle"])
     arms += control_arms(v["control_placements"], v["controls"])
     arms += key_token_arms(v["keep_amounts"], v["selectors"])

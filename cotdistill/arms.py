@@ -43,9 +43,16 @@ SELECTORS = (
     "answer_words",
     "tfidf",
     "frequency_matched",
+    "integrated_gradients_without_label",
+    "occlusion_without_label",
+    "tfidf_without_label",
+    "random_without_label",
 )
 # These choose tokens (1 or 0): `kept` keeps no token that was not chosen
 SELECTING = ("human", "answer_words")
+# The score of a token that is never kept, such as one of the label's words for a selector
+# `..._without_label`. A finite number: scores are written as JSON.
+LEFT_OUT = -1e9
 
 
 def _unit_detail(arm: "Arm") -> list[str]:

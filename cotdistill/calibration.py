@@ -1,7 +1,13 @@
-"""Made-up studies that check the statistics: family-wise error, coverage and power."""
+"""Made-up studies that check the statistics: family-wise error, coverage and power.
 
+`python -m cotdistill.calibration docs/calibration` makes the table and the figure of
+docs/judging.md (two minutes of one core).
+"""
+
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -205,3 +211,54 @@ def calibrate(
             )
         )
     return pd.DataFrame(rows)
+
+
+def save_calibration(folder: Path, studies: int = 500, most_questions: int = 400) -> pd.DataFrame:
+    """Write calibration.csv and calibration.png: the designs of up to `most_questions` questions.
+
+    By p(gold), with a generator of fixed seed, so that two calls write the same bytes.
+    """
+    designs = [d for d in calibration_designs() if d.questions <= most_questions]
+    table = calibrate(np.random.default_rng(26), designs, studies=studies)
+    table["clusters"] = [max(design.cluster_sizes) > 1 for design in designs]
+    folder.mkdir(parents=True, exist_ok=True)
+    table.round(4).to_csv(folder / "calibration.csv", index=False)
+    draw_calibration(table, folder / "calibration.png")
+    return table
+
+
+def draw_calibration(table: pd.DataFrame, path: Path) -> None:
+    """Draw family-wise error, coverage and power against the number of seeds, a line per design."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    shown = (
+        ("fwer", "Family-wise error (no arm differs)", 0.05),
+        ("coverage", "Coverage of 95 % intervals", 0.95),
+        ("power", "Power for 5 points, after Holm", 0.8),
+    )
+    for ax, (column, title, promised) in zip(axes, shown, strict=True):
+        for (questions, spread, clusters), rows in table.groupby(
+            ["questions", "spread", "clusters"]
+        ):
+            sixfold = "sixfold" if spread > 1.5 else "equal"
+            shared = ", shared facts" if clusters else ""
+            ax.plot(
+                rows["seeds"],
+                rows[column],
+                marker="o" if clusters else "s",
+                linestyle="--" if spread > 1.5 else "-",
+                color="#2B7FB5" if questions > 200 else "#D95F02",
+                label=f"{questions} questions, {sixfold} spreads{shared}",
+            )
+        ax.axhline(promised, color="#444444", linewidth=1, linestyle=":")
+        ax.set(title=title, xlabel="Seeds", xticks=sorted(set(table["seeds"])))
+        ax.set_ylim(*{"fwer": (0, 0.12), "coverage": (0.9, 1.0), "power": (0, 1.02)}[column])
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    save_calibration(Path(sys.argv[1]))

@@ -132,10 +132,12 @@ def verdicts_command(chosen: argparse.Namespace) -> None:
 
     asked = stage_parameters("figures", load_study(chosen.study))
     this_study = Study.load(study_path(chosen.study).stem)
-    table = judge_study(this_study, asked["alpha"], asked["bootstrap"]).table
+    table = judge_study(this_study, asked["alpha"], asked["registered"]).table
     for row in table.itertuples():
-        needed = f" Needed: {row.needed}." if row.needed else ""
-        print(f"{row.verdict:13} {row.claim:26} {row.reason}{needed}")
+        found = ""
+        if row.verdict == "inconclusive":
+            found = f" Smallest effect to find: {100 * row.detectable:.1f} points."
+        print(f"{row.verdict:13} {row.claim:26} {row.reason}{found}")
 
 
 def site_command(chosen: argparse.Namespace) -> None:

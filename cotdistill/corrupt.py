@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from cotdistill.arms import CORRUPTIONS, SELECTING, Arm
+from cotdistill.arms import CORRUPTIONS, LEFT_OUT, SELECTING, Arm
 from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.students import Student
@@ -307,9 +307,16 @@ def keep_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
     """Keep the `n_kept` units with the highest scores, in their order, and nothing else.
 
     A selector that chooses tokens instead of ranking them (`arms.SELECTING`) keeps none that it did
-    not choose: the others, all 0, would come in from the first on.
+    not choose: the others, all 0, would come in from the first on. No unit is kept that holds a
+    token which the selector leaves out (`arms.LEFT_OUT`), even where fewer than `n_kept` remain.
     """
     chosen = order_units(ids, arm, given)[: n_kept(arm.amount, len(given.units))]
+    if arm.needs_scores:
+        chosen = [
+            unit
+            for unit in chosen
+            if all(given.scores[position] > LEFT_OUT for position in given.units[unit])
+        ]
     if arm.selector in SELECTING:
         chosen = [
             unit

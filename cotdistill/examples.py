@@ -171,7 +171,9 @@ class Dataset:
 
     `rationales` maps an id to its Rationale. `meta` holds what microworld knows about a question
     (its steps, and where training states its fact); it is empty for other data. `left_out` holds,
-    by split, the questions that are also in a later split (`without_repeats`).
+    by split, the questions that are also in a later split (`without_repeats`). `donors` holds the
+    rationales of another world that a `swapped` arm reads, by the id of the question that gets each
+    (microworld/strata only).
     """
 
     name: str
@@ -181,6 +183,11 @@ class Dataset:
     rationales: dict[str, Rationale]
     meta: dict[str, dict] = field(default_factory=dict)
     left_out: dict[str, list[Example]] = field(default_factory=dict)
+    donors: dict[str, Rationale] = field(default_factory=dict)
+
+    def in_world(self, examples: list[Example], seed: int) -> list[Example]:
+        """Choose those questions that belong to the world of one seed."""
+        return [e for e in examples if self.meta[e.id]["world"] == seed]
 
     @property
     def explained(self) -> list[Example]:

@@ -415,7 +415,7 @@ def finished_studies() -> list[str]:
     return sorted(path.parent.name for path in (artifacts() / "studies").glob("*/train.json"))
 
 
-def replot(bootstrap: int = 1000) -> w.Widget:
+def replot() -> w.Widget:
     """Draw any finished study's accuracies: choose the study, the arms and the measure."""
     names = finished_studies()
     if not names:
@@ -424,7 +424,7 @@ def replot(bootstrap: int = 1000) -> w.Widget:
         )
     study = w.Dropdown(options=names, description="study")
     measure = w.Dropdown(
-        options=[("forced choice", "correct_choice"), ("generated answer", "correct_generated")],
+        options=[(name, measure) for measure, name in stats.MEASURE_NAMES.items()],
         description="measure",
     )
     arms, out, loaded = (
@@ -451,9 +451,7 @@ def replot(bootstrap: int = 1000) -> w.Widget:
         if not arms.value or "rows" not in loaded:
             return
         rows = loaded["rows"][loaded["rows"]["arm"].isin(arms.value)]
-        accuracies = stats.accuracy_table(
-            rows, measure.value, rng=np.random.default_rng(0), n_boot=bootstrap
-        )
+        accuracies = stats.accuracy_table(rows, measure.value)
         out.clear_output()
         with out:
             ax = plots.placement_bars(accuracies, chance=loaded["chance"], arms=list(arms.value))

@@ -1,13 +1,30 @@
 """Which arms a stage trains, from the parameters of its notebook."""
 
 from cotdistill.arms import Arm, arm_from_name
+from cotdistill.errors import DataError
 
 
-def training_arms(arms: list[str], label_weights: list[float], also_losses: list[str]) -> list[Arm]:
-    """List notebook 02's arms: those named, post_cot with other label weights, and other losses."""
+def training_arms(
+    arms: list[str],
+    label_weights: list[float],
+    also_losses: list[str],
+    also_loss_arms: list[str],
+) -> list[Arm]:
+    """List notebook 02's arms: those named, post_cot with other label weights, and other losses.
+
+    also_loss_arms: which of the named arms are trained under the other losses too. Raises DataError
+    for one that is no intact placement.
+    """
     grid = [arm_from_name(name) for name in arms]
     grid += [arm_from_name("post_cot", label_weight=w) for w in label_weights if w != 1]
-    names = [name for name in ("label_only", "pre_cot", "post_cot") if name in arms]
+    strange = next(
+        (n for n in also_loss_arms if n not in ("label_only", "pre_cot", "post_cot")), ""
+    )
+    if strange:
+        raise DataError(
+            f"also_loss_arms: '{strange}'; expected some of label_only, pre_cot, post_cot"
+        )
+    names = [name for name in also_loss_arms if name in arms]
     return grid + [arm_from_name(name, loss=loss) for loss in also_losses for name in names]
 
 

@@ -2,7 +2,7 @@
 
 A run answers test questions with one seed, so an arm is a table of seeds x questions. A contrast of
 arms is formed per seed and question (paired), and its mean would differ in a repetition for two
-reasons: other seeds (training luck) and other questions. As in `stats.two_level_bootstrap`,
+reasons: other seeds (training luck) and other questions. So,
 
     variance of the mean = (variance of the seed means) / S + (variance of the question means
                            beyond noise) / N,
@@ -36,6 +36,7 @@ from cotdistill.measures import BINARY, add_measure
 WORLDS = ("shared", "per_seed")
 FAMILIES = ("paper", "mechanism", "cost")
 SHARED_SEED = -1  # the seed of an arm that is not trained: one run, compared with every seed
+UNTRAINED = ("zero_shot", "word_frequency")  # no training luck: they say nothing of seeds
 MIN_ARMS = 4  # fewer arms hardly say how alike their seed variances are
 POWER = 0.8
 CAUTION = 0.1  # how often a seed variance that is not shrunk may exceed its upper limit
@@ -233,7 +234,7 @@ def split_variance(
             never 0 because nothing happened to differ: (1, -1), one win and one loss, for
             differences of accuracies (Bonett and Price 2012, doi:10.3102/1076998611411915).
 
-    The same mean squares as `stats.mean_squares` (two-way ANOVA) where clusters are single
+    The mean squares of the two-way ANOVA without repetition where clusters are single
     questions. Raises DataError for fewer than two questions or clusters.
 
     """
@@ -434,8 +435,8 @@ def join_variances(
 ) -> Effect:
     """Join the seeds' and the questions' variance to one standard error.
 
-    V = s~^2 / S + questions - noise, at least the questions' alone (the formula of
-    `stats.two_level_bootstrap`); degrees of freedom by Satterthwaite (1946, doi:10.2307/3002019).
+    V = s~^2 / S + questions - noise, at least the questions' alone; degrees of freedom by
+    Satterthwaite (1946, doi:10.2307/3002019).
     With worlds as units V = s~^2 / S, with the same floor.
 
     A seed variance that is not shrunk is often far too small by luck, and Satterthwaite's formula
@@ -610,7 +611,7 @@ def study_prior(
     """
     means = {
         arm: arm_table(predictions, arm, worlds=worlds, column=column).mean(axis=1)
-        for arm in sorted(set(predictions["arm"]))
+        for arm in sorted(set(predictions["arm"]) - set(UNTRAINED))
     }
     sets = [frozenset(m.index) for m in means.values() if list(m.index) != [SHARED_SEED]]
     if not sets:

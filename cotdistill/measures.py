@@ -65,9 +65,12 @@ def rationale_cut_off(predictions: pd.DataFrame) -> np.ndarray:
     Read from the column `rationale_cut_off` where there is one, else from `cut_off`, which also
     holds labels that did not end (their written answer is wrong anyway).
     """
-    column = "rationale_cut_off" if "rationale_cut_off" in predictions else "cut_off"
+    ended = predictions["cut_off"]
+    if "rationale_cut_off" in predictions:  # missing in runs that were made before it was written
+        own = predictions["rationale_cut_off"]
+        ended = own.astype(object).where(own.notna(), ended)
     before = predictions["arm"].astype(str).str.startswith("pre_cot").to_numpy()
-    return before & predictions[column].astype(bool).to_numpy()
+    return before & ended.astype(bool).to_numpy()
 
 
 def add_measure(

@@ -1,6 +1,7 @@
 """Check a study's YAML against the notebooks' `parameters` cells before anything runs."""
 
 import ast
+import datetime
 import difflib
 import json
 import math
@@ -20,6 +21,9 @@ from cotdistill.paths import NOTEBOOKS, artifacts, check_name, root, study_path
 DEFAULT_STUDENT = "smollm2-135m"
 # The names in students.BUNDLED and TINY, repeated here so that this module does without torch
 BUILT_IN = ("smollm2-135m", "gemma-3-270m", "tiny-llama", "tiny-gpt2", "tiny-phi", "tiny-gemma")
+# Under `worlds: per_seed` a seed is below the first, a study's data_seed at most the second: then
+# no two worlds are drawn by one number, and none by one of 2**31 or above, which draw donors
+SEEDS_PER_WORLD, MOST_DATA_SEED = 1000, 2_146_000
 # Parameter -> lowest and highest value, checked before anything runs; any other number may be 0 or
 # above
 LIMITS = {
@@ -131,6 +135,7 @@ def check_value(key: str, value, default, where: str) -> None:
         float: "a number",
         str: "a text",
         list: "a list",
+        dict: "a block of `key: value` lines",
     }
     kind = type(default)
     fits = type(value) is kind or kind is float and type(value) is int
@@ -244,7 +249,33 @@ def read_study(study: str) -> dict:
             )
             raise DataError(f"{path}: unknown key '{key}'; {hint}")
         check_value(key, value, defaults[key], str(path))
+    if values.get("registered"):
+        values["registered"] = read_registered(values["registered"], str(path))
     return values
+
+
+def read_registered(block: dict, where: str) -> dict:
+    """Read what a study wrote down before its first run: commit, date, claims, perhaps arms.
+
+    YAML reads an unquoted date as a date: it becomes text. Raises DataError for other keys and for
+    values that are not texts or lists of texts; `verdicts.verdicts` checks the claims' ids.
+    """
+    block = {
+        key: value.isoformat() if isinstance(value, datetime.date) else value
+        for key, value in block.items()
+    }
+    if set(block) - {"arms"} != {"commit", "date", "claims"}:
+        raise DataError(
+            f"{where}: registered has the keys {', '.join(map(str, block)) or 'none'}; expected "
+            "commit, date, claims (and perhaps arms)"
+        )
+    for key, value in block.items():
+        listed = key in ("claims", "arms")
+        items = value if listed and isinstance(value, list) else [None] if listed else [value]
+        if not items or not all(isinstance(item, str) for item in items):
+            wanted = "a list of texts" if listed else "a text, in quotes"
+            raise DataError(f"{where}: registered: {key} is {value!r}; expected {wanted}")
+    return block
 
 
 def stage_parameters(stage: str, values: dict) -> dict:
@@ -274,6 +305,9 @@ def check_made_with(values: dict, stages: list[str], where: str) -> None:
         except (OSError, ValueError):
             continue
         for key, now in sorted(stage_parameters(stage, values).items()):
+            # Notebook 1 draws something for each seed only where each has its own world
+            if key == "seeds" and stage == "elicit" and values.get("worlds") != "per_seed":
+                continue
             if used.get(key, now) != now:
                 raise DataError(
                     f"{where}: {key} is {reprlib.repr(now)}, but stage {stage} was last run with "
@@ -302,6 +336,28 @@ def all_values(values: dict) -> dict:
     } | values
 
 
+def check_worlds(worlds: str, dataset: str, seeds: list[int], data_seed: int) -> None:
+    """Check that each seed of a study can have a world of its own, where `worlds` asks for that.
+
+    Only a microworld can be drawn again. The numbers that draw worlds have room for a thousand
+    seeds of a study (`microworld.worlds.world_seed`). Raises DataError.
+    """
+    if worlds not in ("shared", "per_seed"):
+        raise DataError(f"worlds is '{worlds}'; expected shared or per_seed")
+    if worlds == "shared":
+        return
+    if dataset.partition("/")[0] != "microworld":
+        raise DataError(
+            f"worlds is per_seed, dataset '{dataset}'; expected worlds: shared, or a microworld, "
+            "which alone can be drawn anew for each seed"
+        )
+    if not seeds or max(seeds) >= SEEDS_PER_WORLD or data_seed > MOST_DATA_SEED:
+        raise DataError(
+            f"worlds is per_seed, seeds {seeds}, data_seed {data_seed}; expected seeds below "
+            f"{SEEDS_PER_WORLD:,} and a data_seed up to {MOST_DATA_SEED:,}"
+        )
+
+
 def check_demands(values: dict, stages: list[str]) -> None:
     """Check what each stage requires of a study's settings, before the first one runs.
 
@@ -312,6 +368,7 @@ def check_demands(values: dict, stages: list[str]) -> None:
     later = [stage for stage in NOTEBOOKS if stage != "elicit" and stage in stages]
     if "train" in later:
         check_training_dtype(v["dtype"])
+    check_worlds(v["worlds"], v["dataset"], v["seeds"], v["data_seed"])
     world = v["dataset"].partition("/")[0] == "microworld"
     tested = v["test_size"] or (v["n_test"] if world else 2)
     if later and tested < 2:
@@ -335,9 +392,10 @@ def check_attribution(v: dict) -> None:
 
     Raises DataError.
     """
-    if v["attribution_model"] not in ("pre_cot", "undistilled"):
+    if v["attribution_model"] not in ("pre_cot", "cross_fitted", "undistilled"):
         raise DataError(
-            f"attribution_model '{v['attribution_model']}'; expected pre_cot or undistilled"
+            f"attribution_model '{v['attribution_model']}'; expected pre_cot, cross_fitted or "
+            "undistilled"
         )
     if v["attribution_model"] == "pre_cot":
         fault = ""
@@ -351,8 +409,6 @@ def check_attribution(v: dict) -> None:
                 "weights; expected pre_cot among the arms and keep_weights true, or "
                 "attribution_model: undistilled"
             )
-    if not v["check_methods"]:
-        raise DataError("check_methods is empty; expected at least one method (stage attribute)")
     keeps = v["keep_amounts"] and v["selectors"]
     masks = v["mask_amounts"] and v["mask_orders"] and v["mask_placements"]
     if not keeps and not masks:

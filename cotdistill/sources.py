@@ -24,8 +24,9 @@ from cotdistill.examples import (
     without_repeats,
 )
 from cotdistill.files import atomic_write, read_jsonl
-from cotdistill.microworld.generate import generate
 from cotdistill.microworld.knowledge import SPLITS, WORLDS
+from cotdistill.microworld.worlds import make_world, make_worlds
+from cotdistill.parameters import check_worlds
 from cotdistill.row_formats import parse_row
 from cotdistill.tables import question_rows, split_path
 
@@ -284,12 +285,14 @@ def load_dataset(
     validation_size: int = 100,
     data_seed: int = 0,
     microworld: dict | None = None,
+    worlds: list[int] | None = None,
 ) -> Dataset:
     """Load all splits of a dataset; carve validation out of train where it has none.
 
     Rationales are filled in only where the data have their own: microworld's gold ones, or a
     `rationale` field in own data. microworld: keyword arguments of `microworld.generate` (sizes,
-    shares), used for `microworld/<part>` only. Raises DataError.
+    shares), used for `microworld/<part>` only. worlds: seeds, each of which gets a microworld of
+    its own (`worlds.make_worlds`). Raises DataError.
     """
     if data_seed < 0 or validation_size < 0:
         raise DataError(
@@ -298,8 +301,11 @@ def load_dataset(
         )
     if dataset.partition("/")[0] == "microworld":
         part = dataset.partition("/")[2] or "everyday"
-        world = generate(part, n_validation=validation_size, seed=data_seed, **(microworld or {}))
-        return Dataset(dataset, **world)
+        settings = dict(n_validation=validation_size) | (microworld or {})
+        if worlds:
+            return make_worlds(part, data_seed, worlds, **settings)
+        return Dataset(dataset, **make_world(part, data_seed, **settings))
+    check_worlds("per_seed" if worlds else "shared", dataset, worlds or [], data_seed)
     splits = {name: load_examples(dataset, name, data_dir) for name in SPLITS}
     _check_ids([(f"{dataset}, split {name}", e) for name in SPLITS for e in splits[name] or []])
     train, validation, test = splits.values()
@@ -348,16 +354,24 @@ def data_card(data: Dataset):
     """
     import pandas as pd
 
-    train_keys = {question_key(e) for e in data.train}
+    train_keys = {_key_in_world(data, e) for e in data.train}
     rows = [_describe_split(data, split, train_keys) for split in SPLITS]
     return pd.DataFrame(rows).set_index("split")
+
+
+def _key_in_world(data: Dataset, example: Example) -> tuple:
+    """Return a key that is equal for equal questions of one world.
+
+    Where each seed has its own, a question that two of them ask is no repeat.
+    """
+    return question_key(example), data.meta.get(example.id, {}).get("world")
 
 
 def _describe_split(data: Dataset, split: str, train_keys: set) -> dict:
     """Compute a split's row of `data_card`."""
     examples = getattr(data, split)
     mean = lambda values: float(np.mean(values)) if values else float("nan")
-    keys = Counter(question_key(e) for e in examples)
+    keys = Counter(_key_in_world(data, e) for e in examples)
     positions = Counter(e.answer for e in examples)
     sizes = sorted({len(e.choices) for e in examples})
     known = [data.rationales[e.id].text for e in examples if e.id in data.rationales]

@@ -30,11 +30,16 @@ from cotdistill.encode import (
     usable_questions,
 )
 from cotdistill.errors import DataError
-from cotdistill.examples import Dataset, Example
+from cotdistill.examples import Dataset, Example, Rationale
 from cotdistill.files import fingerprint, read_json, write_json
 from cotdistill.files import sha256 as checksum
 from cotdistill.hyperparameters import TrainConfig
-from cotdistill.parameters import check_training_dtype, load_study, notebook_parameters
+from cotdistill.parameters import (
+    check_training_dtype,
+    check_worlds,
+    load_study,
+    notebook_parameters,
+)
 from cotdistill.paths import artifacts, enter_study, places, root, study_dir
 from cotdistill.sources import SOURCES, expected_data, load_dataset, load_rationales
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, load_student, local_print
@@ -96,6 +101,7 @@ def read_data(spec: dict) -> Dataset:
         validation_size=spec["validation_size"],
         data_seed=spec["data_seed"],
         microworld=spec["microworld"],
+        worlds=spec.get("worlds"),
     )
     check_content(spec, data)
     if not spec["rationales"]:
@@ -257,7 +263,8 @@ class Setting:
     data: what notebook 01 wrote into data.json. train_size, test_size: questions (0: all).
     max_length, max_new_tokens, max_label_tokens: in tokens. keep_weights (of the first pre_cot
     student, for notebook 05) is no part of base.json. student_print: fingerprint of a student that
-    lies in a local folder, "" for others and before the setting is saved.
+    lies in a local folder, "" for others and before the setting is saved. worlds: "shared", or
+    "per_seed" where each seed has a microworld of its own.
     """
 
     study: str
@@ -277,6 +284,7 @@ class Setting:
     train: TrainConfig
     keep_weights: bool = False
     student_print: str = ""
+    worlds: str = "shared"
 
     def to_json(self) -> dict:
         """Return the setting as base.json holds it."""
@@ -284,6 +292,8 @@ class Setting:
         del values["keep_weights"]
         if not values["student_print"]:
             del values["student_print"]
+        if values["worlds"] == "shared":
+            del values["worlds"]
         return values
 
     @classmethod
@@ -293,7 +303,8 @@ class Setting:
         `where` and `study` are for the error's text.
         Raises DataError for one that `make train` did not write.
         """
-        wanted = [f.name for f in fields(cls) if f.name not in ("keep_weights", "student_print")]
+        later = ("keep_weights", "student_print", "worlds")
+        wanted = [f.name for f in fields(cls) if f.name not in later]
         if not isinstance(values, dict):
             problem = f"a {type(values).__name__}"
         elif not set(wanted) <= set(values):
@@ -309,7 +320,8 @@ class Setting:
                 "run that again"
             )
         kept = {name: values[name] for name in wanted} | {"train": TrainConfig(**values["train"])}
-        return cls(**kept, student_print=values.get("student_print", ""))
+        added = {name: values[name] for name in ("student_print", "worlds") if name in values}
+        return cls(**kept, **added)
 
 
 # The parameters of notebook 02 that are part of a study's setting under their own names
@@ -375,16 +387,17 @@ class Study:
     def from_record(cls, record: dict) -> "Study":
         """Make a study of what `make publish` recorded of it (`runs.record`).
 
-        Its test questions have ids, numbers of options and answers, and no texts. There is no
+        Its test questions have ids, options' lengths and answers, and no texts. There is no
         student, and no training question.
         """
         base, rows = record["base"], record["questions"]
         setting = Setting.from_json(base, "study.json", base["study"])
-        test = [Example(r["id"], "", ("",) * r["options"], r["answer"]) for r in rows]
-        meta = {r["id"]: {"fact_in": r["fact"]} for r in rows if "fact" in r}
-        mentioned = {r["id"]: r["mentioned"] for r in rows if "mentioned" in r}
+        # Options of the right length in bytes, by which one measure divides their log p
+        test = [Example(r["id"], "", tuple("x" * n for n in r["bytes"]), r["answer"]) for r in rows]
+        names = ("fact", "fact_in", "world")
+        meta = {r["id"]: {n: r[n] for n in names if n in r} for r in rows if "fact" in r}
         data = Dataset(setting.data["dataset"], [], [], test, {}, meta)
-        return cls(setting, data, mentioned)
+        return cls(setting, data, record["mentioned"])
 
     @property
     def is_record(self) -> bool:
@@ -451,7 +464,7 @@ class Study:
 
     @property
     def chance(self) -> float:
-        """The accuracy of a uniform guess: the mean of 1 / options over the test questions."""
+        """The accuracy of a uniform guess: the mean of 1 / options over all test questions."""
         return float(np.mean([1 / len(e.choices) for e in self.test_questions()]))
 
     @functools.cached_property
@@ -468,29 +481,78 @@ class Study:
         """
         return self._usable
 
+    @property
+    def has_own_worlds(self) -> bool:
+        """Whether each seed has a microworld of its own."""
+        return self.setting.worlds == "per_seed"
+
+    @functools.cached_property
+    def _usable_by_world(self) -> dict[int, list[Example]]:
+        """The usable training questions of each seed's world.
+
+        `max_length` may leave out more in one world than in another; each keeps its first ones, as
+        many as the smallest has, so that all seeds train on equally many.
+        """
+        kept, _ = self.usable_questions()
+        worlds = {seed: self.data.in_world(kept, seed) for seed in self.setting.seeds}
+        fewest = min(map(len, worlds.values()))
+        return {seed: questions[:fewest] for seed, questions in worlds.items()}
+
+    def say_of_worlds(self, say=print) -> None:
+        """Say how many usable questions are not trained on, as another world has fewer."""
+        if self.has_own_worlds:
+            usable, _ = self.usable_questions()
+            kept = {seed: len(self.data.in_world(usable, seed)) for seed in self.setting.seeds}
+            left_out = sum(kept.values()) - len(kept) * min(kept.values())
+            if left_out:
+                say(
+                    f"worlds have {min(kept.values()):,} to {max(kept.values()):,} usable training "
+                    f"questions; {left_out:,} are left out, so that all have as many",
+                    flush=True,
+                )
+
     def train_questions(self, seed: int) -> list[Example]:
         """Choose the training questions of one seed.
 
-        Drawn again for each seed (`resample_train`), so that the spread between seeds holds the
-        luck of the training sample too; or the same for all.
+        Of its own world, where it has one. Drawn again for each seed (`resample_train`), so that
+        the spread between seeds holds the luck of the training sample too; or the same for all.
         """
-        kept, _ = self.usable_questions()
+        kept = self._usable_by_world[seed] if self.has_own_worlds else self.usable_questions()[0]
         offset = seed + 1 if self.setting.resample_train else 0
         return choose_train(
             kept, self.setting.train_size, self.setting.data["data_seed"] * 1000 + offset
         )
 
-    def test_questions(self) -> list[Example]:
-        """Return the first `test_size` test questions (0: all).
+    def test_questions(self, seed: int | None = None) -> list[Example]:
+        """Return the first `test_size` test questions (0: all) of one seed.
 
-        Raises DataError where there are fewer.
+        Where all seeds share a world, the seed does not matter. Where each has its own, None means
+        those of all worlds. Raises DataError where there are fewer.
         """
+        if self.has_own_worlds and seed is None:
+            return [e for each in self.setting.seeds for e in self.test_questions(each)]
         test, size = self.data.test, self.setting.test_size
+        if self.has_own_worlds:
+            test = self.data.in_world(test, seed)
         if size > len(test):
             raise DataError(
                 f"test_size {size} is larger than the data: there are {len(test)} test questions"
             )
         return test[: size or len(test)]
+
+    def validation_questions(self, seed: int) -> list[Example]:
+        """Return the questions by which the epoch of a seed's runs is chosen, of its world."""
+        data = self.data
+        return data.in_world(data.validation, seed) if self.has_own_worlds else data.validation
+
+    def rationales_for(self, arm: Arm) -> dict[str, Rationale]:
+        """Return the rationales, by the question's id, that an arm's training texts are made of.
+
+        A `swapped` arm gets those of another world where the data have them (`Dataset.donors`):
+        then it reads no fact of its own world. What it swaps are these.
+        """
+        donors = self.data.donors
+        return donors if arm.corruption == "swapped" and donors else self.data.rationales
 
     def fingerprints(self) -> dict[str, str]:
         """Hash the study's data and student: equal fingerprints, equal inputs."""
@@ -510,7 +572,7 @@ class Study:
         """
         questions, student = self.train_questions(seed), self.student
         passes = encode_all(
-            student, questions, self.data.rationales, arm, self.setting.label_format, seed
+            student, questions, self.rationales_for(arm), arm, self.setting.label_format, seed
         )
         encoded = next(e for e in passes[0] if e.id == example.id)
         ids = [i for i, kind in zip(encoded.ids, encoded.kinds, strict=True) if kind == RATIONALE]
@@ -545,8 +607,22 @@ class Study:
         if arms is not None:
             check_train_arms(arms, self.setting.train.loss)
         check_setting(self.setting)
+        self._check_worlds()
         self._check_student()
         self._check_questions()
+
+    def _check_worlds(self) -> None:
+        """Check that notebook 01 drew the worlds that the seeds need."""
+        setting, drawn = self.setting, self.setting.data.get("worlds")
+        seeds, data = setting.seeds, setting.data
+        check_worlds(setting.worlds, data["dataset"], seeds, data["data_seed"])
+        needed = seeds if self.has_own_worlds else None
+        if self.has_own_worlds != bool(drawn) or not set(needed or []) <= set(drawn or []):
+            has = f"a world for each of the seeds {drawn}" if drawn else "one world for all seeds"
+            raise DataError(
+                f"worlds is {setting.worlds}, seeds {seeds}, but stage elicit drew {has}; expected "
+                f"the same worlds and seeds in both: run `make elicit STUDY={self.name}` again"
+            )
 
     def _check_student(self) -> None:
         """Check that the student has the blocks and positions that the setting asks for.
@@ -580,7 +656,7 @@ class Study:
             )
         for seed in self.setting.seeds:
             self.train_questions(seed)
-        if len(self.test_questions()) < 2:
+        if len(self.test_questions(self.setting.seeds[0])) < 2:
             raise DataError(
                 f"test_size is {self.setting.test_size}, of {len(data.test)} test questions: "
                 "1 is left; expected at least 2: an interval needs them"

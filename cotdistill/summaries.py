@@ -7,39 +7,65 @@ import pandas as pd
 
 from cotdistill.arms import Arm
 from cotdistill.encode import encode, label_share
-from cotdistill.evaluate import most_mentioned
+from cotdistill.inference import FAMILIES, SHARED_SEED
 from cotdistill.runs.provenance import provenance
+from cotdistill.runs.word_frequency import predict_by_frequency
 from cotdistill.show import percent, points
-from cotdistill.stats import accuracy_table, paired_difference
+from cotdistill.stats import MEASURE_NAMES, accuracy_table, estimate_measure, measured_arms
 from cotdistill.students import Student
 from cotdistill.study import Study
 from cotdistill.verdicts import RULES, estimate_text
 
-MEASURE_NAMES = {"correct_choice": "forced choice", "correct_generated": "written answer"}
+# The further columns of `results_table` that are intervals: name -> their column
+INTERVALS = {
+    "p(gold)": "p_gold",
+    "forced choice per byte": "acc_norm",
+    "forced choice at once": "direct",
+}
 
 
 def results_table(
     forced: pd.DataFrame, written: pd.DataFrame | None = None, columns: tuple[str, ...] = ()
 ) -> pd.DataFrame:
-    """Show accuracies with their intervals as text, a row per arm.
+    """Show accuracies with their intervals as text, a row per arm; p(gold) beside them.
 
-    forced, written: of `stats.accuracy_table`. columns: further ones, of "interval over", "parse
-    failures (%)", "cut off (%)" and "tokens per question".
+    forced, written: of `stats.accuracy_table`. columns: further ones, of "forced choice per byte"
+    (by log p per byte of the option, as lm-evaluation-harness offers it), "forced choice at once"
+    (pre_cot's options, scored with no rationale), "interval over", "parse failures (%)", "cut off
+    (%)", "counted wrong (%)" (because a limit ended the rationale) and "tokens per question". A
+    column of which the study knows nothing is left out.
     """
     table = forced[["arm", "n", "seeds"]].assign(**{"forced choice": percent(forced)})
+    if "p_gold" in forced:
+        table["p(gold)"] = _interval_texts(forced, "p_gold")
     if written is not None:
         table["written answer"] = percent(written)
     answers = forced if written is None else written
     for name in columns:
-        table[name] = _result_column(answers, name)
+        source = forced if name in INTERVALS or name.startswith("counted") else answers
+        values = _result_column(source, name)
+        if values is not None:
+            table[name] = values
     return table.set_index("arm")
 
 
-def _result_column(rows: pd.DataFrame, name: str) -> pd.Series:
-    if name == "parse failures (%)":
-        return 100 * rows["parse_failures"] / rows["answers"]
-    if name == "cut off (%)":
-        return 100 * rows["cut_off"] / rows["answers"]
+def _interval_texts(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Write a share and its interval as text; a dash where the arm does not have it."""
+    ends = rows[[name, f"{name}_low", f"{name}_high"]].set_axis(["accuracy", "low", "high"], axis=1)
+    return percent(ends).where(rows[name].notna(), "–")
+
+
+def _result_column(rows: pd.DataFrame, name: str) -> pd.Series | None:
+    if name in INTERVALS:
+        known = INTERVALS[name] in rows
+        return _interval_texts(rows, INTERVALS[name]) if known else None
+    counts = {
+        "parse failures (%)": "parse_failures",
+        "cut off (%)": "cut_off",
+        "counted wrong (%)": "flagged",
+    }
+    if name in counts:
+        return 100 * rows[counts[name]] / rows["answers"] if counts[name] in rows else None
     return rows[{"interval over": "covers"}.get(name, name.replace(" ", "_"))]
 
 
@@ -55,26 +81,27 @@ def failure_table(written: pd.DataFrame) -> pd.DataFrame:
 def paired_table(
     predictions: pd.DataFrame,
     pairs: list[tuple[str, str]],
-    rng: np.random.Generator,
-    bootstrap: int,
     measures: tuple[str, ...] = ("correct_choice",),
 ) -> pd.DataFrame:
-    """Take `stats.paired_difference` of each pair of arms (a minus b) that were both run.
+    """Estimate the difference of each pair of arms (a minus b) that were both run.
 
-    Columns arm_a, arm_b, by (the measure's name), estimate, low, high, p.
+    Columns arm_a, arm_b, by (the measure's name), estimate, low, high (95 %), p (two-sided, not
+    adjusted), seeds; rows in the order of the pairs, and of the measures of a pair.
     """
-    arms = set(predictions["arm"])
+    found = {}
+    for measure in measures:
+        arms = set(measured_arms(predictions, measure))
+        known = {(a, b): {a: 1.0, b: -1.0} for a, b in pairs if {a, b} <= arms and a != b}
+        if known:
+            rows = estimate_measure(predictions, known, measure)
+            found |= {(*pair, measure): rows.iloc[i] for i, pair in enumerate(known)}
+    keys = [(a, b, measure) for a, b in pairs for measure in measures if (a, b, measure) in found]
+    columns = ["estimate", "low", "high", "p", "seeds"]
     rows = [
-        dict(
-            paired_difference(predictions, a, b, measure, rng=rng, n_boot=bootstrap),
-            by=MEASURE_NAMES[measure],
-        )
-        for a, b in pairs
-        if {a, b} <= arms
-        for measure in measures
+        dict(arm_a=a, arm_b=b, by=MEASURE_NAMES[measure], **found[a, b, measure][columns])
+        for a, b, measure in keys
     ]
-    columns = ["arm_a", "arm_b", "by", "estimate", "low", "high", "p"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["arm_a", "arm_b", "by", *columns])
 
 
 def show_paired(paired: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +153,13 @@ def cost_table(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """List the verdicts of measured claims, with estimates, margins and adjusted p as text."""
+    """List the verdicts of measured claims, a family after the other, with their numbers as text.
+
+    smallest effect to find: with 80 % power, at the level that Holm's first step leaves one claim.
+    Whether a claim was registered is shown where the study registered any.
+    """
+    order = {name: i for i, name in enumerate(FAMILIES)}
+    measured = measured.iloc[np.argsort(measured["family"].map(order), kind="stable")]
     margins = [
         f"{RULES[r.rule].sign}{100 * r.margin:g}" if r.margin else "–"
         for r in measured.itertuples()
@@ -134,14 +167,24 @@ def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "claim": measured["words"],
+            "family": measured["family"],
             "contrast": measured["contrast"],
             "estimate, 95 % interval": [estimate_text(row) for _, row in measured.iterrows()],
             "margin (points)": margins,
+            "smallest effect to find": [f"{100 * x:.1f}" for x in measured["detectable"]],
             "p after Holm": [f"{p:.2g}" for p in measured["p_holm"]],
             "verdict": measured["verdict"],
         }
     )
+    if (measured["registered"] != "").any():
+        table["registered"] = measured["registered"]
     return table.set_index("claim")
+
+
+def share_table(measured: pd.DataFrame) -> pd.DataFrame:
+    """List what corrupted rationales retain of the intact one's gain; empty where none was run."""
+    rows = measured[measured["retained"].fillna("") != ""]
+    return rows[["contrast", "retained"]].set_index("contrast")
 
 
 def interval_table(rows: pd.DataFrame, index: str | list[str], form: str = ".2f") -> pd.DataFrame:
@@ -168,9 +211,9 @@ def gap_table(gaps: pd.DataFrame) -> pd.DataFrame:
 class FactAccuracy(NamedTuple):
     """Hold accuracies by where training states the facts of a test question.
 
-    table: as text, a row per arm; empty where the data do not say. difference: of
-    `stats.paired_difference`, post_cot - label_only on facts that only rationales state (None: not
-    measured). mentioned: how often the most mentioned option is right there.
+    table: as text, a row per arm; empty where the data do not say. difference: post_cot -
+    label_only on facts that only rationales state, a dict of `paired_table` (None: not measured).
+    mentioned: how often the most mentioned option is right there.
     """
 
     table: pd.DataFrame
@@ -178,42 +221,38 @@ class FactAccuracy(NamedTuple):
     mentioned: float
 
 
-def accuracy_by_fact(
-    study: Study, predictions: pd.DataFrame, rng: np.random.Generator, bootstrap: int
-) -> FactAccuracy:
-    """Split the test questions by where training states their facts (microworld only)."""
-    if not study.data.meta:
+def accuracy_by_fact(study: Study, predictions: pd.DataFrame) -> FactAccuracy:
+    """Split the test questions by where training states their facts (embedded worlds only)."""
+    if "stratum" not in predictions:
         return FactAccuracy(pd.DataFrame(), None, float("nan"))
-    fact_of = {name: meta["fact_in"] for name, meta in study.data.meta.items()}
-    rows = predictions.assign(fact=predictions["id"].map(fact_of))
-    by_fact = {
-        fact: accuracy_table(part, rng=rng, n_boot=bootstrap).set_index("arm")
-        for fact, part in rows.groupby("fact")
+    parts = {
+        fact: accuracy_table(part).set_index("arm")
+        for fact in ("label", "rationale", "none")
+        if (part := predictions[predictions["stratum"] == fact])["id"].nunique() > 1
     }
-    parts = {fact: by_fact[fact] for fact in ("label", "rationale", "none") if fact in by_fact}
-    mentioned = _mentioned_by_fact(study, fact_of)
     columns = {
         f"{fact} (n = {part['n'].iloc[0]}, seeds: {part['seeds'].max()})": percent(part)
         for fact, part in parts.items()
     }
-    table = pd.DataFrame(columns).loc[list(predictions["arm"].unique())]
-    table.loc["most mentioned option"] = [f"{100 * mentioned[fact]:.1f} %" for fact in parts]
+    table = pd.DataFrame(columns).reindex(list(predictions["arm"].unique()))
+    mentioned = pd.Series(dtype=float)
+    if "word_frequency" not in table.index:
+        fact_of = dict(zip(predictions["id"], predictions["stratum"], strict=True))
+        mentioned = _mentioned_by_fact(study, fact_of)
+        table.loc["most mentioned option"] = [f"{100 * mentioned[fact]:.1f} %" for fact in parts]
     difference = None
     if "rationale" in parts and {"post_cot", "label_only"} <= set(parts["rationale"].index):
-        chosen = rows[rows["fact"] == "rationale"]
-        difference = paired_difference(chosen, "post_cot", "label_only", rng=rng, n_boot=bootstrap)
+        chosen = predictions[predictions["stratum"] == "rationale"]
+        difference = paired_table(chosen, [("post_cot", "label_only")]).iloc[0].to_dict()
+        if "word_frequency" in parts["rationale"].index:
+            mentioned["rationale"] = parts["rationale"].loc["word_frequency", "accuracy"]
     return FactAccuracy(table.rename_axis("arm"), difference, mentioned.get("rationale", np.nan))
 
 
 def _mentioned_by_fact(study: Study, fact_of: dict[str, str]) -> pd.Series:
     """Measure how often the option that training rationales mention most is right, by fact."""
-    if study.is_record:
-        return pd.Series(study.mentioned).groupby(fact_of).mean()
-    questions, rationales = study.test_questions(), study.data.rationales
-    texts = [rationales[e.id].text for e in study.data.train if e.id in rationales]
-    ids = [e.id for e in questions]
-    named = pd.Series(most_mentioned(questions, texts), ids)
-    return named.groupby([fact_of[name] for name in ids]).mean()
+    rows = predict_by_frequency(study)
+    return rows.groupby(rows["id"].map(fact_of))["correct_choice"].mean()
 
 
 def target_lengths(study: Study, arms: list[Arm], limit: int = 500) -> pd.DataFrame:
@@ -253,6 +292,16 @@ def rival_pairs(arms: list[Arm]) -> list[tuple[str, str]]:
     ]
 
 
+def label_pairs(arms: list[Arm]) -> list[tuple[str, str]]:
+    """Pair labels: key tokens by a selector, and by its variant without the label's words."""
+    return [
+        (a.label, b.label)
+        for a in arms
+        for b in arms
+        if a.amount == b.amount and b.selector == f"{a.selector}_without_label"
+    ]
+
+
 def corrupted_targets(study: Study, arms: list[Arm]) -> pd.DataFrame:
     """Show the first training question's rationale, intact and as each arm's student sees it.
 
@@ -266,6 +315,45 @@ def corrupted_targets(study: Study, arms: list[Arm]) -> pd.DataFrame:
     texts = {"intact": study.data.rationales[example.id].text}
     texts |= {arm.label: study.target_text(example, arm, seed) for arm in arms}
     return pd.Series(texts, name="rationale").rename_axis("arm").to_frame()
+
+
+def answers_side_by_side(study: Study, predictions: pd.DataFrame, count: int = 3) -> pd.DataFrame:
+    """Show what the students of one seed wrote for the same questions, right and wrong.
+
+    Up to `count` questions: the one that most arms get right by forced choice, the one that most
+    get wrong, then those on which they disagree most. Columns: arm, rationale written, answer
+    written, forced choice, right. Empty where the data are not embedded: their texts stay out of
+    executed notebooks.
+    """
+    if not study.data.meta or "question" not in predictions:
+        return pd.DataFrame()
+    seeds = sorted(seed for seed in set(predictions["seed"]) if seed != SHARED_SEED)
+    if not seeds or "text" not in predictions:
+        return pd.DataFrame()
+    rows = predictions[predictions["seed"].isin([seeds[0], SHARED_SEED])]
+    rows = rows[rows["text"].notna() & rows["question"].notna()]
+    if rows.empty:  # all runs came from a published file, which holds no texts
+        return pd.DataFrame()
+    right = rows.groupby("id")["correct_choice"].mean()
+    disputed = (right - 0.5).abs().sort_values(kind="stable")
+    chosen = list(dict.fromkeys([right.idxmax(), right.idxmin(), *disputed.index]))[:count]
+    shown = []
+    for name in chosen:
+        for row in rows[rows["id"] == name].itertuples():
+            options = list(row.options)
+            question = f"{row.question} ({' | '.join(options)})"
+            shown.append(
+                {
+                    "question": question if not shown or shown[-1]["id"] != name else "",
+                    "id": name,
+                    "arm": row.arm,
+                    "rationale written": row.rationale or "–",
+                    "answer written": row.text or "–",
+                    "forced choice": options[row.choice],
+                    "right": "yes" if row.correct_choice else f"no: {options[row.gold]}",
+                }
+            )
+    return pd.DataFrame(shown).drop(columns="id").set_index("question")
 
 
 def run_card(student: Student) -> pd.DataFrame:

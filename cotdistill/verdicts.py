@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,26 +11,34 @@ import numpy as np
 import pandas as pd
 import yaml
 from scipy import stats as sps
-from statsmodels.stats.meta_analysis import combine_effects
 
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write, read_json, write_json
+from cotdistill.inference import (
+    FAMILIES,
+    SHARED_SEED,
+    Effect,
+    adjust_families,
+    detectable_effect,
+    equivalence_p,
+    estimate_share,
+    one_sided_p,
+    pool_effects,
+    two_sided_p,
+)
+from cotdistill.measures import MEASURES
 from cotdistill.paths import root, study_dir
 from cotdistill.runs.provenance import provenance
 from cotdistill.stats import (
+    FROM_SCORES,
     MEASURED_BY,
-    MEASURES,
     MIN_SEEDS,
-    SHARED_SEED,
-    TwoLevel,
     accuracy_tables,
-    contrast_table,
-    estimate_contrast,
-    holm,
-    one_sided,
-    p_value,
-    required_size,
-    variance_parts,
+    add_direct_arms,
+    estimate_measure,
+    measure_settings,
+    measured_arms,
+    select_measured,
 )
 from cotdistill.study import Study
 
@@ -86,46 +94,50 @@ class Judgement:
         return self.table[self.table["verdict"] != "not measured"]
 
 
-def judge_study(study: Study, alpha: float, bootstrap: int) -> Judgement:
+def judge_study(
+    study: Study, alpha: float, registered: Mapping[str, object] | None = None
+) -> Judgement:
     """Judge the runs of all completed stages; write verdicts.json and verdicts.csv.
 
     The one maker of verdicts: notebook 06 and `make verdicts` both call it. alpha: the level
-    after Holm; bootstrap: resamples behind an interval.
+    after Holm; registered: what the study's YAML says was fixed before its first run.
     """
     from cotdistill.runs.results import completed_stages, load_predictions, unchanged_shares
+    from cotdistill.runs.word_frequency import add_word_frequency
 
-    rng, stages = np.random.default_rng(0), completed_stages(study)
-    predictions = load_predictions(study, stages)
-    forced, written = accuracy_tables(predictions, rng, bootstrap)
+    stages = completed_stages(study)
+    predictions = add_word_frequency(study, load_predictions(study, stages))
+    forced, written = accuracy_tables(predictions)
     table = verdicts(
         predictions,
         load_claims(root() / "params" / "claims.yaml"),
-        rng,
         alpha=alpha,
-        n_boot=bootstrap,
         as_intact=unchanged_shares(study, stages),
+        registered=registered,
     )
     save_verdicts(study, table, forced, written)
     record = read_json(study.folder / "verdicts.json", "this command")
     return Judgement(forced, written, table, record)
 
 
-def _judge_side(level: TwoLevel, null: float, direction: str) -> tuple[float, str]:
+def _judge_side(effect: Effect, null: float, direction: str) -> tuple[float, str]:
     """Return the two-sided p at `null`; the side on which the estimate lies decides."""
-    above = bool(level.estimate > null)
+    above = bool(effect.estimate > null)
     agrees = above != (direction == "less")
-    return float(p_value(level, null)), "supported" if agrees else "contradicted"
+    return float(two_sided_p(effect, null)), "supported" if agrees else "contradicted"
 
 
-def _judge_equivalence(level: TwoLevel, margin: float, direction: str) -> tuple[float, str]:
+def _judge_equivalence(effect: Effect, margin: float, direction: str) -> tuple[float, str]:
     """Judge equivalence by two one-sided tests (TOST, Schuirmann 1987).
 
     Support has the p of TOST, contradiction twice the one-sided p beyond the nearer margin. The
     smaller of the two counts: at most one of the two null hypotheses is true, so each keeps
     its level.
     """
-    inside = max(one_sided(level, -margin, True), one_sided(level, margin, False))
-    beyond = min(1.0, 2 * min(one_sided(level, margin, True), one_sided(level, -margin, False)))
+    inside = float(equivalence_p(effect, margin))
+    above = one_sided_p(effect, margin)
+    below = one_sided_p(effect, -margin, above=False)
+    beyond = min(1.0, 2 * float(min(above, below)))
     return (inside, "supported") if inside <= beyond else (beyond, "contradicted")
 
 
@@ -146,7 +158,7 @@ class Rule:
     """How a claim of one kind is judged, and in which words.
 
     directions    what `direction` may be in claims.yaml
-    judge         (two-level estimate, margin, direction) -> (p, the verdict that a small p brings)
+    judge         (effect, margin, direction) -> (p, the verdict that a small p brings)
     words         (estimate, margin) -> (what a small p shows, what a large one leaves open)
     needs_margin  whether the claim states a margin above 0; the other rules have margin 0
     arms          the arms of its contrast: "ab" is a - b, "abcd" is (a - b) - (c - d)
@@ -154,7 +166,7 @@ class Rule:
     """
 
     directions: tuple[str, ...]
-    judge: Callable[[TwoLevel, float, str], tuple[float, str]]
+    judge: Callable[[Effect, float, str], tuple[float, str]]
     words: Callable[[float, float], tuple[str, str]]
     needs_margin: bool = False
     arms: str = "ab"
@@ -163,7 +175,7 @@ class Rule:
 
 DIFFERENCE = Rule(
     directions=("greater", "less"),
-    judge=lambda level, margin, direction: _judge_side(level, 0.0, direction),
+    judge=lambda effect, margin, direction: _judge_side(effect, 0.0, direction),
     words=lambda estimate, margin: _side_words(estimate, 0.0, "0"),
 )
 RULES = {
@@ -178,7 +190,7 @@ RULES = {
     ),
     "noninferiority": Rule(
         directions=("not_less",),
-        judge=lambda level, margin, direction: _judge_side(level, -margin, direction),
+        judge=lambda effect, margin, direction: _judge_side(effect, -margin, direction),
         words=lambda estimate, margin: _side_words(estimate, -margin, f"-{100 * margin:g} points"),
         needs_margin=True,
         sign="-",
@@ -189,12 +201,30 @@ RULES = {
 MAX_AS_INTACT = 0.2
 
 
+REQUIRED = (
+    "id",
+    "family",
+    "words",
+    "section",
+    "contrast",
+    "measure",
+    "direction",
+    "margin",
+    "rule",
+)
+OPTIONAL = ("requires", "stratum")
+STRATA = ("label", "rationale", "none")  # where training has the facts of a test question
+MIN_QUESTIONS = 20  # a stratum with fewer test questions is not judged
+
+
 def load_claims(path: str | Path) -> list[dict]:
     """Read params/claims.yaml.
 
-    A claim: id, words, section, contrast, measure, direction, margin, rule, and perhaps `requires`,
-    the id of a claim without whose support this one says nothing (that shuffling costs nothing
-    means little where there was nothing to lose). `contrast` maps a and b (for an interaction also
+    A claim: id, family (its p is adjusted with those of its family), words, section, contrast,
+    measure, direction, margin, rule; perhaps `stratum`, the test questions that it is about; and
+    perhaps `requires`, ids of claims of which the first that was measured is this one's gate: where
+    the gate is not supported, support says nothing (that shuffling costs nothing means little where
+    there was nothing to lose). `contrast` maps a and b (for an interaction also
     c and d: (a - b) - (c - d)) to lists of arm labels, best first. In a label `*` stands for
     anything but "," and "]"; $1, $2 repeat in a later arm what the first, second `*` (or text in
     parentheses) stood for. Raises DataError naming the file, the claim and what is wrong with it.
@@ -218,10 +248,16 @@ def load_claims(path: str | Path) -> list[dict]:
 
 def _claim_problem(claim) -> str:
     """Say what is wrong with one claim by itself, and what is expected; empty for nothing."""
-    fields = ("id", "words", "section", "contrast", "measure", "direction", "margin", "rule")
-    if not isinstance(claim, dict) or set(claim) - {"requires"} != set(fields):
+    if not isinstance(claim, dict) or set(claim) - set(OPTIONAL) != set(REQUIRED):
         found = sorted(claim) if isinstance(claim, dict) else claim
-        return f"fields are {found!r}; expected {', '.join(fields)} (and perhaps requires)"
+        return (
+            f"fields are {found!r}; expected {', '.join(REQUIRED)} "
+            f"(and perhaps {', '.join(OPTIONAL)})"
+        )
+    if claim["family"] not in FAMILIES:
+        return f"family is {claim['family']!r}; expected one of {', '.join(FAMILIES)}"
+    if claim.get("stratum", STRATA[0]) not in STRATA:
+        return f"stratum is {claim['stratum']!r}; expected one of {', '.join(STRATA)}"
     rule = RULES.get(claim["rule"]) if isinstance(claim["rule"], str) else None
     if rule is None or claim["direction"] not in rule.directions:
         known = ", ".join(f"{r}: {' or '.join(x.directions)}" for r, x in RULES.items())
@@ -257,11 +293,18 @@ def _check_claim_ids(path: str | Path, claims: list[dict]) -> None:
         raise DataError(f"{path}: claim {repeated[0]} appears more than once; expected unique ids")
     standing = [claim["id"] for claim in claims if "requires" not in claim]
     for claim in claims:
-        if "requires" in claim and claim["requires"] not in standing:
-            raise DataError(
-                f"{path}: claim {claim['id']}: requires {claim['requires']!r}; "
-                "expected the id of a claim that requires none"
-            )
+        for gate in _list_gates(claim):
+            if gate not in standing:
+                raise DataError(
+                    f"{path}: claim {claim['id']}: requires {gate!r}; "
+                    "expected the id of a claim that requires none"
+                )
+
+
+def _list_gates(claim: dict) -> list[str]:
+    """List the ids that a claim `requires`: one or several, the first that was measured counts."""
+    gates = claim.get("requires", [])
+    return gates if isinstance(gates, list) else [gates]
 
 
 def _by_number(label: str) -> list:
@@ -304,30 +347,23 @@ def resolve_contrast(contrast: dict[str, list[str]], arms: list[str]) -> dict[st
     return fill(sorted(contrast), [])
 
 
+OLD_UNIT = "correct_per_100_tokens"  # a measure of older studies, which is no fraction
+
+
 def _number(x: float, measure: str) -> str:
-    return f"{x:+.2f}" if measure == "correct_per_100_tokens" else f"{100 * x:+.1f}"
+    return f"{x:+.2f}" if measure == OLD_UNIT else f"{100 * x:+.1f}"
 
 
 def estimate_text(row: pd.Series) -> str:
-    """Write a verdict's estimate with its 95 % interval.
-
-    "-0.3 [-8.0, +7.4]", in points or, as its contrast says, right answers per 100 tokens.
-    """
+    """Write a verdict's estimate with its 95 % interval, in points: "-0.3 [-8.0, +7.4]"."""
     value, low, high = (_number(row[name], row["measure"]) for name in ("estimate", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
-def _reason(claim: dict, row: dict, alpha: float, empty: str) -> str:
-    """Write one sentence for the verdict, with the numbers that it rests on.
-
-    empty: why support says nothing here, "" where it does say something.
-    """
+def _reason(claim: dict, row: dict, alpha: float, gate: "_Gate") -> str:
+    """Write one sentence for the verdict, with the numbers that it rests on."""
     value, low, high = (_number(row[k], claim["measure"]) for k in ("estimate", "low", "high"))
-    number = (
-        value
-        + ("" if claim["measure"] == "correct_per_100_tokens" else " points")
-        + MEASURED_BY[claim["measure"]]
-    )
+    number = f"{value} points{MEASURED_BY[claim['measure']]}"
     if row["seeds"] == 1:
         return (
             "One seed: how much seeds vary is unknown, so nothing is claimed. In this one "
@@ -340,105 +376,89 @@ def _reason(claim: dict, row: dict, alpha: float, empty: str) -> str:
             f"vary. {found}."
         )
     yes, no = RULES[claim["rule"]].words(row["estimate"], claim["margin"])
-    if row["verdict"] != "inconclusive" or row["p_holm"] < alpha:
-        return f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)" + (
-            f", but {empty}." if empty else "."
-        )
-    late = " once all claims are counted" if row["p"] < alpha else ""
+    if row["verdict"] == "contradicted" or gate.empty or row["p_holm"] < alpha:
+        text = f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)"
+        opposite = "The opposite of the claim: " if row["verdict"] == "contradicted" else ""
+        return opposite + text + (f", but {gate.empty}." if gate.empty else f".{gate.missing}")
+    late = " once all claims of its family are counted" if row["p"] < alpha else ""
     return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm)."
-
-
-def _needed_text(
-    claim: dict, values: np.ndarray, effect: float, alpha: float, rng: np.random.Generator
-) -> str:
-    """Say how many seeds and questions would decide the claim."""
-    if claim["measure"] == "correct_per_100_tokens":
-        return (
-            f"at least {MIN_SEEDS} seeds" if len(values) < MIN_SEEDS else "more seeds or questions"
-        )
-    bounded = RULES[claim["rule"]].needs_margin
-    seeds, questions = values.shape
-    some = MIN_SEEDS if seeds == 1 else max(seeds, 10)
-    size = required_size(
-        variance_parts(values),
-        some,
-        questions,
-        0.0 if bounded else effect,
-        rng=rng,
-        rule=claim["rule"],
-        margin=claim["margin"],
-        alpha=alpha,
-    )
-    aim = (
-        f"to show it within {100 * claim['margin']:g} points if there is no difference"
-        if bounded
-        else f"to see a {100 * effect:g}-point difference"
-    )
-    count = f"{size['questions']:,}" if size["questions"] else "over 100,000"
-    by_questions = f"{some} seeds of {count} questions"
-    if seeds == 1:
-        return f"at least {by_questions} {aim}, even if seeds agreed perfectly"
-    return (
-        f"{size['seeds'] or 'over 100'} seeds of {questions:,} questions, or {by_questions}, "
-        f"{aim} (80 % power)"
-    )
 
 
 COLUMNS = [
     "study",
     "claim",
+    "family",
     "words",
     "section",
     "contrast",
     "measure",
+    "stratum",
     "rule",
     "margin",
     "estimate",
+    "se",
+    "df",
     "low",
     "high",
     "p",
     "p_holm",
+    "detectable",
+    "retained",
     "verdict",
     "reason",
     "n",
     "seeds",
     "covers",
-    "needed",
+    "design_effect",
+    "flagged",
+    "registered",
 ]
+MEASURED = (
+    "estimate",
+    "se",
+    "df",
+    "low",
+    "high",
+    "seeds",
+    "covers",
+    "design_effect",
+    "flagged",
+)
 
 
 def verdicts(
     predictions: pd.DataFrame,
     claims: list[dict],
-    rng: np.random.Generator,
     *,
     alpha: float = 0.05,
-    effect: float = 0.02,
-    n_boot: int = 2000,
     as_intact: dict[str, float] | None = None,
+    registered: Mapping[str, object] | None = None,
 ) -> pd.DataFrame:
     """Judge each claim by what one study's predictions say.
 
-    Columns: study, claim, words, section, contrast (the arms compared, and by what, unless by
-    forced choice), measure, rule, margin, estimate, low, high (95 %, not adjusted), p, p_holm (over
-    the study's measured claims), verdict, reason, n, seeds, covers, needed.
+    Columns: study, claim, family, words, section, contrast (the arms compared, and by what, unless
+    by forced choice), measure, stratum, rule, margin, estimate, se, df, low, high (95 %, not
+    adjusted), p (of the claim's own rule), p_holm (over the measured claims of its family),
+    detectable (the smallest true effect that this study would find with 80 % power, at alpha /
+    number of the family's measured claims), retained (the share of the gain that a corrupted
+    rationale retains, as text), verdict, reason, n, seeds, covers, design_effect (of questions that
+    share a fact), flagged (share of the answers compared that follow a rationale cut off),
+    registered ("registered", "exploratory", or "" where the study registered nothing).
 
     verdict is one of
 
-    - "not measured": an arm is missing, or the arms share no seed.
+    - "not measured": an arm, a measure or a stratum is missing, or the arms share no seed.
     - "inconclusive": fewer than MIN_SEEDS seeds, whatever p is, because the interval then hardly
-      knows how much seeds vary; or support that would say nothing: the claim that this one
+      knows how much seeds vary; or support that would say nothing: the gate that this one
       `requires` is not supported, or an equivalence is of two arms of which more than
       MAX_AS_INTACT of the training texts are the same (as_intact: arm -> that share,
       `results.unchanged_shares`); or p_holm of alpha or more.
     - "supported" or "contradicted": p_holm < alpha, on the side that the claim's `Rule` says.
 
-    needed is filled where inconclusive: the size for 80 % power of a verdict, at alpha / (number of
-    measured claims), so that Holm is paid for. Raises DataError on predictions of several studies
-    and on arms that do not share their questions.
+    Raises DataError on predictions of several studies and on arms that do not share their
+    questions.
     """
     study = "; ".join(map(str, predictions["study"].unique())) if "study" in predictions else ""
-    arms, rows, tables = sorted(set(predictions["arm"])), [], []
     for column in ("study", "dataset", "student"):
         if column in predictions and predictions[column].nunique() > 1:
             raise DataError(
@@ -446,55 +466,63 @@ def verdicts(
                 f"({', '.join(map(str, predictions[column].unique()))}); expected "
                 "one study at a time"
             )
-    for claim in claims:
-        row, table = _measure_claim(claim, predictions, arms, rng, n_boot)
-        rows.append({"study": study} | row)
-        tables.append(table)
-    adjusted = holm(np.array([row.get("p", np.nan) for row in rows]))
-    measured = int((~np.isnan(adjusted)).sum())
-    for claim, row, table, p_holm in zip(claims, rows, tables, adjusted, strict=True):
-        row |= dict(p_holm=p_holm, needed="")
-        if table is not None and (row["seeds"] < MIN_SEEDS or p_holm >= alpha):
-            row["verdict"] = "inconclusive"
-            row["needed"] = _needed_text(claim, table.to_numpy(), effect, alpha / measured, rng)
-    supported = {row["claim"] for row in rows if row["verdict"] == "supported"}
-    for claim, row, table in zip(claims, rows, tables, strict=True):
-        empty = _empty_support(claim, row, supported, (as_intact or {}).get(row.get("arm"), 0.0))
-        row["verdict"] = "inconclusive" if empty else row["verdict"]
-        if table is not None:
-            row["reason"] = _reason(claim, row, alpha, empty)
+    _check_registered(claims, registered or {})
+    predictions = add_direct_arms(predictions)
+    rows = [{"study": study, "registered": ""} | _find_arms(claim, predictions) for claim in claims]
+    _estimate_claims(claims, rows, predictions)
+    _adjust_claims(claims, rows, alpha)
+    by_id = {row["claim"]: row for row in rows}
+    for claim, row in zip(claims, rows, strict=True):
+        gate = (
+            _Gate()
+            if row["verdict"] == "not measured"
+            else _find_gate(claim, row, by_id, (as_intact or {}).get(row["arms"]["a"], 0.0))
+        )
+        row["final"] = "inconclusive" if gate.empty else row["verdict"]
+        if row["verdict"] != "not measured":
+            row["reason"] = _reason(claim, row | {"verdict": row["final"]}, alpha, gate)
+        if registered:
+            row["registered"] = _say_registered(row, registered)
+    for row in rows:
+        row["verdict"] = row.pop("final")
     return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
 
 
-def _measure_claim(
-    claim: dict,
-    predictions: pd.DataFrame,
-    arms: list[str],
-    rng: np.random.Generator,
-    n_boot: int,
-) -> tuple[dict, pd.DataFrame | None]:
-    """Measure one claim: its row, with the verdict that a small p would bring, and its table.
+def _find_arms(claim: dict, predictions: pd.DataFrame) -> dict:
+    """Find a claim's arms: its row without numbers; "not measured", and why, where one is missing.
 
-    The table is None, and the verdict "not measured", where an arm or a common seed is missing.
+    `arms` maps the places of the contrast to labels, `weights` labels to their signs.
     """
-    row = dict(claim=claim["id"], words=" ".join(claim["words"].split()), section=claim["section"])
-    row |= {k: claim[k] for k in ("measure", "rule", "margin")}
+    row = dict(claim=claim["id"], words=" ".join(claim["words"].split()), verdict="")
+    row |= {k: claim[k] for k in ("family", "section", "measure", "rule", "margin")}
+    row |= dict(stratum=claim.get("stratum", ""), arms={}, weights={}, contrast="", retained="")
+    rows = predictions
+    if row["stratum"]:
+        known = rows["stratum"] if "stratum" in rows else pd.Series("", rows.index)
+        rows = rows[known == row["stratum"]]
+        if rows["id"].nunique() < MIN_QUESTIONS:
+            return row | dict(
+                verdict="not measured",
+                reason=f"{rows['id'].nunique()} test questions are known to be of the stratum "
+                f"{row['stratum']}; expected {MIN_QUESTIONS} or more.",
+            )
+    arms = measured_arms(rows, claim["measure"])
     found = resolve_contrast(claim["contrast"], arms)
-    missing = _missing_reason(claim, predictions, arms, found)
+    missing = _missing_reason(claim, rows, arms, found)
     if missing:
-        return row | dict(verdict="not measured", contrast="", reason=missing), None
+        return row | dict(verdict="not measured", reason=missing)
     signs = zip("abcd", (1.0, -1.0, -1.0, 1.0), strict=True)
-    weights = {found[place]: sign for place, sign in signs if place in found}
     contrast = (
         " − ".join(found[p] for p in "ab")
         if "c" not in found
         else f"({found['a']} − {found['b']}) − ({found['c']} − {found['d']})"
     )
-    table = contrast_table(predictions, weights, claim["measure"])
-    result, level = estimate_contrast(table, claim["measure"], rng, n_boot)
-    p, verdict = RULES[claim["rule"]].judge(level, claim["margin"], claim["direction"])
-    row["contrast"] = contrast + MEASURED_BY[claim["measure"]]
-    return row | result | dict(p=p, verdict=verdict, arm=found["a"]), table
+    where = f", facts: {row['stratum']}" if row["stratum"] else ""
+    return row | dict(
+        arms=found,
+        weights={found[place]: sign for place, sign in signs if place in found},
+        contrast=contrast + MEASURED_BY[claim["measure"]] + where,
+    )
 
 
 def _missing_reason(
@@ -508,7 +536,8 @@ def _missing_reason(
         }
         missing = [x[0] for x in plain.values() if resolve_contrast({"a": x}, arms) is None]
         wanted = re.sub(r"[()]", "", " and ".join(missing)) or "arms that belong together"
-        return f"No run of {wanted}."
+        by = " with scores of its options" if claim["measure"] in FROM_SCORES else ""
+        return f"No run of {wanted}{by if not arms else ''}."
     seeds = [set(predictions.loc[predictions["arm"] == arm, "seed"]) for arm in found.values()]
     trained = [s for s in seeds if s != {SHARED_SEED}] or [{SHARED_SEED}]
     if not set.intersection(*trained):
@@ -516,22 +545,120 @@ def _missing_reason(
     return ""
 
 
-def _empty_support(claim: dict, row: dict, supported: set[str], alike: float) -> str:
-    """Say why the support of a claim would say nothing; empty where it says something.
+def _select_stratum(predictions: pd.DataFrame, stratum: str) -> pd.DataFrame:
+    return predictions[predictions["stratum"] == stratum] if stratum else predictions
 
-    supported: ids of supported claims. alike: the share of the arm's training texts that equal the
-    intact ones.
+
+def _estimate_claims(claims: list[dict], rows: list[dict], predictions: pd.DataFrame) -> None:
+    """Fill in what is measured, and the verdict that a small p would bring.
+
+    Claims of one measure and stratum are estimated together: the seed variance is shrunk to what
+    the arms have in common there.
+    """
+    groups = {}
+    for claim, row in zip(claims, rows, strict=True):
+        if row["verdict"] != "not measured":
+            groups.setdefault((row["measure"], row["stratum"]), []).append((claim, row))
+    for (measure, stratum), members in groups.items():
+        part = _select_stratum(predictions, stratum)
+        weights = {row["claim"]: row["weights"] for _, row in members}
+        found = estimate_measure(part, weights, measure).set_index("contrast")
+        for claim, row in members:
+            one = found.loc[row["claim"]]
+            row |= {name: one[name] for name in MEASURED} | {"n": int(one["questions"])}
+            row["effect"] = Effect(one["estimate"], one["se"], one["df"], one["covers"])
+            judge = RULES[claim["rule"]].judge
+            row["p"], row["verdict"] = judge(row["effect"], claim["margin"], claim["direction"])
+            row["retained"] = _share_text(row, part)
+
+
+def _adjust_claims(claims: list[dict], rows: list[dict], alpha: float) -> None:
+    """Adjust p within each family, and leave open what is then not below alpha."""
+    adjusted = adjust_families(
+        [row.get("p", np.nan) for row in rows], [claim["family"] for claim in claims]
+    )
+    known = [row["verdict"] != "not measured" for row in rows]
+    counts = Counter(row["family"] for row, yes in zip(rows, known, strict=True) if yes)
+    for row, p_holm, yes in zip(rows, adjusted, known, strict=True):
+        row["p_holm"] = p_holm
+        if yes:
+            row["detectable"] = detectable_effect(row["effect"], alpha / counts[row["family"]])
+            if row["seeds"] < MIN_SEEDS or p_holm >= alpha:
+                row["verdict"] = "inconclusive"
+
+
+CORRUPTED = re.compile(r"(pre_cot|post_cot)_(shuffled|kept|masked)")
+
+
+def _share_text(row: dict, predictions: pd.DataFrame) -> str:
+    """Say which share of the intact rationale's gain a corrupted one retains; else "".
+
+    Of shuffled, kept and masked arms against their intact one. The gain is over as many dots where
+    that arm was run, which costs the label no less of the loss, else over label_only.
+    """
+    arms, match = row["arms"], CORRUPTED.match(row["arms"]["a"])
+    if "c" in arms or not match or arms["b"] != match[1]:
+        return ""
+    known = set(predictions["arm"])
+    base = next((arm for arm in (f"{match[1]}_filler", "label_only") if arm in known), None)
+    if base is None:
+        return "no arm to measure the gain from: label_only was not run"
+    part = select_measured(predictions, row["measure"])
+    share = estimate_share(
+        part, arms["a"], arms["b"], base, row["measure"], **measure_settings(part)
+    )
+    if share.reason:
+        return f"{share.reason}, over {base}"
+    low, high = 100 * share.low, 100 * share.high
+    return f"{100 * share.estimate:.0f} % [{low:.0f}, {high:.0f}] of the gain over {base}"
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """Whether support of a claim says something.
+
+    empty: why it says nothing; missing: a remark where the claim that would open it was not run.
+    """
+
+    empty: str = ""
+    missing: str = ""
+
+
+def _find_gate(claim: dict, row: dict, by_id: dict[str, dict], alike: float) -> _Gate:
+    """Find out whether the support of a claim would say nothing, and why.
+
+    by_id: the rows of all claims, judged. alike: the share of the arm's training texts that equal
+    the intact ones. Of the claims that it requires, the first that was measured is the gate, so
+    that nobody can choose among them afterwards.
     """
     if row["verdict"] != "supported":
-        return ""
-    if claim.get("requires", row["claim"]) not in supported:
-        return f"{claim['requires']} is not supported, so there was no gain to keep"
+        return _Gate()
     if claim["rule"] == "equivalence" and alike > MAX_AS_INTACT:
-        return (
-            f"{100 * alike:.0f} % of the training texts of {row['arm']} are the intact "
+        return _Gate(
+            f"{100 * alike:.0f} % of the training texts of {row['arms']['a']} are the intact "
             "ones, so the two could hardly differ"
         )
-    return ""
+    names = [name for name in _list_gates(claim) if name in by_id]
+    run = [name for name in names if by_id[name]["verdict"] != "not measured"]
+    if run and by_id[run[0]]["verdict"] != "supported":
+        return _Gate(f"{run[0]} is not supported, so there was no gain to keep")
+    if _list_gates(claim) and not run:
+        wanted = " or ".join(_list_gates(claim))
+        return _Gate(missing=f" No gate: {wanted} was not measured, so a gain is not shown.")
+    return _Gate()
+
+
+def _check_registered(claims: list[dict], registered: Mapping[str, object]) -> None:
+    unknown = sorted(set(registered.get("claims", [])) - {claim["id"] for claim in claims})
+    if unknown:
+        raise DataError(f"registered: no claim '{unknown[0]}'; expected ids of params/claims.yaml")
+
+
+def _say_registered(row: dict, registered: Mapping[str, object]) -> str:
+    """Call a claim exploratory where it, or one of its arms, was not registered."""
+    arms = registered.get("arms")
+    late = arms and not set(row["arms"].values()) <= {*arms, "word_frequency"}
+    return "exploratory" if late or row["claim"] not in registered["claims"] else "registered"
 
 
 def pool_with(
@@ -545,6 +672,9 @@ def pool_with(
     return pd.concat(tables), pool(tables, alpha=alpha) if len(tables) > 1 else None
 
 
+POOLED = ("estimate", "low", "high", "p", "tau", "i2", "predicted_low", "predicted_high", "note")
+
+
 def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
     """Take the random-effects mean of each claim's estimate over studies.
 
@@ -552,7 +682,9 @@ def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
     nothing varied, whose interval has no width, says nothing of its error and is left out
     (`studies` counts the others). Studies on the same test set are not independent. Columns: claim,
     words, measure, studies, one_seed_studies (their intervals ignore seeds), estimate, low, high,
-    p, tau2, i2 (share of the spread that is between studies); see `_pool_claim`.
+    p, tau (how far studies differ, a standard deviation), i2 (share of the spread that is between
+    studies), predicted_low, predicted_high (where a further study's effect would lie; three studies
+    or more), note; see `inference.pool_effects`.
     """
     joined = pd.concat(tables, ignore_index=True)
     joined = joined[joined["estimate"].notna() & (joined["high"] > joined["low"])]
@@ -565,38 +697,15 @@ def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
             studies=len(group),
             one_seed_studies=int((group["seeds"] == 1).sum()),
         )
-        rows.append(row | _pool_claim(group, alpha))
+        pooled = pool_effects([_read_effect(one) for _, one in group.iterrows()], alpha=alpha)
+        rows.append(row | {name: getattr(pooled, name) for name in POOLED})
     columns = ["claim", "words", "measure", "studies", "one_seed_studies"]
     return pd.DataFrame(rows, columns=[*columns, *POOLED])
 
 
-POOLED = ("estimate", "low", "high", "p", "tau2", "i2")
-
-
-def _pool_claim(group: pd.DataFrame, alpha: float) -> dict:
-    """Pool the estimates of one claim, after DerSimonian and Laird (1986).
-
-    group: its rows, one a study. A study's variance is that of its interval,
-    (high - low)^2 / (2 z)^2, which keeps the few-seeds t quantile. The interval is the wider of
-    DerSimonian-Laird's and Hartung-Knapp's (t with k - 1 degrees of freedom). Returns `POOLED`.
-    """
-    if len(group) == 1:
-        one = group.iloc[0]
-        values = (one.estimate, one.low, one.high, one.p, np.nan, np.nan)
-        return dict(zip(POOLED, values, strict=True))
-    estimate = group["estimate"].to_numpy(float)
-    z = sps.norm.ppf(0.975)
-    variance = ((group["high"] - group["low"]) / (2 * z)).to_numpy(float) ** 2
-    with np.errstate(invalid="ignore"):  # statsmodels leaves a negative tau2 as it is
-        fit = combine_effects(estimate, variance, method_re="dl", use_t=False, alpha=alpha)
-    tau2, freedom = max(float(fit.tau2), 0.0), len(group) - 1
-    weights = 1 / (variance + tau2)
-    mean, se = float(np.average(estimate, weights=weights)), float(np.sqrt(1 / weights.sum()))
-    knapp = float(np.sqrt(np.average((estimate - mean) ** 2, weights=weights) / freedom))
-    half = max(sps.norm.ppf(1 - alpha / 2) * se, sps.t.ppf(1 - alpha / 2, freedom) * knapp)
-    p = max(
-        2 * sps.norm.sf(abs(mean) / se),
-        2 * sps.t.sf(abs(mean) / knapp, freedom) if knapp > 0 else 0.0,
-    )
-    values = (mean, mean - half, mean + half, float(p), tau2, max(float(fit.i2), 0.0))
-    return dict(zip(POOLED, values, strict=True))
+def _read_effect(row: pd.Series) -> Effect:
+    """Read the effect of a row of verdicts; of an older table, which has no se, by its interval."""
+    se, df = row.get("se", np.nan), row.get("df", np.nan)
+    if pd.isna(se) or pd.isna(df):
+        se, df = (row["high"] - row["low"]) / (2 * sps.norm.ppf(0.975)), np.inf
+    return Effect(float(row["estimate"]), float(se), float(df))

@@ -15,25 +15,41 @@ from captum.attr import InputXGradient, LayerIntegratedGradients, Saliency
 from conftest import sliding_student
 from scipy import stats as sps
 from sklearn.metrics import average_precision_score
+from studies import make_study
 
-from cotdistill.arms import Arm
+from cotdistill.arms import LEFT_OUT, Arm, arm_from_name
 from cotdistill.attribution.checks import (
     agreement,
     agreement_square,
-    faithfulness,
     key_token_precision_recall,
     key_tokens,
+    label_word_share,
     mean_intervals,
     random_average_precision,
     randomisation_check,
     randomise_weights,
 )
+from cotdistill.attribution.curves import (
+    DRAWS,
+    curve_areas,
+    curves_on_grid,
+    faithfulness,
+    faithfulness_all,
+    token_counts,
+)
 from cotdistill.attribution.methods import (
     METHODS,
+    WITHOUT_LABEL,
     aggregate_to_words,
     attribute_all,
     attribute_rationale,
     top_k,
+)
+from cotdistill.attribution.movement import (
+    known_by_heart,
+    label_logps,
+    movement,
+    movement_quartiles,
 )
 from cotdistill.attribution.score import Attribution, removal_logps, split_sequence
 from cotdistill.attribution.score_files import (
@@ -44,10 +60,13 @@ from cotdistill.attribution.score_files import (
     write_selection,
 )
 from cotdistill.attribution.words import part_of_speech, selected_words, selection_table
-from cotdistill.encode import PROMPT, RATIONALE, encode
+from cotdistill.corrupt import label_tokens
+from cotdistill.encode import PROMPT, RATIONALE, encode, example_rng
 from cotdistill.errors import DataError
 from cotdistill.examples import Example, Rationale
 from cotdistill.kernels.blocks import blocks_of
+from cotdistill.runs.attributors import load_attributors, split_halves
+from cotdistill.runs.method_scores import MethodScores
 from cotdistill.students import load_student
 from cotdistill.tiny import TINY
 
@@ -471,22 +490,167 @@ def test_faithfulness_equals_erasing_by_hand():
         "occlusion": attribute_rationale(s, EXAMPLE, TEXT, "occlusion").scores,
         "random": np.random.default_rng(0).random(n),
     }
-    table = faithfulness(s, EXAMPLE, TEXT, scores, fractions=(0, 0.01, 0.2, 0.5, 1), batch_size=3)
+    shares = (0, 0.01, 0.2, 0.5, 1)
+    table = faithfulness(s, EXAMPLE, TEXT, scores, shares, kept=shares, batch_size=3)
     full = whole_logp(s.model, parts)
     assert len(table) == 10
-    for row in table.itertuples():
-        k = {0: 0, 0.01: 1, 1: n}.get(row.fraction, round(row.fraction * n))
+    counts = [0, 1, round(0.2 * n), round(0.5 * n), n]
+    for row, k in zip(table.itertuples(), counts * 2, strict=True):
         top = set(sorted(range(n), key=lambda i: -scores[row.method][i])[:k])
         without, only = (
             [s.filler_id if (i in top) == gone else t for i, t in enumerate(parts.rationale)]
             for gone in (True, False)
         )
-        assert row.tokens == k
+        assert row.tokens == k and row.share == k / n
         assert row.deletion == pytest.approx(whole_logp(s.model, parts, without), abs=1e-4)
         assert row.insertion == pytest.approx(whole_logp(s.model, parts, only), abs=1e-4)
         assert row.comprehensiveness == pytest.approx(full - row.deletion, abs=1e-4)
         assert row.sufficiency == pytest.approx(full - row.insertion, abs=1e-4)
     assert faithfulness(s, EXAMPLE, "", {"random": []}).empty
+
+
+def test_a_curve_runs_from_0_to_all_tokens_with_each_number_of_tokens_once():
+    s = student("tiny-llama")
+    assert token_counts((0, 0.01, 0.05, 0.1, 1), 18) == [0, 1, 2, 18]
+    parts = split_sequence(s, EXAMPLES[1], RATIONALES["q2"].text)
+    n = len(parts.rationale)
+    short = faithfulness(s, EXAMPLES[1], RATIONALES["q2"].text, {"m": np.arange(n)})
+    counts = short["tokens"].tolist()
+    assert counts == sorted(set(counts)) and counts[0] == 0 and counts[-1] == n
+    assert short["share"].tolist() == [k / n for k in counts]
+    # Sufficiency is measured at fewer points, and comprehensiveness over the same ones
+    assert short["insertion"].isna().any() and short["insertion"].notna().any()
+    pd.testing.assert_series_equal(
+        short["comprehensiveness"].isna(), short["insertion"].isna(), check_names=False
+    )
+
+
+def test_random_is_the_mean_of_several_orders():
+    s, shares = student("tiny-gpt2"), (0, 0.3, 0.6, 1)
+    found = {"random": attribute_all(s, EXAMPLES, RATIONALES, "random", seed=3)}
+    table = faithfulness_all(s, EXAMPLES, RATIONALES, found, seed=3, deleted=shares, kept=(0.3,))
+    assert set(table["id"]) == {"q1", "q2", "q3"} and set(table["method"]) == {"random"}
+    parts = split_sequence(s, EXAMPLE, TEXT)
+    draws = example_rng("q1", 3, 5).random((DRAWS, len(parts.rationale)))
+    for row in table[table["id"] == "q1"].itertuples():
+        gone = [set(np.argsort(-draw, kind="stable")[: row.tokens]) for draw in draws]
+        logps = [
+            whole_logp(
+                s.model,
+                parts,
+                [s.filler_id if i in g else t for i, t in enumerate(parts.rationale)],
+            )
+            for g in gone
+        ]
+        assert row.deletion == pytest.approx(np.mean(logps), abs=1e-4)
+
+
+def made_curves():
+    """Two questions of 5 and 10 tokens; a finds what matters at once, random bit by bit."""
+    rows = []
+    for question, n in (("1", 5), ("2", 10)):
+        for k in (0, n // 5, n):
+            rows.append((question, "a", k, k / n, -1.0 if k == 0 else -3.0))
+            rows.append((question, "random", k, k / n, -1.0 - 2 * k / n))
+    return pd.DataFrame(rows, columns=["id", "method", "tokens", "share", "deletion"])
+
+
+def test_curves_on_a_common_grid_and_their_areas():
+    table = made_curves()
+    grid = curves_on_grid(table, 11)
+    assert len(grid) == 2 * 2 * 11
+    one = grid[(grid["id"] == "2") & (grid["method"] == "a")].set_index("fraction")["deletion"]
+    assert np.allclose(one.to_numpy(), [-1, -2] + [-3] * 9)
+    areas = curve_areas(table).set_index(["id", "method"])
+    # By hand: a trapezoid of -1 to -3 over a fifth, then -3; the diagonal's mean is -2
+    assert np.allclose(areas.xs("a", level="method")["area"], -0.2 * 2 - 0.8 * 3)
+    assert np.allclose(areas.xs("random", level="method")["area"], -2)
+    assert np.allclose(areas.xs("a", level="method")["below_random"], 0.8)
+    assert areas.xs("random", level="method")["below_random"].isna().all()
+    assert curve_areas(table[table["method"] == "a"])["below_random"].isna().all()
+
+
+# ----------------------------------------------------------------------------------------
+# what a rationale moves, and what is known without it
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_log_p_without_a_rationale_is_that_of_the_whole_sequence(name):
+    s = student(name)
+    exact = [whole_logp(s.model, split_sequence(s, e, "")) for e in EXAMPLES]
+    assert np.allclose(label_logps(s, EXAMPLES), exact, atol=1e-4)
+
+
+def test_what_is_known_by_heart_is_found_and_nothing_else():
+    rng = np.random.default_rng(0)
+    before = {f"{g}{i}": rng.normal(-20, 5) for g in "ath" for i in range(120)}
+
+    def learnt(group, gain):
+        return {i: v + rng.normal(gain, 1) for i, v in before.items() if i[0] == group}
+
+    names = {"attributed": ("a", 2), "trained on": ("t", 0.5), "held out": ("h", 0.5)}
+    groups = {name: learnt(*how) for name, how in names.items()}
+    table = known_by_heart(groups, before, rng).set_index("questions")
+    gain = {n: np.array([v - before[i] for i, v in g.items()]) for n, g in groups.items()}
+    row, same = table.loc["attributed"], table.loc["trained on"]
+    # Welch's interval, which needs no bootstrap
+    welch = sps.ttest_ind(gain["attributed"], gain["held out"], equal_var=False)
+    interval = welch.confidence_interval()
+    assert row["gain"] == pytest.approx(gain["attributed"].mean())
+    assert row["difference"] == pytest.approx(row["gain"] - gain["held out"].mean())
+    assert row["low"] == pytest.approx(interval.low, abs=0.05)
+    assert row["high"] == pytest.approx(interval.high, abs=0.05)
+    assert row["low"] > 0 and same["low"] < 0 < same["high"]
+    assert np.isnan(table.loc["held out", "difference"])
+    alone = known_by_heart({"attributed": {"a": -1.0}, "held out": {}}, {"a": -2.0}, rng)
+    assert alone["questions"].tolist() == ["attributed"] and alone["difference"].isna().all()
+
+
+def test_what_a_rationale_moves_by_hand():
+    table = movement(made_curves(), {"1": -2.0, "2": -4.0}).set_index("id")
+    assert table["moved"].tolist() == [2, 2] and np.allclose(table["share"], 2 / 3)
+    assert table["moved_from_nothing"].tolist() == [1, 3]
+    gaps = pd.DataFrame(dict(delta=[-0.1, 0.3], relative=[0.05, 0.15]))
+    shown = movement_quartiles(table.reset_index(), gaps)
+    assert shown.loc["error of integrated gradients (nats)", "median"] == pytest.approx(0.2)
+    assert shown["median"].iloc[0] == 2 and len(shown) == 5
+    assert movement(pd.DataFrame(), {}).empty
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.endswith(WITHOUT_LABEL)])
+def test_a_selector_without_the_labels_words_never_keeps_one(method):
+    s, text = student("tiny-llama"), "Cotton wool is soft, and steel is not cotton wool."
+    named = label_tokens(s, f" {text}", EXAMPLE.label)
+    rationales = {"q1": Rationale("q1", text)}
+    base, found = (
+        attribute_all(s, [EXAMPLE], rationales, m, n_steps=4, seed=1)[0].scores
+        for m in (method.removesuffix(WITHOUT_LABEL), method)
+    )
+    assert any(named) and not all(named)
+    assert [score == LEFT_OUT for score in found] == named
+    assert (found[~np.array(named)] == base[~np.array(named)]).all()
+    everything = len(found)
+    assert top_k(found, everything) == [i for i, one in enumerate(named) if not one]
+    for unit in ("token", "word", "sentence"):
+        arm = arm_from_name("post_cot_kept", amount=float(everything), selector=method, unit=unit)
+        kept = encode(s, EXAMPLE, text, arm, rng=np.random.default_rng(0), scores=found)
+        ids = [i for i, kind in zip(kept.ids, kept.kinds, strict=True) if kind == RATIONALE]
+        others = [t for t, one in zip(s.encode(f" {text}"), named, strict=True) if not one]
+        assert ids == ([] if unit == "sentence" else others)
+
+
+def test_the_share_of_label_words_among_the_top():
+    s, text = student("tiny-llama"), "It is cotton wool or steel."
+    named = np.array(label_tokens(s, f" {text}", EXAMPLE.label))
+    n, rationales = len(named), {"q1": Rationale("q1", text)}
+    best, worst = (
+        label_word_share(
+            s, [EXAMPLE], rationales, [fake("q1", "m", sign * named)], int(named.sum())
+        ).iloc[0]
+        for sign in (1, -1)
+    )
+    assert best["label_share"] == 1 and best["all_share"] == named.sum() / n
+    assert worst["label_share"] == max(0, 2 * named.sum() - n) / named.sum()
 
 
 def test_randomising_changes_what_it_says_and_the_check_sees_it():
@@ -693,3 +857,66 @@ def test_selectors_without_a_model_against_counting_by_hand():
     # Cup, jar, holds and "and" twice, net four times, the most often
     assert match["cup"] == -1 < match["the"] < match["net"] < match["jar"] == 1.0
     assert attribute_rationale(s, example, "", "tfidf").scores.shape == (0,)
+
+
+# ----------------------------------------------------------------------------------------
+# who attributes what
+
+
+def test_halves_are_equal_disjoint_and_keep_equal_questions_together():
+    examples = [Example(f"q{i}", f"What is {i // 2}?", ("a", "b"), i % 2) for i in range(20)]
+    one, two = split_halves(examples)
+    assert [e.id for e in one + two] != [e.id for e in examples] and len(one) == len(two) == 10
+    assert {e.id for e in one} | {e.id for e in two} == {e.id for e in examples}
+    assert not {e.question for e in one} & {e.question for e in two}
+    again = split_halves(examples[::-1])
+    assert {e.id for e in again[0]} == {e.id for e in one}
+    with pytest.raises(DataError, match="cannot be split into two halves"):
+        split_halves(examples[:2])
+
+
+def test_a_cross_fitted_student_attributes_what_it_was_not_trained_on(store, capsys):
+    study = make_study(seeds=[0, 1])
+    attributors = load_attributors(study, "cross_fitted", 0)
+    questions = study.train_questions(0)
+    assert len({one.fingerprint for one in attributors}) == 2
+    for one in attributors:
+        assert one.trained_on and not one.trained_on & one.covers
+        assert {e.id for e in one.choose(questions)} == one.covers
+    assert attributors[0].covers | attributors[1].covers == {e.id for e in questions}
+    options = dict(n_steps=4, baseline="filler", seed=0)
+    methods = ["occlusion", "tfidf", "occlusion_without_label"]
+    found = MethodScores(study, attributors, questions, methods, options)
+    by_id = {a.id: a.scores for a in found.by_method["occlusion"]}
+    # Each score is that of its own student, and words are counted over all questions
+    for one in attributors:
+        student = one.load()
+        for e in one.choose(questions):
+            text = study.data.rationales[e.id].text
+            alone = attribute_rationale(student, e, text, "occlusion").scores
+            assert np.allclose(by_id[e.id], alone, atol=1e-5)
+    whole = attribute_all(study.student, questions, study.data.rationales, "tfidf")
+    for a, b in zip(found.by_method["tfidf"], whole, strict=True):
+        assert np.allclose(a.scores, b.scores)
+    scores, print_of = found.scores()["occlusion", 1]
+    assert set(scores) == {e.id for e in questions} and len(print_of) == 16
+    known = found.known_by_heart().set_index("questions")
+    assert known.loc["trained on", "n"] == known.loc["attributed", "n"] == len(questions)
+    moved = found.movement()
+    assert len(moved) == len(questions) and np.isfinite(moved["moved_from_nothing"]).all()
+    capsys.readouterr()
+    again = load_attributors(study, "cross_fitted", 0)
+    assert [a.fingerprint for a in again] == [a.fingerprint for a in attributors]
+    assert capsys.readouterr().out.count("from the store") == 2
+
+
+def test_a_comparison_without_methods_is_empty(store):
+    study = make_study(seeds=[0])
+    attributors = load_attributors(study, "undistilled", 0)
+    none = MethodScores(study, attributors, study.train_questions(0)[:2], [], dict(seed=0))
+    tables = [none.movement(), none.comparison(5), none.deletion(), none.gaps()]
+    tables += [none.randomised(2), none.key_tokens(), none.word_classes(5), none.agreement(5)]
+    assert all(table.empty for table in [*tables, none.comparison_table(tables[1])])
+    assert none.by_method == {} and (none.known_by_heart()["before"] == 0).all()
+    with pytest.raises(DataError, match="expected pre_cot, cross_fitted or undistilled"):
+        load_attributors(study, "teacher", 0)

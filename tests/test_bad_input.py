@@ -870,12 +870,7 @@ CASES = {
     "unknown attribution model": (
         demands(attribution_model="teacher"),
         "attribution_model 'teacher'",
-        "expected pre_cot or undistilled",
-    ),
-    "nothing to compare": (
-        demands(check_methods=[]),
-        "check_methods is empty",
-        "expected at least one method",
+        "expected pre_cot, cross_fitted or undistilled",
     ),
     "nothing to keep or mask": (
         demands(keep_amounts=[], mask_amounts=[]),
@@ -1093,6 +1088,8 @@ def test_on_the_command_line(tmp_path, words, message):
         (dict(shuffle_units=[], controls=[]), ["elicit", "train", "evaluate", "attribute"]),
         (dict(keep_weights=False), ["train", "shuffle"]),
         (dict(keep_weights=False, attribution_model="undistilled"), ["attribute"]),
+        (dict(keep_weights=False, attribution_model="cross_fitted"), ["attribute"]),
+        (dict(check_methods=[]), ["attribute"]),
         (dict(shuffle_units=[], controls=["filler"]), ["shuffle"]),
         (dict(mask_amounts=[]), ["attribute"]),
         (dict(arms=["label_only"]), ["elicit", "train", "evaluate"]),

@@ -168,7 +168,7 @@ def test_without_rationales_or_runs_it_says_what_is_missing(world, store):
 
 def test_a_finished_study_is_replotted(smoke, monkeypatch):
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(smoke[0] / "artifacts"))
-    box = explore.replot(bootstrap=50)
+    box = explore.replot()
     (study, _), arms = box.children[0].children, box.children[1]
     assert "smoke" in study.options
     study.value = "smoke"

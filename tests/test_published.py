@@ -281,9 +281,9 @@ def test_a_record_serves_the_readers_without_data_or_student(study, monkeypatch)
 
     def tables(this_study):
         predictions = load_predictions(this_study, ["train", "shuffle"])
-        rng = np.random.default_rng(0)
-        facts = summaries.accuracy_by_fact(this_study, predictions, rng, 50)
-        numbers = predictions.drop(columns=["text", "rationale"]).sort_index(axis=1)
+        facts = summaries.accuracy_by_fact(this_study, predictions)
+        texts = ["text", "rationale", "question", "options"]
+        numbers = predictions.drop(columns=texts).sort_index(axis=1)
         return this_study.chance, this_study.note, facts.table, numbers
 
     whole, results = tables(study), run_grid(study, shuffled, "shuffle")

@@ -227,16 +227,87 @@ def test_failures():
 
 def test_differences():
     said = readings.evaluate.differences(paired(CLEAR, OPEN), 3)
-    assert "post_cot − label_only: +10.0 points, the interval excludes zero." in said
-    assert "pre_cot − label_only: -10.0 points, the interval includes zero" in said
+    assert "post_cot − label_only by forced choice: +10.0 points, the interval excludes" in said
+    assert "label_only by written answer: -10.0 points, the interval includes zero" in said
     assert "fewer than" not in said
     assert "fewer than 3 seeds" in readings.evaluate.differences(paired(CLEAR), 1)
     assert readings.evaluate.differences(paired(), 3).startswith("Not part of this study")
 
 
 def test_findings_of_the_answers():
-    said = readings.evaluate.findings(FORCED[3:], 0.25, "tiny")
-    assert "post_cot 60.0 % [50.0, 70.0] (n = 40 questions, chance 25.0 %, tiny)" in said
+    sure = CLEAR[:2] + ("p(gold)", 0.05, 0.01, 0.09, 0.01)
+    say = lambda *rows: readings.evaluate.findings(paired(*rows), FORCED, 0.25, "tiny")
+    said = say(CLEAR, sure)
+    assert said.startswith("**Findings.** A rationale after the label helps here: post_cot")
+    assert "+10.0 [+2.0, +18.0] points by forced choice, +5.0 [+1.0, +9.0] points by p" in said
+    assert "post_cot 60.0 %" in said and "n = 40 questions, chance 25.0 %, tiny" in said
+    worse = CLEAR[:3] + (-0.1, -0.18, -0.02, 0.01)
+    assert "The opposite of the claim: a rationale after the label does harm" in say(worse)
+    assert "The measures disagree on post_cot against label_only" in say(worse, sure)
+    few = FORCED.assign(seeds=2)
+    said = readings.evaluate.findings(paired(worse), few, 0.25, "tiny")
+    assert "Nothing is claimed: post_cot" in said and "The opposite" not in said
+    drops = paired(("post_cot_shuffled[token]", "post_cot", "p(gold)", -0.1, -0.18, -0.02, 0.01))
+    said = readings.shuffle.findings(drops, few, ["x"], "tiny")
+    assert "nothing is claimed of post_cot_sh" in said and "The opposite" not in said
+    assert "No effect of a rationale before the label is shown" in say(OPEN)
+
+
+def test_heads_of_sections_that_only_some_studies_have():
+    shown, empty = pd.DataFrame({"a": [1]}), pd.DataFrame()
+    assert readings.common.section("Words", "Text.", shown) == "## Words\n\nText."
+    assert readings.common.section("Words", "Text.", empty) == ""
+    assert "the one that most arms get right" in readings.common.answers_head(shown)
+    assert readings.common.answers_head(empty) == readings.evaluate.facts_head(empty) == ""
+    assert readings.evaluate.facts_head(shown).startswith("## Where a rationale can teach")
+    assert readings.common.weigh(paired(CLEAR, OPEN)) == 1
+    assert (
+        readings.common.by_measures(paired(CLEAR)) == "+10.0 [+2.0, +18.0] points by forced choice"
+    )
+
+
+def test_answers_that_were_cut_off_are_counted():
+    assert readings.evaluate.flagged(FORCED) == ""
+    said = readings.evaluate.flagged(FORCED.assign(flagged=[0, 0, 24, 0]))
+    assert "count as wrong: **pre_cot** 20.0 %." in said
+
+
+def test_what_students_wrote_stands_side_by_side():
+    rows = [
+        dict(
+            arm=arm,
+            seed=seed,
+            id=f"q{i}",
+            question=f"What {i}?",
+            options=("a cup", "a hat"),
+            gold=0,
+            choice=choice,
+            correct_choice=choice == 0,
+            rationale="It holds." if arm == "pre_cot" else "",
+            text="cup",
+        )
+        for arm, seed, choices in (
+            ("zero_shot", -1, (0, 1, 1)),
+            ("pre_cot", 0, (0, 1, 0)),
+            ("pre_cot", 1, (1, 1, 1)),
+        )
+        for i, choice in enumerate(choices)
+    ]
+    study = SimpleNamespace(data=SimpleNamespace(meta={"q0": {}}))
+    shown = summaries.answers_side_by_side(study, pd.DataFrame(rows))
+    assert list(shown["arm"]) == ["zero_shot", "pre_cot"] * 3  # one seed
+    assert list(shown.index) == [
+        "What 0? (a cup | a hat)",
+        "",
+        "What 1? (a cup | a hat)",
+        "",
+        "What 2? (a cup | a hat)",
+        "",
+    ]
+    assert list(shown["right"]) == ["yes", "yes"] + ["no: a cup"] * 3 + ["yes"]
+    assert list(shown["rationale written"])[:2] == ["–", "It holds."]
+    official = SimpleNamespace(data=SimpleNamespace(meta={}))
+    assert summaries.answers_side_by_side(official, pd.DataFrame(rows)).empty
 
 
 def test_cost_leaves_out_arms_that_wrote_nothing():
@@ -247,11 +318,11 @@ def test_cost_leaves_out_arms_that_wrote_nothing():
 
 
 def test_facts_without_microworld():
-    assert readings.evaluate.facts(None, float("nan")).startswith("Not part of this study")
+    assert readings.evaluate.facts(None, float("nan")) == ""
     difference = dict(estimate=0.05, low=-0.01, high=0.11)
     assert "+5.0 [-1.0, +11.0] points" in readings.evaluate.facts(difference, 0.4)
     study = SimpleNamespace(data=SimpleNamespace(meta={}))
-    assert summaries.accuracy_by_fact(study, pd.DataFrame(), None, 1).table.empty
+    assert summaries.accuracy_by_fact(study, pd.DataFrame()).table.empty
 
 
 # --- 04
@@ -259,11 +330,11 @@ def test_facts_without_microworld():
 
 def test_shuffle_without_pre_cot_or_intact_arms():
     empty = NO_PRE_COT[NO_PRE_COT["arm"].str.startswith("pre_cot")].set_index("arm")
-    assert readings.shuffle.written_rationales(empty, 48, 24).startswith("Not part of this study")
+    assert readings.shuffle.written_rationales(empty, 48, 24) == ""
     assert readings.shuffle.costs(paired(), 3).startswith("Nothing to compare")
     assert readings.shuffle.measures_apart(FORCED[:1], FORCED[:1]) == ""
     said = readings.shuffle.findings(paired(), FORCED, [""], "tiny")
-    assert "nothing to compare" in said and "`controls` is empty" in said
+    assert "Nothing to compare." in said and "`controls` is empty" in said
 
 
 def test_shuffle():
@@ -276,7 +347,15 @@ def test_shuffle():
     assert "fewer than 3 seeds" in said
     assert "0 of 1 intervals exclude zero. " in readings.shuffle.costs(paired(OPEN), 3)
     said = readings.shuffle.findings(paired(drop), FORCED, ["filler"], "tiny")
-    assert "post_cot_filler, forced choice -10.0 [-18.0, -2.0] (n = 40 questions, 3 seed(s)" in said
+    assert "post_cot_filler does worse than post_cot: -10.0 [-18.0, -2.0] points by" in said
+    assert "n = 40 questions, 3 seed(s)" in said
+    shuffled = lambda arm, *numbers: readings.shuffle.findings(
+        paired((f"{arm}_shuffled[token]", arm, "p(gold)", *numbers, 0.01)), FORCED, ["x"], "tiny"
+    )
+    assert "The opposite of the claim: post_cot_s" in shuffled("post_cot", -0.1, -0.18, -0.02)
+    assert "The opposite of the claim: pre_cot_sh" in shuffled("pre_cot", 0.1, 0.02, 0.18)
+    assert "The opposite" not in shuffled("pre_cot", -0.1, -0.18, -0.02)
+    assert "is not told apart from post_cot" in shuffled("post_cot", 0.0, -0.1, 0.1)
     pre = FORCED[FORCED["arm"] == "pre_cot"].set_index("arm")
     said = readings.shuffle.written_rationales(pre, 48, 24)
     assert "20 % of the answers were cut off" in said and "10 % name no option" in said
@@ -308,6 +387,66 @@ def test_faithfulness():
     assert "not one of" in readings.attribute.faithfulness(means(rows[:2], measures), 6)
 
 
+def test_ranking_is_decided_by_the_area_beside_random():
+    rows = [("good", 0.5, 0.2), ("even", 0.1, 0.2), ("bad", -0.5, 0.2), ("random", np.nan, 0)]
+    said = readings.attribute.ranking(means(rows, ["below_random"]).assign(n=100))
+    assert said.startswith("Better than random: good (0.50 [0.30, 0.70] nats); no better than")
+    assert "no better than random: even (" in said and "worse than random: bad (-0.50" in said
+    assert said.endswith("curves of 100 questions.") and "random (" not in said
+    weak = means(rows[1:2], ["below_random"]).assign(n=100)
+    assert readings.attribute.ranking(weak).startswith("No better than random: even")
+    assert readings.attribute.ranking(means(rows[3:], ["below_random"]).assign(n=0)) == ""
+
+
+def test_label_words_and_arms_without_them():
+    shares = means([("a", 0.2, 0.05, 0.1), ("b", 0.6, 0.05, 0.1)], ["label_share", "all_share"])
+    said = readings.attribute.label_words(shares, 5.0)
+    assert said == (
+        "Words of the label are 5 % of all tokens; among the top 5 tokens they are: b 60 %, a 20 %."
+    )
+    assert readings.attribute.label_words(pd.DataFrame(), 5.0) == ""
+    assert "the label is among them" in readings.attribute.without_label(paired(CLEAR))
+    assert readings.attribute.without_label(paired()) == ""
+
+
+def test_what_is_known_by_heart():
+    def known(low, high, trained=False):
+        names = ["attributed", "held out"] + ["trained on"] * trained
+        columns = dict(n=100, difference=(low + high) / 2, low=low, high=high, before=-3.0)
+        return pd.DataFrame([dict(questions=name) | columns for name in names])
+
+    assert readings.attribute.by_heart(known(1.0, 2.0)).startswith(
+        "The attributing student knows its questions by heart"
+    )
+    assert "+1.50 [+1.00, +2.00] nats" in readings.attribute.by_heart(known(1.0, 2.0))
+    assert readings.attribute.by_heart(known(-0.2, 0.3)).startswith("No sign")
+    assert "cannot be told from 100 of them" in readings.attribute.by_heart(known(-2.0, 2.0))
+    assert "what cross-fitting avoids" in readings.attribute.by_heart(known(-0.2, 0.3, True))
+    assert readings.attribute.by_heart(known(1.0, 2.0).iloc[:1]) == ""
+    untrained = readings.attribute.by_heart(known(-0.2, 0.3).assign(before=0.0))
+    assert untrained.startswith("The undistilled student was trained on none")
+
+
+def test_what_rationales_move():
+    table = pd.DataFrame(dict(moved=[0.05, 0.15, 0.4, -0.01], share=[0.01, 0.02, 0.2, -0.001]))
+    gaps = pd.DataFrame(dict(delta=[-0.1, 0.3], relative=[0.5, 0.7]))
+    said = readings.attribute.moved(table, gaps)
+    assert "median of +0.10 nats (quartiles +0.04 and +0.21)" in said and "50 % of the 4" in said
+    assert "miss a median of 0.20 nats, 60 % of the change" in said
+    assert "-0 %" not in readings.attribute.moved(table.assign(share=-0.001), gaps)
+    assert readings.attribute.moved(table.iloc[:0], gaps) == ""
+    worth = readings.attribute.worth(
+        pd.DataFrame(columns=["questions"]), table, gaps, gaps.iloc[:0]
+    )
+    assert worth.startswith("**What attribution found.** The whole rationale moves")
+
+
+def test_sections_without_data_are_left_out():
+    assert readings.attribute.section("masking", False) == ""
+    assert readings.attribute.section("randomised", pd.DataFrame()) == ""
+    assert readings.attribute.section("right", pd.DataFrame(dict(a=[1]))).startswith("## Is the")
+
+
 def test_completeness_and_gaps():
     small = pd.DataFrame(dict(relative=[0.02, 0.05, 0.2]))
     assert "5.0 % of the change" in readings.attribute.completeness(small, 8)
@@ -319,13 +458,19 @@ def test_completeness_and_gaps():
 
 
 def test_short_readings_of_attributions():
-    said = readings.attribute.attributor("pre_cot", "0123456789abcdef", 48)
+    said = readings.attribute.attributor("pre_cot", ["0123456789abcdef"], 48)
     assert "Attribution by pre_cot (0123456789ab) on 48 training questions" in said
+    assert "trained on the questions that it attributes" in said
+    two = readings.attribute.attributor("cross_fitted", ["a" * 16, "b" * 16], 48)
+    assert f"({'a' * 12}, {'b' * 12}) on 48" in two and "attributes the other" in two
     said = readings.attribute.top_tokens({"saliency": "cup", "random": "a"})
     assert said.endswith("by each method: saliency “cup”.")
     assert readings.attribute.top_tokens({"random": "a"}) == ""
-    curves = pd.DataFrame(dict(method=["a", "a", "b"], value=[-1.0, -2.0, -3.0]))
-    assert readings.attribute.deletion(curves).endswith("lowest first: b -3.00, a -1.50.")
+    curves = means([("a", -1.5, 0.5), ("b", -3.0, 0.25)], ["area"])
+    assert readings.attribute.deletion(curves).endswith(
+        "lowest first: b -3.00 [-3.25, -2.75], a -1.50 [-2.00, -1.00]."
+    )
+    assert readings.attribute.deletion(pd.DataFrame()) == ""
     said = readings.attribute.randomised(pd.DataFrame(dict(rho=[0.1, -0.1, 0.3])))
     assert "Mean ρ 0.10 over 3 rationales, from -0.10 to 0.30" in said
     said = readings.attribute.order(FORCED, 0.25)
@@ -338,7 +483,7 @@ def test_agreement():
     rows += [("b", "random", "tau", 0.0, -0.1, 0.1), ("a", "b", "overlap", 0.9, 0.8, 1.0)]
     said = readings.attribute.agreement(pd.DataFrame(rows, columns=columns), 6)
     assert said.startswith("a and b agree most (τ 0.60); 2 of 3 pairs") and "1 of them with" in said
-    assert "no two methods" in readings.attribute.agreement(pd.DataFrame(columns=columns), 6)
+    assert readings.attribute.agreement(pd.DataFrame(columns=columns), 6) == ""
 
 
 def test_key_tokens_and_words():
@@ -347,7 +492,7 @@ def test_key_tokens_and_words():
         [row | dict(method=m, average_precision=v) for m, v in (("a", 0.5), ("b", 0.9))]
     )
     assert "average precision: b, 0.90" in readings.attribute.key_tokens(hits, 6)
-    assert readings.attribute.key_tokens(pd.DataFrame(), 6).startswith("Not part of this study")
+    assert readings.attribute.key_tokens(pd.DataFrame(), 6) == ""
     shares = pd.DataFrame({"a": [0.8, 0.4], "all words": [0.5, 0.2]}, index=["content", "in_label"])
     said = readings.attribute.words(shares, "a")
     assert "random" not in said and "80 % of those that a selects." in said
@@ -369,23 +514,27 @@ def test_findings_of_key_tokens():
 
 
 def claims(*rows):
-    columns = ["claim", "verdict", "p_holm", "seeds", "needed", "estimate", "low", "high"]
+    columns = ["claim", "verdict", "p_holm", "seeds", "detectable", "estimate", "low", "high"]
     table = pd.DataFrame(rows, columns=columns).astype({"seeds": "Int64"})
     return table.assign(
         words=table["claim"] + " holds.",
         reason="It is so.",
         contrast=table["claim"],
         measure="correct_choice",
+        family="paper",
         rule="difference",
         margin=0.0,
         study="s",
+        p=table["p_holm"],
+        retained="",
+        registered="",
     )
 
 
-SUPPORTED = ("one", "supported", 0.01, 3, "", 0.1, 0.02, 0.18)
-UNDECIDED = ("two", "inconclusive", 0.3, 3, "over 100 seeds of 40 questions", 0.0, -0.1, 0.1)
-MISSING = ("three", "not measured", np.nan, pd.NA, "", np.nan, np.nan, np.nan)
-HELD_BACK = ("four", "inconclusive", 0.01, 3, "", 0.1, 0.02, 0.18)
+SUPPORTED = ("one", "supported", 0.01, 3, 0.05, 0.1, 0.02, 0.18)
+UNDECIDED = ("two", "inconclusive", 0.3, 3, 0.12, 0.0, -0.1, 0.1)
+MISSING = ("three", "not measured", np.nan, pd.NA, np.nan, np.nan, np.nan, np.nan)
+HELD_BACK = ("four", "inconclusive", 0.01, 3, 0.06, 0.1, 0.02, 0.18)
 
 
 def test_verdicts():
@@ -402,13 +551,34 @@ def test_verdicts():
     assert held.endswith("- *four holds.* It is so.")
 
 
-def test_sizes_that_would_decide():
-    said = readings.figures.needed(claims(SUPPORTED, UNDECIDED), 3)
-    assert "1 of these 1 contrasts would need over 100 seeds" in said and "guess" not in said
-    one_seed = claims(UNDECIDED[:3] + (1,) + UNDECIDED[4:])
-    said = readings.figures.needed(one_seed, 1)
-    assert "lower bounds" in said and "itself a guess" in said
-    assert readings.figures.needed(claims(SUPPORTED, MISSING), 3) == ""
+def test_what_the_study_could_find():
+    said = readings.figures.detectable(claims(SUPPORTED, UNDECIDED, HELD_BACK))
+    assert said.startswith("2 claims are open.") and "6.0 to 12.0 points" in said
+    assert readings.figures.detectable(claims(SUPPORTED, MISSING)) == ""
+
+
+def test_the_positive_control_passes_or_fails_in_its_first_sentence():
+    table = claims(SUPPORTED, HELD_BACK).assign(p=[0.001, 0.002])
+    assert readings.figures.control(table) == ""
+    table["claim"] = ["rationale_teaches", "rationale_beats_word_frequency"]
+    said = readings.figures.control(table)
+    assert said.startswith("The positive control passed. ") and "one: +10.0 [+2.0, +18.0]" in said
+    for spoilt in (table.assign(p=[0.001, 0.02]), table.assign(estimate=[0.1, -0.1])):
+        assert readings.figures.control(spoilt).startswith("The positive control **failed**. ")
+
+
+def test_registration_and_shares():
+    block = dict(commit="abc123", date="2026-11-28", claims=["one"], arms=["post_cot"])
+    table = claims(SUPPORTED, UNDECIDED).assign(registered=["registered", "exploratory"])
+    said = readings.figures.registered(table, block)
+    assert "on 2026-11-28 in commit abc123: the claims one and the arms post_cot." in said
+    assert said.endswith("Added later, and so exploratory: two.")
+    assert readings.figures.registered(table, {}) == ""
+    kept = claims(SUPPORTED).assign(retained="87 % [60, 112] of the gain over label_only")
+    shown = summaries.share_table(kept)
+    assert shown.loc["one", "retained"].startswith("87 %")
+    assert "Fieller" in readings.figures.shares(shown)
+    assert readings.figures.shares(summaries.share_table(claims(SUPPORTED))) == ""
 
 
 def test_forest_pooling_and_findings():
@@ -419,7 +589,8 @@ def test_forest_pooling_and_findings():
     assert readings.figures.pooled(1) == "" and "over 2 studies" in readings.figures.pooled(2)
     said = readings.figures.findings(table)
     assert "**Findings: supported, 1 of 3 claims.**\n\n- *one holds.* It is so." in said
-    assert "contradicted, 0 of 3 claims.**\n\nInconclusive: 1; not measured: 1." in said
+    assert "contradicted, 0 of 3 claims.**\n\n**Left open: 1.**\n\n- *two holds.* It is" in said
+    assert "Not measured: 1." in said
     assert "Widest interval" in readings.figures.accuracy(FORCED, 0.25)
 
 
@@ -454,7 +625,7 @@ def test_margins_in_the_table_of_verdicts():
 
 def test_arms_of_the_stages():
     labels = lambda arms: [arm.label for arm in arms]
-    grid = grids.training_arms(["zero_shot", "post_cot"], [1.0, 4.0], ["balanced"])
+    grid = grids.training_arms(["zero_shot", "post_cot"], [1.0, 4.0], ["balanced"], ["post_cot"])
     assert labels(grid)[:2] == ["zero_shot", "post_cot"] and len(grid) == 4
     assert grid[2].label_weight == 4.0 and grid[3].loss == "balanced"
     assert len(grids.shuffled_arms(["pre_cot", "post_cot"], ["token", "word"], False)) == 4

@@ -19,16 +19,12 @@ from cotdistill.arms import Arm, arm_from_name, prompt_text
 from cotdistill.corrupt import dots_id
 from cotdistill.errors import DataError
 from cotdistill.paths import artifacts, study_dir
+from cotdistill.runs.attributors import attributing_student
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.one import make_config, run_key
 from cotdistill.runs.provenance import git_state, provenance
 from cotdistill.runs.results import load_history, load_predictions, unchanged_shares
-from cotdistill.runs.scores import (
-    attributing_student,
-    attribution_file,
-    attributions,
-    load_or_make_table,
-)
+from cotdistill.runs.scores import attribution_file, attributions, load_or_make_table
 from cotdistill.runs.store import load_metrics, load_or_make_run
 from cotdistill.study import Study, shared_student
 

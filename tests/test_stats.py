@@ -1,21 +1,22 @@
-"""Statistics against scipy, statsmodels and brute force.
-
-Calibration on simulated data whose truth is known.
-"""
-
-from itertools import product
+"""Tables of arms and verdicts, on made-up predictions whose effects are known."""
 
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.formula.api as smf
+from scipy import special
 from scipy import stats as sps
-from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
+from cotdistill import inference
 from cotdistill import stats as st
+from cotdistill.arms import arm_from_name
 from cotdistill.errors import DataError
+from cotdistill.examples import Example
+from cotdistill.inference import FAMILIES
+from cotdistill.measures import MEASURES
+from cotdistill.summaries import paired_table, share_table, verdict_table
 from cotdistill.verdicts import (
     RULES,
     estimate_text,
@@ -33,30 +34,16 @@ def rng():
     return np.random.default_rng(7)
 
 
-def contrast(data, rng, a, b, n_boot=2000):
-    """The estimate of a - b by forced choice, and its two levels."""
-    table = st.contrast_table(data, {a: 1.0, b: -1.0}, "correct_choice")
-    return st.estimate_contrast(table, "correct_choice", rng, n_boot)
-
-
-def answers(rng, shape, accuracy, seed_sd=0.0, question_sd=0.25, hard=None):
-    """Right/wrong tables (..., S, N).
-
-    The chance of an answer varies by seed and by question (`hard`, if shared).
-    """
-    *batch, seeds, questions = shape
-    hard = rng.normal(0, question_sd, (*batch, 1, questions)) if hard is None else hard
-    chance = accuracy + hard + rng.normal(0, seed_sd, (*batch, seeds, 1))
-    return (rng.random(shape) < chance).astype(float)
-
-
 def predictions(rng, accuracies, seeds=3, questions=200, study="s", seed_sd=0.0):
     """A predictions table as the run store gives it, all arms on the same questions."""
-    hard, frames = rng.normal(0, 0.2, (1, questions)), []
+    hard, frames = rng.normal(0, 0.2, questions), []
     for arm, accuracy in accuracies.items():
-        numbers = [st.SHARED_SEED] if arm == "zero_shot" else range(seeds)
-        table = answers(rng, (len(numbers), questions), accuracy, seed_sd, hard=hard).astype(bool)
-        for seed, right in zip(numbers, table, strict=False):
+        for seed in [inference.SHARED_SEED] if arm == "zero_shot" else range(seeds):
+            chance = accuracy + hard + rng.normal(0, seed_sd)
+            right = rng.random(questions) < chance
+            sure = np.clip(
+                0.25 + (accuracy + hard) / 2 + rng.normal(0, 0.03, questions), 0.02, 0.98
+            )
             frames.append(
                 pd.DataFrame(
                     dict(
@@ -67,6 +54,7 @@ def predictions(rng, accuracies, seeds=3, questions=200, study="s", seed_sd=0.0)
                         seed=seed,
                         id=[f"q{i}" for i in range(questions)],
                         gold=0,
+                        scores=[[float(x), 0.0] for x in special.logit(sure)],
                         generated=pd.array(np.where(right, 0, 1), dtype="Int64"),
                         choice=np.where(right, 0, 1),
                         correct_generated=right,
@@ -84,6 +72,7 @@ def claim(**changes):
     return (
         dict(
             id="x",
+            family="paper",
             words="post beats label",
             section="ours",
             contrast=dict(a=["post_cot"], b=["label_only"]),
@@ -96,432 +85,234 @@ def claim(**changes):
     )
 
 
-# --- the estimates
+SAME = dict(rule="equivalence", direction="equal", margin=0.05, measure="p_gold")
+ARMS = {"label_only": 0.3, "pre_cot": 0.3, "post_cot": 0.6}
+
+
+def judge(data, *claims, **how):
+    return verdicts(data, list(claims), **how).set_index("claim")
+
+
+# --- tables of arms
 # ----------------------------------------------------------------------
-
-
-def test_mean_squares_are_those_of_anova(rng):
-    values = rng.normal(size=(4, 9)) + rng.normal(size=(4, 1)) + rng.normal(size=(1, 9))
-    long = pd.DataFrame([dict(y=values[s, q], s=s, q=q) for s, q in product(range(4), range(9))])
-    table = anova_lm(smf.ols("y ~ C(s) + C(q)", long).fit())
-    np.testing.assert_allclose(st.mean_squares(values), (table["sum_sq"] / table["df"]).to_numpy())
-
-
-def test_one_seed_is_the_paired_t_test_and_scipys_bootstrap(rng):
-    a, b = answers(rng, (1, 400), 0.5), answers(rng, (1, 400), 0.42)
-    level = st.two_level_bootstrap(a - b, rng, n_boot=20_000, guard=())
-    assert float(st.p_value(level)) == pytest.approx(sps.ttest_rel(a[0], b[0]).pvalue, rel=0.1)
-    theirs = sps.bootstrap(((a - b)[0],), np.mean, n_resamples=5000, rng=rng)
-    assert float(level.se_questions) == pytest.approx(theirs.standard_error, rel=0.05)
-    half = float(st.half_width(level))
-    assert (level.estimate - half, level.estimate + half) == pytest.approx(
-        theirs.confidence_interval, abs=0.006
-    )
-
-
-def test_seeds_alone_give_the_t_test_over_seeds(rng):
-    # Questions agree: only seeds vary
-    values = np.repeat(rng.normal(0.05, 0.04, (4, 1)), 50, axis=1)
-    level = st.two_level_bootstrap(values, rng, n_boot=20_000, guard=())
-    assert float(st.p_value(level)) == pytest.approx(
-        sps.ttest_1samp(values[:, 0], 0).pvalue, rel=0.1
-    )
-    assert float(level.se_questions) == pytest.approx(0, abs=1e-12)
-
-
-def test_p_value_is_where_the_interval_reaches_zero(rng):
-    level = st.two_level_bootstrap(answers(rng, (3, 100), 0.6) - answers(rng, (3, 100), 0.5), rng)
-    p = float(st.p_value(level))
-    assert float(st.half_width(level, p)) == pytest.approx(abs(float(level.estimate)), rel=1e-6)
-    assert st.one_sided(level, 0, True) + st.one_sided(level, 0, False) == pytest.approx(1)
 
 
 def test_accuracy_table(rng):
     data = predictions(rng, {"zero_shot": 0.3, "post_cot": 0.5})
     data.loc[data.index[:5], "generated"] = pd.NA
     data.loc[data.index[-2:], "cut_off"] = True
-    table = st.accuracy_table(data, rng=rng).set_index("arm")
+    table = st.accuracy_table(data).set_index("arm")
     assert list(table.index) == ["zero_shot", "post_cot"]
     assert table["accuracy"].to_dict() == pytest.approx(
         data.groupby("arm")["correct_choice"].mean().to_dict()
     )
-    assert list(table["covers"]) == ["questions", "questions and seeds"] and list(
-        table["seeds"]
-    ) == [1, 3]
+    assert list(table["covers"]) == ["questions", "questions and seeds"]
+    assert list(table["seeds"]) == [1, 3]
     assert list(table["parse_failures"]) == [5, 0] and list(table["cut_off"]) == [0, 2]
     assert table.loc["zero_shot", "tokens_per_question"] == pytest.approx(
         data.loc[data["arm"] == "zero_shot", "tokens_generated"].mean()
     )
+    sure = special.expit([scores[0] for scores in data["scores"]])
+    assert table["p_gold"].to_dict() == pytest.approx(
+        pd.Series(sure).groupby(data["arm"]).mean().to_dict()
+    )
+    # one seed: the t interval over questions
+    one = pd.Series(sure)[data["arm"] == "zero_shot"]
+    low, _ = sps.t.interval(0.95, 199, one.mean(), sps.sem(one))
+    assert table.loc["zero_shot", "p_gold_low"] == pytest.approx(low)
+    assert "acc_norm" not in table and "direct" not in table
+    both = st.accuracy_table(pd.concat([data, data.assign(study="t")]))
+    assert list(both["study"]) == ["s", "s", "t", "t"] and list(both)[:4] == [
+        "study",
+        "dataset",
+        "student",
+        "arm",
+    ]
 
 
 def test_all_right_does_not_mean_certain(rng):
-    low = st.accuracy_table(predictions(rng, {"post_cot": 5.0}, seeds=1, questions=100), rng=rng)[
-        "low"
-    ].iloc[0]
-    exact = proportion_confint(100, 100, method="beta")[0]
-    assert exact - 0.03 < low < 0.995
+    low = st.accuracy_table(predictions(rng, {"post_cot": 5.0}, seeds=1, questions=100))["low"][0]
+    assert proportion_confint(100, 100, method="beta")[0] - 0.03 < low < 0.995
     same = predictions(rng, {"post_cot": 5.0, "label_only": 5.0}, questions=20)
-    p, _ = RULES["equivalence"].judge(
-        contrast(same, rng, "post_cot", "label_only")[1], 0.02, "equal"
-    )
-    assert p >= 0.05
+    row = judge(same, claim(**SAME | dict(measure="correct_choice", margin=0.02))).iloc[0]
+    assert row["p"] >= 0.05
 
 
-def test_seeds_that_agree_by_luck_do_not_narrow_an_interval(rng):
-    """Two seeds with the same mean difference and other answers.
-
-    The interval is that of the questions with the seeds as given.
-    """
-    data = answers(rng, (2, 160), 0.5) - answers(rng, (2, 160), 0.4)
-    data[1] = rng.permutation(data[0])
-    level = st.two_level_bootstrap(data, rng, 20_000)
-    questions = np.concatenate([data.mean(0), [1, -1]])
-    assert level.se_seeds == 0 and level.se_questions < level.se_alone == pytest.approx(
-        questions.std() / np.sqrt(162), rel=0.02
-    )
-    assert st.half_width(level) == pytest.approx(sps.t.ppf(0.975, 159) * level.se_alone)
+def test_a_rationale_that_was_cut_off_counts_as_wrong_and_is_counted(rng):
+    data = predictions(rng, {"pre_cot": 5.0, "post_cot": 5.0}, questions=40)
+    cut = (data["arm"] == "pre_cot") & (data["id"].isin([f"q{i}" for i in range(10)]))
+    # one run was made before the column was written: its cut_off counts
+    known = cut.astype(object).where(data["seed"] != 2)
+    data = data.assign(cut_off=data["cut_off"] | cut, rationale_cut_off=known)
+    table = st.accuracy_table(data).set_index("arm")
+    assert table.loc["pre_cot", ["accuracy", "flagged"]].tolist() == [0.75, 30]
+    assert table.loc["post_cot", ["accuracy", "flagged"]].tolist() == [1.0, 0]
+    row = judge(data, claim(contrast=dict(a=["pre_cot"], b=["post_cot"]))).iloc[0]
+    assert row["estimate"] == pytest.approx(-0.25) and row["flagged"] == pytest.approx(0.125)
 
 
-def test_a_claim_without_its_gain_is_open(rng):
-    """Rationales that do nothing, and shuffled ones that do nothing.
-
-    Equal, but there was nothing to keep.
-    """
-    gain = claim(id="gain")
-    same = claim(
-        id="same",
-        contrast=dict(a=["post_cot_shuffled[token]"], b=["post_cot"]),
-        rule="equivalence",
-        direction="equal",
-        margin=0.05,
-        requires="gain",
-    )
-    for accuracy, verdict in ((0.4, "inconclusive"), (0.6, "supported")):
-        arms = {"label_only": 0.4, "post_cot": accuracy, "post_cot_shuffled[token]": accuracy}
-        table = verdicts(
-            predictions(rng, arms, seeds=5, questions=4000), [gain, same], rng
-        ).set_index("claim")
-        assert table["p_holm"]["same"] < 0.05 and table["verdict"]["same"] == verdict
-        assert ("no gain to keep" in table["reason"]["same"]) == (
-            verdict == "inconclusive"
-        ) and "within ±5 points" in table["reason"]["same"]
+def test_options_scored_with_no_rationale_stand_beside(rng):
+    data = predictions(rng, ARMS, questions=50)
+    pre = data["arm"] == "pre_cot"
+    data["scores_direct"] = [[1.0, 0.0] if yes else None for yes in pre]
+    table = st.accuracy_table(data).set_index("arm")
+    assert table.loc["pre_cot", "direct"] == 1 and np.isnan(table.loc["post_cot", "direct"])
+    row = judge(data, claim(contrast=dict(a=["pre_cot"], b=["pre_cot[direct]"]))).iloc[0]
+    assert row["verdict"] == "contradicted" and row["estimate"] < -0.4
+    assert "pre_cot[direct]" in set(st.add_direct_arms(data)["arm"])
+    assert st._direct_label("pre_cot_shuffled[token]") == "pre_cot_shuffled[token,direct]"
 
 
-def test_arms_that_trained_on_the_same_texts_are_not_shown_to_be_equivalent(rng):
-    """Fifteen tokens kept of rationales of twelve: equal by construction."""
-    same = claim(
-        id="same",
-        contrast=dict(a=["post_cot_kept[15,random]"], b=["post_cot"]),
-        rule="equivalence",
-        direction="equal",
-        margin=0.05,
-    )
-    data = predictions(
-        rng, {"post_cot": 0.6, "post_cot_kept[15,random]": 0.6}, seeds=5, questions=4000
-    )
-    for share, verdict in ((None, "supported"), (0.2, "supported"), (0.58, "inconclusive")):
-        row = verdicts(
-            data,
-            [same],
-            rng,
-            as_intact={} if share is None else {"post_cot_kept[15,random]": share},
-        ).iloc[0]
-        assert row["verdict"] == verdict and ("58 % of the training texts" in row["reason"]) == (
-            share == 0.58
-        )
+def test_questions_bring_their_texts_facts_and_strata(rng):
+    data = predictions(rng, {"post_cot": 0.5}, seeds=1, questions=3)
+    examples = [Example(f"q{i}", "What?", ("cup", "a long hat"), 0) for i in range(3)]
+    meta = {"q0": dict(fact=("cup", "use"), fact_in="label"), "q1": dict(fact=("cup", "use"))}
+    found = st.describe_questions(data, examples, meta, "shared")
+    assert list(found["fact"]) == ["cup | use", "cup | use", "q2"]
+    assert found["stratum"][0] == "label" and found["worlds"].eq("shared").all()
+    assert "acc_norm" in st.accuracy_table(found)
+    own = st.describe_questions(data.assign(fact="f"), examples, meta, "shared")
+    assert own["fact"].eq("f").all()
+    assert "fact" not in st.describe_questions(data, examples, {}, "shared")
 
 
-def test_an_interval_is_the_same_whatever_was_computed_before(rng):
-    data, fresh = predictions(rng, ARMS), np.random.default_rng(1)
-    alone = st.paired_difference(data, "post_cot", "pre_cot", rng=np.random.default_rng(1))
-    (
-        st.accuracy_table(data, rng=fresh),
-        st.paired_difference(data, "pre_cot", "label_only", rng=fresh),
-    )
-    after = st.paired_difference(data, "post_cot", "pre_cot", rng=fresh)
-    assert [after[k] for k in ("low", "high", "p")] == [alone[k] for k in ("low", "high", "p")]
-    assert (
-        st.paired_difference(data, "post_cot", "pre_cot", rng=np.random.default_rng(2))["low"]
-        != alone["low"]
-    )
+def test_questions_about_one_fact_count_as_one(rng):
+    """Each question five times: the interval is that of the single questions."""
+    data = predictions(rng, {"post_cot": 0.6, "label_only": 0.5}, questions=60)
+    five = [data.assign(id=data["id"] + f"-{i}", fact=data["id"]) for i in range(5)]
+    post = claim(measure="p_gold")
+    one, many = (judge(part, post).iloc[0] for part in (data, pd.concat(five)))
+    assert many["estimate"] == pytest.approx(one["estimate"])
+    assert many["se"] == pytest.approx(one["se"], rel=0.02) and many["design_effect"] > 4
 
 
-def test_where_nothing_differs_nothing_is_claimed(rng):
-    """No answer is right in either arm.
-
-    Every per-token value is 0, the interval has no width, and p is 1.
-    """
-    none = predictions(rng, {"post_cot": 0.5, "pre_cot": 0.5}, questions=40).assign(
-        correct_generated=False
-    )
-    rates = claim(contrast=dict(a=["post_cot"], b=["pre_cot"]), measure="correct_per_100_tokens")
-    row = verdicts(none, [rates], rng).iloc[0]
-    assert (row["verdict"], row["p"], row["low"], row["high"]) == ("inconclusive", 1.0, 0.0, 0.0)
-    some = [
-        verdicts(predictions(rng, {"post_cot": 0.5, "pre_cot": 0.5}, questions=40), [rates], rng)
-        for _ in range(2)
-    ]
-    pooled = pool([verdicts(none, [rates], rng), *some]).iloc[0]
-    assert pooled["studies"] == 2 and pooled["low"] < pooled["estimate"] < pooled["high"]
+def test_word_frequency_is_an_arm_without_scores(rng):
+    data = predictions(rng, {"post_cot": 0.6, "label_only": 0.5}, questions=60)
+    rows = data[(data["arm"] == "post_cot") & (data["seed"] == 0)]
+    nothing = dict(scores=None, correct_generated=np.nan, tokens_generated=np.nan)
+    frequent = rows.assign(arm="word_frequency", seed=-1, correct_choice=0.5, **nothing)
+    both = pd.concat([data, frequent])
+    table = st.accuracy_table(both).set_index("arm")
+    assert table.loc["word_frequency", "accuracy"] == 0.5
+    assert np.isnan(table.loc["word_frequency", "p_gold"])
+    assert "word_frequency" not in set(st.accuracy_tables(both)[1]["arm"])
+    with pytest.raises(DataError, match="no arm has the measure acc_norm"):
+        st.accuracy_table(both, "acc_norm")
+    against = claim(contrast=dict(a=["post_cot"], b=["word_frequency"]))
+    assert judge(both, against).loc["x", "seeds"] == 3
+    assert judge(both, against | dict(measure="p_gold")).loc["x", "verdict"] == "not measured"
 
 
-def test_a_number_says_what_it_measures(rng):
-    rows = [
-        claim(id=m, contrast=dict(a=["post_cot"], b=["pre_cot"]), measure=m) for m in st.MEASURES
-    ]
-    table = verdicts(predictions(rng, ARMS), rows, rng).set_index("claim")
-    assert table["contrast"].tolist() == [
-        "post_cot − pre_cot",
-        "post_cot − pre_cot (answers as written)",
-        "post_cot − pre_cot (right answers per 100 tokens)",
-    ]
-    assert (
-        "points (answers as written)" in table["reason"]["correct_generated"]
-        and "written" not in table["reason"]["correct_choice"]
-    )
-    row = table.loc["correct_choice"]
-    assert estimate_text(row) == (
-        f"{100 * row['estimate']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-    )
-
-
-def test_accuracy_per_token_is_a_ratio_with_its_spread(rng):
-    data = predictions(rng, {"pre_cot": 0.6}, seeds=1, questions=300)
-    table = st.seed_table(data, "pre_cot", "correct_per_100_tokens").to_numpy()
-    correct, tokens = (
-        data["correct_generated"].to_numpy(float),
-        data["tokens_generated"].to_numpy(float),
-    )
-    ratio = 100 * correct.sum() / tokens.sum()
-    assert table.mean() == pytest.approx(ratio)
-    without = np.array(
-        [
-            100 * (correct.sum() - c) / (tokens.sum() - t)
-            for c, t in zip(correct, tokens, strict=False)
-        ]
-    )
-    jackknife = np.sqrt(299 / 300 * ((without - without.mean()) ** 2).sum())
-    assert float(st.two_level_bootstrap(table, rng, guard=()).se_questions) == pytest.approx(
-        jackknife, rel=0.06
-    )
-
-
-def test_mcnemar_is_scipys_binomial_test(rng):
-    data = predictions(rng, {"post_cot": 0.6, "label_only": 0.5})
-    for row in st.paired_difference(data, "post_cot", "label_only", rng=rng)[
-        "mcnemar"
-    ].itertuples():
-        right = data[data["seed"] == row.seed].pivot(
-            index="id", columns="arm", values="correct_choice"
-        )
-        only_a = (right["post_cot"] & ~right["label_only"]).sum()
-        only_b = (right["label_only"] & ~right["post_cot"]).sum()
-        assert (row.only_a, row.only_b) == (only_a, only_b)
-        assert row.p == pytest.approx(sps.binomtest(int(only_a), int(only_a + only_b)).pvalue)
-
-
-def test_gee_is_logistic_regression_clustered_on_the_question(rng):
-    data = predictions(rng, {"post_cot": 0.55, "label_only": 0.5}, questions=150)
-    long = data.assign(y=data["correct_choice"].astype(int), group=data["id"].str[1:].astype(int))
-    fit = smf.logit("y ~ C(arm, Treatment('label_only')) + C(seed)", long).fit(
-        disp=0, cov_type="cluster", cov_kwds=dict(groups=long["group"], use_correction=False)
-    )
-    p = st.paired_difference(data, "post_cot", "label_only", rng=rng)["p_gee"]
-    assert p == pytest.approx(fit.pvalues.iloc[1], rel=1e-3)
-
-
-def test_tost_with_one_seed_is_statsmodels(rng):
-    data = predictions(rng, {"a": 0.5, "b": 0.5}, seeds=1, questions=1500)
-    a, b = (st.seed_table(data, arm).to_numpy()[0] for arm in "ab")
-    _, level = contrast(data, rng, "a", "b", n_boot=5000)
-    p, verdict = RULES["equivalence"].judge(level, 0.05, "equal")
-    assert verdict == "supported"
-    assert p == pytest.approx(ttost_paired(a, b, -0.05, 0.05)[0], rel=0.1)
-    half = st.half_width(level, 0.10)  # TOST at 5 %: the 90 % interval lies within the margin
-    assert (p < 0.05) == (level.estimate - half > -0.05 and level.estimate + half < 0.05)
-
-
-def test_interaction_is_the_difference_of_differences(rng):
-    data = predictions(rng, {"a": 0.7, "b": 0.4, "c": 0.6, "d": 0.5})
-    four = claim(contrast=dict(a=["a"], b=["b"], c=["c"], d=["d"]), rule="interaction")
-    found = verdicts(data, [four], rng).iloc[0]
-    assert found["contrast"] == "(a − b) − (c − d)"
-    parts = [st.paired_difference(data, *pair, rng=rng)["estimate"] for pair in ("ab", "cd")]
-    assert found["estimate"] == pytest.approx(parts[0] - parts[1]) and found["p"] < 0.05
-
-
-def test_holm_by_hand():
-    assert st.holm([0.01, np.nan, 0.04, 0.03]) == pytest.approx(
-        [0.03, np.nan, 0.06, 0.06], nan_ok=True
-    )
-
-
-def test_untrained_arm_is_compared_with_every_seed(rng):
-    data = predictions(rng, {"zero_shot": 0.3, "post_cot": 0.5})
-    found = st.paired_difference(data, "post_cot", "zero_shot", rng=rng)
+def test_paired_table(rng):
+    data = predictions(rng, ARMS | {"zero_shot": 0.2})
+    pairs = [("post_cot", "label_only"), ("post_cot", "zero_shot"), ("post_cot", "nix")]
+    found = paired_table(data, pairs, ("correct_choice", "p_gold"))
+    assert list(found["by"]) == ["forced choice", "p(gold)"] * 2
     means = data.groupby("arm")["correct_choice"].mean()
-    assert found["seeds"] == 3 and found["estimate"] == pytest.approx(
-        means["post_cot"] - means["zero_shot"]
-    )
-
-
-# --- calibration
-# ----------------------------------------------------------------------
-
-
-def at_most(rate, times):
-    """The largest share of `times` that chance allows (1 in 1,000) if the true rate is `rate`."""
-    return sps.binom.ppf(0.999, times, rate) / times
-
-
-@pytest.mark.parametrize(
-    "seeds, seed_sd", [(1, 0.0), (3, 0.0), (3, 0.03), (3, 0.1), (5, 0.03), (5, 0.1)]
-)
-def test_false_positives_at_most_nominal(rng, seeds, seed_sd):
-    shape = (3000, seeds, 200)
-    hard = rng.normal(0, 0.25, (3000, 1, 200))
-    tables = answers(rng, shape, 0.45, seed_sd, hard=hard) - answers(
-        rng, shape, 0.45, seed_sd, hard=hard
-    )
-    level = st.two_level_bootstrap(tables, rng, n_boot=500)
-    for alpha in (0.05, 0.005):
-        assert (np.abs(level.estimate) > st.half_width(level, alpha)).mean() <= at_most(alpha, 3000)
-
-
-@pytest.mark.parametrize("seeds", [1, 3, 5])
-def test_accuracy_intervals_cover(rng, seeds):
-    level = st.two_level_bootstrap(
-        answers(rng, (2000, seeds, 100), 0.5, 0.04 * (seeds > 1)), rng, 500, (1.0, 1.0, 0.0, 0.0)
-    )
-    assert (np.abs(level.estimate - 0.5) > st.half_width(level)).mean() <= at_most(0.05, 2000)
-
-
-def test_equivalence_is_not_found_at_the_margin(rng):
-    shape, hard = (3000, 3, 300), rng.normal(0, 0.15, (3000, 1, 300))
-    tables = answers(rng, shape, 0.56, 0.02, hard=hard) - answers(rng, shape, 0.5, 0.02, hard=hard)
-    level, truth = st.two_level_bootstrap(tables, rng, 500), 0.06
-    assert (np.abs(level.estimate) + st.half_width(level, 0.10) < truth).mean() <= at_most(
-        0.05, 3000
-    )
-
-
-def test_holm_keeps_the_error_of_a_whole_study(rng):
-    """Where nothing differs, Holm errs exactly where its first step does.
-
-    The smallest p below alpha / claims.
-    """
-    shape = (1000, 8, 3, 150)
-    level = st.two_level_bootstrap(
-        answers(rng, shape, 0.5, 0.03) - answers(rng, shape, 0.5, 0.03), rng, 300
-    )
-    p = st.p_value(
-        st.TwoLevel(
-            level.estimate[:5],
-            level.se_seeds[:5],
-            level.se_questions[:5],
-            level.se_alone[:5],
-            *level[4:],
-        )
-    )
-    first_step = (np.abs(level.estimate) > st.half_width(level, 0.05 / 8)).any(-1)
-    assert first_step[:5].tolist() == [bool((st.holm(row) < 0.05).any()) for row in p]
-    assert first_step.mean() <= at_most(0.05, 1000)
-
-
-@pytest.mark.parametrize("seeds, seed_sd", [(3, 0.0), (5, 0.02), (10, 0.03)])
-def test_power_keeps_its_promise(rng, seeds, seed_sd):
-    shape, hard = (1500, seeds, 300), rng.normal(0, 0.25, (1500, 1, 300))
-    tables = answers(rng, shape, 0.52, seed_sd, hard=hard) - answers(
-        rng, shape, 0.45, seed_sd, hard=hard
-    )
-    parts = [st.variance_parts(table) for table in tables[:300]]
-    # The true variances, nearly
-    squares = [m.mean() for m in st.mean_squares(tables)]
-    variances = dict(
-        seed=max(squares[0] - squares[2], 0) / 300,
-        question=(squares[1] - squares[2]) / seeds,
-        noise=squares[2],
-    )
-    assert np.mean([v["noise"] for v in parts]) == pytest.approx(variances["noise"], rel=0.05)
-    promised = st.power(variances, seeds, 300, tables.mean(), rng=rng, n_sim=20_000)
-    level = st.two_level_bootstrap(tables, rng, n_boot=500)
-    assert (level.estimate - st.half_width(level) > 0).mean() == pytest.approx(promised, abs=0.05)
-
-
-@pytest.mark.parametrize("rule", ["equivalence", "noninferiority"])
-def test_power_of_the_bounded_rules(rng, rule):
-    variances, margin = dict(seed=0.0002, question=0.05, noise=0.2), 0.05
-    tables = (
-        rng.normal(0, variances["seed"] ** 0.5, (1500, 5, 1))
-        + rng.normal(0, 0.2**0.5, (1500, 5, 300))
-        + rng.normal(0, 0.05**0.5, (1500, 1, 300))
-    )
-    level = st.two_level_bootstrap(tables, rng, n_boot=500, guard=())
-    shown = (
-        np.abs(level.estimate) + st.half_width(level, 0.10) < margin
-        if rule == "equivalence"
-        else level.estimate - st.half_width(level) > -margin
-    )
-    promised = st.power(variances, 5, 300, 0.0, rng=rng, rule=rule, margin=margin, n_sim=20_000)
-    assert 0.3 < promised < 0.95 and shown.mean() == pytest.approx(promised, abs=0.04)
-
-
-def test_needed_is_enough_and_not_too_much(rng):
-    variances = dict(seed=0.0004, question=0.05, noise=0.2)
-    size = st.required_size(variances, 10, 500, 0.03, rng=rng)
-    by = lambda seeds, questions: st.power(variances, seeds, questions, 0.03, rng=rng, n_sim=20_000)
-    assert (
-        by(size["seeds"], 500) == pytest.approx(0.8, abs=0.04) and by(size["seeds"] - 2, 500) < 0.8
-    )
-    assert by(10, size["questions"]) == pytest.approx(0.8, abs=0.04)
-    stuck = st.required_size(dict(seed=0.01, question=0.05, noise=0.2), 3, 500, 0.02, rng=rng)
-    # Questions never make up for seeds
-    assert stuck["questions"] is None
+    assert found["estimate"][0] == pytest.approx(means["post_cot"] - means["label_only"])
+    assert found["estimate"][2] == pytest.approx(means["post_cot"] - means["zero_shot"])
+    # as the verdict of the same contrast says
+    row = judge(data, claim()).iloc[0]
+    assert found.loc[0, ["low", "high", "p"]].tolist() == row[["low", "high", "p"]].tolist()
+    assert paired_table(data, [("nix", "post_cot")]).empty
 
 
 # --- verdicts
 # ----------------------------------------------------------------------
 
-ARMS = {"label_only": 0.3, "pre_cot": 0.3, "post_cot": 0.6}
+
+def test_tost_with_one_seed_is_statsmodels(rng):
+    data = predictions(rng, {"a": 0.5, "b": 0.5}, seeds=1, questions=1500)
+    a, b = (data.loc[data["arm"] == arm, "scores"].str[0].map(special.expit) for arm in "ab")
+    row = judge(data, claim(**SAME, contrast=dict(a=["a"], b=["b"]))).iloc[0]
+    assert row["p"] == pytest.approx(ttost_paired(a.to_numpy(), b.to_numpy(), -0.05, 0.05)[0])
+    assert row["verdict"] == "inconclusive" and "One seed" in row["reason"]
+
+
+def test_every_rule_is_judged_by_its_t(rng):
+    effect = inference.Effect(0.04, 0.02, 30.0)
+    t = lambda null: 2 * sps.t.sf(abs(0.04 - null) / 0.02, 30)
+    assert RULES["difference"].judge(effect, 0, "greater") == (pytest.approx(t(0)), "supported")
+    assert RULES["difference"].judge(effect, 0, "less") == (pytest.approx(t(0)), "contradicted")
+    found = RULES["noninferiority"].judge(effect, 0.02, "not_less")
+    assert found == (pytest.approx(t(-0.02)), "supported")
+    inside = RULES["equivalence"].judge(effect, 0.1, "equal")
+    assert inside == (pytest.approx(sps.t.sf(3, 30)), "supported")
+    beyond = RULES["equivalence"].judge(effect, 0.01, "equal")
+    assert beyond == (pytest.approx(2 * sps.t.sf(1.5, 30)), "contradicted")
+
+
+GATE = claim(id="gate", family="mechanism", contrast=dict(a=["post_cot"], b=["post_cot_filler"]))
+SPARES = claim(
+    id="same",
+    contrast=dict(a=["post_cot_shuffled[token]"], b=["post_cot"]),
+    requires=["swapped", "gate"],
+    **SAME,
+)
+
+
+@pytest.mark.parametrize("gain, verdict", [(0.0, "inconclusive"), (0.3, "supported")])
+def test_a_claim_without_its_gain_is_open(rng, gain, verdict):
+    """Rationales that do nothing, and shuffled ones that do nothing: nothing was there to keep."""
+    arms = {"label_only": 0.4, "post_cot_filler": 0.4, "post_cot": 0.4 + gain}
+    data = predictions(rng, arms | {"post_cot_shuffled[token]": 0.4 + gain}, questions=400)
+    table = judge(data, GATE, SPARES)
+    assert table["p_holm"]["same"] < 0.05 and table["verdict"]["same"] == verdict
+    assert ("no gain to keep" in table["reason"]["same"]) == (verdict == "inconclusive")
+    assert "within ±5 points" in table["reason"]["same"]
+
+
+def test_the_first_gate_that_was_measured_counts_and_a_missing_one_is_said(rng):
+    arms = {"post_cot": 0.6, "post_cot_shuffled[token]": 0.6, "post_cot_filler": 0.3}
+    swapped = GATE | dict(id="swapped", contrast=dict(a=["post_cot"], b=["post_cot_swapped"]))
+    data = predictions(rng, arms | {"post_cot_swapped": 0.6}, questions=400)
+    table = judge(data, GATE, swapped, SPARES)
+    assert table["verdict"][["gate", "same"]].tolist() == ["supported", "inconclusive"]
+    assert "swapped is not supported" in table["reason"]["same"]
+    some = judge(data[data["arm"] != "post_cot_swapped"], GATE, swapped, SPARES)
+    assert some["verdict"]["same"] == "supported" and "No gate" not in some["reason"]["same"]
+    none = judge(data[~data["arm"].isin(["post_cot_swapped", "post_cot_filler"])], GATE, SPARES)
+    assert none["verdict"]["same"] == "supported"
+    assert none["reason"]["same"].endswith(
+        "No gate: swapped or gate was not measured, so a gain is not shown."
+    )
+
+
+def test_arms_that_trained_on_the_same_texts_are_not_shown_to_be_equivalent(rng):
+    """Fifteen tokens kept of rationales of twelve: equal by construction."""
+    kept = "post_cot_kept[15,random]"
+    same = claim(id="same", contrast=dict(a=[kept], b=["post_cot"]), **SAME)
+    data = predictions(rng, {"post_cot": 0.6, kept: 0.6}, questions=400)
+    for share, verdict in ((None, "supported"), (0.2, "supported"), (0.58, "inconclusive")):
+        row = judge(data, same, as_intact={} if share is None else {kept: share}).iloc[0]
+        assert row["verdict"] == verdict
+        assert ("58 % of the training texts" in row["reason"]) == (share == 0.58)
 
 
 def test_one_seed_claims_nothing(rng):
-    table = verdicts(predictions(rng, ARMS, seeds=1), load_claims(CLAIMS), rng)
+    table = verdicts(predictions(rng, ARMS, seeds=1), load_claims(CLAIMS))
     assert set(table["verdict"]) == {"inconclusive", "not measured"}
     first = table.iloc[0]
-    assert (
-        first["p"] < 1e-4
-        and "One seed" in first["reason"]
-        and first["needed"].startswith("at least 3 seeds")
-    )
-    assert table[table["verdict"] == "inconclusive"]["needed"].str.len().gt(0).all()
+    assert first["p"] < 1e-4 and "One seed" in first["reason"]
+    measured = table[table["verdict"] == "inconclusive"]
+    assert measured["detectable"].gt(0).all()
 
 
 def test_each_verdict(rng):
     data = predictions(rng, ARMS | {"post_cot_shuffled[token]": 0.6}, seeds=6, questions=400)
+    pre_label = dict(contrast=dict(a=["pre_cot"], b=["label_only"]))
+    not_less = dict(rule="noninferiority", direction="not_less", margin=0.02)
     claims = [
         claim(id="yes"),
         claim(id="no", direction="less"),
         claim(id="no_arm", contrast=dict(a=["nix"], b=["pre_cot"])),
-        claim(id="flat", contrast=dict(a=["pre_cot"], b=["label_only"])),
-        claim(
-            id="same",
-            contrast=dict(a=["pre_cot"], b=["label_only"]),
-            rule="equivalence",
-            direction="equal",
-            margin=0.2,
-        ),
-        claim(id="differs", rule="equivalence", direction="equal", margin=0.02),
-        claim(id="not_worse", rule="noninferiority", direction="not_less", margin=0.02),
-        claim(
-            id="worse",
-            contrast=dict(a=["label_only"], b=["post_cot"]),
-            rule="noninferiority",
-            direction="not_less",
-            margin=0.02,
-        ),
+        claim(id="flat", **pre_label),
+        claim(id="same", **pre_label, **SAME | dict(margin=0.2)),
+        claim(id="differs", **SAME | dict(margin=0.02)),
+        claim(id="not_worse", **not_less),
+        claim(id="worse", contrast=dict(a=["label_only"], b=["post_cot"]), **not_less),
     ]
-    table = verdicts(data, claims, rng).set_index("claim")
+    table = judge(data, *claims)
     assert table["verdict"].to_dict() == dict(
         yes="supported",
         no="contradicted",
@@ -532,36 +323,150 @@ def test_each_verdict(rng):
         not_worse="supported",
         worse="contradicted",
     )
-    assert table.loc["no_arm", "reason"] == "No run of nix." and pd.isna(
-        table.loc["no_arm", "estimate"]
-    )
-    assert "80 % power" in table.loc["flat", "needed"] and table.loc["yes", "needed"] == ""
+    assert table.loc["no_arm", "reason"] == "No run of nix."
+    assert pd.isna(table.loc["no_arm", "estimate"])
+    assert table.loc["no", "reason"].startswith("The opposite of the claim: ")
     measured = table.drop(index="no_arm")
-    assert measured["p_holm"].to_numpy() == pytest.approx(st.holm(measured["p"].to_numpy()))
-    assert (table["n"].dropna() == 400).all() and (table["seeds"].dropna() == 6).all()
+    holm = multipletests(measured["p"], method="holm")[1]
+    assert measured["p_holm"].to_numpy() == pytest.approx(holm)
+    assert (measured["n"] == 400).all() and (measured["seeds"] == 6).all()
+    # what the study could find: at alpha over the seven measured claims
+    row = table.loc["flat"]
+    effect = inference.Effect(row["estimate"], row["se"], row["df"])
+    assert row["detectable"] == pytest.approx(inference.detectable_effect(effect, 0.05 / 7))
+    low, high = inference.confidence_interval(effect)
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+
+
+def test_holm_is_within_families(rng):
+    """A family of one claim pays for itself alone."""
+    data = predictions(rng, ARMS)
+    ours = [claim(id=f"m{i}", family="mechanism") for i in range(9)]
+    table = judge(data, claim(id="alone"), *ours)
+    assert table.loc["alone", "p_holm"] == pytest.approx(table.loc["alone", "p"])
+    assert table.loc["m0", "p_holm"] == pytest.approx(min(1, 9 * table.loc["m0", "p"]))
+    assert table.loc["alone", "detectable"] < table.loc["m0", "detectable"]
+
+
+def test_a_stratum_has_its_own_questions(rng):
+    """Facts in rationales only gain, facts behind labels lose, the others stay."""
+    parts = []
+    for stratum, post in (("rationale", 0.7), ("label", 0.1), ("none", 0.4)):
+        part = predictions(rng, {"label_only": 0.4, "post_cot": post}, questions=200)
+        parts.append(part.assign(id=stratum + part["id"], stratum=stratum))
+    data = pd.concat(parts)
+    table = verdicts(data, load_claims(CLAIMS)).set_index("claim")
+    wanted = ["rationale_teaches", "rationale_costs", "rationale_gives_nothing_elsewhere"]
+    assert table.loc[wanted, "verdict"].eq("supported").all()
+    assert table.loc[wanted, "n"].eq(200).all() and table.loc["post_beats_label_only", "n"] == 600
+    assert table.loc["rationale_teaches", "contrast"].endswith("(p(gold)), facts: rationale")
+    few = data[(data["stratum"] != "none") | data["id"].isin([f"noneq{i}" for i in range(5)])]
+    row = judge(few, *load_claims(CLAIMS)).loc["rationale_gives_nothing_elsewhere"]
+    assert row["verdict"] == "not measured" and row["reason"].startswith("5 test questions")
+    row = judge(parts[0].drop(columns="stratum"), *load_claims(CLAIMS)).loc["rationale_teaches"]
+    assert row["verdict"] == "not measured"
+
+
+def test_worlds_per_seed(rng):
+    parts = [
+        predictions(rng, {"label_only": 0.4, "post_cot": 0.6}, seeds=1).assign(
+            seed=seed, worlds="per_seed"
+        )
+        for seed in range(4)
+    ]
+    data = pd.concat([part.assign(id=f"w{i}" + part["id"]) for i, part in enumerate(parts)])
+    row = judge(data, claim(measure="p_gold")).iloc[0]
+    means = [
+        part.assign(sure=special.expit(part["scores"].str[0])).groupby("arm")["sure"].mean()
+        for part in parts
+    ]
+    apart = [m["post_cot"] - m["label_only"] for m in means]
+    assert row["estimate"] == pytest.approx(np.mean(apart))
+    assert row["se"] >= sps.sem(apart) - 1e-12 and row["n"] == 800
+    assert st.accuracy_table(data)["seeds"].tolist() == [4, 4]
+
+
+def test_the_share_that_is_retained(rng):
+    arms = {"label_only": 0.2, "post_cot": 0.6, "post_cot_shuffled[token]": 0.4}
+    shuffled = claim(
+        contrast=dict(a=["post_cot_shuffled[token]"], b=["post_cot"]), measure="p_gold"
+    )
+    data = predictions(rng, arms, questions=400)
+    table = judge(data, shuffled)
+    share = table.loc["x", "retained"]
+    assert share.endswith("of the gain over label_only") and 40 < float(share.split(" %")[0]) < 60
+    filler = predictions(rng, arms | {"post_cot_filler": 0.3}, questions=400)
+    assert judge(filler, shuffled).loc["x", "retained"].endswith("over post_cot_filler")
+    flat = predictions(rng, arms | {"post_cot": 0.2}, questions=400)
+    assert judge(flat, shuffled).loc["x", "retained"].startswith("no gain to retain")
+    assert judge(data, claim()).loc["x", "retained"] == ""
+    assert len(share_table(judge(data, claim(id="y"), shuffled).reset_index())) == 1
+
+
+def test_what_was_not_registered_is_exploratory(rng):
+    data, block = predictions(rng, ARMS), dict(commit="abc", date="2026-11-28", claims=["x"])
+    both = [claim(), claim(id="y")]
+    assert set(judge(data, *both)["registered"]) == {""}
+    assert judge(data, *both, registered=block)["registered"].to_dict() == {
+        "x": "registered",
+        "y": "exploratory",
+    }
+    arms = judge(data, *both, registered=block | dict(arms=["post_cot"]))
+    assert set(arms["registered"]) == {"exploratory"}
+    with pytest.raises(DataError, match="no claim 'z'"):
+        judge(data, *both, registered=block | dict(claims=["z"]))
+    table = judge(data, *both, registered=block).reset_index()
+    assert list(verdict_table(table)["registered"]) == ["registered", "exploratory"]
+    assert "registered" not in verdict_table(judge(data, *both).reset_index())
+
+
+def test_interaction_is_the_difference_of_differences(rng):
+    data = predictions(rng, {"a": 0.7, "b": 0.4, "c": 0.6, "d": 0.5})
+    four = claim(contrast=dict(a=["a"], b=["b"], c=["c"], d=["d"]), rule="interaction")
+    found = judge(data, four).iloc[0]
+    assert found["contrast"] == "(a − b) − (c − d)"
+    parts = paired_table(data, [("a", "b"), ("c", "d")])["estimate"]
+    assert found["estimate"] == pytest.approx(parts[0] - parts[1]) and found["p"] < 0.05
+
+
+def test_a_number_says_what_it_measures(rng):
+    data = predictions(rng, ARMS, questions=40).assign(options=[("cup", "hat")] * 360)
+    rows = [claim(id=m, contrast=dict(a=["post_cot"], b=["pre_cot"]), measure=m) for m in MEASURES]
+    table = judge(data, *rows)
+    assert table["contrast"].tolist() == [
+        "post_cot − pre_cot",
+        "post_cot − pre_cot (p(gold))",
+        "post_cot − pre_cot (log p per byte)",
+        "post_cot − pre_cot (answers as written)",
+    ]
+    assert "points (answers as written)" in table["reason"]["correct_generated"]
+    assert "written" not in table["reason"]["correct_choice"]
+    row = table.loc["correct_choice"]
+    assert estimate_text(row) == (
+        f"{100 * row['estimate']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    )
+    old = dict(measure="correct_per_100_tokens", estimate=17.75, low=9.3, high=26.2)
+    assert estimate_text(pd.Series(old)) == "+17.75 [+9.30, +26.20]"
 
 
 def test_what_is_missing_is_named(rng):
     data = predictions(rng, ARMS, questions=30)
-    reasons = verdicts(data, load_claims(CLAIMS), rng).set_index("claim")["reason"]
+    reasons = verdicts(data, load_claims(CLAIMS)).set_index("claim")["reason"]
     assert reasons["shuffle_hurts_pre_more"] == (
         "No run of pre_cot_shuffled[token] and post_cot_shuffled[*]."
     )
     assert reasons["key_tokens_suffice"] == "No run of post_cot_kept[15,integrated_gradients]."
     apart = data.assign(seed=data["seed"] + 10 * (data["arm"] == "label_only"))
-    row = verdicts(apart, [claim()], rng).iloc[0]
+    row = verdicts(apart, [claim()]).iloc[0]
     assert row["verdict"] == "not measured" and row["reason"] == (
         "No seed was run for all of post_cot, label_only."
     )
 
 
-def test_same_seed_same_verdicts(rng):
+def test_the_order_of_rows_does_not_matter(rng):
     data, claims = predictions(rng, ARMS), load_claims(CLAIMS)
-    tables = [verdicts(data, claims, np.random.default_rng(3)) for _ in range(2)]
-    pd.testing.assert_frame_equal(*tables)
-    shuffled = verdicts(data.sample(frac=1, random_state=1), claims, np.random.default_rng(3))
-    # The order of rows does not matter
-    pd.testing.assert_frame_equal(tables[0], shuffled)
+    table = verdicts(data, claims)
+    pd.testing.assert_frame_equal(table, verdicts(data.sample(frac=1, random_state=1), claims))
 
 
 def test_like_is_compared_with_like():
@@ -586,73 +491,102 @@ def test_like_is_compared_with_like():
 
 
 def test_the_claims_cover_the_issue_and_name_no_unknown_arm():
-    claims = {c["id"]: c for c in load_claims(CLAIMS)}
-    rules = {
-        "post_beats_label_only": "difference",
-        "post_beats_pre": "difference",
-        "shuffle_spares_post": "equivalence",
-        "shuffle_hurts_pre": "difference",
-        "shuffle_hurts_pre_more": "interaction",
-        "key_tokens_suffice": "equivalence",
-        "key_tokens_beat_random": "difference",
-        "full_mask_is_label_only": "equivalence",
-        "no_reasoning_costs_nothing": "noninferiority",
-        "right_answers_per_token": "difference",
-        "own_rationale_beats_swapped": "difference",
-        "rationale_beats_filler": "difference",
-        "label_weight_helps": "difference",
-        "shuffled_beats_label_only": "difference",
-        "shuffle_hurts_pre_written": "difference",
-        "key_tokens_beat_label_only": "difference",
-    }
-    assert {k: c["rule"] for k, c in claims.items()} == rules
-    from cotdistill.arms import arm_from_name
-
-    assert {k for k, c in claims.items() if c.get("requires") == "post_beats_label_only"} == {
-        k for k, rule in rules.items() if rule == "equivalence"
-    }
-    for c in claims.values():
+    claims = load_claims(CLAIMS)
+    families = {name: [c["id"] for c in claims if c["family"] == name] for name in FAMILIES}
+    assert families["paper"] == [
+        "post_beats_label_only",
+        "post_beats_pre",
+        "shuffle_spares_post",
+        "key_tokens_suffice",
+    ]
+    assert families["cost"] == ["no_reasoning_costs_nothing", "pre_needs_its_rationale"]
+    assert len(families["mechanism"]) == 15
+    by_id = {c["id"]: c for c in claims}
+    assert {c["measure"] for c in claims if c["family"] == "paper"} == {"correct_choice", "p_gold"}
+    for c in claims:
+        # equivalences and the mechanism are of p(gold), except against an arm without scores
+        if c["rule"] == "equivalence" or c["family"] == "mechanism":
+            assert c["measure"] == "p_gold" or c["id"] == "rationale_beats_word_frequency"
+        if c["rule"] == "equivalence":
+            assert c["margin"] == 0.03
         for pattern in sum(c["contrast"].values(), []):
-            arm_from_name(pattern.split("[")[0])
+            if pattern != "word_frequency":
+                arm_from_name(pattern.split("[")[0])
+    gates = {c["id"]: c["requires"] for c in claims if "requires" in c}
+    own = ["own_rationale_beats_swapped", "rationale_beats_filler"]
+    assert gates == {"shuffle_spares_post": own, "key_tokens_suffice": own}
+    strata = {k: c["stratum"] for k, c in by_id.items() if "stratum" in c}
+    assert strata == {
+        "rationale_teaches": "rationale",
+        "rationale_beats_word_frequency": "rationale",
+        "rationale_costs": "label",
+        "rationale_gives_nothing_elsewhere": "none",
+        "swapped_teaches_nothing": "rationale",
+    }
+    loss = by_id["balanced_beats_token_mean"]["contrast"]
+    for arms, found in (
+        (["post_cot", "post_cot[loss=token_mean]"], ["post_cot", "post_cot[loss=token_mean]"]),
+        (["post_cot", "post_cot[loss=balanced]"], ["post_cot[loss=balanced]", "post_cot"]),
+        (["post_cot"], None),
+    ):
+        resolved = resolve_contrast(loss, arms)
+        assert (resolved and list(resolved.values())) == found
 
 
 @pytest.mark.parametrize(
     "text, words",
     [
         (
-            "- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, "
+            "- {id: x, family: paper, words: w, "
+            "section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, "
             "direction: less, margin: 0, rule: difference, requires: y}",
             "requires 'y'; expected the id of a claim that requires none",
         ),
         (
-            "- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, "
+            "- {id: x, family: paper, words: w, "
+            "section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, "
             "direction: less, margin: 0, rule: difference, requires: x}",
             "requires 'x'; expected the id of a claim that requires none",
+        ),
+        (
+            "- {id: x, family: ours, words: w, section: s, contrast: {a: [p], b: [q]}, "
+            "measure: p_gold, direction: less, margin: 0, rule: difference}",
+            "family is 'ours'; expected one of paper, mechanism, cost",
+        ),
+        (
+            "- {id: x, family: paper, words: w, "
+            "section: s, contrast: {a: [p], b: [q]}, "
+            "measure: p_gold, stratum: here, direction: less, margin: 0, rule: difference}",
+            "stratum is 'here'; expected one of label, rationale, none",
         ),
         ("- [", "not YAML"),
         ("a: 1", "expected a list"),
         ("- {id: x}", "claim x: fields are"),
         (
-            "- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: m, direction: "
+            "- {id: x, family: paper, words: w, "
+            "section: s, contrast: {a: [p], b: [q]}, measure: m, direction: "
             "greater, margin: 0, "
             "rule: difference}",
             "measure is 'm'",
         ),
         (
-            "- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, "
+            "- {id: x, family: paper, words: w, "
+            "section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, "
             "direction: equal, "
             "margin: 0, rule: equivalence}",
             "margin is 0; expected a fraction above 0",
         ),
         (
-            "- {id: x, words: w, section: s, contrast: {a: [p]}, measure: correct_choice, "
+            "- {id: x, family: paper, words: w, "
+            "section: s, contrast: {a: [p]}, measure: correct_choice, "
             "direction: "
             "less, margin: 0, "
             "rule: difference}",
             "contrast is",
         ),
         (
-            "- {id: x, words: w, section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, "
+            "- {id: x, family: paper, words: w, "
+            "section: s, contrast: {a: [p], b: [q]}, measure: correct_choice, "
             "direction: up, margin: 0, "
             "rule: difference}",
             "rule 'difference' with direction 'up'",
@@ -670,76 +604,52 @@ def test_bad_claims_name_the_file_and_the_claim(tmp_path, text, words):
 def test_bad_predictions(rng):
     data = predictions(rng, ARMS, questions=20)
     less = data.drop(data.index[(data["arm"] == "post_cot") & data["id"].isin(["q3", "q4"])])
-    with pytest.raises(
-        DataError,
-        match=r"2 ids only in 'label_only'|only in 'post_cot', 2 only "
-        r"in 'label_only'",
-    ):
-        st.paired_difference(less, "post_cot", "label_only", rng=rng)
+    with pytest.raises(DataError, match="do not share their test questions: 2 ids"):
+        verdicts(less, [claim()])
     with pytest.raises(DataError, match="predicted more than once"):
-        st.seed_table(pd.concat([data, data.iloc[:1]]), "label_only")
-    with pytest.raises(DataError, match="no correct_choice for 1 of 60"):
-        st.seed_table(data.drop(data.index[0]), "label_only")
-    with pytest.raises(DataError, match="no predictions of arm 'nix'"):
-        st.paired_difference(data, "nix", "label_only", rng=rng)
-    with pytest.raises(DataError, match="no seed in common"):
-        apart = data.assign(seed=data["seed"] + 10 * (data["arm"] == "pre_cot"))
-        st.paired_difference(apart, "pre_cot", "post_cot", rng=rng)
+        st.accuracy_table(pd.concat([data, data.iloc[:1]]))
+    with pytest.raises(DataError, match="question q0 is not answered but is by other seeds"):
+        st.accuracy_table(data.drop(data.index[0]))
     with pytest.raises(DataError, match="several values of study"):
-        verdicts(pd.concat([data, data.assign(study="t")]), [claim()], rng)
-    with pytest.raises(DataError, match="measure is 'speed'"):
-        st.seed_table(data, "post_cot", "speed")
+        verdicts(pd.concat([data, data.assign(study="t")]), [claim()])
 
 
 # --- across studies
 # ----------------------------------------------------------------------
 
 
-def test_pool_is_dersimonian_laird_by_hand():
-    effect, se = np.array([0.10, 0.02, 0.05, -0.01]), np.array([0.02, 0.01, 0.03, 0.02])
-    z = sps.norm.ppf(0.975)
-    tables = [
-        pd.DataFrame(
-            [
-                dict(
-                    claim="x",
-                    words="w",
-                    measure="m",
-                    estimate=e,
-                    low=e - z * s,
-                    high=e + z * s,
-                    p=0.5,
-                    seeds=3,
-                )
-            ]
-        )
-        for e, s in zip(effect, se, strict=False)
-    ]
-    row = pool(tables).iloc[0]
-    w = 1 / se**2
-    q = (w * (effect - (w * effect).sum() / w.sum()) ** 2).sum()
-    tau2 = (q - 3) / (w.sum() - (w**2).sum() / w.sum())
-    v = 1 / (se**2 + tau2)
-    mean = (v * effect).sum() / v.sum()
-    knapp = np.sqrt((v * (effect - mean) ** 2).sum() / v.sum() / 3)
-    half = max(z / np.sqrt(v.sum()), sps.t.ppf(0.975, 3) * knapp)
-    assert (row["estimate"], row["tau2"], row["i2"]) == pytest.approx((mean, tau2, 1 - 3 / q))
-    assert (row["low"], row["high"]) == pytest.approx((mean - half, mean + half)) and row[
-        "studies"
-    ] == 4
-    # No spread: tau2 is not below 0
-    same = pool([tables[0], tables[0]]).iloc[0]
-    assert same["tau2"] == 0 and same["high"] - same["estimate"] == pytest.approx(
-        z * 0.02 / np.sqrt(2)
+def verdict_row(estimate, error, **more):
+    half = sps.norm.ppf(0.975) * error
+    row = dict(claim="x", words="w", measure="m", estimate=estimate, p=0.5, seeds=3)
+    return pd.DataFrame([row | dict(low=estimate - half, high=estimate + half) | more])
+
+
+def test_pool_takes_the_effects_of_old_and_new_studies():
+    effects = [(0.10, 0.02), (0.02, 0.01), (0.05, 0.03), (-0.01, 0.02)]
+    ours = inference.pool_effects([inference.Effect(e, s, np.inf) for e, s in effects])
+    old = pool([verdict_row(e, s) for e, s in effects]).iloc[0]
+    new = pool([verdict_row(e, s, se=s, df=np.inf) for e, s in effects]).iloc[0]
+    for row in (old, new):
+        for name in ("estimate", "low", "high", "tau", "predicted_low", "predicted_high"):
+            assert row[name] == pytest.approx(getattr(ours, name))
+        assert row["studies"] == 4 and row["predicted_low"] < row["low"]
+    # few degrees of freedom make a study's weight smaller
+    few = pool([verdict_row(e, s, se=s, df=3.0 if e == 0.1 else np.inf) for e, s in effects])
+    assert few["estimate"][0] < new["estimate"]
+    alone = pool([verdict_row(0.1, 0.02)]).iloc[0]
+    assert (alone["low"], alone["high"]) == pytest.approx(
+        (0.1 - 1.959964 * 0.02, 0.1 + 1.959964 * 0.02)
     )
-    alone = pool(tables[:1]).iloc[0]
-    assert (alone["low"], alone["high"]) == pytest.approx((0.10 - z * 0.02, 0.10 + z * 0.02))
+    assert alone["note"] == "one study: not pooled"
+    # nothing varied: it says nothing of its error
+    still = pool([verdict_row(0.1, 0.0), verdict_row(0.1, 0.02)]).iloc[0]
+    assert still["studies"] == 1
 
 
 def test_pool_leaves_out_what_was_not_measured(rng):
     claims = load_claims(CLAIMS)
     tables = [
-        verdicts(predictions(rng, ARMS, seeds=s, study=f"s{s}", questions=60), claims, rng)
+        verdicts(predictions(rng, ARMS, seeds=s, study=f"s{s}", questions=60), claims)
         for s in (1, 3)
     ]
     pooled = pool(tables).set_index("claim")

@@ -75,6 +75,22 @@ BAD = {
     "nothing for text": ("student:", r"student is None \(NoneType\); expected a text"),
     "nested": ("train: {lr: 1}", "unknown key 'train'"),
     "nested value": ("student: {name: x}", r"student is \{'name': 'x'\} \(dict\); expected a text"),
+    "a block in another form": (
+        "registered: [post_beats_pre]",
+        r"registered is \['post_beats_pre'\] \(list\); expected a block",
+    ),
+    "a block without its date": (
+        "registered: {commit: abc, claims: [post_beats_pre]}",
+        "registered has the keys commit, claims; expected commit, date, claims",
+    ),
+    "a commit that YAML reads as a number": (
+        "registered: {commit: 1234567, date: 2026-11-28, claims: [post_beats_pre]}",
+        "registered: commit is 1234567; expected a text, in quotes",
+    ),
+    "claims that are no list": (
+        "registered: {commit: abc, date: 2026-11-28, claims: post_beats_pre}",
+        "registered: claims is 'post_beats_pre'; expected a list of texts",
+    ),
     "own name": ("study: x", "study is named by its file"),
     "not a mapping": ("- a\n- b", "found list; expected `key: value` lines"),
     "broken YAML": ("a: [1,\nb: 2", r"own.yaml:\d+: not YAML"),
@@ -111,6 +127,14 @@ def test_a_whole_number_is_a_number_and_a_study_without_student_takes_the_bundle
     (tmp_path / "own.yaml").write_text("student: tiny-llama\n")
     assert load_study(str(tmp_path / "own.yaml")) == {"study": "own", "student": "tiny-llama"}
     assert default_note(str(tmp_path / "own.yaml")) == ""
+
+
+def test_what_was_registered_reaches_notebook_06_alone(tmp_path):
+    block = "registered: {commit: abc, date: 2026-11-28, claims: [post_beats_pre]}"
+    (tmp_path / "own.yaml").write_text(block + "\n")
+    values = load_study(str(tmp_path / "own.yaml"))
+    assert values["registered"] == dict(commit="abc", date="2026-11-28", claims=["post_beats_pre"])
+    assert [s for s, known in all_parameters().items() if "registered" in known] == ["figures"]
 
 
 def test_the_terminal_says_which_student_is_taken(tmp_path, monkeypatch, capsys):

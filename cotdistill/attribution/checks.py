@@ -1,6 +1,7 @@
 """Check whether attributions mean something.
 
-Completeness, faithfulness, randomised weights, agreement, known key tokens.
+Completeness, randomised weights, agreement, known key tokens, words of the label. Faithfulness
+stands in curves.py.
 """
 
 import copy
@@ -16,14 +17,11 @@ from sklearn.metrics import average_precision_score
 
 from cotdistill import corrupt
 from cotdistill.attribution.methods import aggregate_to_words, attribute_all, top_k
-from cotdistill.attribution.score import Attribution, freeze_parameters, removal_logps
+from cotdistill.attribution.score import Attribution
 from cotdistill.errors import DataError
 from cotdistill.examples import Example, Rationale
 from cotdistill.kernels.blocks import blocks_of
-from cotdistill.kernels.linear import use_prepacked_linears
 from cotdistill.students import Student
-
-FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of tokens, as in ERASER
 
 
 def completeness(attributions: list[Attribution]) -> pd.DataFrame:
@@ -41,92 +39,6 @@ def completeness(attributions: list[Attribution]) -> pd.DataFrame:
     table["delta"] = table["sum"] - table["difference"]
     table["relative"] = (table["delta"] / table["difference"]).abs()
     return table
-
-
-def faithfulness(
-    student: Student,
-    example: Example,
-    rationale: str,
-    scores: dict[str, Sequence[float]],
-    fractions: Sequence[float] = FRACTIONS,
-    *,
-    label_format: str = "text",
-    baseline: str = "filler",
-    batch_size: int = 32,
-) -> pd.DataFrame:
-    """Erase tokens from the most important on.
-
-    One row per method (a key of `scores`) and fraction of tokens.
-
-    deletion is log p(label) without the top tokens, insertion with nothing but them (the rest at
-    the baseline); these are the curves of Petsiuk et al. 2018 (arXiv 1806.07421). comprehensiveness
-    = full - deletion (high: they were needed) and sufficiency = full - insertion (low: they
-    suffice) are ERASER's (DeYoung et al. 2020, arXiv 1911.03429), with two differences: in nats
-    instead of probabilities, and with replaced instead of removed tokens, so that positions stay.
-    """
-    rows, keep = [], []
-    for method, values in scores.items():
-        n = len(values)
-        order = corrupt.rank_units([[i] for i in range(n)], values, n)
-        for fraction in fractions:
-            k = n if fraction >= 1 else corrupt.n_kept(fraction, n)
-            chosen = np.isin(np.arange(n), order[:k])
-            rows.append({"id": example.id, "method": method, "fraction": fraction, "tokens": k})
-            keep += [~chosen, chosen]
-    if not rows or not len(keep[0]):
-        return pd.DataFrame(
-            columns=[
-                "id",
-                "method",
-                "fraction",
-                "tokens",
-                "deletion",
-                "insertion",
-                "comprehensiveness",
-                "sufficiency",
-            ]
-        )
-    keep.append(np.ones(len(keep[0]), dtype=bool))
-    logps = removal_logps(
-        student,
-        example,
-        rationale,
-        np.array(keep),
-        label_format=label_format,
-        baseline=baseline,
-        batch_size=batch_size,
-    )
-    table = pd.DataFrame(rows).assign(deletion=logps[:-1:2], insertion=logps[1::2])
-    return table.assign(
-        comprehensiveness=logps[-1] - table["deletion"], sufficiency=logps[-1] - table["insertion"]
-    )
-
-
-def faithfulness_all(
-    student: Student,
-    examples: list[Example],
-    rationales: dict[str, Rationale],
-    by_method: dict[str, list[Attribution]],
-    **settings,
-) -> pd.DataFrame:
-    """Apply `faithfulness` to each question under each method's scores, as one table.
-
-    by_method: attributions in the order of `examples`.
-    """
-    with freeze_parameters(student.model), use_prepacked_linears(student.model):
-        return pd.concat(
-            [
-                faithfulness(
-                    student,
-                    e,
-                    rationales[e.id].text,
-                    {m: found[i].scores for m, found in by_method.items()},
-                    **settings,
-                )
-                for i, e in enumerate(examples)
-            ],
-            ignore_index=True,
-        )
 
 
 def randomise_weights(student: Student, layers: int | None, seed: int) -> Student:
@@ -360,3 +272,27 @@ def random_average_precision(n: int, relevant: int) -> float:
         return float("nan")
     rank = np.arange(1, n + 1)
     return float(((1 + (rank - 1) * (relevant - 1) / max(n - 1, 1)) / rank).mean())
+
+
+def label_word_share(
+    student: Student,
+    examples: list[Example],
+    rationales: dict[str, Rationale],
+    found: list[Attribution],
+    k: float,
+) -> pd.DataFrame:
+    """Measure which share of a method's top k tokens belong to words of the label.
+
+    found: attributions in the order of `examples`. Columns id, method, label_share, and all_share:
+    the share among all tokens of the rationale, which is what random tokens are expected to reach.
+    Questions without a token are left out. Which words count, `corrupt.label_tokens` says.
+    """
+    rows = []
+    for example, one in zip(examples, found, strict=True):
+        text = rationales[example.id].text
+        named = corrupt.label_tokens(student, f" {text}" if text else "", example.label)
+        chosen = [named[i] for i in top_k(one.scores, k)]
+        if named:
+            share = float(np.mean(chosen)) if chosen else 0.0
+            rows.append((example.id, one.method, share, float(np.mean(named))))
+    return pd.DataFrame(rows, columns=["id", "method", "label_share", "all_share"])

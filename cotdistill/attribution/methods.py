@@ -21,6 +21,7 @@ import torch
 from captum.attr import IntegratedGradients
 
 from cotdistill import corrupt
+from cotdistill.arms import LEFT_OUT
 from cotdistill.attribution.score import (
     BASELINES,
     Attribution,
@@ -363,6 +364,27 @@ def compare_embeddings(task: Task) -> dict:
     return {"scores": likeness.cpu().numpy()}
 
 
+def leave_out_label(student: Student, example: Example, rationale: str, scores) -> np.ndarray:
+    """Give the tokens of the label's own words `LEFT_OUT`: they are never among the top.
+
+    Which words these are, `mark_answer_words` says. What such a selector keeps cannot be the label:
+    if a few of its tokens suffice, then not because the label is among them.
+    """
+    text = f" {rationale}" if rationale else ""
+    named = np.array(corrupt.label_tokens(student, text, example.label), dtype=bool)
+    return np.where(named, LEFT_OUT, np.asarray(scores, dtype=float))
+
+
+def _without_label(method: Method) -> Method:
+    """Make the variant of a method that never chooses one of the label's words."""
+
+    def score_others(task: Task) -> dict:
+        found = method.function(task)["scores"]
+        return {"scores": leave_out_label(task.student, task.example, task.rationale, found)}
+
+    return Method(score_others, method.reads)
+
+
 # name -> method. A new one is one entry here, and its name in arms.SELECTORS (a test keeps the two
 # equal): an arm is checked without importing torch.
 METHODS = {
@@ -379,6 +401,11 @@ METHODS = {
     "answer_words": Method(mark_answer_words, reads="words"),
     "tfidf": Method(weigh_words, reads="words"),
     "frequency_matched": Method(match_frequency, reads="words"),
+}
+WITHOUT_LABEL = "_without_label"
+METHODS |= {
+    f"{name}{WITHOUT_LABEL}": _without_label(METHODS[name])
+    for name in ("integrated_gradients", "occlusion", "tfidf", "random")
 }
 
 
@@ -434,7 +461,9 @@ def aggregate_to_words(
 def top_k(scores: Sequence[float], k: float) -> list[int]:
     """Return the positions of the k highest scores, ascending.
 
-    k >= 1 is a number, below it a fraction. Ties go to the earlier one.
+    k >= 1 is a number, below it a fraction. Ties go to the earlier one. What a method leaves out
+    (`arms.LEFT_OUT`) is never among them.
     """
     order = corrupt.rank_units([[i] for i in range(len(scores))], scores, len(scores))
-    return sorted(order[: corrupt.n_kept(k, len(scores))].tolist())
+    chosen = order[: corrupt.n_kept(k, len(scores))].tolist()
+    return sorted(i for i in chosen if scores[i] > LEFT_OUT)

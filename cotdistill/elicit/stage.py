@@ -21,11 +21,13 @@ from cotdistill.elicit.teacher import from_teacher
 from cotdistill.errors import DataError
 from cotdistill.examples import Dataset, Example, Rationale, repeats_note
 from cotdistill.files import sha256, write_json
+from cotdistill.parameters import check_worlds
 from cotdistill.paths import study_dir
 from cotdistill.sources import data_card, load_rationales, write_rationales
 from cotdistill.study import content_fingerprints, read_data, resolve, teacher_student
 
 WORLD = ("n_train", "n_test", "rationale_only", "label_seen", "two_step", "n_options")
+WHERE_SET = ("n_core", "mentions", "concepts")  # of a world; 0: the world's own default
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,6 @@ class Elicitation:
         values: parameters by name; other names, as in a notebook's globals(), are not looked at.
         Raises DataError for settings of a server that are out of range.
         """
-        names = ("dataset", "data_dir", "validation_size", "data_seed")
-        world = {name: values[name] for name in WORLD}
-        spec = {name: values[name] for name in names} | {
-            "microworld": world if values["dataset"].startswith("microworld") else None,
-            "rationales": "",
-            "rationales_print": "",
-        }
         connection = Connection(
             values["concurrency"],
             values["request_timeout"],
@@ -87,7 +82,7 @@ class Elicitation:
         )
         return cls(
             study=values["study"],
-            spec=spec,
+            spec=_describe_data(values),
             teacher=values["teacher"],
             source=TeacherSource(
                 values["rationales"],
@@ -272,6 +267,31 @@ class Elicitation:
         cards = {name: json.loads(card.to_json()) for name, card in self.cards.items()}
         write_json(folder / "quality.json", cards)
         self.card.to_csv(folder / "data_card.csv")
+
+
+def _describe_data(values: dict) -> dict:
+    """Say in data.json's terms which questions notebook 01's parameters name.
+
+    Raises DataError where each seed is to have a world of its own and cannot.
+    """
+    check_worlds(values["worlds"], values["dataset"], values["seeds"], values["data_seed"])
+    world = {name: values[name] for name in WORLD}
+    world |= {name: values[name] for name in WHERE_SET if values[name]}
+    spec = {
+        name: values[name] for name in ("dataset", "data_dir", "validation_size", "data_seed")
+    } | {
+        "microworld": world if values["dataset"].startswith("microworld") else None,
+        "rationales": "",
+        "rationales_print": "",
+    }
+    if values["worlds"] == "shared":
+        return spec
+    if values["elicit_size"]:
+        raise DataError(
+            f"elicit_size is {values['elicit_size']} and worlds is per_seed; expected 0: each "
+            "world's training questions are all asked"
+        )
+    return spec | {"worlds": list(values["seeds"])}
 
 
 def _without_empty(items: list[str]) -> tuple[str, ...]:

@@ -72,6 +72,13 @@ def make_settings(part: str, sizes: dict[str, int | None], seed: int, **chosen) 
         defaults = {"rationale_only": 1 / 3, "label_seen": 1 / 3, "mentions": 4}
     sizes = {split: usual[split] if size is None else size for split, size in sizes.items()}
     given = {name: value for name, value in chosen.items() if value is not None}
+    other = {"concepts": ["strata"], "mentions": ["everyday", "invented", "strata"]}
+    for name, parts in other.items():
+        if name in given and part not in parts:
+            raise DataError(
+                f"microworld/{part}: {name} is {given[name]}; it is a setting of "
+                f"{', '.join(parts)}: expected it left out"
+            )
     settings = WorldSettings(sizes=sizes, seed=seed, **defaults | given)
     _check_settings(part, settings)
     return settings

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from cotdistill.show import percent
+from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
 from cotdistill.verdicts import MAX_AS_INTACT
 
@@ -20,6 +20,35 @@ def list_arms(values, text: Callable = str, separator: str = ", ") -> str:
 def select_nonzero(rows: pd.DataFrame) -> pd.DataFrame:
     """Select rows whose interval (low, high) excludes zero."""
     return rows[(rows["low"] > 0) | (rows["high"] < 0)]
+
+
+def section(title: str, text: str, shown: pd.DataFrame) -> str:
+    """Head a section that only some studies have; empty where it has nothing to show."""
+    return "" if shown.empty else f"## {title}\n\n{text}"
+
+
+def answers_head(shown: pd.DataFrame) -> str:
+    """Head the table of `summaries.answers_side_by_side`."""
+    text = (
+        "The same questions in all arms, with the first seed: the one that most arms get right, "
+        "the one that most get wrong, then those on which they disagree most."
+    )
+    return section("What the students wrote", text, shown)
+
+
+def weigh(rows: pd.DataFrame) -> int | None:
+    """Weigh one difference by its measures: 1 or -1 where the intervals that exclude 0 agree.
+
+    rows: of `summaries.paired_table`, one pair of arms. 0: no interval excludes 0; None: two that
+    do are on different sides.
+    """
+    signs = {1 if low > 0 else -1 for low in select_nonzero(rows)["low"]}
+    return None if len(signs) > 1 else next(iter(signs), 0)
+
+
+def by_measures(rows: pd.DataFrame) -> str:
+    """Write one difference by each measure: "-6.2 [-12.7, +0.2] points by forced choice, …"."""
+    return ", ".join(f"{points(row)} points by {row['by']}" for row in rows.to_dict("records"))
 
 
 def few_seeds(seeds: int) -> str:

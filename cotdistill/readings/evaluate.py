@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from cotdistill.readings.common import few_seeds, list_arms
+from cotdistill.readings.common import by_measures, few_seeds, list_arms, section, weigh
 from cotdistill.show import percent, points
 
 
@@ -53,7 +53,7 @@ def differences(paired: pd.DataFrame, seeds: int) -> str:
         False: "the interval includes zero, so no difference is shown.",
     }
     texts = [
-        f"{r.arm_a} − {r.arm_b}: {100 * r.estimate:+.1f} points, "
+        f"{r.arm_a} − {r.arm_b} by {r.by}: {100 * r.estimate:+.1f} points, "
         f"{words[bool(r.low > 0 or r.high < 0)]}"
         for r in paired.itertuples()
     ]
@@ -70,14 +70,38 @@ def cost(written: pd.DataFrame) -> str:
     return f"Right answers per 100 generated tokens: {found or 'nothing was generated'}."
 
 
-def facts(difference: dict | None, mentioned: float) -> str:
-    """Say what rationales teach where labels cannot.
+def flagged(forced: pd.DataFrame) -> str:
+    """Say how many answers count as wrong because their rationale was cut off; empty for none."""
+    rows = forced[forced.get("flagged", pd.Series(0, forced.index)) > 0].set_index("arm")
+    if rows.empty:
+        return ""
+    shares = list_arms(100 * rows["flagged"] / rows["answers"], lambda value: f"{value:.1f} %")
+    return (
+        f"Answers that a limit ended within the rationale count as wrong: {shares}. Their p(gold) "
+        "stays as it was scored."
+    )
 
-    difference: of `stats.paired_difference` on the questions whose facts only rationales state
-    (None: not measured); mentioned: the share of them in which the most mentioned option is right.
+
+def facts_head(shown: pd.DataFrame) -> str:
+    """Head the accuracies by where training states a question's facts; empty for other data."""
+    text = (
+        "Only embedded worlds know where training states the facts of a test question: behind a "
+        "label (it is asked there), in rationales only, or at least one of them nowhere. If "
+        "rationales teach facts, they do so in the column *rationale*. Beware: there, the right "
+        "option is also named more often in training rationales. The last row takes the option "
+        "that is mentioned most and knows nothing else."
+    )
+    return section("Where a rationale can teach what a label cannot", text, shown)
+
+
+def facts(difference: dict | None, mentioned: float) -> str:
+    """Say what rationales teach where labels cannot; empty where the study does not ask.
+
+    difference: post_cot - label_only on the questions whose facts only rationales state (None: not
+    measured); mentioned: the share of them in which the most mentioned option is right.
     """
     if difference is None:
-        return "Not part of this study: it needs microworld, with post_cot and label_only."
+        return ""
     return (
         "On facts that only rationales state, post_cot − label_only is "
         f"{points(difference)} points; the most mentioned option is right for "
@@ -85,10 +109,42 @@ def facts(difference: dict | None, mentioned: float) -> str:
     )
 
 
-def findings(forced: pd.DataFrame, chance: float, note: str) -> str:
-    """List every arm by forced choice."""
+# (a, b): what it means that a is above b, below it, and not told apart from it; the paper's claims
+# come with a sentence of their own where the opposite is found
+HELPS = {
+    ("post_cot", "label_only"): (
+        "A rationale after the label helps here",
+        "The opposite of the claim: a rationale after the label does harm here",
+        "No effect of a rationale after the label is shown",
+    ),
+    ("post_cot", "pre_cot"): (
+        "A rationale after the label is better than one before it",
+        "The opposite of the claim: a rationale before the label is better than one after it",
+        "No difference between a rationale after the label and one before it is shown",
+    ),
+    ("pre_cot", "label_only"): (
+        "A rationale before the label helps here",
+        "A rationale before the label does harm here",
+        "No effect of a rationale before the label is shown",
+    ),
+}
+
+
+def findings(paired: pd.DataFrame, forced: pd.DataFrame, chance: float, note: str) -> str:
+    """Say what the placements do, in words that follow from the numbers, then list the arms.
+
+    paired: of `summaries.paired_table`, by one measure or several.
+    """
+    texts, warning = [], few_seeds(int(forced["seeds"].max()))
+    for pair, rows in paired.groupby(["arm_a", "arm_b"], sort=False):
+        above, below, neither = HELPS.get(pair, (f"{pair[0]} is above {pair[1]}",) * 3)
+        apart = f"The measures disagree on {pair[0]} against {pair[1]}"
+        words = {1: above, -1: below, 0: neither, None: apart}[weigh(rows)]
+        words = "Nothing is claimed" if warning else words
+        texts.append(f"{words}: {pair[0]} − {pair[1]} is {by_measures(rows)}.")
     listed = "; ".join(f"{row['arm']} {percent(row)}" for _, row in forced.iterrows())
     return (
-        f"**Findings.** Forced choice: {listed} (n = {forced['n'].iloc[0]} questions, chance "
-        f"{100 * chance:.1f} %, {note}). Next: [4 · Shuffle](04_shuffle.ipynb)."
+        f"**Findings.** {' '.join(filter(None, [*texts, warning]))} Forced choice: {listed} "
+        f"(n = {forced['n'].iloc[0]} questions, chance {100 * chance:.1f} %, {note}). "
+        "Next: [4 · Shuffle](04_shuffle.ipynb)."
     )

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from cotdistill.readings.common import select_nonzero
-from cotdistill.show import percent
+from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
 
 
@@ -56,30 +56,60 @@ def in_spite_of_p(table: pd.DataFrame, alpha: float) -> str:
     return "Inconclusive in spite of a small p:\n\n" + _list_claims(rows)
 
 
-def needed(table: pd.DataFrame, seeds: int) -> str:
-    """Say what the sizes mean that would decide the open claims; empty where none is open.
+def detectable(table: pd.DataFrame) -> str:
+    """Say how large an effect this study could find, for its open claims; empty where none is.
 
-    seeds: of the study.
+    table: of `verdicts.verdicts`, the measured claims.
     """
-    rows = table[table["needed"].fillna("") != ""]
+    rows = table[(table["verdict"] == "inconclusive") & table["detectable"].notna()]
     if rows.empty:
         return ""
-    texts = [
-        "The table shows what would decide the open claims, if seeds and questions vary as here."
-    ]
-    if (rows["seeds"] < MIN_SEEDS).any():
-        texts.append(
-            f"With fewer than {MIN_SEEDS} seeds that variance is itself a guess: read the sizes as "
-            "orders of magnitude."
-        )
-    over = int(rows["needed"].str.startswith("over 100 seeds").sum())
-    texts.append(
-        f"{over} of these {len(rows)} contrasts would need over 100 seeds with the questions of "
-        "this study."
-        if seeds > 1
-        else "One seed says nothing about how much seeds vary: these sizes are lower bounds."
+    sizes = 100 * rows["detectable"]
+    return (
+        f"{len(rows)} claims are open. For them the study finds a true effect of "
+        f"{sizes.min():.1f} to {sizes.max():.1f} points in four of five repetitions; smaller ones "
+        "may well exist. Halving these sizes takes about four times as many seeds and questions."
     )
-    return " ".join(texts)
+
+
+def shares(shown: pd.DataFrame) -> str:
+    """Say how to read the shares of a gain that corrupted rationales retain; empty for none."""
+    if shown.empty:
+        return ""
+    return (
+        "What a corrupted rationale retains of the intact one's gain, by the claim's measure, with "
+        "its 95 % interval (Fieller): 100 % is all of it. Where nothing was gained, there is no "
+        "share to retain."
+    )
+
+
+def control(table: pd.DataFrame) -> str:
+    """Say whether the positive control passed; empty for a study that is none.
+
+    It passes where facts that only rationales state are learnt: post_cot beats label_only and word
+    frequency there, each with p below .01 (not adjusted).
+    """
+    wanted = ("rationale_teaches", "rationale_beats_word_frequency")
+    rows = table[table["claim"].isin(wanted) & table["estimate"].notna()]
+    if len(rows) < len(wanted):
+        return ""
+    passed = ((rows["estimate"] > 0) & (rows["p"] < 0.01)).all()
+    numbers = "; ".join(f"{r.contrast}: {points(r._asdict())} points" for r in rows.itertuples())
+    head = "passed" if passed else "**failed**"
+    return f"The positive control {head}. On facts that only rationales state, {numbers}."
+
+
+def registered(table: pd.DataFrame, block: dict) -> str:
+    """Say what was written down before the first run, and what was added later; empty for none."""
+    if not block:
+        return ""
+    late = list(table.loc[table["registered"] == "exploratory", "claim"])
+    arms = f" and the arms {', '.join(block['arms'])}" if block.get("arms") else ""
+    added = f" Added later, and so exploratory: {', '.join(late)}." if late else ""
+    return (
+        f"Registered before the first run, on {block['date']} in commit {block['commit']}: the "
+        f"claims {', '.join(block['claims'])}{arms}.{added}"
+    )
 
 
 def forest(table: pd.DataFrame) -> str:
@@ -99,23 +129,25 @@ def pooled(studies: int) -> str:
     if studies < 2:
         return ""
     return (
-        f"Pooled over {studies} studies (random effects), as fractions: 0.02 is two points; right "
-        "answers per 100 tokens are not fractions. *i2* is the share of the spread that lies "
-        "between studies."
+        f"Pooled over {studies} studies (random effects), as fractions: 0.02 is two points. *tau* "
+        "is how far studies differ (a standard deviation), *i2* the share of the spread that lies "
+        "between them; *predicted* is where a further study's effect would lie."
     )
 
 
 def findings(table: pd.DataFrame) -> str:
-    """List supported and contradicted claims with their reasons, and count the rest."""
+    """List supported, contradicted and open claims with their reasons, and count the rest."""
     parts = []
     for verdict in ("supported", "contradicted"):
         rows = table[table["verdict"] == verdict]
         head = f"**Findings: {verdict}, {len(rows)} of {len(table)} claims.**"
         parts += [head, _list_claims(rows)] if len(rows) else [head]
-    counts = table["verdict"].value_counts()
+    open_claims = table[table["verdict"] == "inconclusive"]
+    if len(open_claims):
+        parts += [f"**Left open: {len(open_claims)}.**", _list_claims(open_claims)]
+    missing = int((table["verdict"] == "not measured").sum())
     parts.append(
-        f"Inconclusive: {counts.get('inconclusive', 0)}; not measured: "
-        f"{counts.get('not measured', 0)}. Next: the same with more seeds, other data or another "
+        f"Not measured: {missing}. Next: the same with more seeds, other data or another "
         "student, one file in `params/` each, or key tokens chosen by hand in `explore.ipynb`."
     )
     return "\n\n".join(parts)

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from cotdistill.arms import Arm
-from cotdistill.readings.common import few_seeds, select_nonzero
-from cotdistill.show import percent, points
+from cotdistill.readings.common import by_measures, few_seeds, select_nonzero, weigh
+from cotdistill.show import percent
 
 
 def arms(grid: list[Arm], seeds: list[int]) -> str:
@@ -38,7 +38,7 @@ def costs(drops: pd.DataFrame, seeds: int) -> str:
     text = (
         f"{len(clear)} of {len(drops)} intervals exclude zero{f': {found}' if found else ''}. The "
         "others show no effect, which is not evidence that there is none; "
-        "[6 · Figures](06_figures.ipynb) tests for that, for post_cot_shuffled by forced choice."
+        "[6 · Figures](06_figures.ipynb) tests for that, for post_cot_shuffled by p(gold)."
     )
     return f"{text} {few_seeds(seeds)}".strip()
 
@@ -46,10 +46,11 @@ def costs(drops: pd.DataFrame, seeds: int) -> str:
 def written_rationales(pre: pd.DataFrame, rationale_limit: int, label_limit: int) -> str:
     """Say how often a student that writes its rationale first fails to reach an answer.
 
-    pre: rows of pre_cot arms (written answers) by arm; limits in tokens.
+    Empty where none was trained. pre: rows of pre_cot arms (written answers) by arm; limits in
+    tokens.
     """
     if pre.empty:
-        return "Not part of this study: no pre_cot arm was trained."
+        return ""
     texts = [
         f"**{arm}**: {100 * row['cut_off'] / row['answers']:.0f} % of the answers were cut off, in "
         f"the rationale (at {rationale_limit} tokens) or in the label (at {label_limit}), and "
@@ -57,17 +58,21 @@ def written_rationales(pre: pd.DataFrame, rationale_limit: int, label_limit: int
         for arm, row in pre.iterrows()
     ]
     return (
-        f"{' '.join(texts)} Forced choice scores the options after whatever was written, cut off "
-        "or not, so it does not show this."
+        f"{' '.join(texts)} An answer whose rationale was cut off counts as wrong by forced choice "
+        "too: the student never came to an answer. Its p(gold) stays as it was scored."
     )
 
 
 def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], note: str) -> str:
-    """Give points against the intact arm, by both measures."""
-    listed = "; ".join(
-        f"{arm}, " + ", ".join(f"{row['by']} {points(row)}" for row in rows.to_dict("records"))
-        for arm, rows in drops.groupby("arm_a", sort=False)
-    )
+    """Say what each corruption does to its intact arm, in words that follow from the numbers.
+
+    The paper claims that a shuffled rationale after the label does no harm, and one before it does.
+    """
+    seeds = int(forced["seeds"].max())
+    texts = [
+        f"{_corruption_words(*pair, weigh(rows), seeds)}: {by_measures(rows)}."
+        for pair, rows in drops.groupby(["arm_a", "arm_b"], sort=False)
+    ]
     asked = (
         ""
         if any(controls)
@@ -75,7 +80,23 @@ def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], not
         "empty). "
     )
     return (
-        f"**Findings.** Points against the intact arm: {listed or 'nothing to compare'} "
-        f"(n = {forced['n'].iloc[0]} questions, {int(forced['seeds'].max())} seed(s), {note}). "
-        f"{asked}Next: [5 · Attribute and mask](05_attribute_and_mask.ipynb)."
-    )
+        f"**Findings.** {' '.join(texts) or 'Nothing to compare.'} "
+        f"(n = {forced['n'].iloc[0]} questions, {seeds} seed(s), {note}; "
+        f"against the intact arm). {asked}{few_seeds(seeds)} "
+        "Next: [5 · Attribute and mask](05_attribute_and_mask.ipynb)."
+    ).replace("  ", " ")
+
+
+def _corruption_words(corrupted: str, intact: str, sign: int | None, seeds: int) -> str:
+    """Put one corruption's effect into words; sign: of `weigh`. Few seeds claim nothing."""
+    if few_seeds(seeds):
+        return f"nothing is claimed of {corrupted} against {intact}"
+    shuffled = corrupted.startswith(f"{intact}_shuffled")
+    words = {
+        1: f"{corrupted} does better than {intact}",
+        -1: f"{corrupted} does worse than {intact}",
+        0: f"{corrupted} is not told apart from {intact}",
+        None: f"the measures disagree on {corrupted} against {intact}",
+    }[sign]
+    opposite = shuffled and (sign == 1 or sign == -1 and intact == "post_cot")
+    return f"The opposite of the claim: {words}" if opposite else words

@@ -95,7 +95,7 @@ def findings(results: pd.DataFrame, last: pd.DataFrame, note: str) -> str:
 
     results: of `run_grid`; note: the student's name.
     """
-    trained = results[results["seed"] >= 0]
+    trained = results[results["arm"] != "zero_shot"]
     return (
         f"**Findings.** {len(trained)} students trained: "
         f"{trained['train_seconds'].sum() / 60:.1f} minutes of training, "

@@ -22,14 +22,16 @@ def plan_rows(
 ) -> list[dict]:
     """List the grid arms x seeds as rows: arm, label, seed, key, config.
 
-    There is one row of zero_shot.
+    There is one row of zero_shot, with seed -1; one per seed where each has a world of its own.
     scores: (selector, seed) -> (scores by id, their fingerprint), for arms that keep or mask by a
     selector.
     """
     rows = []
     for seed in seeds or study.setting.seeds:
         for arm in arms:
-            if arm.placement == "zero_shot" and any(row["label"] == "zero_shot" for row in rows):
+            untrained = arm.placement == "zero_shot"
+            own = study.has_own_worlds or not untrained
+            if not own and any(row["label"] == "zero_shot" for row in rows):
                 continue
             scores_fingerprint = scores[arm.selector, seed][1] if arm.needs_scores else ""
             config = make_config(study, arm, seed, scores_fingerprint)
@@ -37,7 +39,7 @@ def plan_rows(
                 {
                     "arm": arm,
                     "label": arm.label,
-                    "seed": config["seed"],
+                    "seed": seed if own else config["seed"],
                     "key": run_key(config),
                     "config": config,
                 }

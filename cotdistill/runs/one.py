@@ -30,7 +30,8 @@ def make_config(study: Study, arm: Arm, seed: int, scores_fingerprint: str = "")
     Data, student and rationales enter as fingerprints; paths and machine don't. An arm without a
     rationale does not depend on one; the undistilled student depends on neither seed nor training
     (its seed is -1). An arm that repeats another one's training token for token has that one's
-    config (`corrupt.equal_training`): it is made once.
+    config (`corrupt.equal_training`): it is made once. Where each seed has a world of its own,
+    questions are those of the seed's world, for the undistilled student too.
     """
     student, setting = study.student, study.setting
     arm = corrupt.equal_training(student, arm)
@@ -40,7 +41,7 @@ def make_config(study: Study, arm: Arm, seed: int, scores_fingerprint: str = "")
         "dtype": str(student.model.dtype),
         "arm": arm.config,
         "label_format": setting.label_format,
-        "test": fingerprint(study.test_questions()),
+        "test": fingerprint(study.test_questions(seed)),
         "seed": -1,
         "max_label_tokens": setting.max_label_tokens,
     }
@@ -55,10 +56,12 @@ def make_config(study: Study, arm: Arm, seed: int, scores_fingerprint: str = "")
         "train": fingerprint(train),
     }
     if setting.train.select == "best":
-        config["validation"] = fingerprint(data.validation)
+        config["validation"] = fingerprint(study.validation_questions(seed))
         config["max_new_tokens"] = setting.max_new_tokens
     if arm.uses_rationale:
         config["rationales"] = fingerprint([data.rationales[e.id].text for e in train])
+    if study.rationales_for(arm) is not data.rationales:
+        config["donors"] = fingerprint([data.donors[e.id].text for e in train])
     if arm.needs_scores and scores_fingerprint:
         config["scores"] = scores_fingerprint
     return config
@@ -83,19 +86,19 @@ def answer_limits(study: Study) -> dict:
     )
 
 
-def make_validation(study: Study, arm: Arm):
-    """Make the function that scores the study's student on its validation questions.
+def make_validation(study: Study, arm: Arm, seed: int):
+    """Make the function that scores the study's student on a seed's validation questions.
 
     It scores the student as it is when called. None where no epoch is chosen by these questions.
     """
-    setting, data = study.setting, study.data
-    if setting.train.select != "best" or not data.validation:
+    setting, questions = study.setting, study.validation_questions(seed)
+    if setting.train.select != "best" or not questions:
         return None
 
     def validate():
         answers = evaluate(
             study.student,
-            data.validation,
+            questions,
             arm.placement,
             setting.label_format,
             **answer_limits(study),
@@ -120,7 +123,7 @@ def encode_training(
     passes = encode_all(
         student,
         questions,
-        rationales,
+        study.rationales_for(arm),
         arm,
         label_format,
         seed,
@@ -169,7 +172,7 @@ def train_arm(
         config,
         seed,
         folder / "checkpoints",
-        validate=make_validation(study, arm),
+        validate=make_validation(study, arm, seed),
         progress=progress,
         trunks=study.trunks,
     )
@@ -191,7 +194,7 @@ def train_and_answer(
     Returns the metrics. The student's weights are put back afterwards: a grid loads it once.
     """
     student, started = study.student, time.time()
-    trains, test = arm.placement != "zero_shot", study.test_questions()
+    trains, test = arm.placement != "zero_shot", study.test_questions(seed)
     train = study.train_questions(seed) if trains else []
     history, summary = pd.DataFrame(), {"best_epoch": 0, "train_tokens": 0}
     student.model.requires_grad_(True)

@@ -1,8 +1,8 @@
 """What re-reading a published study needs beside its runs: study.json, numbers and ids only.
 
-It holds the setting, the stages' plans, and per test question its id, number of options, right
-option, and for embedded data the stratum of its fact. `make reread` executes notebooks from it and
-from runs.parquet: no data, no student, no GPU.
+It holds the setting, the stages' plans, and per test question its id, right option, bytes of
+each option, and for embedded data the fact that it asks and its stratum. `make reread`
+executes notebooks from it and from runs.parquet: no data, no student, no GPU.
 """
 
 import json
@@ -11,29 +11,39 @@ import shutil
 from pathlib import Path
 
 from cotdistill.errors import DataError
-from cotdistill.evaluate import most_mentioned
 from cotdistill.files import fingerprint, read_json, write_json
 from cotdistill.paths import RUN_STAGES, evidence_folder, study_dir
 from cotdistill.runs.published import FILE, fetch_study, no_published, read_published
 from cotdistill.runs.results import completed_stages, read_plan
+from cotdistill.runs.word_frequency import predict_by_frequency
 from cotdistill.study import Study
 
 RECORD = "study.json"
 
 
-def describe_questions(study: Study) -> list[dict]:
-    """Describe the test questions without their texts: id, options, answer, fact, mentioned.
+def record_questions(study: Study) -> list[dict]:
+    """Describe the test questions without their texts: id, answer, bytes of each option.
 
-    mentioned: `evaluate.most_mentioned`, where the data know facts.
+    Where the data are embedded also fact, fact_in and world: names of the knowledge base.
     """
-    questions, data = study.test_questions(), study.data
-    rows = [{"id": e.id, "options": len(e.choices), "answer": e.answer} for e in questions]
-    if data.meta:
-        texts = [data.rationales[e.id].text for e in data.train if e.id in data.rationales]
-        shares = most_mentioned(questions, texts).tolist()
-        for row, share in zip(rows, shares, strict=True):
-            row |= {"fact": data.meta[row["id"]]["fact_in"], "mentioned": share}
+    known = ("fact", "fact_in", "world")
+    rows, meta = [], study.data.meta
+    for e in study.test_questions():
+        about = {name: meta[e.id][name] for name in known if name in meta.get(e.id, {})}
+        sizes = [len(choice.encode()) for choice in e.choices]
+        rows.append({"id": e.id, "answer": e.answer, "bytes": sizes} | about)
     return rows
+
+
+def record_mentions(study: Study) -> dict[str, dict[str, float]]:
+    """Record the answers by word frequency: seed -> id -> share, empty for other data."""
+    if not study.data.meta:
+        return {}
+    rows = predict_by_frequency(study)
+    return {
+        str(seed): dict(zip(part["id"], part["correct_choice"].astype(float), strict=True))
+        for seed, part in rows.groupby("seed")
+    }
 
 
 def write_record(name: str, target: Path, say=print) -> None:
@@ -44,7 +54,7 @@ def write_record(name: str, target: Path, say=print) -> None:
     path = target / RECORD
     try:
         study = Study.load(name)
-        questions = describe_questions(study)
+        questions, mentioned = record_questions(study), record_mentions(study)
     except DataError as error:
         say(f"{name}/{RECORD} is left as it is: {error}", flush=True)
         return
@@ -56,6 +66,7 @@ def write_record(name: str, target: Path, say=print) -> None:
         if os.path.isabs(part[field]):  # no output names this machine
             part[field] = Path(part[field]).name
     record = {"base": base, "stages": old | stages, "questions": questions}
+    record["mentioned"] = mentioned
     record = json.loads(json.dumps(record))
     write_json(path, record | {"seal": fingerprint(record)})
 

@@ -10,6 +10,7 @@ from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, read_json
 from cotdistill.paths import RUN_KEY, RUN_STAGES, artifacts, study_dir
 from cotdistill.runs.store import load_metrics
+from cotdistill.stats import describe_questions
 from cotdistill.study import Study, study_name
 from cotdistill.train import HISTORY
 
@@ -24,22 +25,16 @@ def check_trained_with(study: Study, rows: list[dict], stage: str) -> None:
     path = study.folder / "train.json"
     if stage == "train" or not path.is_file():
         return
-    now = {}
+    now, own = {}, study.has_own_worlds
     for row in rows:
-        for name in (name for name in SHARED + SHARED_BY_SEED if name in row["config"]):
-            now.setdefault(
-                (name, row["seed"] if name in SHARED_BY_SEED else None), row["config"][name]
-            )
+        for pair in shared_values(row["config"], row["seed"], own):
+            now.setdefault(pair, row["config"][pair[0]])
     for made in read_json(path, f"`make train STUDY={study.name}`"):
         try:
             config = json.loads(
                 (artifacts() / "runs" / made["key"] / "config.json").read_text(encoding="utf-8")
             )
-            pairs = [
-                (name, made["seed"] if name in SHARED_BY_SEED else None)
-                for name in SHARED + SHARED_BY_SEED
-                if name in config
-            ]
+            pairs = shared_values(config, made["seed"], own)
         # `load_stage` names it when it is needed
         except (OSError, ValueError, TypeError, KeyError):
             continue
@@ -104,7 +99,8 @@ def load_stage(study: str, stage: str) -> list[dict]:
         own = Arm(**row["arm"])
         if (
             config["arm"] not in (own.config, corrupt.full_mask_as_filler(own).config)
-            or config["seed"] != row["seed"]
+            # Where each seed has its own world, zero_shot is answered in each
+            or config["seed"] not in (row["seed"], *[-1] * (own.placement == "zero_shot"))
         ):
             raise damaged_plan(study, stage)
     return plan
@@ -137,6 +133,16 @@ SHARED = (
 SHARED_BY_SEED = ("train", "rationales")  # by the runs of a seed
 
 
+def shared_values(config: dict, seed: int, own_worlds: bool) -> list[tuple]:
+    """List what a run's config shares with others, as (name, seed); seed None: with all runs.
+
+    own_worlds: each seed has a world of its own, so test and validation questions are the seed's.
+    """
+    by_seed = SHARED_BY_SEED + (("test", "validation") if own_worlds else ())
+    names = dict.fromkeys((*SHARED, *SHARED_BY_SEED))
+    return [(name, seed if name in by_seed else None) for name in names if name in config]
+
+
 def split_loss(row: dict) -> None:
     """Take the loss out of the hyperparameters of a plan's row.
 
@@ -153,32 +159,54 @@ def split_loss(row: dict) -> None:
             row["config"]["loss"] = loss
 
 
+def read_answers(row: dict) -> pd.DataFrame:
+    """Read the predictions of one row of a plan, with its arm, seed and key."""
+    path = artifacts() / "runs" / row["key"] / "predictions.jsonl"
+    frame = pd.read_json(path, lines=True, dtype={"id": str})
+    return frame.assign(arm=row["label"], seed=row["seed"], key=row["key"][:12])
+
+
+def add_correct(table: pd.DataFrame) -> pd.DataFrame:
+    """Say of each answer whether it is right, and None of texts that are not there.
+
+    Runs that come from a published file hold no text.
+    """
+    for name in ("rationale", "text"):
+        texts = table[name] if name in table else pd.Series(None, table.index, dtype=object)
+        table[name] = texts.astype(object).where(texts.notna(), None)
+    table["generated"] = table["generated"].astype("Int64")
+    table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
+    table["correct_choice"] = table["choice"] == table["gold"]
+    return table
+
+
 def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
     """Load all predictions of the stages' runs, a row per run and question.
 
     study: as it is, or the name of one that notebook 02 has saved.
 
     Columns: study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
-    correct_generated, correct_choice, tokens_generated, cut_off. A run that two stages share
-    appears once. Also rationale and text, what the student wrote: None where a run came from a
-    published file, which holds no text.
+    correct_generated, correct_choice, tokens_generated, cut_off; fact, stratum, world
+    (`describe_facts`), worlds, question and options (`stats.describe_questions`); rationale and
+    text, what the student wrote: None where a run came from a published file, which holds no text.
+    A run that two stages share appears once.
 
     Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
     was changed, and one stage not run again.
     """
     frames, seen, shared, name_of_study = [], set(), {}, study_name(study)
-    for stage in stages:
-        for row in load_stage(name_of_study, stage):
+    plans = {stage: load_stage(name_of_study, stage) for stage in stages}
+    study = Study.load(study) if isinstance(study, str) else study
+    for stage, plan in plans.items():
+        for row in plan:
             # Under another label it is another arm, whose training is the same
             if (row["label"], row["key"]) in seen:
                 continue
             seen.add((row["label"], row["key"]))
             split_loss(row)
-            for name in (name for name in SHARED + SHARED_BY_SEED if name in row["config"]):
-                first, value = shared.setdefault(
-                    (name, row["seed"] if name in SHARED_BY_SEED else None),
-                    (stage, row["config"][name]),
-                )
+            for pair in shared_values(row["config"], row["seed"], study.has_own_worlds):
+                name = pair[0]
+                first, value = shared.setdefault(pair, (stage, row["config"][name]))
                 if value != row["config"][name]:
                     raise DataError(
                         f"study '{name_of_study}': {row['label']}, seed {row['seed']} of "
@@ -186,24 +214,38 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
                         f"{first}; expected one setting in all stages: "
                         f"run `make {stage} STUDY={name_of_study}`"
                     )
-            frame = pd.read_json(
-                artifacts() / "runs" / row["key"] / "predictions.jsonl",
-                lines=True,
-                dtype={"id": str},
-            )
-            frame = frame.assign(arm=row["label"], seed=row["seed"], key=row["key"][:12])
-            frames.append(frame)
-    table = pd.concat(frames, ignore_index=True)
-    for name in ("rationale", "text"):  # None in runs that come from a published file
-        texts = table[name] if name in table else pd.Series(None, table.index, dtype=object)
-        table[name] = texts.astype(object).where(texts.notna(), None)
-    table["generated"] = table["generated"].astype("Int64")
-    table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
-    table["correct_choice"] = table["choice"] == table["gold"]
-    setting = (Study.load(study) if isinstance(study, str) else study).setting
-    return table.rename(columns={"tokens": "tokens_generated"}).assign(
-        study=name_of_study, dataset=setting.data["dataset"], student=setting.student
+            frames.append(read_answers(row))
+    table = add_correct(pd.concat(frames, ignore_index=True))
+    setting = study.setting
+    table = table.rename(columns={"tokens": "tokens_generated"}).assign(
+        study=name_of_study,
+        dataset=setting.data["dataset"],
+        student=setting.student,
+        **describe_facts(study, table["id"]),
     )
+    return describe_questions(table, study.data.test, study.data.meta, setting.worlds)
+
+
+def describe_facts(study: Study, ids: pd.Series) -> dict[str, pd.Series]:
+    """Say of each question which fact it asks, in which stratum and in which world.
+
+    fact: "concept: relation" ("theme: start, stop" of a chain), the cluster of a question; one of
+    two steps has that of the second. stratum: where training has the question's facts, "rationale",
+    "label" or "none". Both are there for embedded worlds only. world: the seed whose world the
+    question is of, NA where all seeds share one.
+    """
+    meta = study.data.meta
+    worlds = pd.Series([meta.get(key, {}).get("world") for key in ids], ids.index, dtype="Int64")
+    if not meta:
+        return {"world": worlds}
+    rows = [meta[key] for key in ids]
+    facts = [f"{row['fact'][0]}: {', '.join(map(str, row['fact'][1:]))}" for row in rows]
+    strata = [row["fact_in"] for row in rows]
+    return {
+        "fact": pd.Series(facts, ids.index, dtype=object),
+        "stratum": pd.Series(strata, ids.index, dtype=object),
+        "world": worlds,
+    }
 
 
 def load_history(study: Study | str, stages: list[str]) -> pd.DataFrame:

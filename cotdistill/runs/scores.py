@@ -1,45 +1,15 @@
 """Attribution scores of a study's training questions, computed once and kept."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from safetensors.torch import load_file
 
-from cotdistill.checkpoints import restore_parameters
 from cotdistill.errors import DataError
 from cotdistill.files import file_lock, fingerprint, read_json, write_json
-from cotdistill.paths import artifacts, study_dir
-from cotdistill.runs.results import load_stage
+from cotdistill.paths import study_dir
 from cotdistill.students import Student
-from cotdistill.study import Study, load_fresh_student, study_name
-
-
-def attributing_student(study: Study, model: str, seed: int) -> tuple[Student, str]:
-    """Load the student that attributes its answer to rationale tokens.
-
-    Returns it with the fingerprint of its weights. model: "pre_cot" (that arm's run of `seed`, in a
-    copy of its own, so that nothing trained later starts from them) or "undistilled". Raises
-    DataError where that run or its weights are missing.
-    """
-    if model == "undistilled":
-        return study.student, study.student.fingerprint
-    if model != "pre_cot":
-        raise DataError(f"attribution_model '{model}'; expected pre_cot or undistilled")
-    plan = load_stage(study.name, "train")
-    key = next(
-        (row["key"] for row in plan if (row["label"], row["seed"]) == ("pre_cot", seed)), None
-    )
-    path = artifacts() / "runs" / (key or "none") / "weights.safetensors"
-    if key is None or not path.is_file():
-        raise DataError(
-            f"study '{study.name}': no weights of pre_cot, seed {seed}; expected them from "
-            "`make train` with pre_cot among the arms and keep_weights true "
-            "(or attribution_model: undistilled)"
-        )
-    setting = study.setting
-    student = load_fresh_student(setting.student, setting.device, setting.dtype)
-    restore_parameters(student.model, load_file(path))
-    return student, key
+from cotdistill.study import Study, study_name
 
 
 def attribution_file(
@@ -76,10 +46,28 @@ def attribution_file(
     path = study.folder / "scores" / f"{method}-{fingerprint(made_from)}.jsonl"
     if _has_scores(path, print):
         return path
+    base = _scores_of_base(
+        study, attributor, made_from["judge"], method, examples, **made_from["options"]
+    )
     with file_lock(path.with_name(f"{path.name}.lock"), f"the scores of {method}"):
         if not _has_scores(path):  # else another process made them meanwhile
-            _make_scores(path, made_from, attributor, rationales, examples, selections)
+            _make_scores(path, made_from, attributor, rationales, examples, selections, base)
     return path
+
+
+def _scores_of_base(
+    study: Study, attributor: Student, fingerprint_of: str, method: str, examples: list, **options
+) -> list | None:
+    """Load or make the scores that a method `..._without_label` takes its own from.
+
+    They cost as much and are often wanted too. None for every other method.
+    """
+    from cotdistill.attribution.methods import WITHOUT_LABEL
+
+    if not method.endswith(WITHOUT_LABEL):
+        return None
+    base = method.removesuffix(WITHOUT_LABEL)
+    return attributions(study, attributor, fingerprint_of, base, examples, **options)
 
 
 def _has_scores(path: Path, say=lambda *a, **k: None) -> bool:
@@ -94,9 +82,18 @@ def _has_scores(path: Path, say=lambda *a, **k: None) -> bool:
 
 
 def _make_scores(
-    path: Path, made_from: dict, attributor: Student, rationales: dict, examples: list, selections
+    path: Path,
+    made_from: dict,
+    attributor: Student,
+    rationales: dict,
+    examples: list,
+    selections,
+    base: list | None,
 ) -> None:
-    """Attribute with the method and options that `made_from` names, and write the file."""
+    """Attribute with the method and options that `made_from` names, and write the file.
+
+    base: the scores of the same method with the label's words, where it is one without.
+    """
     from cotdistill.attribution.methods import attribute_all
     from cotdistill.attribution.score_files import write_scores
 
@@ -106,6 +103,11 @@ def _make_scores(
         if done % 25 == 0 or done == len(examples):
             print(f"    {method}: {done}/{len(examples)} rationales scored", flush=True)
 
+    if base is not None:
+        write_scores(
+            path, _drop_label_words(attributor, examples, rationales, method, base), made_from
+        )
+        return
     scores = attribute_all(
         attributor,
         examples,
@@ -116,6 +118,23 @@ def _make_scores(
         **made_from["options"],
     )
     write_scores(path, scores, made_from)
+
+
+def _drop_label_words(
+    attributor: Student, examples: list, rationales: dict, method: str, base: list
+) -> list:
+    """Turn scores of a method into those of its variant without the label's words."""
+    from cotdistill.attribution.methods import leave_out_label
+
+    return [
+        replace(
+            one,
+            method=method,
+            scores=leave_out_label(attributor, e, rationales[e.id].text, one.scores),
+            delta=float("nan"),
+        )
+        for e, one in zip(examples, base, strict=True)
+    ]
 
 
 def load_or_make_scores(
