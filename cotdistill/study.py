@@ -392,8 +392,9 @@ class Study:
         """
         base, rows = record["base"], record["questions"]
         setting = Setting.from_json(base, "study.json", base["study"])
-        # Options of the right length in bytes, by which one measure divides their log p
-        test = [Example(r["id"], "", tuple("x" * n for n in r["bytes"]), r["answer"]) for r in rows]
+        # Different options of the right length in bytes, by which one measure divides their log p
+        stand_ins = [tuple(chr(97 + i) * n for i, n in enumerate(r["bytes"])) for r in rows]
+        test = [Example(r["id"], "", o, r["answer"]) for r, o in zip(rows, stand_ins, strict=True)]
         names = ("fact", "fact_in", "world")
         meta = {r["id"]: {n: r[n] for n in names if n in r} for r in rows if "fact" in r}
         data = Dataset(setting.data["dataset"], [], [], test, {}, meta)
