@@ -28,7 +28,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env new reproduce $(STAGES) smoke publish publish-runs fetch-runs status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
+.PHONY: help env new reproduce $(STAGES) smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -94,6 +94,12 @@ publish-runs: $(READY) ## publish the runs that are whole, also while a grid is 
 
 fetch-runs: $(READY) ## take the published runs of a study into the store
 	@$(RUN) fetch-runs $(STUDY)
+
+reread: $(READY) ## notebooks 03, 04, 06 from published runs: no data, no student
+	@$(RUN) reread $(STUDY)
+
+verify: $(READY) ## train RUNS=2 published runs again (drawn by SEED=0) and compare
+	@$(RUN) verify $(STUDY) --runs $(or $(RUNS),2) --seed $(or $(SEED),0)
 
 status: $(READY) ## what of a study is done, running, failed, and the time left
 	@$(RUN) status $(STUDY)

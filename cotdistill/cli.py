@@ -38,6 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
     add(status_command, "status")
     add(publish_runs_command, "publish-runs")
     add(fetch_runs_command, "fetch-runs")
+    add(reread_command, "reread")
+    check = add(verify_command, "verify")
+    check.add_argument("--runs", type=int, default=2, help="how many published runs are drawn")
+    check.add_argument("--seed", type=int, default=0, help="of the draw")
     new = add(new_command, "new")
     new.add_argument("--data", required=True)
     new.add_argument("--student", default=DEFAULT_STUDENT)
@@ -81,8 +85,12 @@ def publish_command(chosen: argparse.Namespace) -> None:
 def publish_runs_command(chosen: argparse.Namespace) -> None:
     """Publish whatever runs of a study are whole, also while its grid is being trained."""
     from cotdistill.runs.published import publish_runs
+    from cotdistill.runs.record import write_record
 
-    print(f"{os.path.relpath(publish_runs(study_path(chosen.study).stem))}: up to date")
+    name = study_path(chosen.study).stem
+    path = publish_runs(name)
+    write_record(name, path.parent)
+    print(f"{os.path.relpath(path)}: up to date")
 
 
 def fetch_runs_command(chosen: argparse.Namespace) -> None:
@@ -90,6 +98,23 @@ def fetch_runs_command(chosen: argparse.Namespace) -> None:
     from cotdistill.runs.published import fetch_study
 
     fetch_study(study_path(chosen.study).stem)
+
+
+def reread_command(chosen: argparse.Namespace) -> None:
+    """Execute notebooks 03, 04 and 06 of a study from its published runs alone."""
+    from cotdistill.reread import reread
+
+    reread(load_study(chosen.study), artifacts() / "reread")
+
+
+def verify_command(chosen: argparse.Namespace) -> None:
+    """Train a random sample of a study's published runs again, and compare."""
+    from cotdistill.runs.record import read_record
+    from cotdistill.runs.verify import verify
+    from cotdistill.study import Study
+
+    read_record(study_path(chosen.study).stem)  # says that there are none before data are read
+    verify(Study.from_yaml(chosen.study), chosen.runs, chosen.seed)
 
 
 def new_command(chosen: argparse.Namespace) -> None:

@@ -109,7 +109,8 @@ def publish(study: str, stages: list[str] | None = None) -> Path:
     path, or "benchmark". Raises DataError as `find_evidence` does, and where a published notebook
     would be lost. Returns that folder.
     """
-    from cotdistill.runs.published import FILE, write_runs  # which needs torch
+    from cotdistill.runs.published import FILE, write_runs  # which need torch
+    from cotdistill.runs.record import RECORD, write_record
 
     files = find_benchmark() if study == "benchmark" else find_evidence(study, stages)
     target = evidence_folder(files[0].parent.name)
@@ -128,10 +129,13 @@ def publish(study: str, stages: list[str] | None = None) -> Path:
             shutil.copyfile(file, part / file.name)
         if (target / "costs.json").is_file() and not (part / "costs.json").is_file():
             shutil.copyfile(target / "costs.json", part / "costs.json")
-        if (target / FILE).is_file():
-            shutil.copyfile(target / FILE, part / FILE)
+        for name in (FILE, RECORD):
+            if (target / name).is_file():
+                shutil.copyfile(target / name, part / name)
         if study != "benchmark":
             write_runs(target.name, part)
+        if (part / FILE).is_file():
+            write_record(target.name, part)
         if target.is_dir():
             os.rename(target, old)
         try:

@@ -333,9 +333,14 @@ PARAMETERS = [
 class Study:
     """A setting, and the questions and the student that belong to it, each loaded once."""
 
-    def __init__(self, setting: Setting, data: Dataset | None = None):
-        """Take a setting, and its data where they are at hand, as on a cluster's worker."""
-        self.setting = setting
+    def __init__(
+        self, setting: Setting, data: Dataset | None = None, mentioned: dict | None = None
+    ):
+        """Take a setting, and its data where they are at hand, as on a cluster's worker.
+
+        mentioned: of a study re-read from its published runs (`from_record`), else None.
+        """
+        self.setting, self.mentioned = setting, mentioned
         if data is not None:
             self.data = data
 
@@ -370,11 +375,35 @@ class Study:
         since.
         """
         path = study_dir(name) / "base.json"
+        if path.with_name("published.json").is_file():
+            return cls.from_record(read_json(path.with_name("published.json"), "`make reread`"))
         enter_study(name, again=False)
         values = read_json(path, f"`make train STUDY={name}`")
         study = cls(Setting.from_json(values, path, name))
         study.check_is_current()
         return study
+
+    @classmethod
+    def from_record(cls, record: dict) -> "Study":
+        """Make a study of what `make publish` recorded of it (`runs.record`).
+
+        Its test questions have ids, options' lengths and answers, and no texts. There is no
+        student, and no training question.
+        """
+        base, rows = record["base"], record["questions"]
+        setting = Setting.from_json(base, "study.json", base["study"])
+        # Different options of the right length in bytes, by which one measure divides their log p
+        stand_ins = [tuple(chr(97 + i) * n for i, n in enumerate(r["bytes"])) for r in rows]
+        test = [Example(r["id"], "", o, r["answer"]) for r, o in zip(rows, stand_ins, strict=True)]
+        names = ("fact", "fact_in", "world")
+        meta = {r["id"]: {n: r[n] for n in names if n in r} for r in rows if "fact" in r}
+        data = Dataset(setting.data["dataset"], [], [], test, {}, meta)
+        return cls(setting, data, record["mentioned"])
+
+    @property
+    def is_record(self) -> bool:
+        """Whether this study is re-read from its published runs: no texts, no student."""
+        return self.mentioned is not None
 
     def save(self) -> None:
         """Write base.json for the later notebooks.
@@ -639,6 +668,8 @@ class Study:
 
         Notebooks 4 and 5 cut rationales into words and sentences by them.
         """
+        if self.is_record:
+            return
         offsets(self.student, "a cup")
 
     def check_positions(self, arms: list[Arm]) -> None:

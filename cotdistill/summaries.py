@@ -305,10 +305,11 @@ def label_pairs(arms: list[Arm]) -> list[tuple[str, str]]:
 def corrupted_targets(study: Study, arms: list[Arm]) -> pd.DataFrame:
     """Show the first training question's rationale, intact and as each arm's student sees it.
 
-    Empty where the data are not embedded: their texts stay out of executed notebooks.
+    Empty where the data are not embedded: their texts stay out of executed notebooks; and in a
+    study re-read from its published runs, which hold none.
     """
     seed = study.setting.seeds[0]
-    if not study.data.meta:
+    if not study.data.meta or study.is_record:
         return pd.DataFrame()
     example = study.train_questions(seed)[0]
     texts = {"intact": study.data.rationales[example.id].text}
@@ -331,6 +332,8 @@ def answers_side_by_side(study: Study, predictions: pd.DataFrame, count: int = 3
         return pd.DataFrame()
     rows = predictions[predictions["seed"].isin([seeds[0], SHARED_SEED])]
     rows = rows[rows["text"].notna() & rows["question"].notna()]
+    if rows.empty:  # all runs came from a published file, which holds no texts
+        return pd.DataFrame()
     right = rows.groupby("id")["correct_choice"].mean()
     disputed = (right - 0.5).abs().sort_values(kind="stable")
     chosen = list(dict.fromkeys([right.idxmax(), right.idxmin(), *disputed.index]))[:count]

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from studies import make_study
 
-from cotdistill import cli
+from cotdistill import cli, summaries
 from cotdistill.arms import Arm
 from cotdistill.errors import DataError
 from cotdistill.paths import artifacts, evidence_folder
-from cotdistill.runs import published
+from cotdistill.runs import published, record
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.published import (
     fetch_study,
@@ -25,6 +25,8 @@ from cotdistill.runs.published import (
 )
 from cotdistill.runs.results import load_history, load_predictions
 from cotdistill.runs.store import load_metrics
+from cotdistill.runs.verify import compare_run, judge, verify
+from cotdistill.study import Study
 
 ARMS = [Arm("zero_shot"), Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
 
@@ -222,3 +224,80 @@ def test_fetching_a_whole_study(study, file, capsys):
     assert cli.main(["publish-runs", "other"]) == 1
     assert "no run is whole yet" in capsys.readouterr().err
     assert not evidence_folder("other").exists()
+
+
+def publish_with_record(study):
+    study.save()
+    publish_runs("t")
+    record.write_record("t", evidence_folder("t"))
+
+
+def test_verify_passes_and_fails_where_a_score_was_altered(study, capsys):
+    run_grid(study, ARMS[:2], "train")
+    publish_with_record(study)
+    verify(study, 3)
+    said = capsys.readouterr().out
+    assert said.count("passes, every answer and score equals the published one") == 3
+    rows = read_published(evidence_folder("t") / published.FILE)
+    for row in rows:
+        row["scores"][0][0] += 1
+    write_published(evidence_folder("t") / published.FILE, [seal_row(row) for row in rows])
+    with pytest.raises(DataError, match="2 of 2 runs are not as published"):
+        verify(study, 2)
+    said = capsys.readouterr().out
+    assert "FAILS (same hardware and versions): 100.0 % of choices agree" in said
+    for row in rows:  # on another machine a last digit is rounding
+        row["provenance"]["processor"] = "another"
+    write_published(evidence_folder("t") / published.FILE, [seal_row(row) for row in rows])
+    verify(study, 1)
+    assert "passes (other processor): 100.0 % of choices agree" in capsys.readouterr().out
+    with pytest.raises(DataError, match="published with other training than here"):
+        verify(study.replace(train={"lr": 0.5}), 3)
+
+
+def test_rounding_may_move_accuracy_by_chance_only():
+    n = 100
+    base = dict(id=[str(i) for i in range(n)], gold=[0] * n, scores=[[0, -1]] * n)
+    right = base | dict(choice=[0] * n)
+    few = base | dict(choice=[1] * 3 + [0] * (n - 3))
+    many = base | dict(choice=[1] * 9 + [0] * (n - 9))
+    found = compare_run(right, few)
+    assert found["agreement"] == 0.97 and np.isclose(found["accuracy"], -0.03)
+    assert np.isclose(found["limit"], 1.96 * 3**0.5 / n) and judge(found, False)
+    assert not judge(found, True) and not judge(compare_run(right, many), False)
+
+
+def test_verify_needs_published_runs(study, capsys):
+    assert cli.main(["verify", "other"]) == 1
+    assert "study 'other': no published runs" in capsys.readouterr().err
+
+
+def test_a_record_serves_the_readers_without_data_or_student(study, monkeypatch):
+    """Tables of notebooks 03, 04 and 06 from the published folder equal those from the data."""
+    shuffled = [Arm("post_cot", "shuffled", unit="token")]
+    run_grid(study, ARMS, "train")
+    run_grid(study, shuffled, "shuffle")
+    publish_with_record(study)
+
+    def tables(this_study):
+        predictions = load_predictions(this_study, ["train", "shuffle"])
+        facts = summaries.accuracy_by_fact(this_study, predictions)
+        texts = ["text", "rationale", "question", "options"]
+        numbers = predictions.drop(columns=texts).sort_index(axis=1)
+        return this_study.chance, this_study.note, facts.table, numbers
+
+    whole, results = tables(study), run_grid(study, shuffled, "shuffle")
+    monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(artifacts().with_name("elsewhere")))
+    monkeypatch.setattr("cotdistill.study.read_data", None)
+    monkeypatch.setattr("cotdistill.study.shared_student", None)
+    assert record.lay_out("t") == ["train", "shuffle"]
+    again = Study.load("t")
+    read = tables(again)
+    assert again.is_record and whole[:2] == read[:2]
+    for one, other in zip(whole[2:], read[2:], strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    again.check_offsets()
+    assert summaries.corrupted_targets(again, shuffled).empty
+    pd.testing.assert_frame_equal(run_grid(again, shuffled, "shuffle"), results)
+    held = (evidence_folder("t") / record.RECORD).read_text()
+    assert not any(e.question in held for e in study.data.test)

@@ -12,7 +12,7 @@ from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, write_json
 from cotdistill.runs.one import make_config, run_key
 from cotdistill.runs.published import fetch_runs
-from cotdistill.runs.results import check_trained_with
+from cotdistill.runs.results import check_trained_with, load_stage
 from cotdistill.runs.store import load_or_make_run, report_old_runs
 from cotdistill.study import Study, check_arms
 
@@ -111,6 +111,8 @@ def run_grid(
     so that a notebook need not know. Raises DataError for an unknown backend.
     """
     check_arms(arms, stage)
+    if study.is_record:
+        return _read_grid(study, stage, say)
     study.check_positions(arms)
     make_runs = choose_backend(backend)
     rows = plan_rows(study, arms, seeds, scores)
@@ -137,13 +139,21 @@ def run_grid(
             + (left if rounds else ""),
             flush=True,
         )
-        row["made"] = {
-            "arm": row["label"],
-            "seed": row["seed"],
-            "key": row["key"][:12],
-            **{k: v for k, v in metrics.items() if k not in ("files", "seal")},
-        }
+        row["made"] = _result(row, metrics)
     return pd.DataFrame([row["made"] for row in rows])
+
+
+def _result(row: dict, metrics: dict) -> dict:
+    """Make a run's row of the table that `run_grid` returns."""
+    named = {"arm": row["label"], "seed": row["seed"], "key": row["key"][:12]}
+    return named | {k: v for k, v in metrics.items() if k not in ("files", "seal")}
+
+
+def _read_grid(study: Study, stage: str, say) -> pd.DataFrame:
+    """Read the runs of a stage of a published study, where nothing can be trained."""
+    rows = load_stage(study.name, stage)
+    say(f"{len(rows)} runs of stage {stage} are read from the published file", flush=True)
+    return pd.DataFrame([_result(row, row["metrics"]) for row in rows])
 
 
 def _describe_run(row: dict, metrics: dict) -> str:
