@@ -90,7 +90,8 @@ def load_examples(
         rows = [(f"{place}:{n}", row) for n, row in enumerate(_load_hub_rows(source, name), 1)]
         return _check_ids([(where, parse_row(dataset, row, where)) for where, row in rows])
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; {expected_data()}")
+        fetch = f", or `make data ONLY={dataset}` to fetch it" if source else ""
+        raise DataError(f"{folder}: no such folder; {expected_data()}{fetch}")
     path = split_path(folder, name, source["files"].get(name) if source else None) if name else None
     if path is None and split == "validation":
         return None

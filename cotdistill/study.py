@@ -35,7 +35,15 @@ from cotdistill.files import fingerprint, read_json, write_json
 from cotdistill.files import sha256 as checksum
 from cotdistill.hyperparameters import TrainConfig
 from cotdistill.parameters import check_training_dtype, load_study, notebook_parameters
-from cotdistill.paths import artifacts, enter_study, places, root, study_dir
+from cotdistill.paths import (
+    artifacts,
+    candidate_paths,
+    data_places,
+    enter_study,
+    places,
+    root,
+    study_dir,
+)
 from cotdistill.sources import SOURCES, expected_data, load_dataset, load_rationales
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, load_student, local_print
 from cotdistill.tiny import TINY
@@ -45,6 +53,7 @@ def resolve(path: str) -> str:
     """Return a path of a study as an absolute one.
 
     It is looked for beside the study's YAML first, then in the repository; ~ is the user's home.
+    What `make data` fetches is looked for in both of its places (`paths.data_places`).
     Names stay as they are: of datasets, of bundled students, of the hub; so does the empty text.
     Raises DataError for what can only be a path (it begins with a dot, or ends as a file does) and
     is in neither place.
@@ -60,10 +69,28 @@ def resolve(path: str) -> str:
     path = os.path.expanduser(path)
     if Path(path).is_absolute():
         return path
-    found = next((place / path for place in places() if (place / path).exists()), None)
+    found = next((place for place in candidate_paths(path) if place.exists()), None)
     if found is None and (path.startswith(".") or Path(path).suffix in (".jsonl", ".json", ".txt")):
-        raise DataError(f"{path}: {not_there('file or folder')}; expected a path that exists")
+        fetch = ", or `make data`" if len(data_places(path)) > 1 else ""
+        raise DataError(
+            f"{path}: {not_there('file or folder')}; expected a path that exists{fetch}"
+        )
     return path if found is None else str(found)
+
+
+def find_data_dir(data_dir: str, dataset: str) -> str | None:
+    """Return the folder that holds a known dataset's own folder; None where data_dir is empty.
+
+    data/ may hold some datasets only; the others are then found in its other place. Raises
+    DataError where the path exists in no place (`resolve`).
+    """
+    if not data_dir:
+        return None
+    if not Path(data_dir).expanduser().is_absolute():
+        for place in candidate_paths(os.path.expanduser(data_dir)):
+            if (place / dataset).is_dir():
+                return str(place)
+    return resolve(data_dir)
 
 
 def not_there(kind: str) -> str:
@@ -92,7 +119,7 @@ def read_data(spec: dict) -> Dataset:
         raise DataError(f"{where}: {not_there('folder')}; {expected_data()}")
     data = load_dataset(
         where,
-        resolve(spec["data_dir"]) or None,
+        find_data_dir(spec["data_dir"], spec["dataset"]),
         validation_size=spec["validation_size"],
         data_seed=spec["data_seed"],
         microworld=spec["microworld"],
