@@ -48,7 +48,7 @@ NUMBER_WORDS = (
 )
 
 
-def _first_line(text: str) -> str:
+def _answer_line(text: str) -> str:
     """Return the line that counts, its signs and fractions as ASCII writes them."""
     line = text.strip().split("\n")[0]
     line = re.sub(r"([¼½¾⅓⅔⅛⅜⅝⅞])", r" \1", line)  # "1½" is 1 1/2 and not 11/2
@@ -90,7 +90,7 @@ def read_number(text: str) -> tuple[Fraction, bool] | None:
     None where there is no number, where two differ, or where the text takes it back ("not 42").
     "1,5" and "1 000" are written differently in different countries: they are no answer.
     """
-    line = _first_line(text)
+    line = _answer_line(text)
     line = line.rpartition("=")[2] if "=" in line else line
     spoken = re.sub(r"^(?:minus|negative)\s+", "-", line.strip(), flags=re.I)
     word = _words(spoken.removeprefix("-"))
@@ -111,7 +111,7 @@ def read_yes_no(text: str) -> str | None:
     What follows after punctuation explains it ("No, because yes-men abound"). "yes or no", "no
     doubt" and "not true" are no answer.
     """
-    line = re.sub(r"^(?:it is|it's|that is|that's|this is)\s+", "", _first_line(text), flags=re.I)
+    line = re.sub(r"^(?:it is|it's|that is|that's|this is)\s+", "", _answer_line(text), flags=re.I)
     match = re.match(r"\W*(yes|no|true|false)\b\s*(.*)", line, re.I)
     if match is None:
         return None
@@ -126,7 +126,7 @@ def read_yes_no(text: str) -> str | None:
     return said
 
 
-def answer_kind(gold: str) -> str:
+def gold_kind(gold: str) -> str:
     """Say how a right answer is matched: "number", "yes_no" or "word".
 
     A number is bare, but for a currency or a percent sign: "42 apples" and "Boeing 747" are words.
@@ -150,16 +150,16 @@ def _same_number(one: tuple[Fraction, bool], other: tuple[Fraction, bool]) -> bo
 def match_answer(text: str, gold: str) -> bool | None:
     """Say whether a text gives the right answer; None where no answer can be read from it.
 
-    gold: a number, a yes or no, or words (`answer_kind`). Numbers are compared exactly (0.33 is not
+    gold: a number, a yes or no, or words (`gold_kind`). Numbers are compared exactly (0.33 is not
     1/3), "50%" with 50 and with 0.5; words without case, articles and punctuation, and as a whole
     ("ice cream" is not "ice").
     """
-    kind = answer_kind(gold)
+    kind = gold_kind(gold)
     if kind == "number":
         found, right = read_number(text), read_number(gold)
         return None if found is None else _same_number(found, right)
     if kind == "yes_no":
         found = read_yes_no(text)
         return None if found is None else found == read_yes_no(gold)
-    line = _first_line(text)
+    line = _answer_line(text)
     return _words(line) == _words(gold) if line.strip(" .,;:!?\"'") else None

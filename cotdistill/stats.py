@@ -38,6 +38,31 @@ MEASURED_BY = {
 }
 
 
+def _check_rows(rows: pd.DataFrame, arm: str, measure: str) -> None:
+    """Check an arm's rows: one study, one row per seed and question, options where they are chosen.
+
+    Raises DataError.
+    """
+    for column in ("study", "dataset", "student"):
+        if column in rows and rows[column].nunique() > 1:
+            raise DataError(
+                f"arm '{arm}': predictions of several values of {column} "
+                f"({', '.join(map(str, rows[column].unique()))}); expected one study at a time"
+            )
+    if measure == "correct_choice" and rows[measure].isna().all():
+        raise DataError(
+            "these questions have free answers: forced choice needs multiple choice; expected "
+            "measure correct_generated"
+        )
+    twice = rows[rows.duplicated(["seed", "id"])]
+    if len(twice):
+        raise DataError(
+            f"arm '{arm}', seed {twice['seed'].iloc[0]}: question {twice['id'].iloc[0]} is "
+            f"predicted more than once ({len(twice)} such rows); expected one row per seed and "
+            "question"
+        )
+
+
 def seed_table(
     predictions: pd.DataFrame, arm: str, measure: str = "correct_choice"
 ) -> pd.DataFrame:
@@ -58,19 +83,7 @@ def seed_table(
             f"no predictions of arm '{arm}'; measured are "
             f"{', '.join(sorted(set(predictions['arm'])))}"
         )
-    for column in ("study", "dataset", "student"):
-        if column in rows and rows[column].nunique() > 1:
-            raise DataError(
-                f"arm '{arm}': predictions of several values of {column} "
-                f"({', '.join(map(str, rows[column].unique()))}); expected one study at a time"
-            )
-    twice = rows[rows.duplicated(["seed", "id"])]
-    if len(twice):
-        raise DataError(
-            f"arm '{arm}', seed {twice['seed'].iloc[0]}: question {twice['id'].iloc[0]} is "
-            f"predicted more than once ({len(twice)} such rows); expected one row per seed and "
-            "question"
-        )
+    _check_rows(rows, arm, measure)
 
     def table(column):
         wide = rows.pivot(index="seed", columns="id", values=column).sort_index().sort_index(axis=1)

@@ -452,7 +452,7 @@ class Study:
     @property
     def chance(self) -> float:
         """The accuracy of a uniform guess: the mean of 1 / options over the test questions."""
-        return float(np.mean([1 / len(e.choices) for e in self.test_questions()]))
+        return float(np.mean([e.chance for e in self.test_questions()]))
 
     @functools.cached_property
     def _usable(self) -> tuple[list[Example], dict[str, int]]:
@@ -545,6 +545,11 @@ class Study:
         if arms is not None:
             check_train_arms(arms, self.setting.train.loss)
         check_setting(self.setting)
+        if self.setting.label_format != "text" and any(e.is_free for e in self.data.test):
+            raise DataError(
+                f"label_format is '{self.setting.label_format}', and the questions have free "
+                "answers; expected label_format: text, or questions with `choices`"
+            )
         self._check_student()
         self._check_questions()
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 from conftest import SHARED, needs_shared
 
-from cotdistill.free_answers import answer_kind, match_answer, read_number
+from cotdistill.free_answers import gold_kind, match_answer, read_number
 
 RIGHT = [  # (written, gold)
     ("42", "42"),
@@ -172,7 +172,7 @@ def test_kinds_of_gold_answers():
         "yes_no": ("yes", "No", "True", "false."),
         "word": ("Paris", "42 apples", "Boeing 747", "seven", "1,5", "yes sir", "3:30", "2-3"),
     }
-    assert {gold: answer_kind(gold) for golds in kinds.values() for gold in golds} == {
+    assert {gold: gold_kind(gold) for golds in kinds.values() for gold in golds} == {
         gold: kind for kind, golds in kinds.items() for gold in golds
     }
 
@@ -192,7 +192,7 @@ def test_the_recorded_answers_of_svamp_agree_with_gold_as_often_as_is_known():
         return {row["id"]: row["answer"] for row in map(json.loads, filter(None, lines))}
 
     gold = read(SHARED / "svamp" / "train.jsonl")
-    assert {answer_kind(answer) for answer in gold.values()} == {"number"}
+    assert {gold_kind(answer) for answer in gold.values()} == {"number"}
     shares = {}
     for path in (SHARED / "rationales" / "svamp").glob("*.jsonl"):
         said = {key: answer for key, answer in read(path).items() if answer is not None}

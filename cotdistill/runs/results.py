@@ -182,6 +182,8 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
     table["generated"] = table["generated"].astype("Int64")
     table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
     table["correct_choice"] = table["choice"] == table["gold"]
+    if table["choice"].isna().any():  # free answers: nothing was chosen, right or wrong
+        table["correct_choice"] = table["correct_choice"].astype(float).where(table.choice.notna())
     setting = (Study.load(study) if isinstance(study, str) else study).setting
     return table.rename(columns={"tokens": "tokens_generated"}).assign(
         study=name_of_study, dataset=setting.data["dataset"], student=setting.student
