@@ -28,7 +28,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env new reproduce $(STAGES) smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
+.PHONY: help env new data reproduce $(STAGES) smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ $(RAY): $(READY)
 
 new: $(READY) ## write params/<STUDY>.yaml for your own data: make new STUDY=my DATA=folder
 	@$(RUN) new "$(STUDY)" --data "$(DATA)" $(if $(STUDENT),--student "$(STUDENT)")
+
+data: $(READY) ## fetch the datasets and recorded rationales into data/ (ONLY=openbookqa: one of them)
+	@$(RUN) data $(if $(ONLY),--only $(ONLY))
 
 reproduce: $(NEEDED) ## run a whole study: all notebooks in sequence
 	@$(RUN) run $(STUDY)

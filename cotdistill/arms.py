@@ -21,8 +21,10 @@ from dataclasses import asdict, dataclass
 
 from cotdistill.errors import DataError
 from cotdistill.examples import LETTERS, Example, first_equal
+from cotdistill.free_answers import match_answer
 
 LABEL_FORMATS = ("text", "letter", "both")
+OTHER_ANSWER = -1  # a free answer that could be read, and is not the right one
 PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
 UNITS = ("token", "word", "sentence")
 LOSSES = ("token_mean", "balanced")  # `hyperparameters.TrainConfig` says what they are
@@ -299,8 +301,10 @@ def cue(placement: str) -> str:
 def prompt_text(example: Example, placement: str, label_format: str = "text") -> str:
     """Write the question, its options, and the cue.
 
-    Options carry letters only where the label is one.
+    Options carry letters only where the label is one; a free answer has no options.
     """
+    if example.is_free:
+        return f"Question: {example.question}\n{cue(placement)}"
     marks = [f"({letter})" if label_format != "text" else "-" for letter in LETTERS]
     options = "\n".join(
         f"{mark} {choice}" for mark, choice in zip(marks, example.choices, strict=False)
@@ -347,7 +351,13 @@ def parse_answer(text: str, choices: tuple[str, ...], label_format: str = "text"
     two options that differ only there are told apart by the exact text, and of two equal ones the
     first is meant. With letters, "B", "(B)" and "B." are read; under "both" the letter and the text
     must agree.
+
+    Of a free answer (`choices` holds the right one alone): 0 where it is right, OTHER_ANSWER where
+    it is another one, None where none can be read (`free_answers.match_answer`).
     """
+    if len(choices) == 1:
+        right = match_answer(text, choices[0])
+        return None if right is None else 0 if right else OTHER_ANSWER
     line = text.strip().split("\n")[0].strip()
     if label_format in ("letter", "both"):
         head = re.match(r"\(?([A-Z])(?:[).:]|$|(?=\s))\s*", line)

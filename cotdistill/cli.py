@@ -53,6 +53,10 @@ def make_parser() -> argparse.ArgumentParser:
             help="folder of executed studies; by default site takes the user's own, else the "
             "published ones; docs the latter",
         )
+    data = add(data_command, "data", study=False)
+    data.add_argument("--only", nargs="+", metavar="DATASET", help="fetch these datasets alone")
+    data.add_argument("--base-url", help="a server with the paths of raw.githubusercontent.com")
+    data.add_argument("--to", default="data", help="the folder, from the repository's root on")
     one = add(run_one_command, "run-one")
     one.add_argument("--arm", required=True)
     one.add_argument("--seed", type=int, default=0)
@@ -157,6 +161,13 @@ def docs_command(chosen: argparse.Namespace) -> None:
     executed = root() / (chosen.executed or Path("notebooks", "executed"))
     for path in render_documents(executed):
         print(f"{path.relative_to(root())}: rendered")
+
+
+def data_command(chosen: argparse.Namespace) -> None:
+    """Fetch the datasets and the recorded rationales into data/."""
+    from cotdistill.fetch import BASE_URL, fetch_data
+
+    fetch_data(root() / chosen.to, chosen.only, chosen.base_url or BASE_URL)
 
 
 def run_one_command(chosen: argparse.Namespace) -> None:

@@ -258,7 +258,7 @@ def _describe_answer(
         "text": text.strip(),
         "generated": None if unended else parse_answer(text, example.choices, label_format),
         "scores": [round(s, 6) for s in scores],
-        "choice": first_equal(example.choices, int(np.argmax(scores))),
+        "choice": _choose_option(example, scores),
         "tokens": len(thought) + len(label),
         "cut_off": bool(cut or unended),
         "rationale_cut_off": cut,
@@ -287,6 +287,8 @@ def evaluate(
     it); rationale_cut_off (a limit ended the rationale before it); pre_cot also scores_direct, the
     options' scores after an empty rationale. With generate=False label-first students are scored
     only. limits: the fields of `Limits`.
+    Of a free answer, scores holds log p of the right answer alone, generated is 0 where it was
+    written and -1 where another was, and choice is None: there is nothing to choose from.
 
     trunk: (blocks that training left as they were, a store shared by the runs of one base student),
     see `run_blocks`.
@@ -313,6 +315,11 @@ def evaluate(
     return found
 
 
+def _choose_option(example: Example, scores: list[float]) -> int | None:
+    """Return the option with the best score; None for a free answer, which has no options."""
+    return None if example.is_free else first_equal(example.choices, int(np.argmax(scores)))
+
+
 def _option_ids(student: Student, example: Example, label_format: str) -> list[list[int]]:
     """Return the token ids of each option, as the student has to write it."""
     return [
@@ -324,8 +331,11 @@ def _option_ids(student: Student, example: Example, label_format: str) -> list[l
 def accuracy(predictions: list[dict], measure: str = "choice") -> float:
     """Return the share of questions whose answer is the gold one.
 
-    measure: "choice" (forced) or "generated". A parse failure counts as wrong.
+    measure: "choice" (forced; for free answers, which have none, the written one) or "generated". A
+    parse failure counts as wrong.
     """
+    if any(p["choice"] is None for p in predictions):
+        measure = "generated"
     return (
         float(np.mean([p[measure] == p["gold"] for p in predictions]))
         if predictions

@@ -1,5 +1,6 @@
 """Define examples, rationales and datasets, and check what they hold."""
 
+import math
 import re
 import reprlib
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Example:
-    """Hold one multiple-choice question.
+    """Hold one question.
 
-    `answer` is the index of the right option in `choices`.
+    `answer` is the index of the right option in `choices`. A question with a free answer has one
+    choice, the right answer, which is never shown: nothing is chosen from.
     """
 
     id: str
@@ -23,8 +25,18 @@ class Example:
 
     @property
     def label(self) -> str:
-        """Return the text of the right option."""
+        """Return the text of the right option, or the right free answer."""
         return self.choices[self.answer]
+
+    @property
+    def is_free(self) -> bool:
+        """Say whether the answer is free: there are no options to choose from."""
+        return len(self.choices) == 1
+
+    @property
+    def chance(self) -> float:
+        """Return how often a uniform guess among the options is right; 0 for a free answer."""
+        return 0.0 if self.is_free else 1 / len(self.choices)
 
 
 @dataclass(frozen=True)
@@ -114,15 +126,7 @@ def make_example(question_id, question, choices, answer, where: str) -> Example:
     appears twice (in some official questions), the first of the two is the answer: equal texts are
     one answer. Raises DataError naming `where` and the id.
     """
-    if not is_plain_text(question_id):
-        raise DataError(
-            f"{where}: id {reprlib.repr(question_id)}; expected a text that is not empty"
-        )
-    where = f"{where} (id {question_id})"
-    if not is_plain_text(question):
-        blank = isinstance(question, str) and not question.strip()
-        problem = "empty question" if blank else f"question {reprlib.repr(question)}"
-        raise DataError(f"{where}: {problem}; expected a text")
+    where = _check_texts(question_id, question, where)
     if not isinstance(choices, (list, tuple)) or len(choices) < 2:
         count = len(choices) if isinstance(choices, (list, tuple)) else type(choices).__name__
         raise DataError(f"{where}: {count} choice(s); expected a list of at least two")
@@ -136,6 +140,38 @@ def make_example(question_id, question, choices, answer, where: str) -> Example:
     choices = tuple(" ".join(choice.split()) for choice in choices)
     right = first_equal(choices, gold_index(answer, choices, where))
     return Example(question_id, question.strip(), choices, right)
+
+
+def make_free_example(question_id, question, answer, where: str) -> Example:
+    """Check one question with a free answer and build it.
+
+    answer: a text on one line, a number, or true or false (which become yes and no). Raises
+    DataError naming `where` and the id.
+    """
+    where = _check_texts(question_id, question, where)
+    if isinstance(answer, bool):
+        answer = "yes" if answer else "no"
+    elif isinstance(answer, (int, float)) and math.isfinite(answer):
+        answer = str(answer)
+    if not is_plain_text(answer):
+        raise DataError(
+            f"{where}: answer {reprlib.repr(answer)}; expected a number, a word, or yes or no"
+        )
+    return Example(question_id, question.strip(), (" ".join(answer.split()),), 0)
+
+
+def _check_texts(question_id, question, where: str) -> str:
+    """Check a question's id and text; return `where` with the id. Raises DataError."""
+    if not is_plain_text(question_id):
+        raise DataError(
+            f"{where}: id {reprlib.repr(question_id)}; expected a text that is not empty"
+        )
+    where = f"{where} (id {question_id})"
+    if not is_plain_text(question):
+        blank = isinstance(question, str) and not question.strip()
+        problem = "empty question" if blank else f"question {reprlib.repr(question)}"
+        raise DataError(f"{where}: {problem}; expected a text")
+    return where
 
 
 def first_equal(choices: tuple[str, ...], option: int) -> int:
@@ -159,9 +195,12 @@ def check_rationale(text, where: str) -> None:
 def question_key(example: Example) -> tuple:
     """Return a key that is equal for two equal questions.
 
-    They have the same words and the same set of options, whatever their case and order.
+    They have the same words and the same set of options, whatever their case and order. A free
+    answer is no part of it.
     """
     words = " ".join(re.findall(r"\w+", example.question.lower()))
+    if example.is_free:
+        return words, ()
     return words, tuple(sorted(choice.lower() for choice in example.choices))
 
 

@@ -31,7 +31,7 @@ from cotdistill.runs.results import completed_stages, load_predictions
 from cotdistill.show import table
 from cotdistill.sources import load_dataset, load_rationales
 from cotdistill.students import Student, load_student
-from cotdistill.study import Study, resolve
+from cotdistill.study import Study, find_data_dir, resolve
 
 KINDS = {
     PROMPT: ("prompt", "#E8E8E8"),
@@ -79,7 +79,7 @@ def load_questions(
     Names and paths are those of the notebook's parameters; empty `rationales`: those that the data
     bring along. Raises DataError for what cannot be found or read.
     """
-    data = load_dataset(resolve(dataset), resolve(data_dir) or None, data_seed=data_seed)
+    data = load_dataset(resolve(dataset), find_data_dir(data_dir, dataset), data_seed=data_seed)
     given = load_rationales(resolve(rationales), data.explained) if rationales else data.rationales
     return load_student(resolve(student)), questions_of(data, given), given
 

@@ -29,11 +29,14 @@ def gold_probability(
     """Return p(gold): the softmax of the options' log p (nats) at the right option.
 
     It asks how sure the student is, where accuracy asks only which option comes first; 1 / (number
-    of options) is chance. `options`: the texts, so that a text given twice counts once (`gold` is
+    of options) is chance. A single score is that of a free answer, whose p is that of its tokens:
+    exp(log p). `options`: the texts, so that a text given twice counts once (`gold` is
     then the first of its text, as `examples.first_equal` has it). Raises DataError where scores,
     texts and gold do not fit together.
     """
     kept = _list_options(scores, gold, options)
+    if len(scores) == 1:
+        return float(np.exp(scores[0]))
     if gold not in kept:
         raise DataError(
             f"gold is {gold}, whose text is also an earlier option's; expected the "
@@ -101,6 +104,11 @@ def add_measure(
             raise DataError(f"{name} is {value!r}; expected one of {', '.join(known)}")
     if measure == "acc_norm" and options is None:
         raise DataError("measure acc_norm needs the options' texts; expected options: id -> texts")
+    if measure == "correct_choice" and predictions[measure].isna().any():
+        raise DataError(
+            "measure correct_choice needs multiple choice, and these answers are free; expected "
+            "correct_generated or p_gold"
+        )
     if measure.startswith("correct_"):
         values = predictions[measure].astype(float).to_numpy()
     else:
@@ -114,7 +122,8 @@ def add_measure(
         )
     flagged = rationale_cut_off(predictions)
     if cut_off == "chance" and measure != "correct_generated":
-        values = np.where(flagged, 1 / predictions["scores"].map(len).to_numpy(float), values)
+        counts = predictions["scores"].map(len).to_numpy(float)
+        values = np.where(flagged, np.where(counts == 1, 0.0, 1 / counts), values)
     elif cut_off != "as_scored" and measure in BINARY:
         values = np.where(flagged, 0.0, values)
     return predictions.assign(value=values, flagged=flagged)
@@ -126,8 +135,11 @@ def _score_value(row: tuple, measure: str, options: Mapping[str, Sequence[str]] 
         raise DataError(f"question {question}: no texts of its options; expected them for every id")
     texts = None if options is None else options[question]
     try:
-        if not np.isfinite(np.asarray(scores, float)).all() or len(scores) < 2:
-            raise DataError(f"scores are {scores!r}; expected two or more finite log p")
+        free = len(scores) == 1
+        if not np.isfinite(np.asarray(scores, float)).all() or not len(scores):
+            raise DataError(f"scores are {scores!r}; expected finite log p")
+        if free and measure != "p_gold":
+            raise DataError(f"measure {measure} needs multiple choice; expected p_gold")
         if measure == "p_gold":
             return gold_probability(scores, int(gold), texts)
         return float(choose_normalized(scores, texts) == int(gold))

@@ -245,11 +245,14 @@ def new_study(name: str, folder: str, student: str = DEFAULT_STUDENT) -> Path:
         "batch_size": (8, "questions per step"),
     }
     options = sorted({len(e.choices) for e in [*data.train, *data.test]})
+    free = options == [1]
+    kind = "free answers" if free else f"{'/'.join(map(str, options))} options"
     head = [
         f"{name}: {len(data.train):,} training, {len(data.validation):,} validation and "
-        f"{len(data.test):,} test questions with {'/'.join(map(str, options))} options.",
+        f"{len(data.test):,} test questions with {kind}.",
         *filter(None, [repeats_note(data)]),
-        f"Run it: make reproduce STUDY={name}",
+        f"Run it: make {'elicit train' if free else 'reproduce'} STUDY={name}",
+        *(["Notebooks 03 to 06 need questions with options."] if free else []),
     ]
     with path.open("x", encoding="utf-8") as file:
         file.write(render_study(head, chosen))

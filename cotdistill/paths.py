@@ -56,6 +56,24 @@ def places() -> list[Path]:
     return [*map(Path, filter(None, [os.environ.get(FOLDER)])), root()]
 
 
+def data_places(path: str) -> list[str]:
+    """List the names under which a path of a study is looked for: itself, then its other place.
+
+    `make data` fetches into data/, and a developer's copy of the same files lies in
+    ../shared/data. A study that names one of them also finds the other.
+    """
+    homes = ("data", "../shared/data")
+    home = next((h for h in homes if path == h or path.startswith(f"{h}/")), None)
+    if home is None:
+        return [path]
+    return [path, *(other + path[len(home) :] for other in homes if other != home)]
+
+
+def candidate_paths(path: str) -> list[Path]:
+    """List where a study's relative path may be, in the order in which it is looked for."""
+    return [place / name for name in data_places(path) for place in places()]
+
+
 def study_path(study: str) -> Path:
     """Return the YAML file of a study given by name or by path."""
     return Path(study) if study.endswith((".yaml", ".yml")) else root() / "params" / f"{study}.yaml"

@@ -1,10 +1,12 @@
 """Parse rows of questions: the official datasets' formats and our own."""
 
+import hashlib
 import re
 from collections import Counter
 
 from cotdistill.errors import DataError
-from cotdistill.examples import Example, get_field, make_example
+from cotdistill.examples import Example, get_field, make_example, make_free_example
+from cotdistill.free_answers import gold_kind
 
 
 def _official_choices(choices, where: str) -> tuple[list, list]:
@@ -37,12 +39,21 @@ def parse_row(dataset: str, row: dict, where: str) -> Example:
     """Parse one row of a dataset; `where` is "file:line", for the error.
 
     A row that is not of an official dataset is in our own format: id, question, choices (list),
-    answer (an index from 0 or a letter). Raises DataError.
+    answer (an index from 0 or a letter); or, where the answer is free, without choices and with a
+    number, a word, or yes or no as the answer. Raises DataError.
     """
+    if dataset == "gsm8k":
+        return _parse_gsm8k_row(row, where)
     if dataset in ("commonsense_qa", "openbookqa"):
         return _parse_lettered_row(dataset, row, where)
     if dataset == "quarel":
         return _parse_quarel_row(row, where)
+    answer = row.get("answer")
+    letter = isinstance(answer, str) and re.fullmatch(r"\(?[A-Z]\)?", answer.strip())
+    if "choices" not in row and "answer" in row and not letter:
+        return make_free_example(
+            get_field(row, "id", where), get_field(row, "question", where), answer, where
+        )
     fields = [get_field(row, name, where) for name in ("id", "question", "choices", "answer")]
     example = make_example(*fields, where)
     twice = [choice for choice, times in Counter(example.choices).items() if times > 1]
@@ -78,6 +89,33 @@ def _parse_lettered_row(dataset: str, row: dict, where: str) -> Example:
     else:
         question = get_field(row, name, where)
     return make_example(question_id, question, texts, letters.index(key), where)
+
+
+def split_gsm8k_answer(answer: str) -> tuple[str, str] | None:
+    """Split GSM8K's `answer` into its solution and the number after "####"; None where it has none.
+
+    The calculator's annotations ("<<3*4=12>>") are left out of the solution.
+    """
+    solution, found, number = answer.rpartition("####")
+    if not found or gold_kind(number) != "number":
+        return None
+    return re.sub(r"<<[^<>]*>>", "", solution).strip(), number.strip().replace(",", "")
+
+
+def _parse_gsm8k_row(row: dict, where: str) -> Example:
+    """Parse an official row of GSM8K: question, and a solution that ends in "#### 42".
+
+    The official rows have no id: it is made of the question's text. Raises DataError.
+    """
+    question, answer = get_field(row, "question", where), get_field(row, "answer", where)
+    parts = split_gsm8k_answer(answer) if isinstance(answer, str) else None
+    if parts is None:
+        raise DataError(
+            f"{where}: answer {str(answer)[-40:]!r}; expected a solution that ends in '#### ' and "
+            "a number"
+        )
+    digest = hashlib.sha256(str(question).encode("utf-8", "replace")).hexdigest()
+    return make_free_example(row.get("id", f"gsm8k-{digest[:12]}"), question, parts[1], where)
 
 
 def _parse_quarel_row(row: dict, where: str) -> Example:

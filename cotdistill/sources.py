@@ -24,10 +24,11 @@ from cotdistill.examples import (
     without_repeats,
 )
 from cotdistill.files import atomic_write, read_jsonl
+from cotdistill.free_answers import match_answer
 from cotdistill.microworld.knowledge import SPLITS, WORLDS
 from cotdistill.microworld.worlds import make_world, make_worlds
 from cotdistill.parameters import check_worlds
-from cotdistill.row_formats import parse_row
+from cotdistill.row_formats import parse_row, split_gsm8k_answer
 from cotdistill.tables import question_rows, split_path
 
 # Where each dataset lives on the hub (pinned), which of its splits play which role, and how the
@@ -55,6 +56,9 @@ SOURCES = {
         splits={"train": "train", "validation": "validation", "test": "test"},
         files={"train": "quarel-v1-train", "validation": "quarel-v1-dev", "test": "quarel-v1-test"},
     ),
+    # Free answers, read from files only. GSM8K's official files are train.jsonl and test.jsonl
+    "gsm8k": dict(hub=None, splits={"train": "train", "test": "test"}, files={}),
+    "svamp": dict(hub=None, splits={"train": "train", "test": "test"}, files={}),
 }
 
 
@@ -87,11 +91,17 @@ def load_examples(
     if folder is None:
         if name is None:
             return None
+        if source["hub"] is None:
+            raise DataError(
+                f"{dataset}: data_dir is empty; expected a folder with {dataset}/train.jsonl and "
+                "test.jsonl: this dataset is read from files only"
+            )
         place = f"{source['hub']}/{name}"
         rows = [(f"{place}:{n}", row) for n, row in enumerate(_load_hub_rows(source, name), 1)]
         return _check_ids([(where, parse_row(dataset, row, where)) for where, row in rows])
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; {expected_data()}")
+        fetch = f", or `make data ONLY={dataset}` to fetch it" if source else ""
+        raise DataError(f"{folder}: no such folder; {expected_data()}{fetch}")
     path = split_path(folder, name, source["files"].get(name) if source else None) if name else None
     if path is None and split == "validation":
         return None
@@ -149,7 +159,7 @@ def load_rationales(path: str | Path, examples: list[Example]) -> dict[str, Rati
         text, answer = get_field(row, "rationale", where), row.get("answer")
         place = f"{where} (id {question_id})"
         check_rationale(text, place)
-        answer = concluded_option(answer, by_id[question_id].choices, place)
+        answer = concluded_answer(answer, by_id[question_id], place)
         text, spans = " ".join(text.split()), row.get("key_spans", [])
         if not isinstance(spans, list) or not all(
             isinstance(s, list)
@@ -174,6 +184,18 @@ def load_rationales(path: str | Path, examples: list[Example]) -> dict[str, Rati
             "rationale"
         )
     return rationales
+
+
+def concluded_answer(answer, example: Example, where: str) -> int | None:
+    """Find the option that a recorded answer names (`concluded_option`), or None.
+
+    Of a free answer: 0 where it is the right one; a wrong one and none at all are both None.
+    """
+    if not example.is_free:
+        return concluded_option(answer, example.choices, where)
+    if isinstance(answer, bool):
+        answer = "yes" if answer else "no"
+    return 0 if answer is not None and match_answer(str(answer), example.label) else None
 
 
 def concluded_option(answer, choices: tuple[str, ...], where: str) -> int | None:
@@ -223,14 +245,17 @@ def write_rationales(
     """Write rationales as JSONL, with answers as letters: the inverse of `load_rationales`.
 
     examples: their questions. Where an option's text is a letter, the answer is written "(B)",
-    which is always the letter.
+    which is always the letter. A free answer is written as it is.
     """
+    free = {example.id: example.label for example in examples if example.is_free}
     choices = {
         example.id: [_normalise_answer(choice) for choice in example.choices]
         for example in examples
     }
 
     def letter(r: Rationale) -> str:
+        if r.id in free:
+            return free[r.id]
         name = LETTERS[r.answer]
         return f"({name})" if name.casefold() in choices.get(r.id, ()) else name
 
@@ -290,9 +315,9 @@ def load_dataset(
     """Load all splits of a dataset; carve validation out of train where it has none.
 
     Rationales are filled in only where the data have their own: microworld's gold ones, or a
-    `rationale` field in own data. microworld: keyword arguments of `microworld.generate` (sizes,
-    shares), used for `microworld/<part>` only. worlds: seeds, each of which gets a microworld of
-    its own (`worlds.make_worlds`). Raises DataError.
+    `rationale` field in own data, or GSM8K's solutions. microworld: keyword arguments of
+    `microworld.generate` (sizes, shares), used for `microworld/<part>` only. worlds: seeds, each of
+    which gets a microworld of its own (`worlds.make_worlds`). Raises DataError.
     """
     if data_seed < 0 or validation_size < 0:
         raise DataError(
@@ -309,6 +334,7 @@ def load_dataset(
     splits = {name: load_examples(dataset, name, data_dir) for name in SPLITS}
     _check_ids([(f"{dataset}, split {name}", e) for name in SPLITS for e in splits[name] or []])
     train, validation, test = splits.values()
+    _check_kinds(dataset, [*train, *(validation or []), *test])
     left_out = {}
     train, left_out["train"] = without_repeats(train, [*test, *(validation or [])])
     if not train:
@@ -328,7 +354,20 @@ def load_dataset(
     if dataset not in SOURCES:
         ids = {e.id for e in [*train, *validation, *test]}
         rationales = _read_own_rationales(Path(dataset), ids)
+    elif dataset == "gsm8k":
+        rationales = _read_solutions(Path(data_dir) / dataset, train + validation)
     return Dataset(dataset, train, validation, test, rationales, left_out=left_out)
+
+
+def _check_kinds(dataset: str, examples: list[Example]) -> None:
+    """Raise DataError where some questions have options and others a free answer."""
+    free = next((e.id for e in examples if e.is_free), None)
+    chosen = next((e.id for e in examples if not e.is_free), None)
+    if free is not None and chosen is not None:
+        raise DataError(
+            f"{dataset}: question '{free}' has no field 'choices', and question '{chosen}' has; "
+            "expected options in all questions, or free answers in all"
+        )
 
 
 def _read_own_rationales(folder: Path, ids: set[str]) -> dict[str, Rationale]:
@@ -343,13 +382,25 @@ def _read_own_rationales(folder: Path, ids: set[str]) -> dict[str, Rationale]:
     return {row["id"]: Rationale(row["id"], " ".join(row["rationale"].split())) for _, row in rows}
 
 
+def _read_solutions(folder: Path, examples: list[Example]) -> dict[str, Rationale]:
+    """Read GSM8K's own solutions of training questions as their rationales, by question id."""
+    ids, found = {e.id for e in examples}, {}
+    for where, row in question_rows(split_path(folder, "train")):
+        example = parse_row("gsm8k", row, where)
+        solution, _ = split_gsm8k_answer(row["answer"])
+        if example.id in ids and solution:
+            found[example.id] = Rationale(example.id, " ".join(solution.split()), 0)
+    return found
+
+
 def data_card(data: Dataset):
     """Tabulate counts, lengths, label balance and duplicates, one row per split.
 
     A reader checks these before trusting a number. Lengths are in words. `top_position` is the
-    share of the most frequent answer position, `chance` the accuracy of a uniform guess,
-    `seen_in_train` the number of questions that are also in train (same words and options),
-    `left_out` the number that was dropped from the split because a later one holds them too.
+    share of the most frequent answer position (of the most frequent free answer), `chance` the
+    accuracy of a uniform guess (0 for free answers), `seen_in_train` the number of questions that
+    are also in train (same words and options), `left_out` the number that was dropped from the
+    split because a later one holds them too.
     Returns a pandas DataFrame.
     """
     import pandas as pd
@@ -372,7 +423,7 @@ def _describe_split(data: Dataset, split: str, train_keys: set) -> dict:
     examples = getattr(data, split)
     mean = lambda values: float(np.mean(values)) if values else float("nan")
     keys = Counter(_key_in_world(data, e) for e in examples)
-    positions = Counter(e.answer for e in examples)
+    positions = Counter(e.label if e.is_free else e.answer for e in examples)
     sizes = sorted({len(e.choices) for e in examples})
     known = [data.rationales[e.id].text for e in examples if e.id in data.rationales]
     texts = [text for text in known if text]
@@ -380,7 +431,7 @@ def _describe_split(data: Dataset, split: str, train_keys: set) -> dict:
         "split": split,
         "questions": len(examples),
         "options": "/".join(map(str, sizes)),
-        "chance": mean([1 / len(e.choices) for e in examples]),
+        "chance": mean([e.chance for e in examples]),
         "top_position": max(positions.values()) / len(examples) if examples else float("nan"),
         "question_words": mean([len(e.question.split()) for e in examples]),
         "option_words": mean([len(c.split()) for e in examples for c in e.choices]),

@@ -40,7 +40,15 @@ from cotdistill.parameters import (
     load_study,
     notebook_parameters,
 )
-from cotdistill.paths import artifacts, enter_study, places, root, study_dir
+from cotdistill.paths import (
+    artifacts,
+    candidate_paths,
+    data_places,
+    enter_study,
+    places,
+    root,
+    study_dir,
+)
 from cotdistill.sources import SOURCES, expected_data, load_dataset, load_rationales
 from cotdistill.students import BUNDLED, Student, best_device, best_dtype, load_student, local_print
 from cotdistill.tiny import TINY
@@ -50,6 +58,7 @@ def resolve(path: str) -> str:
     """Return a path of a study as an absolute one.
 
     It is looked for beside the study's YAML first, then in the repository; ~ is the user's home.
+    What `make data` fetches is looked for in both of its places (`paths.data_places`).
     Names stay as they are: of datasets, of bundled students, of the hub; so does the empty text.
     Raises DataError for what can only be a path (it begins with a dot, or ends as a file does) and
     is in neither place.
@@ -65,10 +74,28 @@ def resolve(path: str) -> str:
     path = os.path.expanduser(path)
     if Path(path).is_absolute():
         return path
-    found = next((place / path for place in places() if (place / path).exists()), None)
+    found = next((place for place in candidate_paths(path) if place.exists()), None)
     if found is None and (path.startswith(".") or Path(path).suffix in (".jsonl", ".json", ".txt")):
-        raise DataError(f"{path}: {not_there('file or folder')}; expected a path that exists")
+        fetch = ", or `make data`" if len(data_places(path)) > 1 else ""
+        raise DataError(
+            f"{path}: {not_there('file or folder')}; expected a path that exists{fetch}"
+        )
     return path if found is None else str(found)
+
+
+def find_data_dir(data_dir: str, dataset: str) -> str | None:
+    """Return the folder that holds a known dataset's own folder; None where data_dir is empty.
+
+    data/ may hold some datasets only; the others are then found in its other place. Raises
+    DataError where the path exists in no place (`resolve`).
+    """
+    if not data_dir:
+        return None
+    if not Path(data_dir).expanduser().is_absolute():
+        for place in candidate_paths(os.path.expanduser(data_dir)):
+            if (place / dataset).is_dir():
+                return str(place)
+    return resolve(data_dir)
 
 
 def not_there(kind: str) -> str:
@@ -97,7 +124,7 @@ def read_data(spec: dict) -> Dataset:
         raise DataError(f"{where}: {not_there('folder')}; {expected_data()}")
     data = load_dataset(
         where,
-        resolve(spec["data_dir"]) or None,
+        find_data_dir(spec["data_dir"], spec["dataset"]),
         validation_size=spec["validation_size"],
         data_seed=spec["data_seed"],
         microworld=spec["microworld"],
@@ -466,7 +493,7 @@ class Study:
     @property
     def chance(self) -> float:
         """The accuracy of a uniform guess: the mean of 1 / options over all test questions."""
-        return float(np.mean([1 / len(e.choices) for e in self.test_questions()]))
+        return float(np.mean([e.chance for e in self.test_questions()]))
 
     @functools.cached_property
     def _usable(self) -> tuple[list[Example], dict[str, int]]:
@@ -609,6 +636,11 @@ class Study:
             check_train_arms(arms, self.setting.train.loss)
         check_setting(self.setting)
         self._check_worlds()
+        if self.setting.label_format != "text" and any(e.is_free for e in self.data.test):
+            raise DataError(
+                f"label_format is '{self.setting.label_format}', and the questions have free "
+                "answers; expected label_format: text, or questions with `choices`"
+            )
         self._check_student()
         self._check_questions()
 

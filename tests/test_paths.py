@@ -11,8 +11,16 @@ from cotdistill.encode import length_to_keep, training_length
 from cotdistill.errors import DataError
 from cotdistill.examples import Dataset, Example, Rationale
 from cotdistill.new_study import portable_path
-from cotdistill.paths import FOLDER, enter_study
-from cotdistill.study import named_student, read_data, resolve, shared_student, teacher_student
+from cotdistill.paths import FOLDER, data_places, enter_study
+from cotdistill.sources import load_examples
+from cotdistill.study import (
+    find_data_dir,
+    named_student,
+    read_data,
+    resolve,
+    shared_student,
+    teacher_student,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,6 +118,36 @@ def test_a_path_that_is_nowhere_names_both_places(two_places, monkeypatch):
         match=rf"^./none: no such file or folder in the repository \({two_places}/repo\); expected",
     ):
         resolve("./none")
+
+
+def test_fetched_data_are_found_in_either_place(two_places):
+    """`make data` fills data/ of the repository; a developer's copy is ../shared/data."""
+    ours, shared = two_places / "repo/data", two_places / "shared/data"
+    rationales = "rationales/openbookqa/llama.jsonl"
+    for name in ("data", "../shared/data"):
+        assert find_data_dir("", "openbookqa") is None
+        with pytest.raises(DataError, match="expected a path that exists, or `make data`"):
+            resolve(f"{name}/{rationales}")
+    (shared / "openbookqa").mkdir(parents=True)
+    (shared / rationales).parent.mkdir(parents=True)
+    (shared / rationales).touch()
+    for name in ("data", "../shared/data"):
+        assert Path(find_data_dir(name, "openbookqa")).resolve() == shared
+        assert Path(resolve(f"{name}/{rationales}")).resolve() == shared / rationales
+    # data/ with another dataset only: each is found where it is
+    (ours / "quarel").mkdir(parents=True)
+    assert find_data_dir("data", "quarel") == find_data_dir("../shared/data", "quarel") == str(ours)
+    assert Path(find_data_dir("data", "openbookqa")).resolve() == shared
+    (ours / "openbookqa").mkdir()
+    assert find_data_dir("data", "openbookqa") == str(ours)
+    assert Path(find_data_dir("../shared/data", "openbookqa")).resolve() == shared
+    # Other paths have one name, and a folder beside the study's YAML comes first
+    assert data_places("database") == ["database"]
+    (two_places / "mine/data/quarel").mkdir(parents=True)
+    enter_study(str(two_places / "mine" / "s.yaml"))
+    assert find_data_dir("data", "quarel") == str(two_places / "mine/data")
+    with pytest.raises(DataError, match="data/commonsense_qa: no such folder; .*`make data ONLY="):
+        load_examples("commonsense_qa", "train", find_data_dir("data", "commonsense_qa"))
 
 
 def test_the_folder_is_found_again_by_the_name_alone(two_places, monkeypatch):

@@ -78,7 +78,7 @@ def selected_words(
         )
     places = {
         "in_question": example.question,
-        "in_options": " ".join(example.choices),
+        "in_options": "" if example.is_free else " ".join(example.choices),
         "in_label": example.label,
     }
     seen = {name: {_strip_word(word) for word in text.split()} for name, text in places.items()}

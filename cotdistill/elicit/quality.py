@@ -231,15 +231,18 @@ def _judge_rationale(item, by_id: dict[str, Example], reasons: list[str]) -> dic
     answer = item["answer"] if record else item.answer
     if answer is not None:
         answer = answer_index(answer, len(example.choices), f"rationale {key}")
-    stated = {i for options in stated_options(text, example.choices) for i in options}
+    free = example.is_free
+    stated = (
+        set() if free else {i for options in stated_options(text, example.choices) for i in options}
+    )
     stated |= {answer} - {None}
     return {
         "agrees": answer == example.answer,
         "answer": answer,
         "abstains": answer is None,
-        "chance": 1 / len(example.choices),
+        "chance": example.chance,
         "contradicts": item["contradicts"] if record else len(stated) > 1,
-        "names_letter": names_letter(text, example.answer),
+        "names_letter": not free and names_letter(text, example.answer),
         "names_text": names_text(text, example.label),
         "loops": repeats_itself(text),
         "copies": copies_demonstration(text, reasons) if reasons else np.nan,

@@ -65,6 +65,11 @@ def from_teacher(
         return dict(data.rationales), []
     if teacher == "recorded":
         return load_rationales(source.recorded, data.explained), []
+    if any(e.is_free for e in examples):
+        raise DataError(
+            f"teacher '{teacher}' is asked about options, and question '{examples[0].id}' has a "
+            "free answer; expected teacher gold or recorded, or questions with `choices`"
+        )
     how = {"demonstrations": demonstrations, "settings": settings}
     if teacher == "transformers":
         records = elicit_transformers(

@@ -158,10 +158,9 @@ def _read_grid(study: Study, stage: str, say) -> pd.DataFrame:
 
 def _describe_run(row: dict, metrics: dict) -> str:
     name = row["label"] + ("" if row["arm"].placement == "zero_shot" else f" seed {row['seed']}")
-    return (
-        f"{name}: forced choice {100 * metrics['accuracy']:.1f} %, "
-        f"generated {100 * metrics['accuracy_generated']:.1f} % of {metrics['n']}"
-    )
+    forced = f"forced choice {100 * metrics['accuracy']:.1f} %, generated"
+    answered = "written answer" if metrics.get("free_answers") else forced
+    return f"{name}: {answered} {100 * metrics['accuracy_generated']:.1f} % of {metrics['n']}"
 
 
 def make_in_turn(study: Study, rows: list[dict], stage: str, say):

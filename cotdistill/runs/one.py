@@ -102,7 +102,7 @@ def make_validation(study: Study, arm: Arm, seed: int):
             arm.placement,
             setting.label_format,
             **answer_limits(study),
-            generate=False,
+            generate=any(e.is_free for e in data.validation),  # only written answers count there
             trunk=(setting.train.frozen_layers, study.trunks),
         )
         return validation_scores(answers)
@@ -236,6 +236,7 @@ def answer_metrics(predictions: list[dict]) -> dict:
     """Summarise a run's answers: accuracies as shares, counts, mean tokens."""
     return {
         "n": len(predictions),
+        **({"free_answers": True} if predictions[0]["choice"] is None else {}),
         "accuracy": accuracy(predictions),
         "accuracy_generated": accuracy(predictions, "generated"),
         "parse_failures": sum(p["generated"] is None for p in predictions),

@@ -177,6 +177,8 @@ def add_correct(table: pd.DataFrame) -> pd.DataFrame:
     table["generated"] = table["generated"].astype("Int64")
     table["correct_generated"] = (table["generated"] == table["gold"]).fillna(False).astype(bool)
     table["correct_choice"] = table["choice"] == table["gold"]
+    if table["choice"].isna().any():  # free answers: nothing was chosen, right or wrong
+        table["correct_choice"] = table["correct_choice"].astype(float).where(table.choice.notna())
     return table
 
 
