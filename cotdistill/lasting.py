@@ -92,6 +92,16 @@ def gap_table(answers: pd.DataFrame, measure: str = "p_gold") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def gap_lines(gaps: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `gap_table` as `plots.interval_lines` draws them, in points."""
+    values = {
+        name: 100 * gaps[column]
+        for name, column in (("value", "estimate"), ("low", "low"), ("high", "high"))
+    }
+    lines = gaps["arm"] + " → " + gaps["continuation"]
+    return pd.DataFrame({"line": lines, "x": gaps["step"], **values})
+
+
 def level_table(answers: pd.DataFrame) -> pd.DataFrame:
     """Average p(gold) and accuracy over seeds and questions, by continuation, arm and step."""
     by = answers.groupby(["continuation", "arm", "step"], sort=False)
@@ -130,9 +140,9 @@ def fit_decay(steps: np.ndarray, gaps: np.ndarray) -> np.ndarray:
 class HalfLife:
     """Hold how long a gap lasts, in steps.
 
-    state: one of STATES. estimate, low, high: half-life with its 95 % interval; inf: unbounded, NaN:
-    not estimable. start, start_low, start_high: the gap before the continuation, a fraction. covers:
-    what a repetition may change.
+    state: one of STATES. estimate, low, high: half-life with its 95 % interval; inf: unbounded,
+    NaN: not estimable. start, start_low, start_high: the gap before the continuation, a fraction.
+    covers: what a repetition may change.
     """
 
     state: str

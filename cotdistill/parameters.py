@@ -14,7 +14,7 @@ import yaml
 
 from cotdistill.errors import DataError
 from cotdistill.files import read_text
-from cotdistill.paths import NOTEBOOKS, artifacts, check_name, root, study_path
+from cotdistill.paths import ALL_NOTEBOOKS, NOTEBOOKS, artifacts, check_name, root, study_path
 
 # For a study that names no student: the notebooks' own default is a random one, for `make smoke`.
 DEFAULT_STUDENT = "smollm2-135m"
@@ -41,6 +41,10 @@ LIMITS = {
             "check_questions",
             "n_steps",
             "bootstrap",
+            "lasting_epochs",
+            "alignment_batches",
+            "lens_questions",
+            "forced_questions",
         ),
         (1, math.inf),
     ),
@@ -54,6 +58,7 @@ LIMITS = {
             "warmup",
             "alpha",
             "mask_amounts: an item",
+            "label_shares: an item",
         ),
         (0, 1),
     ),
@@ -115,7 +120,7 @@ def all_parameters() -> dict[str, dict]:
     folder = root() / "notebooks"
     return {
         stage: notebook_parameters(folder / f"{name}.ipynb")
-        for stage, name in NOTEBOOKS.items()
+        for stage, name in ALL_NOTEBOOKS.items()
         if (folder / f"{name}.ipynb").is_file()
     }
 
@@ -235,6 +240,9 @@ def read_study(study: str) -> dict:
     for key, value in values.items():
         if key == "study":
             raise DataError(f"{path}: study is named by its file; expected no key 'study'")
+        if key == "stages":
+            check_stages(value, str(path))
+            continue
         if key not in defaults:
             close = difflib.get_close_matches(str(key), defaults, 1)
             hint = (
@@ -247,9 +255,24 @@ def read_study(study: str) -> dict:
     return values
 
 
+def check_stages(value, where: str) -> None:
+    """Check a study's `stages`: names of notebooks, each once. Raises DataError."""
+    check_value("stages", value, ["elicit"], where)
+    unknown = next((stage for stage in value if stage not in ALL_NOTEBOOKS), None)
+    if unknown is not None or not value:
+        found = "is empty" if unknown is None else f"holds {unknown!r}"
+        raise DataError(f"{where}: stages {found}; expected some of {', '.join(ALL_NOTEBOOKS)}")
+
+
+def study_stages(values: dict) -> list[str]:
+    """List the stages of a study in order: its `stages`, or else the paper's six."""
+    chosen = values.get("stages") or list(NOTEBOOKS)
+    return [stage for stage in ALL_NOTEBOOKS if stage in chosen]
+
+
 def stage_parameters(stage: str, values: dict) -> dict:
     """Merge the defaults of a stage's notebook with the study's values; the study's win."""
-    defaults = notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
+    defaults = notebook_parameters(root() / "notebooks" / f"{ALL_NOTEBOOKS[stage]}.ipynb")
     return defaults | {key: value for key, value in values.items() if key in defaults}
 
 
@@ -264,7 +287,7 @@ def check_made_with(values: dict, stages: list[str], where: str) -> None:
     They fix the data, the student and the training for all that follow. Only those that are not
     among `stages` are checked. Raises DataError naming the first parameter that was changed since.
     """
-    order = list(NOTEBOOKS)
+    order = list(ALL_NOTEBOOKS)
     for stage in ("elicit", "train"):
         if stage in stages or stage not in order[: max(map(order.index, stages))]:
             continue
@@ -309,7 +332,7 @@ def check_demands(values: dict, stages: list[str]) -> None:
     of each notebook. Raises DataError naming the key, the stage that needs it and how to go on.
     """
     v = all_values(values)
-    later = [stage for stage in NOTEBOOKS if stage != "elicit" and stage in stages]
+    later = [stage for stage in ALL_NOTEBOOKS if stage != "elicit" and stage in stages]
     if "train" in later:
         check_training_dtype(v["dtype"])
     world = v["dataset"].partition("/")[0] == "microworld"

@@ -1,4 +1,4 @@
-"""Continued fine-tuning: a trained student goes on with labels alone, and is asked after each epoch.
+"""Continued fine-tuning: a trained student goes on with labels alone, asked after each epoch.
 
 Two phases. The first is a run of the study (an arm, a seed); where the store does not have its
 weights it is trained again from its config. The second starts from those weights with a fresh
@@ -209,12 +209,7 @@ def continue_student(
             "validation_label_nll": "test_label_nll",
         }
     ).to_csv(folder / "history.csv", index=False)
-    texts = [
-        (folder / f"epoch-{number}.jsonl").read_text(encoding="utf-8")
-        for number in range(config.epochs + 1)
-    ]
-    (folder / "predictions.jsonl").write_text("".join(texts), encoding="utf-8")
-    last = [json.loads(line) for line in texts[-1].splitlines()]
+    last = join_epochs(folder, config.epochs)
     seconds = (pd.Timestamp.now() - started).total_seconds()
     return {
         "n": len(last),
@@ -224,6 +219,16 @@ def continue_student(
         "train_seconds": round(seconds, 2),
         "evaluate_seconds": 0.0,
     }
+
+
+def join_epochs(folder: Path, epochs: int) -> list[dict]:
+    """Write predictions.jsonl from the files of all epochs; returns the last epoch's answers."""
+    texts = [
+        (folder / f"epoch-{number}.jsonl").read_text(encoding="utf-8")
+        for number in range(epochs + 1)
+    ]
+    (folder / "predictions.jsonl").write_text("".join(texts), encoding="utf-8")
+    return [json.loads(line) for line in texts[-1].splitlines()]
 
 
 def describe_answers(row: dict) -> str:
