@@ -61,7 +61,7 @@ def stack_gaps(answers: pd.DataFrame, arm: str, measure: str) -> tuple[np.ndarra
     return np.array(steps, float), np.array([table.to_numpy() for table in tables])
 
 
-def gap_table(answers: pd.DataFrame, measure: str = "p_gold") -> pd.DataFrame:
+def estimate_gaps(answers: pd.DataFrame, measure: str = "p_gold") -> pd.DataFrame:
     """Estimate each arm's gap to label_only after each epoch of each continuation.
 
     Columns: continuation, arm, step, estimate, low, high (95 %, over seeds and questions; over
@@ -93,7 +93,7 @@ def gap_table(answers: pd.DataFrame, measure: str = "p_gold") -> pd.DataFrame:
 
 
 def gap_lines(gaps: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of `gap_table` as `plots.interval_lines` draws them, in points."""
+    """Return the rows of `estimate_gaps` as `plots.interval_lines` draws them, in points."""
     values = {
         name: 100 * gaps[column]
         for name, column in (("value", "estimate"), ("low", "low"), ("high", "high"))

@@ -83,7 +83,7 @@ def test_a_gap_to_the_other_side_fades_too():
 def test_tables_hold_the_gaps_by_step():
     gaps = simulate(0.03, 0.15, 7, seeds=5, questions=40)
     answers = pd.concat([table_of(gaps), table_of(0 * gaps + 0.1, "other")])
-    table = lasting.gap_table(answers)
+    table = lasting.estimate_gaps(answers)
     same = table[table["continuation"] == "same"]
     assert same["estimate"].tolist() == pytest.approx(gaps.mean((1, 2)))
     assert (same["low"] < same["estimate"]).all() and set(table["seeds"]) == {5}
@@ -92,7 +92,7 @@ def test_tables_hold_the_gaps_by_step():
     levels = lasting.level_table(answers)
     assert levels.loc[levels["arm"] == "label_only", "p_gold"].tolist() == pytest.approx([0.3] * 10)
     with pytest.raises(DataError, match="asked after steps"):
-        lasting.gap_table(answers[(answers["arm"] == "post_cot") | (answers["step"] < 20)])
+        lasting.estimate_gaps(answers[(answers["arm"] == "post_cot") | (answers["step"] < 20)])
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_continuations_are_runs_of_the_store(study):
     assert len(first) == 2 * 2 * 3 * 8 and set(first["step"]) == {0, 3, 6}
     answers = lasting.read_answers(first)
     assert answers["p_gold"].between(0, 1).all()
-    assert len(lasting.gap_table(answers)) == 2 * 3
+    assert len(lasting.estimate_gaps(answers)) == 2 * 3
     # What a student knew before it went on does not depend on where it goes
     start = answers[answers["step"] == 0].pivot(
         index=["arm", "id"], columns="continuation", values="p_gold"

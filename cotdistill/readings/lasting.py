@@ -19,7 +19,7 @@ def setting(arms: list[str], datasets: list[str], epochs: int, steps: int) -> st
 def gaps(table: pd.DataFrame) -> str:
     """Say how each gap to label_only began and ended.
 
-    table: of `lasting.gap_table`.
+    table: of `lasting.estimate_gaps`.
     """
     if table.empty:
         return "Nothing to compare: label_only alone went on."
