@@ -22,7 +22,9 @@ _EXPORTS = {
     "control_arms": "grids",
     "DataError": "errors",
     "Elicitation": "elicit.stage",
+    "dial_sequences": "runs.measured",
     "explore": "explore",
+    "hypotheses": "hypotheses",
     "judge_study": "verdicts",
     "key_token_arms": "grids",
     "lasting": "lasting",
@@ -30,6 +32,8 @@ _EXPORTS = {
     "load_predictions": "runs.results",
     "load_stage": "runs.results",
     "masked_arms": "grids",
+    "Measurement": "runs.measured",
+    "mechanism": "mechanism",
     "MethodScores": "runs.method_scores",
     "plots": "plots",
     "pool_with": "verdicts",
@@ -46,6 +50,7 @@ _EXPORTS = {
     "table": "show",
     "training_arms": "grids",
     "unchanged_shares": "runs.results",
+    "watch_students": "runs.measured",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cotdistill.arms import Arm, label_text, prompt_text
+from cotdistill.arms import Arm, arm_from_name, label_text, prompt_text
 from cotdistill.attribution.checks import key_tokens
 from cotdistill.corrupt import label_words, word_form
 from cotdistill.decode import generate, next_token_logits
@@ -264,6 +264,25 @@ def dial_arms(shares: list[float], counts: Counts, train: TrainConfig) -> list[A
     """List post_cot with the label weights that give the label these shares of the loss."""
     weights = [weight_for_share(share, counts, train) for share in sorted(shares)]
     return [Arm("post_cot", label_weight=weight) for weight in dict.fromkeys(weights)]
+
+
+def share_of_weight(weight: float, counts: Counts, train: TrainConfig) -> float:
+    """Return the label's share (0..1) of post_cot's loss under a label weight."""
+    rest = weight_for_share(0.5, counts, train)  # where the label weighs as much as all others
+    return weight / (weight + rest)
+
+
+def compared_arms(controls: list[str], dial: list[Arm]) -> list[Arm]:
+    """List notebook 09's arms: label_only, post_cot, its controls, and the dial."""
+    arms = [Arm("label_only"), Arm("post_cot"), *(arm_from_name(f"post_cot_{c}") for c in controls)]
+    return list(dict.fromkeys([*arms, *dial]))
+
+
+def dial_shares(dial: list[Arm], counts: Counts, train: TrainConfig) -> dict[str, float]:
+    """Map the dial's arms, post_cot and label_only to the label's share, from low to high."""
+    arms = dict.fromkeys([*dial, Arm("post_cot")])
+    shares = {arm.label: share_of_weight(arm.label_weight, counts, train) for arm in arms}
+    return dict(sorted(shares.items(), key=lambda item: item[1])) | {"label_only": 1.0}
 
 
 def learning_table(answers: pd.DataFrame, tokens: dict[str, float]) -> pd.DataFrame:
