@@ -951,7 +951,6 @@ FIGURES = {
     "alignment": interval_lines,
     "label_dial": interval_lines,
     "lens": interval_lines,
-    "updates": interval_lines,
 }
 
 

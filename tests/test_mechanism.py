@@ -8,11 +8,13 @@ from conftest import generate_plainly, prompt_ids, tiny
 
 from cotdistill import mechanism
 from cotdistill.arms import Arm, label_text, prompt_text
+from cotdistill.attribution.checks import key_tokens
 from cotdistill.encode import LABEL, RATIONALE, encode_all, label_share
 from cotdistill.errors import DataError
 from cotdistill.examples import Rationale
 from cotdistill.hyperparameters import TrainConfig
 from cotdistill.kernels.blocks import blocks_of
+from cotdistill.sources import load_dataset
 from cotdistill.train import fast_training
 
 
@@ -89,24 +91,38 @@ def test_the_lens_at_the_last_block_is_the_models_prediction(student, questions)
     assert found.shape == (2, len(wanted))
 
 
-def test_a_taught_token_is_known_before_it_is_written(llama, questions, rationales):
-    rows = pd.DataFrame(mechanism.lens_rows(llama, questions, rationales, "text"))
-    assert set(rows["block"]) == {0, 1} and len(rows) <= 2 * len(questions)
-    example = questions[0]
-    prompt = prompt_ids(llama, example, "label_only")
-    ids = llama.encode(f" {rationales[example.id].text}")
-    assert mechanism.new_tokens(llama, rationales[example.id], prompt) == set(ids) - set(prompt)
-    text = rationales[example.id].text
-    marked = Rationale(example.id, text, 0, ((len(text) - 6, len(text) - 1),))
-    key = mechanism.new_tokens(llama, marked, prompt)
-    assert key and key <= set(ids)
-    row = rows[(rows["id"] == example.id) & (rows["block"] == 1)].iloc[0]
-    own = mechanism.new_tokens(llama, rationales[example.id], prompt)
-    other = mechanism.new_tokens(
-        llama, rationales[questions[6].id], prompt_ids(llama, questions[6], "label_only")
-    ) - set(prompt)
-    known = mechanism.lens_logprobs(llama, prompt)[-1]
-    assert row["own"] == pytest.approx(float(known[sorted(own - other)].mean()), abs=1e-6)
+def test_the_lens_looks_for_key_tokens_that_the_prompt_does_not_hold(llama):
+    data = load_dataset("microworld/everyday", microworld=dict(n_train=12, n_test=4))
+    asked, texts = data.train[:12], data.rationales
+    prompts = {e.id: prompt_ids(llama, e, "label_only") for e in asked}
+    rows = pd.DataFrame(mechanism.lens_rows(llama, asked, texts, "text"))
+    assert set(rows["block"]) == {0, 1} and 2 <= rows["id"].nunique() <= 12
+    for number, example in enumerate(asked):
+        partner, prompt = asked[(number + 6) % 12], set(prompts[example.id])
+        own, other = (
+            {
+                i
+                for i, key in zip(
+                    llama.encode(f" {texts[e.id].text}"),
+                    key_tokens(llama, texts[e.id]),
+                    strict=True,
+                )
+                if key
+            }
+            - set(prompts[e.id])
+            for e in (example, partner)
+        )
+        other -= prompt
+        own, other = own - other, other - own
+        found = rows[rows["id"] == example.id].set_index("block")
+        assert len(found) == (2 if own and other else 0)
+        if len(found):
+            known = mechanism.lens_logprobs(llama, prompts[example.id])[-1]
+            for name, tokens in (("own", own), ("other", other)):
+                wanted = np.mean([float(known[token]) for token in tokens])
+                assert found.loc[1, name] == pytest.approx(wanted, abs=1e-5)
+    unmarked = Rationale("x", "It is cold.")
+    assert mechanism.new_tokens(llama, unmarked, []) == set(llama.encode(" It is cold."))
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2"])

@@ -73,8 +73,12 @@ def updates(by_updates: pd.Series, by_tokens: pd.Series) -> str:
     return " ".join(texts)
 
 
-def lens(lines: pd.DataFrame) -> str:
-    """Say how much likelier a student finds its own key tokens, at the last block."""
+def lens(lines: pd.DataFrame, found: int, asked: int) -> str:
+    """Say how much likelier a student finds its own key tokens, at the last block.
+
+    found: questions with key tokens that neither their prompt nor the other rationale holds, of
+    `asked`.
+    """
     if lines.empty:
         return "Not measured: no question has key tokens that its prompt does not hold."
     top = lines[lines["x"] == lines["x"].max()].set_index("line")
@@ -84,8 +88,9 @@ def lens(lines: pd.DataFrame) -> str:
     }
     return (
         "At the last block, before anything is written, log p of the key tokens of a question's "
-        f"own rationale minus that of another question's, in nats: {list_arms(texts)}. label_only was "
-        "shown no rationale: what it has, the question itself suggests."
+        f"own rationale minus that of another question's, in nats: {list_arms(texts)}. label_only "
+        "was shown no rationale: what it has, the question itself suggests. "
+        f"{found} of {asked} questions have such tokens; the others are left out."
     )
 
 
