@@ -252,7 +252,9 @@ def weight_for_share(share: float, counts: Counts, train: TrainConfig) -> float:
     and 1.
     """
     if not 0 < share < 1:
-        raise DataError(f"label_shares holds {share:g}; expected shares between 0 and 1")
+        raise DataError(
+            f"label_shares holds {share:g}; expected shares between 0 and 1 (label_only is 1)"
+        )
     if train.loss == "balanced":
         rest = train.loss_lambda * train.rationale_weight
     else:

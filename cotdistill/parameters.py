@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from cotdistill.arms import ARMS, CORRUPTIONS, Arm, arm_from_name
 from cotdistill.errors import DataError
 from cotdistill.files import read_text
 from cotdistill.paths import ALL_NOTEBOOKS, NOTEBOOKS, artifacts, check_name, root, study_path
@@ -351,6 +352,10 @@ def check_demands(values: dict, stages: list[str]) -> None:
         )
     if "attribute" in later:
         check_attribution(v)
+    if "lasting" in later:
+        check_lasting(v)
+    if "mechanism" in later:
+        check_mechanism(v)
 
 
 def check_attribution(v: dict) -> None:
@@ -384,6 +389,38 @@ def check_attribution(v: dict) -> None:
             "mask_placements), so stage attribute has no arm to run; expected one of them, or "
             "--stages without attribute"
         )
+
+
+def check_lasting(v: dict) -> None:
+    """Check what notebook 8 requires of all values of a study. Raises DataError."""
+    arms = [arm_from_name(name) for name in v["lasting_arms"]]
+    if Arm("label_only") not in arms:
+        raise DataError(
+            "lasting_arms has no label_only; expected it: stage lasting takes gaps to it"
+        )
+    if Arm("zero_shot") in arms:
+        raise DataError(
+            "lasting_arms has zero_shot, which is not trained; expected arms that stage lasting "
+            "can let go on"
+        )
+    if not v["continue_on"]:
+        raise DataError(
+            "continue_on is empty; expected 'same' or datasets whose labels stage lasting learns"
+        )
+
+
+def check_mechanism(v: dict) -> None:
+    """Check what notebook 9 requires of all values of a study. Raises DataError."""
+    bad = next((share for share in v["label_shares"] if not 0 < share < 1), None)
+    if bad is not None:
+        raise DataError(
+            f"label_shares holds {bad:g}; expected shares between 0 and 1 (label_only is 1)"
+        )
+    for key in ("mechanism_controls", "watched_controls"):
+        for name in v[key]:
+            if f"post_cot_{name}" not in ARMS:
+                known = ", ".join(filter(None, CORRUPTIONS))
+                raise DataError(f"{key} holds '{name}'; expected some of {known}")
 
 
 def check_student(values: dict, stages: list[str]) -> None:

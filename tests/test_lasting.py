@@ -10,6 +10,7 @@ from studies import make_study
 
 from cotdistill import lasting
 from cotdistill.errors import DataError
+from cotdistill.readings import lasting as texts
 from cotdistill.runs import continued
 from cotdistill.runs.continued import Continuation, continue_students
 
@@ -193,3 +194,28 @@ def test_another_dataset_lends_as_many_questions_as_the_study_has(study):
     short._usable = study.usable_questions()
     with pytest.raises(DataError, match="none of its 12 questions fits into max_length 5"):
         continued.continued_questions(short, Continuation("microworld/relations", 1), 0)
+
+
+def test_half_lives_are_put_into_words():
+    gaps = simulate(0.03, 0.15, 7, seeds=5, questions=40)
+    answers = pd.concat(
+        [
+            table_of(gaps),
+            table_of(0 * gaps + 0.1, "stays"),
+            table_of(simulate(0.03, 0, 1), "none"),
+            table_of(0.1 * np.exp(-0.002 * STEPS)[:, None, None] + 0 * gaps, "slow"),
+        ]
+    )
+    lives = lasting.half_life_table(answers, "p_gold", np.random.default_rng(0), 100)
+    shown = texts.show_half_lives(lives).set_index("continuation")["half-life"]
+    assert shown["same"].endswith(" steps [" + shown["same"].partition("[")[2])
+    assert shown["stays"] == "unbounded: the gap does not fall"
+    assert shown["none"].startswith("not estimable: there is no gap to begin with")
+    assert shown["slow"] == "347 steps [347, 347] (longer than was observed)"
+    table = lasting.estimate_gaps(answers)
+    assert "1 fade" not in texts.half_lives(lives, 5)
+    assert texts.half_lives(lives, 5).startswith("Of 4 gaps, 2 fade, 1 do not fall, and 1 can't")
+    assert "fewer than 3 seeds" in texts.half_lives(lives, 2)
+    found = texts.findings(table, lives, "x")
+    assert "post_cot on stays" in found and "none (x)" not in found
+    assert texts.gaps(table[:0]).startswith("Nothing to compare")

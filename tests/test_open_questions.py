@@ -13,7 +13,7 @@ from test_notebooks import check_executed
 from cotdistill import paths
 from cotdistill.errors import DataError
 from cotdistill.execute import status
-from cotdistill.parameters import load_study, study_stages
+from cotdistill.parameters import check_demands, load_study, study_stages
 from cotdistill.paths import NOTEBOOKS, OPEN_NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,6 +127,27 @@ def test_a_bad_list_of_stages_is_one_line(tmp_path, stages, text):
     with pytest.raises(DataError, match=text) as found:
         load_study(str(tmp_path / "own.yaml"))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"lasting_arms": ["post_cot"]}, "lasting_arms has no label_only"),
+        ({"lasting_arms": ["label_only", "zero_shot"]}, "lasting_arms has zero_shot"),
+        ({"lasting_arms": ["label_only", "post"]}, "unknown arm 'post'; expected one of"),
+        ({"continue_on": []}, "continue_on is empty; expected 'same' or datasets"),
+        ({"label_shares": [0.5, 1.0]}, "label_shares holds 1; expected shares between 0 and 1"),
+        ({"label_shares": [0]}, "label_shares holds 0; expected shares between 0 and 1"),
+        ({"mechanism_controls": ["swap"]}, "mechanism_controls holds 'swap'; expected some of"),
+        ({"watched_controls": ["dots"]}, "watched_controls holds 'dots'; expected some of"),
+    ],
+)
+def test_bad_settings_end_before_anything_runs(change, text):
+    check_demands({"study": "own"}, list(paths.ALL_NOTEBOOKS))
+    with pytest.raises(DataError, match=text) as found:
+        check_demands({"study": "own", **change}, list(paths.ALL_NOTEBOOKS))
+    assert "\n" not in str(found.value)
+    check_demands({"study": "own", **change}, list(NOTEBOOKS))
 
 
 def test_the_open_notebooks_are_no_part_of_the_papers():

@@ -43,7 +43,8 @@ def describe_life(row) -> str:
         for value in (row.estimate, row.low, row.high)
     ]
     if row.state == "does not fall":
-        return f"unbounded, at least {ends[1]} steps: the gap does not fall"
+        least = "" if np.isinf(row.low) else f" (at least {ends[1]} steps)"
+        return f"unbounded{least}: the gap does not fall"
     beyond = " (longer than was observed)" if row.estimate > row.reach else ""
     return f"{ends[0]} steps [{ends[1]}, {ends[2]}]{beyond}"
 
