@@ -60,6 +60,7 @@ CONTRASTS = {
     "own − swapped": Contrast("post_cot", "post_cot_swapped"),
     "own − filler": Contrast("post_cot", "post_cot_filler"),
     "own − shuffled": Contrast("post_cot", "post_cot_shuffled[token]"),
+    "own − bag": Contrast("post_cot", "post_cot_bag"),
     "swapped − label_only": Contrast("post_cot_swapped", "label_only"),
     "filler − label_only": Contrast("post_cot_filler", "label_only"),
     "own − label_only, facts in rationales only": Contrast("post_cot", "label_only", "rationale"),

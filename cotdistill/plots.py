@@ -20,6 +20,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from cotdistill.arms import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
 from cotdistill.files import atomic_write
@@ -884,8 +885,8 @@ def interval_lines(
 ) -> Axes:
     """Draw a value with its 95 % interval along something, a line per group.
 
-    rows: columns line (the group's name), x, value, low, high. reference: a value to look for, such
-    as 0, drawn as a thin line.
+    rows: columns line (the group's name), x (whole numbers are marked), value, low, high.
+    reference: a value to look for, such as 0, drawn as a thin line.
     """
     ax = _axes(ax, 7.0, 4.0)
     names = list(dict.fromkeys(rows["line"]))
@@ -899,6 +900,7 @@ def interval_lines(
     if reference is not None:
         ax.axhline(reference, color="#444444", linewidth=0.8, zorder=1)
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _place_legend(ax, 3)
     return ax
 

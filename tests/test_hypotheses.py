@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,8 @@ from cotdistill.arms import Arm
 from cotdistill.files import read_json
 from cotdistill.hypotheses import COSINE, COSINE_SWAPPED, FOLLOWS, LENS, judge
 from cotdistill.inference import estimate_contrasts
+from cotdistill.plots import interval_lines
+from cotdistill.readings import mechanism as texts
 from cotdistill.runs import measured
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.measured import Measurement, watch_students
@@ -222,3 +225,55 @@ def test_a_killed_watch_goes_on_from_its_checkpoint(study, monkeypatch):
     again = watch_students(study, [Arm("post_cot")], [0], ASKED, say=QUIET)
     assert seen[3:] == ["epoch-2.jsonl", "written.jsonl"]
     pd.testing.assert_frame_equal(whole, again)
+
+
+def test_the_figures_draw_every_line_with_its_interval():
+    rows = pd.DataFrame(
+        [
+            dict(line=name, x=x, value=x + shift, low=x + shift - 1, high=x + shift + 1)
+            for name, shift in (("a", 0), ("b", 5))
+            for x in (2, 1, 3)
+        ]
+    )
+    ax = interval_lines(rows, "steps", "points", reference=0)
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.get_lines()}
+    assert drawn["a"] == [[1, 1], [2, 2], [3, 3]] and drawn["b"] == [[1, 6], [2, 7], [3, 8]]
+    assert len(ax.collections) == 2 and ax.get_xlabel() == "steps"
+    assert all(float(tick).is_integer() for tick in ax.get_xticks())
+    plt.close(ax.figure)
+
+
+def test_readings_of_the_mechanism():
+    numbers = {"own − swapped": number(0.03, 0.06), "own − filler": number(-0.01, 0.02)}
+    table = hypotheses.number_table({k: v | {"units": 40} for k, v in numbers.items()})
+    said = texts.contrasts(table, 5)
+    assert said.startswith("1 of 2 intervals exclude zero: own − swapped (+4.5)")
+    assert "fewer than 3 seeds" in texts.contrasts(table, 2)
+    judged = hypotheses.judge_predictions(numbers)
+    left = hypotheses.survivors(judged)
+    assert texts.outcomes(left) == (
+        "Of 4 explanations, survive: facts taught; fall: regularisation; are undecided: label "
+        "weight, auxiliary task."
+    )
+    found = texts.findings(left, judged, "x")
+    assert "Predictions contradicted: regularisation: own − swapped." in found
+    shown = texts.show_outcomes(judged).set_index("number")["found"]
+    assert shown["own − filler"] == "+0.005 [-0.010, +0.020]" and shown[COSINE] == "–"
+    rows = measured_rows()
+    said = texts.alignment(hypotheses.cosine_table(rows))
+    assert "**post_cot** +0.40 → +0.40, **post_cot_swapped** +0.10 → +0.10" in said
+    written = texts.written(hypotheses.written_table(rows))
+    assert "100 % name the answer given; behind another option 75 % name that (unasked: 0 %)" in (
+        written
+    )
+    lines = hypotheses.block_lines(hypotheses.last_lens(rows), "own", "id", "other")
+    assert "**post_cot** +2.00 [" in texts.lens(lines, 20, 30) and "20 of 30 questions" in (
+        texts.lens(lines, 20, 30)
+    )
+    for empty in (texts.lens(lines[:0], 0, 3), texts.written(pd.DataFrame())):
+        assert empty.startswith("Not measured")
+    assert texts.contrasts(table[:0], 3).startswith("Nothing to compare")
+    dial = hypotheses.arm_lines(
+        predictions({"post_cot": 0.0, "label_only": 1.0}), {"post_cot": 0.1, "label_only": 1.0}
+    )
+    assert texts.dial(dial).endswith("It is highest at 100 % (label_only).")
