@@ -244,7 +244,7 @@ def test_the_figures_draw_every_line_with_its_interval():
 
 
 def test_readings_of_the_mechanism():
-    numbers = {"own − swapped": number(0.03, 0.06), "own − filler": number(-0.01, 0.02)}
+    numbers = {"own − swapped": number(0.03, 0.06), "own − filler": number(-0.02, 0.03)}
     table = hypotheses.number_table({k: v | {"units": 40} for k, v in numbers.items()})
     said = texts.contrasts(table, 5)
     assert said.startswith("1 of 2 intervals exclude zero: own − swapped (+4.5)")
@@ -252,13 +252,13 @@ def test_readings_of_the_mechanism():
     judged = hypotheses.judge_predictions(numbers)
     left = hypotheses.survivors(judged)
     assert texts.outcomes(left) == (
-        "Of 4 explanations, survive: facts taught; fall: regularisation; are undecided: label "
-        "weight, auxiliary task."
+        "Of 4 explanations, these survive: facts taught; these fall: regularisation; these are "
+        "undecided: label weight, auxiliary task."
     )
     found = texts.findings(left, judged, "x")
     assert "Predictions contradicted: regularisation: own − swapped." in found
     shown = texts.show_outcomes(judged).set_index("number")["found"]
-    assert shown["own − filler"] == "+0.005 [-0.010, +0.020]" and shown[COSINE] == "–"
+    assert shown["own − filler"] == "+0.005 [-0.020, +0.030]" and shown[COSINE] == "–"
     rows = measured_rows()
     said = texts.alignment(hypotheses.cosine_table(rows))
     assert "**post_cot** +0.40 → +0.40, **post_cot_swapped** +0.10 → +0.10" in said

@@ -129,7 +129,7 @@ def outcomes(left: pd.DataFrame) -> str:
     parts = []
     for word, verb in (("survives", "survive"), ("falls", "fall"), ("undecided", "are undecided")):
         names = ", ".join(left.loc[left["outcome"] == word, "hypothesis"]) or "none"
-        parts.append(f"{verb}: {names}")
+        parts.append(f"these {verb}: {names}")
     return f"Of {len(left)} explanations, {'; '.join(parts)}."
 
 
