@@ -11,7 +11,7 @@ from pathlib import Path
 from cotdistill.errors import DataError, disk_error, one_line
 from cotdistill.kernel import interrupt_once
 from cotdistill.parameters import DEFAULT_STUDENT, load_study, stage_parameters
-from cotdistill.paths import NOTEBOOKS, artifacts, root, study_path
+from cotdistill.paths import ALL_NOTEBOOKS, artifacts, root, study_path
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     run, publish = add(run_command, "run"), add(publish_command, "publish")
     for command in (run, publish):
-        command.add_argument("--stages", nargs="+", choices=list(NOTEBOOKS), default=None)
+        command.add_argument("--stages", nargs="+", choices=list(ALL_NOTEBOOKS), default=None)
     run.add_argument(
         "--executed",
         help="folder of the executed notebooks, from the repository's root on",

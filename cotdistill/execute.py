@@ -14,7 +14,6 @@ from cotdistill.errors import DataError, disk_error, one_line
 from cotdistill.files import atomic_write, read_text, remove_stale_parts, temporary_path
 from cotdistill.kernel import QUIET, kernel_is_alive, make_kernel, start_kernel, stop_kernel
 from cotdistill.parameters import (
-    all_parameters,
     check_demands,
     check_made_with,
     check_student,
@@ -23,12 +22,14 @@ from cotdistill.parameters import (
     notebook_parameters,
     parameters_path,
     stage_parameters,
+    study_stages,
 )
 from cotdistill.paths import (
+    ALL_NOTEBOOKS,
     FOLDER,
-    NOTEBOOKS,
+    OPEN_NOTEBOOKS,
+    PLANNING_STAGES,
     RUN_KEY,
-    RUN_STAGES,
     artifacts,
     enter_study,
     evidence_folder,
@@ -115,7 +116,7 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
     kernel: as for `execute_notebook`. Raises DataError with what the notebook ended with, in one
     line; after a failed write it names the folder and how to go on.
     """
-    name, folder = NOTEBOOKS[stage], executed / values["study"]
+    name, folder = ALL_NOTEBOOKS[stage], executed / values["study"]
     source = root() / "notebooks" / f"{name}.ipynb"
     part = temporary_path(folder / f".{name}", ".ipynb")
     broken = folder / f".{name}.part.ipynb"  # ended in an error: kept to be looked at
@@ -164,10 +165,15 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
 def status(study: str) -> list[dict]:
     """Return one row per stage: its notebook, its runs, and the seconds left."""
     values = load_study(study)
+    listed, name = study_stages(values), values["study"]
+    rows = [stage_status(study, name, stage) for stage in ALL_NOTEBOOKS]
+    # An open question's notebook is shown where the study lists it, or where it was begun
+    begun = lambda row: row["notebook"] != "not yet" or row["runs"]
     return [
-        stage_status(study, values["study"], stage)
-        for stage, name in NOTEBOOKS.items()
-        if (root() / "notebooks" / f"{name}.ipynb").is_file()
+        row
+        for row in rows
+        if (root() / "notebooks" / f"{ALL_NOTEBOOKS[row['stage']]}.ipynb").is_file()
+        and (row["stage"] not in OPEN_NOTEBOOKS or row["stage"] in listed or begun(row))
     ]
 
 
@@ -180,12 +186,12 @@ def stage_status(study: str, name: str, stage: str) -> dict:
     """
     folder, executed = artifacts() / "studies" / name, notebook_folder(name)
     row = dict(stage=stage, notebook="not yet", runs=0, done=0, running=0, seconds_left=None)
-    if (executed / f"{NOTEBOOKS[stage]}.ipynb").is_file():
+    if (executed / f"{ALL_NOTEBOOKS[stage]}.ipynb").is_file():
         row["notebook"] = "executed" if executed != evidence_folder(name) else "published"
     if (folder / f"{stage}.failed").is_file():
         row["notebook"] = "failed: " + (folder / f"{stage}.failed").read_text().strip()
     plan = folder / f"{stage}.json"
-    if stage not in RUN_STAGES or not plan.is_file():
+    if stage not in PLANNING_STAGES or not plan.is_file():
         return row
     try:
         rows = json.loads(read_text(plan, "a plan"))
@@ -221,14 +227,14 @@ def is_locked(path: Path) -> bool:
 
 
 def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
-    """Check a study, then run its stages (None: all of them).
+    """Check a study, then run its stages (None: those of the study).
 
     Raises DataError before anything runs, or with what a notebook ended with.
     """
     values, started = load_study(study), time.time()
-    stages = list(stages or all_parameters())
+    stages = list(stages or study_stages(values))
     for stage in stages:
-        notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
+        notebook_parameters(root() / "notebooks" / f"{ALL_NOTEBOOKS[stage]}.ipynb")
     check_made_with(values, stages, study)
     enter_study(study)
     check_demands(values, stages)

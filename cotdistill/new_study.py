@@ -16,7 +16,7 @@ import yaml
 from cotdistill.errors import DataError
 from cotdistill.examples import Dataset, repeats_note
 from cotdistill.parameters import DEFAULT_STUDENT, notebook_parameters
-from cotdistill.paths import NOTEBOOKS, check_name, root
+from cotdistill.paths import ALL_NOTEBOOKS, check_name, root
 from cotdistill.sources import SOURCES, load_dataset
 from cotdistill.tables import split_path
 
@@ -27,6 +27,8 @@ TITLES = {
     "shuffle": "4 · Shuffle",
     "attribute": "5 · Attribute and mask",
     "figures": "6 · Figures",
+    "lasting": "8 · Does the gain last?",
+    "mechanism": "9 · Mechanism",
 }
 LINE = 100  # characters of a line of the YAML
 
@@ -65,7 +67,7 @@ def study_keys() -> dict[str, list[Key]]:
     that is missing or has no parameters.
     """
     keys, seen = {}, {"study"}
-    for stage, notebook in NOTEBOOKS.items():
+    for stage, notebook in ALL_NOTEBOOKS.items():
         path = root() / "notebooks" / f"{notebook}.ipynb"
         defaults = notebook_parameters(path)
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

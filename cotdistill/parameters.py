@@ -13,9 +13,10 @@ from pathlib import Path
 
 import yaml
 
+from cotdistill.arms import ARMS, CORRUPTIONS, Arm, arm_from_name
 from cotdistill.errors import DataError
 from cotdistill.files import read_text
-from cotdistill.paths import NOTEBOOKS, artifacts, check_name, root, study_path
+from cotdistill.paths import ALL_NOTEBOOKS, NOTEBOOKS, artifacts, check_name, root, study_path
 
 # For a study that names no student: the notebooks' own default is a random one, for `make smoke`.
 DEFAULT_STUDENT = "smollm2-135m"
@@ -45,6 +46,10 @@ LIMITS = {
             "check_questions",
             "n_steps",
             "bootstrap",
+            "lasting_epochs",
+            "alignment_batches",
+            "lens_questions",
+            "forced_questions",
         ),
         (1, math.inf),
     ),
@@ -58,6 +63,7 @@ LIMITS = {
             "warmup",
             "alpha",
             "mask_amounts: an item",
+            "label_shares: an item",
         ),
         (0, 1),
     ),
@@ -119,7 +125,7 @@ def all_parameters() -> dict[str, dict]:
     folder = root() / "notebooks"
     return {
         stage: notebook_parameters(folder / f"{name}.ipynb")
-        for stage, name in NOTEBOOKS.items()
+        for stage, name in ALL_NOTEBOOKS.items()
         if (folder / f"{name}.ipynb").is_file()
     }
 
@@ -240,6 +246,9 @@ def read_study(study: str) -> dict:
     for key, value in values.items():
         if key == "study":
             raise DataError(f"{path}: study is named by its file; expected no key 'study'")
+        if key == "stages":
+            check_stages(value, str(path))
+            continue
         if key not in defaults:
             close = difflib.get_close_matches(str(key), defaults, 1)
             hint = (
@@ -278,9 +287,24 @@ def read_registered(block: dict, where: str) -> dict:
     return block
 
 
+def check_stages(value, where: str) -> None:
+    """Check a study's `stages`: names of notebooks, each once. Raises DataError."""
+    check_value("stages", value, ["elicit"], where)
+    unknown = next((stage for stage in value if stage not in ALL_NOTEBOOKS), None)
+    if unknown is not None or not value:
+        found = "is empty" if unknown is None else f"holds {unknown!r}"
+        raise DataError(f"{where}: stages {found}; expected some of {', '.join(ALL_NOTEBOOKS)}")
+
+
+def study_stages(values: dict) -> list[str]:
+    """List the stages of a study in order: its `stages`, or else the paper's six."""
+    chosen = values.get("stages") or list(NOTEBOOKS)
+    return [stage for stage in ALL_NOTEBOOKS if stage in chosen]
+
+
 def stage_parameters(stage: str, values: dict) -> dict:
     """Merge the defaults of a stage's notebook with the study's values; the study's win."""
-    defaults = notebook_parameters(root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
+    defaults = notebook_parameters(root() / "notebooks" / f"{ALL_NOTEBOOKS[stage]}.ipynb")
     return defaults | {key: value for key, value in values.items() if key in defaults}
 
 
@@ -295,7 +319,7 @@ def check_made_with(values: dict, stages: list[str], where: str) -> None:
     They fix the data, the student and the training for all that follow. Only those that are not
     among `stages` are checked. Raises DataError naming the first parameter that was changed since.
     """
-    order = list(NOTEBOOKS)
+    order = list(ALL_NOTEBOOKS)
     for stage in ("elicit", "train"):
         if stage in stages or stage not in order[: max(map(order.index, stages))]:
             continue
@@ -365,7 +389,7 @@ def check_demands(values: dict, stages: list[str]) -> None:
     of each notebook. Raises DataError naming the key, the stage that needs it and how to go on.
     """
     v = all_values(values)
-    later = [stage for stage in NOTEBOOKS if stage != "elicit" and stage in stages]
+    later = [stage for stage in ALL_NOTEBOOKS if stage != "elicit" and stage in stages]
     if "train" in later:
         check_training_dtype(v["dtype"])
     check_worlds(v["worlds"], v["dataset"], v["seeds"], v["data_seed"])
@@ -385,6 +409,10 @@ def check_demands(values: dict, stages: list[str]) -> None:
         )
     if "attribute" in later:
         check_attribution(v)
+    if "lasting" in later:
+        check_lasting(v)
+    if "mechanism" in later:
+        check_mechanism(v)
 
 
 def check_attribution(v: dict) -> None:
@@ -417,6 +445,38 @@ def check_attribution(v: dict) -> None:
             "mask_placements), so stage attribute has no arm to run; expected one of them, or "
             "--stages without attribute"
         )
+
+
+def check_lasting(v: dict) -> None:
+    """Check what notebook 8 requires of all values of a study. Raises DataError."""
+    arms = [arm_from_name(name) for name in v["lasting_arms"]]
+    if Arm("label_only") not in arms:
+        raise DataError(
+            "lasting_arms has no label_only; expected it: stage lasting takes gaps to it"
+        )
+    if Arm("zero_shot") in arms:
+        raise DataError(
+            "lasting_arms has zero_shot, which is not trained; expected arms that stage lasting "
+            "can let go on"
+        )
+    if not v["continue_on"]:
+        raise DataError(
+            "continue_on is empty; expected 'same' or datasets whose labels stage lasting learns"
+        )
+
+
+def check_mechanism(v: dict) -> None:
+    """Check what notebook 9 requires of all values of a study. Raises DataError."""
+    bad = next((share for share in v["label_shares"] if not 0 < share < 1), None)
+    if bad is not None:
+        raise DataError(
+            f"label_shares holds {bad:g}; expected shares between 0 and 1 (label_only is 1)"
+        )
+    for key in ("mechanism_controls", "watched_controls"):
+        for name in v[key]:
+            if f"post_cot_{name}" not in ARMS:
+                known = ", ".join(filter(None, CORRUPTIONS))
+                raise DataError(f"{key} holds '{name}'; expected some of {known}")
 
 
 def check_student(values: dict, stages: list[str]) -> None:

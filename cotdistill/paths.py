@@ -32,9 +32,16 @@ NOTEBOOKS = {
     "attribute": "05_attribute_and_mask",
     "figures": "06_figures",
 }
+# What the paper leaves open: run where a study's `stages` lists them, or by name
+OPEN_NOTEBOOKS = {
+    "lasting": "08_lasting",
+    "mechanism": "09_mechanism",
+}
+ALL_NOTEBOOKS = NOTEBOOKS | OPEN_NOTEBOOKS
 # The variable that tells kernels the folder of the study's YAML; paths are looked for there first.
 FOLDER = "COTDISTILL_STUDY_FOLDER"
-RUN_STAGES = ("train", "shuffle", "attribute")  # the stages that make runs
+RUN_STAGES = ("train", "shuffle", "attribute")  # the paper's stages that make runs
+PLANNING_STAGES = (*RUN_STAGES, *OPEN_NOTEBOOKS)  # all that write a plan of runs
 RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
 
 

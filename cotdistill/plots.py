@@ -20,6 +20,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from cotdistill.arms import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
 from cotdistill.files import atomic_write
@@ -875,6 +876,35 @@ def deletion_curves(
     return ax
 
 
+def interval_lines(
+    rows: pd.DataFrame,
+    xlabel: str,
+    ylabel: str,
+    reference: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a value with its 95 % interval along something, a line per group.
+
+    rows: columns line (the group's name), x (whole numbers are marked), value, low, high.
+    reference: a value to look for, such as 0, drawn as a thin line.
+    """
+    ax = _axes(ax, 7.0, 4.0)
+    names = list(dict.fromkeys(rows["line"]))
+    for number, name in enumerate(names):
+        part = rows[rows["line"] == name].sort_values("x")
+        colour = CYCLE[number % len(CYCLE)]
+        x = part["x"].to_numpy(float)
+        low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
+        ax.plot(x, part["value"], color=colour, marker="o", markersize=4, label=name, zorder=3)
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    if reference is not None:
+        ax.axhline(reference, color="#444444", linewidth=0.8, zorder=1)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _place_legend(ax, 3)
+    return ax
+
+
 def training_curves(history: pd.DataFrame) -> Figure:
     """Loss of the label's tokens on the left, validation accuracy on the right."""
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.6))
@@ -919,6 +949,10 @@ FIGURES = {
     "key_tokens": key_tokens_bars,
     "masking": masking_curves,
     "forest": forest,
+    "lasting": interval_lines,
+    "alignment": interval_lines,
+    "label_dial": interval_lines,
+    "lens": interval_lines,
 }
 
 

@@ -10,8 +10,8 @@ import yaml
 
 from cotdistill.errors import DataError
 from cotdistill.files import read_text, remove_stale_parts, temporary_path
-from cotdistill.parameters import load_study, notebook_parameters
-from cotdistill.paths import NOTEBOOKS, artifacts, evidence_folder, root
+from cotdistill.parameters import load_study, notebook_parameters, study_stages
+from cotdistill.paths import ALL_NOTEBOOKS, artifacts, evidence_folder, root
 from cotdistill.tidy import INJECTED
 
 FIGURES = ("forest.png", "placement.png")  # made by stage figures, shown beside the notebooks
@@ -60,17 +60,17 @@ def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
 
 
 def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
-    """List the files that `publish` copies: the executed notebooks of these stages (None: all).
+    """List the files that `publish` copies: executed notebooks of these stages (None: its own).
 
     Stage figures adds its verdicts and two figures; costs.json is added where it exists. Raises
     DataError where a stage is missing, failed, or was executed with other values or code than now.
     """
     values = load_study(study)
     name = values["study"]
-    folder, wanted = artifacts() / "executed" / name, stages or list(NOTEBOOKS)
+    folder, wanted = artifacts() / "executed" / name, stages or study_stages(values)
     files = []
     for stage in wanted:
-        source = root() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+        source = root() / "notebooks" / f"{ALL_NOTEBOOKS[stage]}.ipynb"
         again = f"`make {stage} STUDY={study}`"
         failed = artifacts() / "studies" / name / f"{stage}.failed"
         if failed.is_file():

@@ -18,7 +18,7 @@ from cotdistill.code_map import render_code_map
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write, read_json, remove_stale_parts, temporary_path
 from cotdistill.new_study import render_keys_table
-from cotdistill.paths import NOTEBOOKS, root, study_dir
+from cotdistill.paths import ALL_NOTEBOOKS, root, study_dir
 from cotdistill.show import percent
 from cotdistill.study import Study
 
@@ -174,7 +174,7 @@ def notebook_html(path: Path) -> str:
         template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
     )
     body, _ = exporter.from_notebook_node(nbformat.read(path, 4))
-    for stem in NOTEBOOKS.values():  # links between notebooks become links between pages
+    for stem in ALL_NOTEBOOKS.values():  # links between notebooks become links between pages
         body = body.replace(f'href="{stem}.ipynb"', f'href="{stem}.html"')
     return re.sub(r'(<img[^>]*?)\s*(?:alt="[^"]*")?(/?>)', r'\1 alt="figure"\2', body)
 
@@ -256,7 +256,7 @@ def build_site(study: str, executed: Path, out: Path) -> Path:
     path = study_dir(study) / "verdicts.json"
     record = _whole_record(read_json(path, f"`make figures STUDY={study}`"), path, study)
     loaded, folder = Study.load(study), executed / study
-    names = [name for name in NOTEBOOKS.values() if (folder / f"{name}.ipynb").is_file()]
+    names = [name for name in ALL_NOTEBOOKS.values() if (folder / f"{name}.ipynb").is_file()]
     if not names:
         raise DataError(
             f"{folder}: no executed notebook; expected them from `make reproduce STUDY={study}`"

@@ -19,6 +19,7 @@ from cotdistill.tidy import INJECTED
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in paths.NOTEBOOKS.values()]
+OPEN = [ROOT / "notebooks" / f"{name}.ipynb" for name in paths.OPEN_NOTEBOOKS.values()]
 EXPLORE = ROOT / "notebooks" / "explore.ipynb"
 EXECUTED = sorted((ROOT / "notebooks" / "executed").glob("*/[0-9]*.ipynb"))
 
@@ -31,7 +32,7 @@ def code_cells(path):
     return [c for c in code if c is not parameters[0]], parameters[0]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *OPEN], ids=lambda p: p.stem)
 def test_anatomy(path):
     book = nbformat.read(path, 4)
     nbformat.validate(book)
@@ -54,7 +55,7 @@ def test_anatomy(path):
     assert notebook_parameters(path)["study"] == "smoke"
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, EXPLORE], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *OPEN, EXPLORE], ids=lambda p: p.stem)
 def test_cells_are_short_and_only_call(path):
     """At most 15 lines of 100 characters; no definition, magic, path or old code in them."""
     cells, parameters = code_cells(path)
@@ -77,7 +78,7 @@ def test_cells_are_short_and_only_call(path):
         assert comment, f"no comment on {node.targets[0].id}"
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, EXPLORE], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *OPEN, EXPLORE], ids=lambda p: p.stem)
 def test_no_cell_builds_a_sentence(path):
     """Texts are made by `readings`; an f-string here is a title at most, of a question's texts."""
     for cell in code_cells(path)[0]:
@@ -110,6 +111,11 @@ def package_names(path):
 def test_the_notebooks_use_at_most_50_names_of_the_package():
     """Readings count by module: one a notebook, and what several of them say."""
     names = set().union(*map(package_names, NOTEBOOKS))
+    assert len(names) <= 50, sorted(names)
+
+
+def test_so_do_those_of_the_open_questions():
+    names = set().union(*map(package_names, OPEN))
     assert len(names) <= 50, sorted(names)
 
 

@@ -102,7 +102,7 @@ def make_validation(study: Study, arm: Arm, seed: int):
             arm.placement,
             setting.label_format,
             **answer_limits(study),
-            generate=any(e.is_free for e in data.validation),  # only written answers count there
+            generate=any(e.is_free for e in questions),  # only written answers count there
             trunk=(setting.train.frozen_layers, study.trunks),
         )
         return validation_scores(answers)

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,18 +74,34 @@ def load_or_make_run(
     second waits and then finds the run complete. Raises DataError where the store can't be written
     (full, read-only): what was whole before stays, and the same call goes on from there.
     """
-    key, store = run_key(config), artifacts() / "runs"
 
     def make(work: Path) -> dict:
-        write_json(work / "config.json", config)
         return train_and_answer(
             study, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say
         )
 
+    return load_or_make(config, make, f"{arm.label}, seed {seed}", keep_weights, say)
+
+
+def load_or_make(
+    config: dict, make: Callable[[Path], dict], name: str, keep_weights: bool = False, say=print
+) -> tuple[dict, bool]:
+    """Load what the store holds under a config, or make it with `make`: folder -> metrics.
+
+    `make` writes history.csv and predictions.jsonl (and weights.safetensors where they are kept)
+    into the folder, where a killed attempt left what it had. name: for messages. Returns and raises
+    as `load_or_make_run`.
+    """
+    key, store = run_key(config), artifacts() / "runs"
+
+    def start(work: Path) -> dict:
+        write_json(work / "config.json", config)
+        return make(work)
+
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with file_lock(store / f"{key}.lock", f"run {key[:12]} ({arm.label}, seed {seed})", say):
-            return _load_or_make(key, store, keep_weights, make)
+        with file_lock(store / f"{key}.lock", f"run {key[:12]} ({name})", say):
+            return _load_or_make(key, store, keep_weights, start)
     except DataError:
         raise
     # OSError, safetensors' own error, torch's RuntimeError: each says a full disk in its way
