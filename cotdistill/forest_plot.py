@@ -26,6 +26,7 @@ FAMILIES = {
 INCH = 0.36  # of one unit of y
 LINE = 0.40  # height of a line of a claim's words, in units of y
 SMALL = 0.33  # height of a line of small print
+NUMBER = 0.52  # height of an estimate in figures, on a phone
 ROW = 0.62  # height of one estimate
 HEAD = 0.75  # height of a family's heading
 GAP = 0.42  # between two claims
@@ -160,7 +161,7 @@ def _lay_out(table: pd.DataFrame, pooled: pd.DataFrame | None, several: bool) ->
             margin if rule in ("equivalence", "noninferiority") else 0.0,
         )
         words = claim.words_height + claim.contrast_height
-        lines = (ROW + SMALL if narrow else ROW) * len(rows)
+        lines = (ROW + NUMBER if narrow else ROW) * len(rows)
         claims.append(replace(claim, height=words + lines if narrow else max(lines, words)))
         y = claims[-1].bottom + GAP
     return claims
@@ -169,8 +170,8 @@ def _lay_out(table: pd.DataFrame, pooled: pd.DataFrame | None, several: bool) ->
 def _strip(claim: ForestClaim, number: int) -> tuple[float, float]:
     """Return top and bottom of the strip in which a claim's estimate of this number is drawn."""
     if is_narrow():
-        top = claim.top + claim.words_height + claim.contrast_height + (ROW + SMALL) * number
-        return top + SMALL, top + SMALL + ROW
+        top = claim.top + claim.words_height + claim.contrast_height + (ROW + NUMBER) * number
+        return top + NUMBER, top + NUMBER + ROW
     each = claim.height / len(claim.rows)
     return claim.top + each * number, claim.top + each * (number + 1)
 

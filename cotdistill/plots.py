@@ -385,14 +385,20 @@ def masking_curves(
             label=name,
             zorder=3,
         )
-        ax.fill_between(
-            rows["share"].to_numpy(float), low, high, color=colour, alpha=0.13, linewidth=0
-        )
+        share = rows["share"].to_numpy(float)
+        band = np.array([interval is not None for interval in _intervals(rows)])
+        ax.fill_between(share, low, high, where=band, color=colour, alpha=0.13, linewidth=0)
+        for at, (_, row) in zip(share, rows.iterrows(), strict=True):
+            dots = seed_values(row)
+            draw_seed_dots(ax, np.full(len(dots), at + 1.2), dots)
     _references(ax, accuracy, chance)
     ax.set_xticks(sorted({0.0, *masked["share"]}))
-    ax.set_xlabel(
-        f"Rationale tokens masked in training (%)\n{_count_text(accuracy)}; bands: 95 % intervals"
-    )
+    ax.set_xlim(-2, max(masked["share"], default=100) + 4)
+    ax.set_ylim(bottom=0)
+    marks = _mark_text(accuracy).replace("bars: 95 % interval", "bands: 95 % intervals")
+    counts = f"{_count_text(accuracy)}{marks}"
+    counts = "\n".join(textwrap.wrap(counts, 52)) if is_narrow() else counts
+    ax.set_xlabel(f"Rationale tokens masked in training (%)\n{counts}")
     ax.set_ylabel("Accuracy (% of test questions)")
     place_legend(ax, 2)
     return ax
@@ -447,9 +453,9 @@ def learning_curves(
 ) -> Axes:
     """Draw a measure of the run history against optimiser steps.
 
-    A line per arm (mean of seeds), the seeds' range as a band. `measure`: validation_accuracy
-    (drawn in percent), loss, label_loss or rationale_loss (nats per token). Rows where it was not
-    measured are skipped.
+    A line per arm (mean of seeds), and a thin line per seed. `measure`: validation_accuracy (drawn
+    in percent), loss, label_loss or rationale_loss (nats per token). Rows where it was not measured
+    are skipped. Both axes start at 0.
     """
     rows = history[history[measure].notna()]
     arms = [a for a in (arms or dict.fromkeys(history["arm"])) if a in set(rows["arm"])]
@@ -457,13 +463,13 @@ def learning_curves(
     ax = make_axes(ax)
     for i, arm in enumerate(arms):
         of_arm = rows[rows["arm"] == arm].astype({measure: float})
-        by_step = scale * of_arm.groupby("step")[measure].agg(["mean", "min", "max"])
+        by_step = scale * of_arm.groupby("step")[measure].mean()
         colour, _, marker, dashes = (
             look(arm) if arm in LOOKS else (CYCLE[i % 8], "", MARKERS[i % 8], DASHES[i % 8])
         )
         ax.plot(
             by_step.index,
-            by_step["mean"],
+            by_step,
             color=colour,
             marker=marker,
             linestyle=dashes,
@@ -471,19 +477,15 @@ def learning_curves(
             markevery=max(1, len(by_step) // 10),
             zorder=3,
         )
-        ax.fill_between(
-            by_step.index.to_numpy(float),
-            by_step["min"],
-            by_step["max"],
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
-        )
+        seeds = of_arm["seed"].unique() if of_arm["seed"].nunique() > 1 else ()
+        for seed in seeds:
+            one = of_arm[of_arm["seed"] == seed]
+            ax.plot(one["step"], scale * one[measure], color=colour, linewidth=0.6, alpha=0.6)
     seeds = rows["seed"].nunique()
-    ax.set_xlabel(
-        "Optimiser steps "
-        f"({f'line: mean of {seeds} seeds; band: their range' if seeds > 1 else '1 seed'})"
-    )
+    lines = f"thick: mean of {seeds} seeds; thin: each" if seeds > 1 else "1 seed"
+    ax.set_xlabel(f"Optimiser steps ({lines})")
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
     ax.set_ylabel(
         "Validation accuracy (%)"
         if scale == 100
@@ -514,10 +516,12 @@ def cost_against_accuracy(
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = make_axes(ax, 5.4)
+    dots_beside = mpl.transforms.ScaledTranslation(5 / 72, 0, ax.figure.dpi_scale_trans)
     for (arm, row), (colour, _, marker, _) in zip(rows.iterrows(), _arm_looks(arms), strict=True):
-        value, low, high = (100 * row[c] for c in ("accuracy", "low", "high"))
+        value, interval = 100 * row["accuracy"], _intervals(row.to_frame().T)[0]
+        low, high = interval or (value, value)
         shift = mpl.transforms.ScaledTranslation(
-            6 / 72 * (arms.index(arm) - (len(arms) - 1) / 2),
+            13 / 72 * (arms.index(arm) - (len(arms) - 1) / 2),
             0,
             # Intervals of equal costs stay apart
             ax.figure.dpi_scale_trans,
@@ -537,24 +541,37 @@ def cost_against_accuracy(
             zorder=3,
             transform=ax.transData + shift,
         )
+        for dot in seed_values(row):
+            ax.plot(
+                max(row["tokens_per_question"], 0.5),
+                dot,
+                "o",
+                markersize=3.2,
+                markerfacecolor="white",
+                markeredgecolor=colour,
+                transform=ax.transData + shift + dots_beside,
+            )
     _references(ax, None, chance)
     ax.set_xscale("log")
     tokens = rows["tokens_per_question"].clip(lower=0.5)
-    ends = tokens.min() / 1.6, tokens.max() * 1.6
-    values = [100 * v for v in [*rows["low"], *rows["high"], *([] if chance is None else [chance])]]
+    sides = tokens.min() / 1.6, tokens.max() * 1.6
+    ends = [end for pair in _intervals(rows) if pair for end in pair]
+    dots = [dot for _, row in rows.iterrows() for dot in seed_values(row)]
+    values = [*ends, *dots, *100 * rows["accuracy"], *([] if chance is None else [100 * chance])]
     # Shifted marks do not count for automatic limits
     ax.set_ylim(min(values) - 2, max(values) + 2)
-    ax.set_xlim(*ends)
+    ax.set_xlim(*sides)
     ax.set_xticks(
         [
             t
             for t in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)
-            if ends[0] <= t <= ends[1]
+            if sides[0] <= t <= sides[1]
         ]
     )
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:g}"))
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-    ax.set_xlabel(f"Tokens generated per test question (log scale; {_count_text(rows)})")
+    text = f"Tokens generated per test question (log scale; {_count_text(rows)}{_mark_text(rows)})"
+    ax.set_xlabel("\n".join(textwrap.wrap(text, 52 if is_narrow() else 72)))
     ax.set_ylabel("Accuracy (% of test questions)")
     place_legend(ax, 3)
     return ax
@@ -617,8 +634,8 @@ def token_heatmap(
         raise ValueError(f"{len(tokens)} tokens and {len(scores)} scores; expected as many")
     top = np.abs(scores).max() or 1.0
     shades = mpl.colors.LinearSegmentedColormap.from_list
-    positive = shades("", ["#FFFFFF", "#F6C16B", "#D55E00"])
-    negative = shades("", ["#FFFFFF", "#9CCBE8", "#0072B2"])
+    positive = shades("", SCORE_COLOURS[2:])
+    negative = shades("", SCORE_COLOURS[2::-1])
     places = _place_tokens(tokens, width)
     lines = max(place[1] for place in places) + 1 if places else 1
     ax = make_axes(ax, width, 0.27 * lines + 0.75 + 0.25 * bool(title))
@@ -632,9 +649,8 @@ def token_heatmap(
         spine.set_visible(False)
     if title:
         ax.set_title(title, loc="left")
-    ends = [negative(1.0), negative(0.5), "#FFFFFF", positive(0.5), positive(1.0)]
     bar = ax.figure.colorbar(
-        mpl.cm.ScalarMappable(mpl.colors.Normalize(-1, 1), shades("", ends)),
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(-1, 1), shades("", SCORE_COLOURS)),
         ax=ax,
         orientation="horizontal",
         aspect=40,
@@ -650,22 +666,21 @@ def token_heatmap(
 def agreement_matrix(
     matrix: pd.DataFrame, label: str = "Kendall's τ", ax: Axes | None = None
 ) -> Axes:
-    """Agreement between attribution methods.
+    """Draw the agreement between attribution methods, from -1 to 1 in every figure.
 
     A square table (methods x methods), its values written in the cells.
     """
     names = [str(n).replace("_", " ") for n in matrix.index]
     size = 0.72 * len(names) + 1.9
-    ax = make_axes(ax, size + 0.9, size)
-    low = 0 if np.nanmin(matrix.to_numpy(float)) >= 0 else -1
+    ax = make_axes(ax, size + 0.9, PHONE if is_narrow() else size)
     sns.heatmap(
         matrix.to_numpy(float),
-        vmin=low,
+        vmin=-1,
         vmax=1,
-        cmap="cividis" if low == 0 else "PuOr",
+        cmap=AGREEMENT_COLOURS,
         annot=True,
-        fmt=".2f",
-        annot_kws={"fontsize": 8},
+        fmt=".2f" if not is_narrow() else ".1f",
+        annot_kws={"fontsize": 8 if not is_narrow() else 6.5},
         square=True,
         linewidths=0.6,
         linecolor="white",
@@ -717,27 +732,47 @@ def deletion_curves(
                 linewidth=0,
             )
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_xlim(left=0)
     place_legend(ax, 3)
     return ax
 
 
+def _make_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Make panels side by side, or on a phone one below the other; sizes in inches, of all."""
+    if is_narrow():
+        fig, axes = plt.subplots(count, 1, figsize=(PHONE, 3.4 * count), squeeze=False)
+    else:
+        size = (max(width * count / 2, 5.0), height)
+        fig, axes = plt.subplots(1, count, figsize=size, squeeze=False, sharey=False)
+    return fig, list(axes.flat)
+
+
 def training_curves(history: pd.DataFrame) -> Figure:
-    """Loss of the label's tokens on the left, validation accuracy on the right."""
-    fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.6))
-    learning_curves(history, "label_loss", ax=axes[0])
-    learning_curves(history, "validation_accuracy", ax=axes[1])
+    """Loss of the label's tokens on the left, validation accuracy on the right.
+
+    What was not measured has no panel.
+    """
+    measures = [m for m in ("label_loss", "validation_accuracy") if history[m].notna().any()]
+    fig, axes = _make_panels(max(len(measures), 1), 9.2, 3.6)
+    for measure, axis in zip(measures, axes, strict=False):
+        learning_curves(history, measure, ax=axis)
     return fig
 
 
 def curves_by_placement(history: pd.DataFrame) -> Figure:
     """Draw the validation accuracy of pre_cot arms on the left and of post_cot arms on the right.
 
-    label_only is in both panels.
+    label_only is in both panels; a placement without runs has no panel.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-    for axis, place in zip(axes, ("pre_cot", "post_cot"), strict=True):
-        arms = [a for a in history["arm"].unique() if a.startswith(place) or a == "label_only"]
+    known = list(history["arm"].unique())
+    places = [p for p in ("pre_cot", "post_cot") if any(a.startswith(p) for a in known)]
+    fig, axes = _make_panels(max(len(places), 1), 11, 4.6)
+    for axis, place in zip(axes, places, strict=False):
+        arms = [a for a in known if a.startswith(place) or a == "label_only"]
         learning_curves(history, "validation_accuracy", arms=arms, ax=axis)
+    top = max(axis.get_ylim()[1] for axis in axes)
+    for axis in axes:
+        axis.set_ylim(0, top)
     return fig
 
 
@@ -746,9 +781,13 @@ def token_heatmaps(tokens: list[str], scores: dict[str, np.ndarray], title: str)
 
     scores: method -> one score per token.
     """
-    fig, axes = plt.subplots(len(scores), 1, figsize=(7.5, 6.2))
+    width = PHONE - 0.1 if is_narrow() else 6.5
+    lines = max(place[1] for place in _place_tokens(tokens, width)) + 1
+    size = (width + (0 if is_narrow() else 1.0), len(scores) * (0.27 * lines + 1.2))
+    fig, axes = plt.subplots(len(scores), 1, figsize=size)
     for axis, (method, values) in zip(np.atleast_1d(axes), scores.items(), strict=True):
-        token_heatmap(tokens, values, title=f"{method}: {title}", ax=axis)
+        name = "\n".join(textwrap.wrap(f"{method}: {title}", 52)) if is_narrow() else ""
+        token_heatmap(tokens, values, title=name or f"{method}: {title}", width=width, ax=axis)
     return fig
 
 
@@ -768,14 +807,24 @@ FIGURES = {
 }
 
 
-def show_figure(folder: str | Path, name: str, *tables, **options) -> None:
-    """Draw a figure of `FIGURES`, save it as PDF and PNG in folder/figures, and display it.
-
-    tables, options: what its function takes.
-    """
-    set_style()
+def draw_figure(name: str, *tables, narrow: bool = False, **options) -> Figure:
+    """Draw a figure of `FIGURES` for a page, or for a phone; tables, options: what it takes."""
+    set_style(narrow)
     drawing = FIGURES[name](*tables, **options)
-    save(
-        drawing if isinstance(drawing, Figure) else drawing.figure, Path(folder) / "figures" / name
-    )
+    return drawing if isinstance(drawing, Figure) else drawing.figure
+
+
+def show_figure(folder: str | Path, name: str, *tables, **options) -> None:
+    """Draw a figure of `FIGURES`, save it in folder/figures, and display it.
+
+    Saved are <name>.pdf, <name>.png and, for a phone, <name>-phone.png. tables, options: what its
+    function takes. A table without rows has no figure: nothing is drawn.
+    """
+    if any(isinstance(table, pd.DataFrame) and table.empty for table in tables):
+        return
+    stem = Path(folder) / "figures" / name
+    phone = draw_figure(name, *tables, narrow=True, **options)
+    save_as(phone, stem.with_name(f"{name}-phone.png"))
+    plt.close(phone)
+    save(draw_figure(name, *tables, **options), stem)
     plt.show()
