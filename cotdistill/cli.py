@@ -98,13 +98,18 @@ def verdicts_command(chosen: argparse.Namespace) -> None:
 
 
 def site_command(chosen: argparse.Namespace) -> None:
-    """Write a static site of a study into artifacts/report/."""
-    from cotdistill import report
+    """Write a static site of a study, or of `all` that are published, into artifacts/report/."""
+    from cotdistill import study_site
     from cotdistill.publish import notebook_folder
 
+    given = root() / chosen.executed if chosen.executed else None
+    if chosen.study == study_site.ALL:
+        published = given or root() / "notebooks" / "executed"
+        print(study_site.build_all(published, artifacts() / "report" / study_site.ALL))
+        return
     study = study_path(chosen.study).stem
-    executed = root() / chosen.executed if chosen.executed else notebook_folder(study).parent
-    print(report.build_site(study, executed, artifacts() / "report" / study))
+    executed = given or notebook_folder(study).parent
+    print(study_site.build_site(study, executed, artifacts() / "report" / study))
 
 
 def docs_command(chosen: argparse.Namespace) -> None:

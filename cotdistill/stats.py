@@ -267,9 +267,9 @@ def accuracy_table(
     """Return the accuracy per arm with its 95 % interval, in the order of the input.
 
     Per study, dataset and student too, where given. Columns: [study, dataset, student,] arm, n
-    (questions), seeds, accuracy, low, high, covers ("questions and seeds", or "questions" with a
-    single run), parse_failures and cut_off (numbers of answers over all seeds), answers (n x
-    seeds), tokens_per_question.
+    (questions), seeds, accuracy, low, high, by_seed (each seed's accuracy, for figures), covers
+    ("questions and seeds", or "questions" with a single run), parse_failures and cut_off (numbers
+    of answers over all seeds), answers (n x seeds), tokens_per_question.
     """
     keys = [k for k in ("study", "dataset", "student") if k in predictions] + ["arm"]
     rows = []
@@ -286,6 +286,7 @@ def accuracy_table(
                 accuracy=float(level.estimate),
                 low=float(max(level.estimate - half, 0)),
                 high=float(min(level.estimate + half, top)),
+                by_seed=table.mean(axis=1).tolist(),
                 covers="questions and seeds" if level.seeds > 1 else "questions",
                 parse_failures=int(group["generated"].isna().sum()),
                 cut_off=int(group["cut_off"].astype(bool).sum()),

@@ -403,6 +403,7 @@ COLUMNS = [
     "n",
     "seeds",
     "covers",
+    "by_seed",
     "needed",
 ]
 
@@ -421,7 +422,8 @@ def verdicts(
 
     Columns: study, claim, words, section, contrast (the arms compared, and by what, unless by
     forced choice), measure, rule, margin, estimate, low, high (95 %, not adjusted), p, p_holm (over
-    the study's measured claims), verdict, reason, n, seeds, covers, needed.
+    the study's measured claims), verdict, reason, n, seeds, covers, by_seed (each seed's estimate,
+    for the dots of figures), needed.
 
     verdict is one of
 
@@ -494,6 +496,7 @@ def _measure_claim(
     result, level = estimate_contrast(table, claim["measure"], rng, n_boot)
     p, verdict = RULES[claim["rule"]].judge(level, claim["margin"], claim["direction"])
     row["contrast"] = contrast + MEASURED_BY[claim["measure"]]
+    row["by_seed"] = table.mean(axis=1).tolist()
     return row | result | dict(p=p, verdict=verdict, arm=found["a"]), table
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from browser import Browser, needs_chromium
 
-from cotdistill import cli, report
+from cotdistill import cli, report, study_site
 from cotdistill.errors import DataError
 from cotdistill.new_study import render_keys_table
 
@@ -62,7 +62,9 @@ def test_the_site_holds_every_notebook_and_every_link_resolves(site):
 def test_the_site_takes_the_users_own_notebooks_else_the_published_ones(tmp_path, monkeypatch):
     taken = []
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path))
-    monkeypatch.setattr(report, "build_site", lambda study, executed, out: taken.append(executed))
+    monkeypatch.setattr(
+        study_site, "build_site", lambda study, executed, out: taken.append(executed)
+    )
     assert cli.main(["site", "quick"]) == 0
     (tmp_path / "executed" / "quick").mkdir(parents=True)
     (tmp_path / "executed" / "quick" / "01_elicit.ipynb").touch()
