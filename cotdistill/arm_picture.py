@@ -37,10 +37,12 @@ STYLE = """
 svg { --ink: #1c2330; --soft: #5b6472; --prompt: #e6eaf0; --label: #ffdf9e; --rationale: #c9e3f5;
   --moved: #f6c4de; --hidden: #5b6472; background: #ffffff; }
 @media (prefers-color-scheme: dark) { svg { --ink: #eef1f5; --soft: #aab2be; --prompt: #333b47;
-  --label: #7a5600; --rationale: #124a6e; --moved: #7c2c58; --hidden: #aab2be; background: #0d1117; } }
-text { font: 14px "DejaVu Sans Mono", Menlo, Consolas, monospace; fill: var(--ink); }
+  --label: #7a5600; --rationale: #124a6e; --moved: #7c2c58;
+  --hidden: #aab2be; background: #0d1117; } }
+text { font: 14px "DejaVu Sans Mono", Menlo, monospace; fill: var(--ink); }
 .name { font-weight: bold; } .soft { fill: var(--soft); }
-.prompt { fill: var(--prompt); } .label { fill: var(--label); } .rationale { fill: var(--rationale); }
+.prompt { fill: var(--prompt); } .label { fill: var(--label); }
+.rationale { fill: var(--rationale); }
 .moved { fill: var(--moved); } .hidden { fill: var(--hidden); }
 .dropped { fill: none; stroke: var(--soft); stroke-dasharray: 3 2; }
 .out { fill: var(--soft); text-decoration: line-through; }

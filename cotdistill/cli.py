@@ -92,9 +92,34 @@ def verdicts_command(chosen: argparse.Namespace) -> None:
     asked = stage_parameters("figures", load_study(chosen.study))
     this_study = Study.load(study_path(chosen.study).stem)
     table = judge_study(this_study, asked["alpha"], asked["bootstrap"]).table
+    show_verdicts(this_study.name, table)
+
+
+def show_verdicts(study: str, table) -> None:
+    """Print a table of verdicts at 80 columns, then the reason for each."""
+    from cotdistill.terminal import wrap, write_table
+    from cotdistill.verdicts import estimate_text
+
+    measured = table[table["estimate"].notna()]
+    n, seeds = (measured[column].max() if len(measured) else 0 for column in ("n", "seeds"))
+    print(
+        wrap(
+            f"study {study}: {len(measured)} of {len(table)} claims measured, on {n} questions "
+            f"with up to {seeds} seeds; estimates in points with 95 % intervals",
+        )
+    )
+    rows = [
+        {
+            "verdict": row["verdict"],
+            "claim": row["claim"],
+            "estimate": "–" if row["claim"] not in set(measured["claim"]) else estimate_text(row),
+        }
+        for _, row in table.iterrows()
+    ]
+    print(write_table(rows, ["verdict", "claim", "estimate"]) + "\n")
     for row in table.itertuples():
         needed = f" Needed: {row.needed}." if row.needed else ""
-        print(f"{row.verdict:13} {row.claim:26} {row.reason}{needed}")
+        print(wrap(f"{row.claim}: {row.reason}{needed}"))
 
 
 def site_command(chosen: argparse.Namespace) -> None:
@@ -113,11 +138,13 @@ def site_command(chosen: argparse.Namespace) -> None:
 
 
 def docs_command(chosen: argparse.Namespace) -> None:
-    """Render the findings, the README's table of verdicts and the table of keys."""
+    """Render the findings, the README's table and pictures, and the table of keys."""
     from cotdistill.report import render_documents
+    from cotdistill.study_site import render_pictures
 
     executed = root() / (chosen.executed or Path("notebooks", "executed"))
-    for path in render_documents(executed):
+    pictures = render_pictures(executed, root() / "docs" / "figures")
+    for path in [*render_documents(executed), *pictures]:
         print(f"{path.relative_to(root())}: rendered")
 
 

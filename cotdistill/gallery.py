@@ -1,4 +1,4 @@
-"""Choose test questions that show what students wrote: right, wrong, cut off, all arms side by side.
+"""Choose test questions that show what students wrote, right, wrong or cut off, arm beside arm.
 
 Embedded worlds only: the texts of other datasets stay out of everything that is published.
 """

@@ -13,10 +13,10 @@ from cotdistill.paths import NOTEBOOKS
 
 # What each figure shows, for its caption; a notebook's picture of that name has the same
 CAPTIONS = {
-    "claims": "Each claim's estimate with its 95 % interval. Small circles are single seeds; an "
-    "estimate in the blue shade supports the claim.",
-    "forest": "Each claim's estimate with its 95 % interval. Colour and mark say the verdict, small "
-    "circles are single seeds; an estimate in the blue shade supports the claim.",
+    "claims": "Each claim's estimate with its 95 % interval. Small circles, where known, are "
+    "single seeds; an estimate in the blue shade supports the claim.",
+    "forest": "Each claim's estimate with its 95 % interval. Colour and mark say the verdict; "
+    "small circles, where known, are single seeds; an estimate in the blue shade supports the claim.",
     "placement": "How often each arm picks the right option. Circles are single seeds.",
     "shuffle": "Accuracy with the rationale intact and spoilt. The band is label_only.",
     "key_tokens": "Accuracy when only a few tokens of the rationale are kept.",

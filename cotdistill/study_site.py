@@ -15,7 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from cotdistill.errors import DataError
-from cotdistill.files import read_json, remove_stale_parts, temporary_path
+from cotdistill.files import atomic_write, read_json, remove_stale_parts, temporary_path
 from cotdistill.forest_plot import FAMILIES, supporting_side
 from cotdistill.gallery import load_gallery
 from cotdistill.notebook_pages import CAPTIONS, notebook_html, picture
@@ -359,16 +359,17 @@ def build_all(executed: Path, out: Path) -> Path:
 
 
 def join_verdicts(records: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Join the verdicts of studies with several seeds, and pool them where there are two or more.
+    """Join the verdicts of studies with enough seeds, and pool them where there are two or more.
 
+    Two seeds or one hardly say how much seeds vary, so such studies have pages of their own only.
     A claim that only one of them measured has no pooled estimate: it would be the same line twice.
     """
-    from cotdistill.verdicts import pool
+    from cotdistill.verdicts import MIN_SEEDS, pool
 
     several = [
         pd.DataFrame(record["verdicts"])
         for record in records.values()
-        if record and max(row["seeds"] for row in record["accuracy"]) > 1
+        if record and max(row["seeds"] for row in record["accuracy"]) >= MIN_SEEDS
     ]
     if not several:
         return pd.DataFrame(), None
@@ -382,17 +383,13 @@ def join_verdicts(records: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame 
 
 def overview(records: dict[str, dict | None], folder: Path) -> dict:
     """Collect what the page over all studies shows; names of the template."""
-    from cotdistill.arm_picture import draw_arms
-
     judged = {study: record for study, record in records.items() if record}
     table, pooled = join_verdicts(judged)
     figures = []
     if len(table):
         alt = _describe("forest", table)
         figures = [draw_picture("claims", table, folder, alt=alt, pooled=pooled)]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "arms.svg").write_text(draw_arms(), encoding="utf-8")
-    (folder / "arms-phone.svg").write_text(draw_arms(narrow=True), encoding="utf-8")
+    draw_arm_pictures(folder)
     claims = {}
     for study, record in judged.items():
         for row in record["verdicts"]:
@@ -408,9 +405,37 @@ def overview(records: dict[str, dict | None], folder: Path) -> dict:
             "label, the rationale, and what was moved or hidden.",
         ),
         "studies": [_describe_study(study, record) for study, record in records.items()],
+        "shown": sorted(set(table["study"])) if len(table) else [],
         "claims": list(claims.values()),
         "judged": list(judged),
     }
+
+
+def draw_arm_pictures(folder: Path) -> list[Path]:
+    """Write arms.svg and arms-phone.svg; returns their paths."""
+    from cotdistill.arm_picture import draw_arms
+
+    paths = [folder / "arms.svg", folder / "arms-phone.svg"]
+    for path, narrow in zip(paths, (False, True), strict=True):
+        with atomic_write(path) as part:
+            part.write_text(draw_arms(narrow), encoding="utf-8")
+    return paths
+
+
+def render_pictures(executed: Path, folder: Path) -> list[Path]:
+    """Render the README's pictures from committed verdicts: arms and claims, for page and phone.
+
+    The claims are those of the paper where the verdicts say which they are. Returns the paths.
+    """
+    records = {p.parent.name: p.parent for p in sorted(executed.glob("*/verdicts.json"))}
+    records = {study: load_record(study, place) for study, place in records.items()}
+    table, pooled = join_verdicts(records)
+    paths = draw_arm_pictures(folder)
+    if len(table):
+        table = table[table["section"].str.startswith("abstract")]
+        draw_picture("claims", table, folder, alt="", pooled=pooled)
+        paths += [folder / "claims.svg", folder / "claims-phone.svg"]
+    return paths
 
 
 def _describe_study(study: str, record: dict | None) -> dict:

@@ -103,10 +103,15 @@ def test_verdicts_in_the_terminal_are_those_of_the_notebook(smoke):
     before = json.loads(path.read_text())["verdicts"]
     done = command(smoke, "verdicts", "smoke")
     assert done.returncode == 0 and json.loads(path.read_text())["verdicts"] == before
-    lines = done.stdout.splitlines()
+    head, table = done.stdout.split("\n\n")[0].split("verdict ", 1)
+    assert head.startswith(f"study smoke: {sum(v['estimate'] is not None for v in before)} of ")
+    lines = table.splitlines()[2:]
     assert len(lines) == len(before) and [
         line.split()[1] if not line.startswith("not") else line.split()[2] for line in lines
     ] == [v["claim"] for v in before]
+    reasons = " ".join(done.stdout.split("\n\n")[1].split())
+    assert all(" ".join(f"{v['claim']}: {v['reason']}".split()) in reasons for v in before)
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert path.with_suffix(".csv").is_file()
 
 
