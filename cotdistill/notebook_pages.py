@@ -15,9 +15,10 @@ from cotdistill.paths import NOTEBOOKS
 CAPTIONS = {
     "claims": "Each claim's estimate with its 95 % interval. Small circles, where known, are "
     "single seeds; an estimate in the blue shade supports the claim.",
-    "forest": "Each claim's estimate with its 95 % interval. Colour and mark say the verdict; "
+    "forest": "Each claim's estimate with its 95 % interval, coloured by its verdict; "
     "small circles, where known, are single seeds; an estimate in the blue shade supports the claim.",
-    "placement": "How often each arm picks the right option. Circles are single seeds.",
+    "placement": "How often each arm picks the right option. Small circles, where known, are "
+    "single seeds.",
     "shuffle": "Accuracy with the rationale intact and spoilt. The band is label_only.",
     "key_tokens": "Accuracy when only a few tokens of the rationale are kept.",
     "masking": "Accuracy as more and more of the rationale is masked, from 0 % on.",

@@ -223,7 +223,7 @@ def _name_arms(ax: Axes, text: str) -> None:
     if not is_narrow():
         ax.set_xlabel(text)
         return
-    lines = textwrap.wrap(text, 52)
+    lines = textwrap.wrap(text, 44)
     ax.set_xlabel("\n".join([ax.get_xlabel(), *lines]))
 
 

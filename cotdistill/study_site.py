@@ -19,7 +19,7 @@ from cotdistill.files import atomic_write, read_json, remove_stale_parts, tempor
 from cotdistill.forest_plot import FAMILIES, supporting_side
 from cotdistill.gallery import load_gallery
 from cotdistill.notebook_pages import CAPTIONS, notebook_html, picture
-from cotdistill.paths import NOTEBOOKS, study_dir
+from cotdistill.paths import NOTEBOOKS, artifacts, study_dir
 from cotdistill.report import whole_record
 from cotdistill.show import percent
 
@@ -86,11 +86,13 @@ def _html_table(rows: list[dict]) -> Markup:
 
 
 def load_record(study: str, folder: Path) -> dict | None:
-    """Load a study's verdicts.json, from beside its notebooks, else from the artifacts.
+    """Load a study's verdicts.json: of published evidence the one beside its notebooks.
 
-    None where it was not judged.
+    A study that ran here may have been judged again since (`make verdicts`), so the artifacts come
+    first. None where it was not judged.
     """
-    for path in (folder / "verdicts.json", study_dir(study) / "verdicts.json"):
+    paths = [folder / "verdicts.json", study_dir(study) / "verdicts.json"]
+    for path in reversed(paths) if artifacts() in folder.parents else paths:
         if path.is_file():
             return whole_record(read_json(path, f"`make figures STUDY={study}`"), path, study)
     return None
@@ -179,10 +181,10 @@ def draw_strip(row: dict, reach: float) -> Markup:
     ) + Markup("".join(parts) + "</svg>")
 
 
-def draw_figures(record: dict, folder: Path) -> list[dict]:
+def draw_figures(record: dict, folder: Path, chance: float | None) -> list[dict]:
     """Draw a study's figures from its verdicts alone, for a page and for a phone.
 
-    Returns name and markup of each, the forest plot first.
+    chance: where it is known, it is drawn. Returns name and markup of each, the forest plot first.
     """
     from cotdistill import plots
 
@@ -195,7 +197,13 @@ def draw_figures(record: dict, folder: Path) -> list[dict]:
             tables[name] = forced
     tables["cost"] = written[written["arm"] != "zero_shot"]
     return [
-        draw_picture(name, table, folder, alt=_describe(name, table))
+        draw_picture(
+            name,
+            table,
+            folder,
+            alt=_describe(name, table),
+            **({} if name == "forest" else {"chance": chance}),
+        )
         for name, table in tables.items()
         if len(table)
     ]
@@ -275,6 +283,15 @@ def study_page(place: Place, record: dict | None, figures: list[dict]) -> dict:
     return content
 
 
+def _chance(study: str) -> float | None:
+    """Return the accuracy of guessing, where the study ran on this machine."""
+    if not (study_dir(study) / "base.json").is_file():
+        return None
+    from cotdistill.study import Study
+
+    return Study.load(study).chance
+
+
 def _settings(study: str) -> dict:
     """Return a study's fingerprints and training settings, where it ran on this machine."""
     if not (study_dir(study) / "base.json").is_file():
@@ -314,7 +331,7 @@ def build_site(study: str, executed: Path, out: Path, home: str = "") -> Path:
     part = temporary_path(out)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    figures = draw_figures(record, part / "figures") if record else []
+    figures = draw_figures(record, part / "figures", _chance(study)) if record else []
     phones = _copy_phone_figures(study, part / "figures")
     for name in place.notebooks:
         body = Markup(notebook_html(place.folder / f"{name}.ipynb", phones))

@@ -214,7 +214,7 @@ def test_status_knows_the_stages(smoke):
     assert lines[0].startswith("study smoke: 6 of 6 notebooks done") and len(lines) == 9
     assert lines[1].split() == ["stage", "notebook", "runs", "running", "time", "left"]
     assert re.search(r"^train +executed +4/4 +0 ", done.stdout, re.M), done.stdout
-    assert [line.split()[0] for line in lines[3:]] == list(NOTEBOOKS)
+    assert [line.split()[0] for line in lines[3:]] == list(paths.NOTEBOOKS)
     assert max(map(len, lines)) <= 80
 
 
