@@ -15,8 +15,8 @@ from cotdistill.paths import NOTEBOOKS
 CAPTIONS = {
     "claims": "Each claim's estimate with its 95 % interval. Small circles, where known, are "
     "single seeds; an estimate in the blue shade supports the claim.",
-    "forest": "Each claim's estimate with its 95 % interval, coloured by its verdict; "
-    "small circles, where known, are single seeds; an estimate in the blue shade supports the claim.",
+    "forest": "Each claim's estimate with its 95 % interval, coloured by its verdict. Small "
+    "circles, where known, are single seeds; an estimate in the blue shade supports the claim.",
     "placement": "How often each arm picks the right option. Small circles, where known, are "
     "single seeds.",
     "shuffle": "Accuracy with the rationale intact and spoilt. The band is label_only.",
