@@ -49,11 +49,11 @@ def collect_gallery(study: str) -> list[dict]:
             "seed": seed,
             "answers": [_describe_answer(row) for _, row in rows.iterrows()],
         }
-        for name, kind, rows in _choose_questions(shown, set(questions))
+        for name, kind, rows in _choose_shown(shown, set(questions))
     ]
 
 
-def _choose_questions(shown: pd.DataFrame, known: set[str]) -> list[tuple[str, str, pd.DataFrame]]:
+def _choose_shown(shown: pd.DataFrame, known: set[str]) -> list[tuple[str, str, pd.DataFrame]]:
     """Choose questions by kind, the first of each kind in the order of the test set."""
     chosen, taken = [], set()
     groups = [(name, rows) for name, rows in shown.groupby("id", sort=True) if name in known]

@@ -511,70 +511,72 @@ def cost_against_accuracy(
     What reasoning at test time costs and brings.
 
     Marks are moved a few points sideways, so that the intervals of arms with equal costs do not
-    cover each other.
+    cover each other; an arm's seeds stand beside its interval.
     """
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
     ax = make_axes(ax, 5.4)
-    dots_beside = mpl.transforms.ScaledTranslation(5 / 72, 0, ax.figure.dpi_scale_trans)
-    for (arm, row), (colour, _, marker, _) in zip(rows.iterrows(), _arm_looks(arms), strict=True):
-        value, interval = 100 * row["accuracy"], _intervals(row.to_frame().T)[0]
-        low, high = interval or (value, value)
-        shift = mpl.transforms.ScaledTranslation(
-            13 / 72 * (arms.index(arm) - (len(arms) - 1) / 2),
-            0,
-            # Intervals of equal costs stay apart
-            ax.figure.dpi_scale_trans,
-        )
-        ax.errorbar(
-            max(row["tokens_per_question"], 0.5),
-            value,
-            [[value - low], [high - value]],
-            fmt=marker,
-            color=colour,
-            markersize=8,
-            markeredgecolor="#222222",
-            ecolor="#444444",
-            elinewidth=1,
-            capsize=3,
-            label=arm,
-            zorder=3,
-            transform=ax.transData + shift,
-        )
-        for dot in seed_values(row):
-            ax.plot(
-                max(row["tokens_per_question"], 0.5),
-                dot,
-                "o",
-                markersize=3.2,
-                markerfacecolor="white",
-                markeredgecolor=colour,
-                transform=ax.transData + shift + dots_beside,
-            )
+    for n, ((_, row), shown) in enumerate(zip(rows.iterrows(), _arm_looks(arms), strict=True)):
+        _draw_cost(ax, row, shown, 13 * (n - (len(arms) - 1) / 2))
     _references(ax, None, chance)
     ax.set_xscale("log")
-    tokens = rows["tokens_per_question"].clip(lower=0.5)
-    sides = tokens.min() / 1.6, tokens.max() * 1.6
-    ends = [end for pair in _intervals(rows) if pair for end in pair]
-    dots = [dot for _, row in rows.iterrows() for dot in seed_values(row)]
-    values = [*ends, *dots, *100 * rows["accuracy"], *([] if chance is None else [100 * chance])]
-    # Shifted marks do not count for automatic limits
-    ax.set_ylim(min(values) - 2, max(values) + 2)
-    ax.set_xlim(*sides)
-    ax.set_xticks(
-        [
-            t
-            for t in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)
-            if sides[0] <= t <= sides[1]
-        ]
-    )
-    ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:g}"))
-    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    _frame_costs(ax, rows, chance)
     text = f"Tokens generated per test question (log scale; {_count_text(rows)}{_mark_text(rows)})"
     ax.set_xlabel("\n".join(textwrap.wrap(text, 52 if is_narrow() else 72)))
     ax.set_ylabel("Accuracy (% of test questions)")
     place_legend(ax, 3)
     return ax
+
+
+def _draw_cost(ax: Axes, row: pd.Series, shown: tuple, shift: float) -> None:
+    """Draw one arm at its cost, `shift` points (1/72 inch) to the right; shown: its look."""
+    colour, _, marker, _ = shown
+    to_inches = ax.figure.dpi_scale_trans
+    aside, more = (
+        mpl.transforms.ScaledTranslation(points / 72, 0, to_inches) for points in (shift, 5)
+    )
+    tokens, value = max(row["tokens_per_question"], 0.5), 100 * row["accuracy"]
+    low, high = _intervals(row.to_frame().T)[0] or (value, value)
+    ax.errorbar(
+        tokens,
+        value,
+        [[value - low], [high - value]],
+        fmt=marker,
+        color=colour,
+        markersize=8,
+        markeredgecolor="#222222",
+        ecolor="#444444",
+        elinewidth=1,
+        capsize=3,
+        label=row["arm"],
+        zorder=3,
+        transform=ax.transData + aside,
+    )
+    dots = seed_values(row)
+    ax.plot(
+        np.full(len(dots), tokens),
+        dots,
+        "o",
+        markersize=3.2,
+        markerfacecolor="white",
+        markeredgecolor=colour,
+        transform=ax.transData + aside + more,
+    )
+
+
+def _frame_costs(ax: Axes, rows: pd.DataFrame, chance: float | None) -> None:
+    """Set limits and ticks; shifted marks do not count for automatic limits."""
+    tokens = rows["tokens_per_question"].clip(lower=0.5)
+    sides = tokens.min() / 1.6, tokens.max() * 1.6
+    ends = [end for pair in _intervals(rows) if pair for end in pair]
+    dots = [dot for _, row in rows.iterrows() for dot in seed_values(row)]
+    values = [*ends, *dots, *100 * rows["accuracy"], *([] if chance is None else [100 * chance])]
+    ax.set_ylim(min(values) - 2, max(values) + 2)
+    ax.set_xlim(*sides)
+    steps = (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)
+    ax.set_xticks([t for t in steps if sides[0] <= t <= sides[1]])
+    ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:g}"))
+    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
 LETTER_WIDTH = 0.078  # inches, of the 9-point monospaced font of `token_heatmap`

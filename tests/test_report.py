@@ -335,7 +335,7 @@ def test_a_gallery_chooses_by_kind():
             for arm, right in zip(arms, marks, strict=True)
         ]
     )
-    chosen = [(name, kind) for name, kind, _ in gallery._choose_questions(shown, set(wrote))]
+    chosen = [(name, kind) for name, kind, _ in gallery._choose_shown(shown, set(wrote))]
     assert chosen == [
         ("a", "post_cot alone"),
         ("e", "post_cot alone"),
