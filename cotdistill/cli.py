@@ -143,8 +143,8 @@ def docs_command(chosen: argparse.Namespace) -> None:
     from cotdistill.study_site import render_pictures
 
     executed = root() / (chosen.executed or Path("notebooks", "executed"))
-    pictures = render_pictures(executed, root() / "docs" / "figures")
-    for path in [*render_documents(executed), *pictures]:
+    documents = render_documents(executed)
+    for path in [*documents, *render_pictures(executed, root() / "docs" / "figures")]:
         print(f"{path.relative_to(root())}: rendered")
 
 

@@ -54,19 +54,25 @@ def notebook_html(path: Path, phones: dict[str, str] | None = None) -> str:
         if cell.cell_type == "markdown":
             headings = re.findall(r"^#+ (.+)$", cell.source, flags=re.M)
             section = headings[-1] if headings else section
-            parts.append(_markdown(cell.source))
+            parts.append(_markdown(cell.source, path.parent))
         elif cell.cell_type == "code" and cell.source.strip():
             parts.append(_folded_code(cell.source))
             parts += _outputs(cell, section, phones or {})
     return "\n".join(parts)
 
 
-def _markdown(text: str) -> str:
+def _markdown(text: str, folder: Path | None = None) -> str:
+    """Turn Markdown into HTML; links between notebooks become links between pages.
+
+    folder: of the executed notebooks. A link to one that was not executed leads to the first page.
+    """
     from nbconvert.filters import markdown2html
 
     body = markdown2html(text)
-    for stem in NOTEBOOKS.values():  # links between notebooks become links between pages
-        body = body.replace(f'href="{stem}.ipynb"', f'href="{stem}.html"')
+    for stem in NOTEBOOKS.values():
+        is_there = folder is None or (folder / f"{stem}.ipynb").is_file()
+        page = f"{stem}.html" if is_there else "index.html"
+        body = body.replace(f'href="{stem}.ipynb"', f'href="{page}"')
     return body
 
 

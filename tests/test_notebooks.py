@@ -211,9 +211,9 @@ def test_status_knows_the_stages(smoke):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("study smoke: 6 of 6 notebooks done") and len(lines) == 9
+    assert lines[0].startswith("study smoke: 0 of 6 notebooks done, 16 of 16") and len(lines) == 9
     assert lines[1].split() == ["stage", "notebook", "runs", "running", "time", "left"]
-    assert re.search(r"^train +executed +4/4 +0 ", done.stdout, re.M), done.stdout
+    assert re.search(r"^train +not yet +4/4 +0 ", done.stdout, re.M), done.stdout
     assert [line.split()[0] for line in lines[3:]] == list(paths.NOTEBOOKS)
     assert max(map(len, lines)) <= 80
 

@@ -350,7 +350,7 @@ def test_texts_of_other_datasets_stay_out_of_galleries(monkeypatch):
     from cotdistill.study import Study
 
     class Loaded:
-        data = Dataset("openbookqa", [], [], [])
+        data = Dataset("openbookqa", [], [], [], {})
 
     monkeypatch.setattr(Study, "load", lambda study: Loaded())
     assert gallery.collect_gallery("any") == []
