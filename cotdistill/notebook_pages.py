@@ -72,7 +72,7 @@ def _markdown(text: str, folder: Path | None = None) -> str:
     for stem in NOTEBOOKS.values():
         is_there = folder is None or (folder / f"{stem}.ipynb").is_file()
         page = f"{stem}.html" if is_there else "index.html"
-        body = body.replace(f'href="{stem}.ipynb"', f'href="{page}"')
+        body = re.sub(rf'href="{stem}\.(ipynb|html)"', f'href="{page}"', body)
     return body
 
 
