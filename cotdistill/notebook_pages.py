@@ -54,24 +54,26 @@ def notebook_html(path: Path, phones: dict[str, str] | None = None) -> str:
         if cell.cell_type == "markdown":
             headings = re.findall(r"^#+ (.+)$", cell.source, flags=re.M)
             section = headings[-1] if headings else section
-            parts.append(_markdown(cell.source, path.parent))
+            parts.append(_markdown(cell.source))
         elif cell.cell_type == "code" and cell.source.strip():
             parts.append(_folded_code(cell.source))
             parts += _outputs(cell, section, phones or {})
-    return "\n".join(parts)
+    return _link_pages("\n".join(parts), path.parent)
 
 
-def _markdown(text: str, folder: Path | None = None) -> str:
-    """Turn Markdown into HTML; links between notebooks become links between pages.
+def _markdown(text: str) -> str:
+    from nbconvert.filters import markdown2html
+
+    return markdown2html(text)
+
+
+def _link_pages(body: str, folder: Path) -> str:
+    """Turn links between notebooks into links between pages.
 
     folder: of the executed notebooks. A link to one that was not executed leads to the first page.
     """
-    from nbconvert.filters import markdown2html
-
-    body = markdown2html(text)
     for stem in NOTEBOOKS.values():
-        is_there = folder is None or (folder / f"{stem}.ipynb").is_file()
-        page = f"{stem}.html" if is_there else "index.html"
+        page = f"{stem}.html" if (folder / f"{stem}.ipynb").is_file() else "index.html"
         body = re.sub(rf'href="{stem}\.(ipynb|html)"', f'href="{page}"', body)
     return body
 
