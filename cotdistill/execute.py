@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from cotdistill.errors import DataError, disk_error, one_line
 from cotdistill.files import atomic_write, read_text, remove_stale_parts, temporary_path
+from cotdistill.gallery import save_gallery
 from cotdistill.kernel import QUIET, kernel_is_alive, make_kernel, start_kernel, stop_kernel
 from cotdistill.parameters import (
     check_demands,
@@ -36,6 +37,7 @@ from cotdistill.paths import (
     root,
 )
 from cotdistill.publish import FIGURES, notebook_folder
+from cotdistill.terminal import UpdatingLine, wrap, write_duration, write_table
 from cotdistill.tidy import tidy_notebook
 
 
@@ -70,6 +72,7 @@ def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> Non
     import papermill
 
     used = kernel if kernel and kernel_is_alive(kernel) else make_kernel()
+    shown = UpdatingLine(sys.stdout)
     try:
         papermill.execute_notebook(
             str(source),
@@ -78,7 +81,7 @@ def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> Non
             kernel_name="python3",
             progress_bar=False,
             cwd=str(root()),
-            stdout_file=sys.stdout,
+            stdout_file=shown,
             stderr_file=sys.stderr,
             start_timeout=600,  # a busy machine is not a dead kernel; defaults: 60 s and 4 s
             iopub_timeout=120,
@@ -89,6 +92,7 @@ def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> Non
         part.unlink(missing_ok=True)
         raise
     finally:
+        shown.close_line()
         if used is not kernel:
             stop_kernel(used)
 
@@ -160,6 +164,7 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
         ):
             with atomic_write(folder / file.name) as copy:
                 shutil.copy(file, copy)
+        save_gallery(values["study"], folder)
 
 
 def status(study: str) -> list[dict]:
@@ -250,12 +255,35 @@ def run_study(study: str, stages: list[str] | None, executed: Path) -> None:
 
 
 def show_status(study: str) -> None:
-    """Print `status`, one line per stage."""
-    for row in status(study):
-        left = "" if row["seconds_left"] is None else f", {row['seconds_left'] / 60:.1f} min left"
-        runs = (
-            f"  runs {row['done']}/{row['runs']} done, {row['running']} running{left}"
-            if row["runs"]
-            else ""
-        )
-        print(f"{row['stage']:10} {row['notebook']}{runs}")
+    """Print the study's name, how far it is and the time left, then `status` as a table."""
+    rows = status(study)
+    print(wrap(f"study {load_study(study)['study']}: {describe_progress(rows)}"))
+    table = [
+        {
+            "stage": row["stage"],
+            "notebook": row["notebook"].partition(":")[0],
+            "runs": f"{row['done']}/{row['runs']}" if row["runs"] else "–",
+            "running": row["running"] if row["runs"] else "–",
+            "time left": write_duration(row["seconds_left"] or None),
+        }
+        for row in rows
+    ]
+    print(write_table(table, ["stage", "notebook", "runs", "running", "time left"]))
+    for row in rows:
+        if ":" in row["notebook"]:
+            print(wrap(f"{row['stage']}: {row['notebook']}"))
+
+
+def describe_progress(rows: list[dict]) -> str:
+    """Say how many notebooks and runs of a study are done, and how long the runs left will take.
+
+    rows: of `status`. A stage plans its runs when it begins, so later stages are not in the sum.
+    """
+    total, done = (sum(row[name] for row in rows) for name in ("runs", "done"))
+    ended = sum(row["notebook"] in ("executed", "published") for row in rows)
+    text = f"{ended} of {len(rows)} notebooks done, {done} of {total} planned runs done"
+    if done < total:
+        known = [row["seconds_left"] for row in rows if row["seconds_left"] is not None]
+        left = write_duration(sum(known)) if known else "unknown until a run has ended"
+        text += f"; time left: {left}"
+    return text

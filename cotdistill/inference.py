@@ -660,7 +660,7 @@ def estimate_contrasts(
     Columns: contrast, measure, estimate, se, df, low, high (95 %), p, p_equivalent, detectable
     (with 80 % power, as the only claim), seeds, questions, clusters, design_effect, seed_sd (of the
     contrast's seed means), seed_sd_shrunk, prior_df, flagged (share of its answers that followed a
-    rationale cut off), covers.
+    rationale cut off), by_seed (each seed's estimate), covers.
 
     """
     valued = add_measure(predictions, measure, **measuring)
@@ -688,6 +688,7 @@ def estimate_contrasts(
                 prior_df=float(own.d0),
                 covers=effect.covers,
                 flagged=float(valued.loc[valued["arm"].isin(list(weights)), "flagged"].mean()),
+                by_seed=[float(mean) for mean in table.mean(axis=1)],
             )
         )
     return pd.DataFrame(rows)

@@ -3,13 +3,13 @@
 Each function takes a DataFrame (or arrays) and draws on an Axes that it returns; none computes
 statistics: intervals come from `stats`. Imports no torch.
 
-One style for all: the Okabe-Ito palette (colour-blind safe), and hatches, markers and dashes that
-carry the same distinction in greyscale. Accuracies are drawn in percent, differences in points (1
-point = 1 % of the questions).
+The style stands in figure_style.py, the forest plot in forest_plot.py. Accuracies are drawn in
+percent, differences in points (1 point = 1 % of the questions). A table that has a column `by_seed`
+(fractions) shows a dot per seed. Figures are drawn for a page, or, after `set_style(narrow=True)`,
+for a phone: bars then lie down, and panels stand one below the other.
 """
 
 import textwrap
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -23,92 +23,30 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cotdistill.arms import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
-from cotdistill.files import atomic_write
+from cotdistill.figure_style import (
+    AGREEMENT_COLOURS,
+    CYCLE,
+    DASHES,
+    HATCHES,
+    LOOKS,
+    MARKERS,
+    PHONE,
+    SCORE_COLOURS,
+    VERDICTS,
+    draw_seed_dots,
+    is_narrow,
+    look,
+    make_axes,
+    place_legend,
+    save,
+    save_as,
+    seed_values,
+    set_style,
+    spread_dots,
+)
+from cotdistill.forest_plot import forest
 
-# placement -> colour (Okabe and Ito 2008; also apart in lightness), hatch, marker, dashes
-LOOKS = {
-    "zero_shot": ("#BBBBBB", "", "s", (0, (1, 2))),
-    "label_only": ("#56B4E9", "", "D", (0, (4, 2))),
-    "pre_cot": ("#E69F00", "///", "^", (0, (6, 2, 1, 2))),
-    "post_cot": ("#0072B2", "", "o", "solid"),
-}
-VERDICTS = {
-    "supported": ("#0072B2", "o"),
-    "contradicted": ("#D55E00", "X"),
-    "inconclusive": ("#767676", "s"),
-    "not measured": ("#BBBBBB", "|"),
-    "pooled": ("#000000", "D"),
-}
-CYCLE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933"]
-MARKERS = ["o", "^", "s", "X", "D", "v", "P", "*"]
-DASHES = [
-    "solid",
-    (0, (6, 2, 1, 2)),
-    (0, (4, 2)),
-    (0, (1, 1.5)),
-    (0, (8, 2)),
-    (0, (3, 1, 1, 1, 1, 1)),
-    (0, (2, 2)),
-    (0, (10, 2, 2, 2)),
-]
-HATCHES = ["", "///", "...", "xxx", "\\\\\\", "++", "ooo", "|||"]
-
-
-def set_style() -> None:
-    """Set the one style: sans serif, light horizontal grid, sizes for a 6-inch wide print.
-
-    Fonts are embedded in the PDF.
-    """
-    sns.set_theme(context="paper", style="whitegrid", palette=CYCLE)
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (6.0, 3.7),
-            "figure.dpi": 110,
-            "savefig.dpi": 200,
-            "savefig.bbox": "tight",
-            "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "axes.titlesize": 10,
-            "axes.labelsize": 9,
-            "xtick.labelsize": 8.5,
-            "ytick.labelsize": 8.5,
-            "legend.fontsize": 8,
-            "legend.frameon": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid.axis": "y",
-            "axes.edgecolor": "#444444",
-            "grid.color": "#DDDDDD",
-            "hatch.linewidth": 0.7,
-            "lines.linewidth": 1.5,
-            "lines.markersize": 5,
-            "pdf.fonttype": 42,
-            "svg.hashsalt": "cotdistill",
-        }
-    )
-
-
-def save(fig: Figure, stem: str | Path) -> tuple[Path, Path]:
-    """Write stem.pdf and stem.png (folders are made.
-
-    No dates in them, so that equal figures are equal files).
-    """
-    stem = Path(stem)
-    pdf, png = stem.parent / (stem.name + ".pdf"), stem.parent / (stem.name + ".png")
-    for path, kind, metadata in (
-        (pdf, "pdf", {"CreationDate": None}),
-        (png, "png", {"Software": None}),
-    ):
-        with atomic_write(path) as part:
-            fig.savefig(part, format=kind, metadata=metadata)
-    return pdf, png
-
-
-def look(arm: str) -> tuple[str, str, str, object]:
-    """Colour, hatch, marker and dashes of an arm: those of its placement."""
-    return next(
-        (v for k, v in LOOKS.items() if arm.startswith(k)), ("#999933", "...", "v", "solid")
-    )
+__all__ = ["FIGURES", "VERDICTS", "forest", "look", "save", "set_style", "show_figure"]
 
 
 def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
@@ -147,10 +85,6 @@ def _arm_looks(arms: list[str]) -> list[tuple[str, str, str, object]]:
     return found
 
 
-def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.7) -> Axes:
-    return ax if ax is not None else plt.subplots(figsize=(width, height))[1]
-
-
 def short(arm: str) -> str:
     """Break an arm's label into at most a few lines.
 
@@ -172,88 +106,126 @@ def short(arm: str) -> str:
     return name + ("\n" + "\n".join(textwrap.wrap(detail, 13)) if detail else "")
 
 
-def _draw_line(ax: Axes, value: float, text: str, dashes, colour: str = "#444444") -> None:
-    """Draw a horizontal reference line, named in the legend."""
-    ax.axhline(100 * value, color=colour, linestyle=dashes, linewidth=1.1, zorder=1.5, label=text)
+def _draw_line(
+    ax: Axes, value: float, text: str, dashes, colour: str = "#444444", upright: bool = True
+) -> None:
+    """Draw a reference line at a value of the measure, named in the legend."""
+    line = ax.axhline if upright else ax.axvline
+    line(100 * value, color=colour, linestyle=dashes, linewidth=1.1, zorder=1.5, label=text)
 
 
 def _references(
-    ax: Axes, accuracy: pd.DataFrame | None, chance: float | None, label_only: bool = True
+    ax: Axes, accuracy: pd.DataFrame | None, chance: float | None, upright: bool = True
 ) -> None:
-    """Chance and label_only (with its interval as a band) behind the data, where known."""
-    row = accuracy[accuracy["arm"] == "label_only"] if accuracy is not None and label_only else ()
+    """Chance and label_only (with its interval as a band) behind the data, where known.
+
+    upright: whether the measure is the y axis.
+    """
+    row = accuracy[accuracy["arm"] == "label_only"] if accuracy is not None else ()
     if len(row):
         row = row.iloc[0]
-        ax.axhspan(
-            100 * row["low"],
-            100 * row["high"],
-            color=LOOKS["label_only"][0],
-            alpha=0.18,
-            linewidth=0,
-            zorder=0.5,
-        )
-        _draw_line(ax, row["accuracy"], "label_only", LOOKS["label_only"][3], "#2B7FB5")
+        band = _intervals(row.to_frame().T)[0]
+        if band:
+            span = ax.axhspan if upright else ax.axvspan
+            span(*band, color=LOOKS["label_only"][0], alpha=0.18, linewidth=0, zorder=0.5)
+        dashes = LOOKS["label_only"][3]
+        _draw_line(ax, row["accuracy"], "label_only", dashes, "#2B7FB5", upright)
     if chance is not None:
-        _draw_line(ax, chance, "chance", (0, (1, 1.5)))
+        _draw_line(ax, chance, "chance", (0, (1, 1.5)), upright=upright)
 
 
-def _place_legend(ax: Axes, columns: int = 4, handles: list | None = None) -> None:
-    """Put the legend above the axes, where it covers nothing.
+def _intervals(rows: pd.DataFrame) -> list[tuple[float, float] | None]:
+    """Return each row's 95 % interval in percent; None for two seeds whose dots are drawn.
 
-    A title belongs to the figure (fig.suptitle).
+    The interval of two seeds has one degree of freedom and says little more than their dots.
     """
-    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-    if handles:
-        ax.legend(
-            handles=handles,
-            loc="lower center",
-            bbox_to_anchor=(0.5, 1.01),
-            ncols=min(columns, len(handles)),
-            handlelength=3.2,
-        )
+    return [
+        None
+        if row["seeds"] == 2 and len(seed_values(row))
+        else (100 * row["low"], 100 * row["high"])
+        for _, row in rows.iterrows()
+    ]
+
+
+def _highest(row: pd.Series, interval: tuple[float, float] | None) -> float:
+    """Return where the highest mark of a row ends, in percent; labels stand beyond it."""
+    return max([100 * row["accuracy"], *seed_values(row), *(interval or ())])
+
+
+def _draw_interval(
+    ax: Axes, at: float, value: float, interval: tuple[float, float], upright: bool, **style
+) -> None:
+    """Draw one 95 % interval around a value, upright or lying."""
+    error = [[value - interval[0]], [interval[1] - value]]
+    place, which = ((at, value), "yerr") if upright else ((value, at), "xerr")
+    looks = dict(fmt="none", ecolor="#111111", elinewidth=1, capsize=3, zorder=3)
+    ax.errorbar(*place, **{which: error}, **looks | style)
 
 
 def _bars(ax: Axes, rows: pd.DataFrame, colours: list, hatches: list, labels: list) -> None:
-    """Bars of accuracy (percent) with intervals and their numbers, the y axis from 0."""
-    x = np.arange(len(rows))
-    value, low, high = (100 * rows[c].to_numpy(float) for c in ("accuracy", "low", "high"))
-    for i in x:
-        ax.bar(
-            i,
-            value[i],
-            width=0.7,
-            color=colours[i],
-            hatch=hatches[i],
-            edgecolor="#222222",
-            linewidth=0.7,
-            zorder=2,
-        )
-    ax.errorbar(
-        x,
-        value,
-        [value - low, high - value],
-        fmt="none",
-        ecolor="#111111",
-        elinewidth=1,
-        capsize=3,
-        zorder=3,
-    )
-    for i in x:
+    """Bars of accuracy (percent) from 0, with intervals, a dot per seed, and their numbers.
+
+    The numbers stand beyond the interval and the dots, never on them. On a phone the bars lie.
+    """
+    upright, intervals = not is_narrow(), _intervals(rows)
+    value, tops = 100 * rows["accuracy"].to_numpy(float), []
+    draw = ax.bar if upright else ax.barh
+    width = "width" if upright else "height"
+    for i, (_, row) in enumerate(rows.iterrows()):
+        edge = dict(edgecolor="#222222", linewidth=0.7, zorder=2)
+        draw(i, value[i], **{width: 0.7}, color=colours[i], hatch=hatches[i], **edge)
+        dots = seed_values(row)
+        draw_seed_dots(ax, i + spread_dots(len(dots), 0.4), dots, upright)
+        tops.append(_highest(row, intervals[i]))
+        shift, at = ((0, 4), (i, tops[i])) if upright else ((5, 0), (tops[i], i))
+        place = dict(ha="center") if upright else dict(va="center")
+        back = dict(boxstyle="square,pad=0.15", facecolor="white", edgecolor="none", alpha=0.85)
         ax.annotate(
             f"{value[i]:.1f}",
-            (i, high[i]),
-            (0, 3),
+            at,
+            shift,
             textcoords="offset points",
-            ha="center",
             fontsize=8,
             zorder=4,
-            bbox=dict(boxstyle="square,pad=0.15", facecolor="white", edgecolor="none", alpha=0.85),
+            bbox=back,
+            **place,
         )
-    ax.set_xticks(x, labels)
-    ax.set_xlim(-0.6, len(rows) - 0.4)
-    ax.set_ylim(0, min(max(high.max() * 1.12, 10), 112))
-    ax.set_yticks([t for t in ax.get_yticks() if t <= 100])
-    ax.set_ylabel("Accuracy (% of test questions)")
+    known = [i for i, interval in enumerate(intervals) if interval]
+    if known:
+        low, high = (np.array([intervals[i][end] for i in known]) for end in (0, 1))
+        error = [value[known] - low, high - value[known]]
+        place = (known, value[known]) if upright else (value[known], known)
+        looks = dict(fmt="none", ecolor="#111111", elinewidth=1, capsize=3, zorder=3)
+        ax.errorbar(*place, **{"yerr" if upright else "xerr": error}, **looks)
+    _frame_bars(ax, labels, max(tops), upright)
+
+
+def _frame_bars(ax: Axes, labels: list[str], top: float, upright: bool) -> None:
+    """Set ticks, limits and the measure's name of bars; top: the highest mark, in percent."""
+    ends = (-0.6, len(labels) - 0.4)
+    reach = min(max(top * (1.12 if upright else 1.25), 10), 112 if upright else 125)
+    if upright:
+        ax.set_xticks(range(len(labels)), labels)
+        ax.set(xlim=ends, ylim=(0, reach), ylabel="Accuracy (% of test questions)")
+        ax.set_yticks([t for t in ax.get_yticks() if t <= 100])
+        return
+    ax.set_yticks(range(len(labels)), [label.replace("- ", "") for label in labels])
+    ax.set(ylim=ends[::-1], xlim=(0, reach), xlabel="Accuracy (% of test questions)")
+    ax.set_xticks([t for t in ax.get_xticks() if t <= 100])
+    ax.grid(True, axis="x")
+    ax.grid(False, axis="y")
+
+
+def _name_arms(ax: Axes, text: str) -> None:
+    """Say what the axis of arms holds, and what the numbers rest on.
+
+    On a phone this stands under the measure's name: the arms' axis has no room for it.
+    """
+    if not is_narrow():
+        ax.set_xlabel(text)
+        return
+    lines = textwrap.wrap(text, 44)
+    ax.set_xlabel("\n".join([ax.get_xlabel(), *lines]))
 
 
 def _count_text(rows: pd.DataFrame) -> str:
@@ -264,6 +236,18 @@ def _count_text(rows: pd.DataFrame) -> str:
         f"{span('n')} test questions, {span('seeds')} "
         f"seed{'s' if trained['seeds'].max() > 1 else ''}"
     )
+
+
+def _mark_text(rows: pd.DataFrame) -> str:
+    """Return what the marks of a figure are, for an axis label: intervals, dots, or both."""
+    dots = any(len(seed_values(row)) for _, row in rows.iterrows())
+    bars = any(_intervals(rows))
+    return ("; bars: 95 % interval" if bars else "") + ("; dots: seeds" if dots else "")
+
+
+def _bars_height(rows: pd.DataFrame) -> float:
+    """Return the height in inches of a figure of bars; on a phone it grows with their number."""
+    return 0.52 * len(rows) + 1.3 if is_narrow() else 3.7
 
 
 def placement_bars(
@@ -278,12 +262,12 @@ def placement_bars(
     """
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
-    ax = _axes(ax, max(4.2, 1.15 * len(rows) + 0.8))
+    ax = make_axes(ax, max(4.2, 1.15 * len(rows) + 0.8), _bars_height(rows))
     looks = _arm_looks(arms)
     _bars(ax, rows, [x[0] for x in looks], [x[1] for x in looks], [short(a) for a in arms])
-    _references(ax, None, chance)
-    ax.set_xlabel(f"Training target ({_count_text(rows)}; bars: 95 % interval)")
-    _place_legend(ax)
+    _references(ax, None, chance, not is_narrow())
+    _name_arms(ax, f"Training target ({_count_text(rows)}{_mark_text(rows)})")
+    place_legend(ax)
     return ax
 
 
@@ -303,39 +287,61 @@ def shuffle_plot(
     kinds = list(
         dict.fromkeys(a.removeprefix(p).lstrip("_") for p, arms in parts.items() for a in arms)
     )
-    ax = _axes(ax, max(5.0, 1.25 * len(kinds) + 1.5))
-    for shift, (placement, arms) in zip((-0.13, 0.13), parts.items(), strict=False):
-        rows = accuracy.set_index("arm").loc[arms]
-        x = np.array([kinds.index(a.removeprefix(placement).lstrip("_")) for a in arms]) + shift
-        value, low, high = (100 * rows[c].to_numpy(float) for c in ("accuracy", "low", "high"))
-        colour, _, marker, _ = look(placement)
-        ax.errorbar(
-            x,
-            value,
-            [value - low, high - value],
-            fmt=marker,
-            color=colour,
-            ecolor=colour,
-            markersize=7,
-            markeredgecolor="#222222",
-            markerfacecolor=colour if placement == "post_cot" else "white",
-            markeredgewidth=1,
-            elinewidth=1.4,
-            capsize=3,
-            label=placement,
-            zorder=3,
-        )
-    _references(ax, accuracy, chance)
+    upright = not is_narrow()
+    ax = make_axes(
+        ax, max(5.0, 1.25 * len(kinds) + 1.5), 3.7 if upright else 0.55 * len(kinds) + 1.5
+    )
+    for shift, (placement, arms) in zip((-0.15, 0.15), parts.items(), strict=False):
+        for arm in arms:
+            at = kinds.index(arm.removeprefix(placement).lstrip("_")) + shift
+            row = accuracy[accuracy["arm"] == arm].iloc[0]
+            _draw_point(ax, at, row, placement, upright)
+    _references(ax, accuracy, chance, upright)
     names = [
         "intact" if not k else short(k).replace("[", "\n").replace("shuffled\n", "shuffled\nby ")
         for k in kinds
     ]
-    ax.set_xticks(range(len(kinds)), names)
-    ax.set_xlim(-0.5, len(kinds) - 0.5)
-    ax.set_ylabel("Accuracy (% of test questions)")
-    ax.set_xlabel(f"Rationale in training ({_count_text(accuracy)}; 95 % intervals)")
-    _place_legend(ax)
+    ends, measure = (-0.5, len(kinds) - 0.5), "Accuracy (% of test questions)"
+    if upright:
+        ax.set_xticks(range(len(kinds)), names)
+        ax.set(xlim=ends, ylabel=measure)
+    else:
+        ax.set_yticks(range(len(kinds)), names)
+        ax.set(ylim=ends[::-1], xlabel=measure)
+        ax.grid(True, axis="x")
+        ax.grid(False, axis="y")
+    marks = _mark_text(accuracy).replace("bars:", "lines:")
+    _name_arms(ax, f"Rationale in training ({_count_text(accuracy)}{marks})")
+    drawn_marks = [
+        Line2D([], [], label=p, linestyle="none", **_marker(p)) for p, arms in parts.items() if arms
+    ]
+    place_legend(ax, 4, [*drawn_marks, *ax.get_legend_handles_labels()[0]])
     return ax
+
+
+def _marker(placement: str) -> dict:
+    """Return the mark of a placement in `shuffle_plot`: post_cot is filled, pre_cot is not."""
+    colour, _, marker, _ = look(placement)
+    return dict(
+        marker=marker,
+        markersize=7,
+        color=colour,
+        markeredgecolor="#222222",
+        markerfacecolor=colour if placement == "post_cot" else "white",
+        markeredgewidth=1,
+    )
+
+
+def _draw_point(ax: Axes, at: float, row: pd.Series, placement: str, upright: bool) -> None:
+    """Draw one arm's mean with its interval, and a dot per seed beside it."""
+    value, interval = 100 * row["accuracy"], _intervals(row.to_frame().T)[0]
+    if interval:
+        style = dict(ecolor=look(placement)[0], elinewidth=1.4)
+        _draw_interval(ax, at, value, interval, upright, **style)
+    place = (at, value) if upright else (value, at)
+    ax.plot(*place, linestyle="none", zorder=3, **_marker(placement))
+    dots = seed_values(row)
+    draw_seed_dots(ax, np.full(len(dots), at + 0.11), dots, upright)
 
 
 def masking_curves(
@@ -351,7 +357,7 @@ def masking_curves(
     pattern = rf"^(?P<placement>pre_cot|post_cot)_(?P<kind>{kinds}){detail}$"
     found = pd.concat([accuracy, accuracy["arm"].str.extract(pattern)], axis=1)
     masked = found[found["share"].notna()].assign(share=lambda t: t["share"].astype(float))
-    ax = _axes(ax)
+    ax = make_axes(ax)
     for i, ((placement, kind, order), rows) in enumerate(
         masked.groupby(["placement", "kind", "order"], sort=False)
     ):
@@ -380,16 +386,22 @@ def masking_curves(
             label=name,
             zorder=3,
         )
-        ax.fill_between(
-            rows["share"].to_numpy(float), low, high, color=colour, alpha=0.13, linewidth=0
-        )
+        share = rows["share"].to_numpy(float)
+        band = np.array([interval is not None for interval in _intervals(rows)])
+        ax.fill_between(share, low, high, where=band, color=colour, alpha=0.13, linewidth=0)
+        for at, (_, row) in zip(share, rows.iterrows(), strict=True):
+            dots = seed_values(row)
+            draw_seed_dots(ax, np.full(len(dots), at + 1.2), dots)
     _references(ax, accuracy, chance)
     ax.set_xticks(sorted({0.0, *masked["share"]}))
-    ax.set_xlabel(
-        f"Rationale tokens masked in training (%)\n{_count_text(accuracy)}; bands: 95 % intervals"
-    )
+    ax.set_xlim(-2, max(masked["share"], default=100) + 4)
+    ax.set_ylim(bottom=0)
+    marks = _mark_text(accuracy).replace("bars: 95 % interval", "bands: 95 % intervals")
+    counts = f"{_count_text(accuracy)}{marks}"
+    counts = "\n".join(textwrap.wrap(counts, 52)) if is_narrow() else counts
+    ax.set_xlabel(f"Rationale tokens masked in training (%)\n{counts}")
     ax.set_ylabel("Accuracy (% of test questions)")
-    _place_legend(ax, 2)
+    place_legend(ax, 2)
     return ax
 
 
@@ -425,13 +437,12 @@ def key_tokens_bars(
         else short(a).split("\n", 1)[1].removeprefix("kept\n")
         for a in arms
     ]
-    ax = _axes(ax, max(4.6, 1.05 * len(rows) + 1.0))
+    ax = make_axes(ax, max(4.6, 1.05 * len(rows) + 1.0), _bars_height(rows))
     _bars(ax, rows, colours, hatches, labels)
-    _references(ax, accuracy, chance)
-    ax.set_xlabel(
-        f"Number of tokens kept, and the method ({_count_text(rows)}; bars: 95 % interval)"
-    )
-    _place_legend(ax)
+    _references(ax, accuracy, chance, not is_narrow())
+    counts = f"{_count_text(rows)}{_mark_text(rows)}"
+    _name_arms(ax, f"Number of tokens kept, and the method ({counts})")
+    place_legend(ax)
     return ax
 
 
@@ -443,23 +454,23 @@ def learning_curves(
 ) -> Axes:
     """Draw a measure of the run history against optimiser steps.
 
-    A line per arm (mean of seeds), the seeds' range as a band. `measure`: validation_accuracy
-    (drawn in percent), loss, label_loss or rationale_loss (nats per token). Rows where it was not
-    measured are skipped.
+    A line per arm (mean of seeds), and a thin line per seed. `measure`: validation_accuracy (drawn
+    in percent), loss, label_loss or rationale_loss (nats per token). Rows where it was not measured
+    are skipped. Both axes start at 0.
     """
     rows = history[history[measure].notna()]
     arms = [a for a in (arms or dict.fromkeys(history["arm"])) if a in set(rows["arm"])]
     scale = 100 if measure == "validation_accuracy" else 1
-    ax = _axes(ax)
+    ax = make_axes(ax)
     for i, arm in enumerate(arms):
         of_arm = rows[rows["arm"] == arm].astype({measure: float})
-        by_step = scale * of_arm.groupby("step")[measure].agg(["mean", "min", "max"])
+        by_step = scale * of_arm.groupby("step")[measure].mean()
         colour, _, marker, dashes = (
             look(arm) if arm in LOOKS else (CYCLE[i % 8], "", MARKERS[i % 8], DASHES[i % 8])
         )
         ax.plot(
             by_step.index,
-            by_step["mean"],
+            by_step,
             color=colour,
             marker=marker,
             linestyle=dashes,
@@ -467,19 +478,15 @@ def learning_curves(
             markevery=max(1, len(by_step) // 10),
             zorder=3,
         )
-        ax.fill_between(
-            by_step.index.to_numpy(float),
-            by_step["min"],
-            by_step["max"],
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
-        )
+        seeds = of_arm["seed"].unique() if of_arm["seed"].nunique() > 1 else ()
+        for seed in seeds:
+            one = of_arm[of_arm["seed"] == seed]
+            ax.plot(one["step"], scale * one[measure], color=colour, linewidth=0.6, alpha=0.6)
     seeds = rows["seed"].nunique()
-    ax.set_xlabel(
-        "Optimiser steps "
-        f"({f'line: mean of {seeds} seeds; band: their range' if seeds > 1 else '1 seed'})"
-    )
+    lines = f"thick: mean of {seeds} seeds; thin: each" if seeds > 1 else "1 seed"
+    ax.set_xlabel(f"Optimiser steps ({lines})")
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
     ax.set_ylabel(
         "Validation accuracy (%)"
         if scale == 100
@@ -490,166 +497,7 @@ def learning_curves(
         }.get(measure, measure)
         + " (nats per token)"
     )
-    _place_legend(ax, 3 if max(map(len, arms), default=0) < 15 else 2)
-    return ax
-
-
-@dataclass(frozen=True)
-class _ForestClaim:
-    """Hold one claim's part of a forest plot; heights in units of y, 0.36 inch each.
-
-    rows: (study, estimate, low, high, verdict, seeds), fractions.
-    """
-
-    top: float
-    height: float
-    words: str
-    contrast: str
-    rows: list[tuple]
-    margin: float
-    rule: str
-
-    @property
-    def words_height(self) -> float:
-        """Return the height of the claim's words."""
-        return 0.40 * (self.words.count("\n") + 1)
-
-    @property
-    def contrast_height(self) -> float:
-        """Return the height of the contrast under them."""
-        return 0.33 * (self.contrast.count("\n") + 1) * bool(self.contrast)
-
-
-def _forest_claims(
-    table: pd.DataFrame, pooled: pd.DataFrame | None, several: bool
-) -> list[_ForestClaim]:
-    """Lay the claims of a forest plot out, from the top down."""
-    claims, y = [], 0.0
-    for claim, group in table.groupby("claim", sort=False):
-        words = "\n".join(textwrap.wrap(group["words"].iloc[0], 46))
-        rows = [
-            (r.study if several else "", r.estimate, r.low, r.high, r.verdict, r.seeds)
-            for r in group.itertuples()
-        ]
-        match = pooled[pooled["claim"] == claim] if pooled is not None else ()
-        if len(match):
-            m = match.iloc[0]
-            name = f"pooled ({m['studies']} studies)"
-            rows.append((name, m["estimate"], m["low"], m["high"], "pooled", 0))
-        contrast = next((c for c in group["contrast"] if c), "")
-        contrast = "\n".join(textwrap.wrap(contrast or "", 58, break_on_hyphens=False))
-        rule = group["rule"].iloc[0]
-        margin = group["margin"].iloc[0] if rule in ("equivalence", "noninferiority") else 0
-        one = _ForestClaim(y, 0.62 * len(rows), words, contrast, rows, margin, rule)
-        one = replace(one, height=max(one.height, one.words_height + one.contrast_height))
-        claims.append(one)
-        y += one.height + 0.42
-    return claims
-
-
-def _draw_claim_words(ax: Axes, claim: _ForestClaim) -> None:
-    """Write a claim and its contrast on the left, and draw its margin as a tick pair."""
-    start = claim.top + (claim.height - claim.words_height - claim.contrast_height) / 2
-    left = dict(transform=ax.get_yaxis_transform(), ha="right", va="top")
-    ax.text(-0.02, start, claim.words, fontsize=8.5, **left)
-    at = start + claim.words_height
-    ax.text(-0.02, at, claim.contrast, fontsize=7, color="#5A5A5A", **left)
-    if claim.margin:
-        bounds = (-100 * claim.margin, 100 * claim.margin)
-        ax.vlines(
-            bounds[:1] if claim.rule == "noninferiority" else bounds,
-            claim.top - 0.21,
-            claim.top + claim.height + 0.21,
-            color="#444444",
-            linestyle=(0, (3, 2)),
-            linewidth=1,
-            zorder=1,
-        )
-
-
-def _draw_estimate(ax: Axes, at: float, row: tuple, reach: float) -> None:
-    """Draw one estimate with its interval (cut at `reach` points), and write it on the right."""
-    study, estimate, low, high, verdict, seeds = row
-    colour, marker = VERDICTS[verdict]
-    if pd.isna(estimate):
-        text = "not measured"
-    else:
-        ax.plot(
-            [max(100 * low, -reach), min(100 * high, reach)],
-            [at, at],
-            color=colour,
-            zorder=2,
-            linewidth=2 if verdict == "pooled" else 1.5,
-            linestyle=(0, (2, 1.2)) if pd.notna(seeds) and seeds == 1 else "solid",
-        )
-        ax.plot(
-            100 * estimate,
-            at,
-            marker=marker,
-            color=colour,
-            markersize=7,
-            markeredgecolor="white",
-            markerfacecolor=colour,
-            markeredgewidth=0.6,
-            zorder=3,
-        )
-        text = f"{100 * estimate:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    ax.text(
-        1.02,
-        at,
-        (f"{study}: " if study else "") + text,
-        transform=ax.get_yaxis_transform(),
-        va="center",
-        fontsize=8,
-        color="#222222" if pd.notna(estimate) else "#767676",
-    )
-
-
-def _forest_legend(ax: Axes, claims: list[_ForestClaim]) -> None:
-    """Explain the verdicts, dashes and margins that a forest plot shows."""
-    every = [row for claim in claims for row in claim.rows]
-    used = [v for v in VERDICTS if v in {row[4] for row in every} and v != "not measured"]
-    edge = dict(markeredgecolor="white", markersize=7)
-    handles = [
-        Line2D([], [], color=VERDICTS[v][0], marker=VERDICTS[v][1], label=v, **edge) for v in used
-    ]
-    if any(pd.notna(row[5]) and row[5] == 1 for row in every):
-        dashes = dict(color="#767676", linestyle=(0, (2, 1.2)))
-        handles.append(Line2D([], [], label="one seed: questions only", **dashes))
-    if any(claim.margin for claim in claims):
-        dashes = dict(color="#444444", linestyle=(0, (3, 2)), linewidth=1)
-        handles.append(Line2D([], [], label="margin", **dashes))
-    _place_legend(ax, 3, handles)
-
-
-def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | None = None) -> Axes:
-    """Draw every claim's estimate and 95 % interval, in points.
-
-    Colour and marker say the verdict, a tick pair the margin. `table`: verdicts of one or several
-    studies (then a row each, and `pooled` from verdicts.pool as a diamond). Claims without an
-    estimate are listed as not measured; a claim in other units (per 100 tokens) is left out.
-    """
-    table = table[table["measure"] != "correct_per_100_tokens"]
-    several = table["study"].nunique() > 1 or pooled is not None
-    claims = _forest_claims(table, pooled, several)
-    y = sum(claim.height + 0.42 for claim in claims)
-    ax = _axes(ax, 8.2 if several else 7.6, 0.36 * y + 1.5)
-    ends = [end for claim in claims for row in claim.rows for end in row[2:4] if pd.notna(end)]
-    reach = min(max([6.0] + [abs(100 * end) for end in ends]) * 1.08, 100.0)
-    for n, claim in enumerate(claims):
-        if n % 2 == 0:
-            around = (claim.top - 0.21, claim.top + claim.height + 0.21)
-            ax.axhspan(*around, color="#F4F4F4", linewidth=0, zorder=0)
-        _draw_claim_words(ax, claim)
-        for i, row in enumerate(claim.rows):
-            _draw_estimate(ax, claim.top + claim.height * (i + 0.5) / len(claim.rows), row, reach)
-    ax.axvline(0, color="#222222", linewidth=1, zorder=1)
-    ax.set(ylim=(y - 0.2, -0.25), xlim=(-reach, reach), yticks=[])
-    ax.grid(axis="x")
-    ax.grid(False, axis="y")
-    ax.spines["left"].set_visible(False)
-    ax.set_xlabel("Difference in accuracy of the arms compared (points; line: 95 % interval)")
-    _forest_legend(ax, claims)
+    place_legend(ax, 3 if max(map(len, arms), default=0) < 15 else 2)
     return ax
 
 
@@ -664,55 +512,72 @@ def cost_against_accuracy(
     What reasoning at test time costs and brings.
 
     Marks are moved a few points sideways, so that the intervals of arms with equal costs do not
-    cover each other.
+    cover each other; an arm's seeds stand beside its interval.
     """
     arms = [a for a in (arms or drawn(accuracy, "placement")["arm"]) if a in set(accuracy["arm"])]
     rows = accuracy.set_index("arm", drop=False).loc[arms]
-    ax = _axes(ax, 5.4)
-    for (arm, row), (colour, _, marker, _) in zip(rows.iterrows(), _arm_looks(arms), strict=True):
-        value, low, high = (100 * row[c] for c in ("accuracy", "low", "high"))
-        shift = mpl.transforms.ScaledTranslation(
-            6 / 72 * (arms.index(arm) - (len(arms) - 1) / 2),
-            0,
-            # Intervals of equal costs stay apart
-            ax.figure.dpi_scale_trans,
-        )
-        ax.errorbar(
-            max(row["tokens_per_question"], 0.5),
-            value,
-            [[value - low], [high - value]],
-            fmt=marker,
-            color=colour,
-            markersize=8,
-            markeredgecolor="#222222",
-            ecolor="#444444",
-            elinewidth=1,
-            capsize=3,
-            label=arm,
-            zorder=3,
-            transform=ax.transData + shift,
-        )
+    ax = make_axes(ax, 5.4)
+    for n, ((_, row), shown) in enumerate(zip(rows.iterrows(), _arm_looks(arms), strict=True)):
+        _draw_cost(ax, row, shown, 13 * (n - (len(arms) - 1) / 2))
     _references(ax, None, chance)
     ax.set_xscale("log")
-    tokens = rows["tokens_per_question"].clip(lower=0.5)
-    ends = tokens.min() / 1.6, tokens.max() * 1.6
-    values = [100 * v for v in [*rows["low"], *rows["high"], *([] if chance is None else [chance])]]
-    # Shifted marks do not count for automatic limits
-    ax.set_ylim(min(values) - 2, max(values) + 2)
-    ax.set_xlim(*ends)
-    ax.set_xticks(
-        [
-            t
-            for t in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)
-            if ends[0] <= t <= ends[1]
-        ]
+    _frame_costs(ax, rows, chance)
+    text = f"Tokens generated per test question (log scale; {_count_text(rows)}{_mark_text(rows)})"
+    ax.set_xlabel("\n".join(textwrap.wrap(text, 52 if is_narrow() else 72)))
+    ax.set_ylabel("Accuracy (% of test questions)")
+    place_legend(ax, 3)
+    return ax
+
+
+def _draw_cost(ax: Axes, row: pd.Series, shown: tuple, shift: float) -> None:
+    """Draw one arm at its cost, `shift` points (1/72 inch) to the right; shown: its look."""
+    colour, _, marker, _ = shown
+    to_inches = ax.figure.dpi_scale_trans
+    aside, more = (
+        mpl.transforms.ScaledTranslation(points / 72, 0, to_inches) for points in (shift, 5)
     )
+    tokens, value = max(row["tokens_per_question"], 0.5), 100 * row["accuracy"]
+    low, high = _intervals(row.to_frame().T)[0] or (value, value)
+    ax.errorbar(
+        tokens,
+        value,
+        [[value - low], [high - value]],
+        fmt=marker,
+        color=colour,
+        markersize=8,
+        markeredgecolor="#222222",
+        ecolor="#444444",
+        elinewidth=1,
+        capsize=3,
+        label=row["arm"],
+        zorder=3,
+        transform=ax.transData + aside,
+    )
+    dots = seed_values(row)
+    ax.plot(
+        np.full(len(dots), tokens),
+        dots,
+        "o",
+        markersize=3.2,
+        markerfacecolor="white",
+        markeredgecolor=colour,
+        transform=ax.transData + aside + more,
+    )
+
+
+def _frame_costs(ax: Axes, rows: pd.DataFrame, chance: float | None) -> None:
+    """Set limits and ticks; shifted marks do not count for automatic limits."""
+    tokens = rows["tokens_per_question"].clip(lower=0.5)
+    sides = tokens.min() / 1.6, tokens.max() * 1.6
+    ends = [end for pair in _intervals(rows) if pair for end in pair]
+    dots = [dot for _, row in rows.iterrows() for dot in seed_values(row)]
+    values = [*ends, *dots, *100 * rows["accuracy"], *([] if chance is None else [100 * chance])]
+    ax.set_ylim(min(values) - 2, max(values) + 2)
+    ax.set_xlim(*sides)
+    steps = (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500)
+    ax.set_xticks([t for t in steps if sides[0] <= t <= sides[1]])
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda t, _: f"{t:g}"))
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-    ax.set_xlabel(f"Tokens generated per test question (log scale; {_count_text(rows)})")
-    ax.set_ylabel("Accuracy (% of test questions)")
-    _place_legend(ax, 3)
-    return ax
 
 
 LETTER_WIDTH = 0.078  # inches, of the 9-point monospaced font of `token_heatmap`
@@ -772,11 +637,11 @@ def token_heatmap(
         raise ValueError(f"{len(tokens)} tokens and {len(scores)} scores; expected as many")
     top = np.abs(scores).max() or 1.0
     shades = mpl.colors.LinearSegmentedColormap.from_list
-    positive = shades("", ["#FFFFFF", "#F6C16B", "#D55E00"])
-    negative = shades("", ["#FFFFFF", "#9CCBE8", "#0072B2"])
+    positive = shades("", SCORE_COLOURS[2:])
+    negative = shades("", SCORE_COLOURS[2::-1])
     places = _place_tokens(tokens, width)
     lines = max(place[1] for place in places) + 1 if places else 1
-    ax = _axes(ax, width, 0.27 * lines + 0.75 + 0.25 * bool(title))
+    ax = make_axes(ax, width, 0.27 * lines + 0.75 + 0.25 * bool(title))
     for place, score in zip(places, scores, strict=True):
         colour = (positive if score >= 0 else negative)(abs(score) / top)
         _draw_token(ax, place, colour, score / top)
@@ -787,9 +652,8 @@ def token_heatmap(
         spine.set_visible(False)
     if title:
         ax.set_title(title, loc="left")
-    ends = [negative(1.0), negative(0.5), "#FFFFFF", positive(0.5), positive(1.0)]
     bar = ax.figure.colorbar(
-        mpl.cm.ScalarMappable(mpl.colors.Normalize(-1, 1), shades("", ends)),
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(-1, 1), shades("", SCORE_COLOURS)),
         ax=ax,
         orientation="horizontal",
         aspect=40,
@@ -805,22 +669,21 @@ def token_heatmap(
 def agreement_matrix(
     matrix: pd.DataFrame, label: str = "Kendall's τ", ax: Axes | None = None
 ) -> Axes:
-    """Agreement between attribution methods.
+    """Draw the agreement between attribution methods, from -1 to 1 in every figure.
 
     A square table (methods x methods), its values written in the cells.
     """
     names = [str(n).replace("_", " ") for n in matrix.index]
     size = 0.72 * len(names) + 1.9
-    ax = _axes(ax, size + 0.9, size)
-    low = 0 if np.nanmin(matrix.to_numpy(float)) >= 0 else -1
+    ax = make_axes(ax, size + 0.9, PHONE if is_narrow() else size)
     sns.heatmap(
         matrix.to_numpy(float),
-        vmin=low,
+        vmin=-1,
         vmax=1,
-        cmap="cividis" if low == 0 else "PuOr",
+        cmap=AGREEMENT_COLOURS,
         annot=True,
-        fmt=".2f",
-        annot_kws={"fontsize": 8},
+        fmt=".2f" if not is_narrow() else ".1f",
+        annot_kws={"fontsize": 8 if not is_narrow() else 6.5},
         square=True,
         linewidths=0.6,
         linecolor="white",
@@ -847,7 +710,7 @@ def deletion_curves(
     fraction (0 to 1), value, and low, high where known (drawn as a band).
     """
     methods = sorted(dict.fromkeys(curves["method"]), key=lambda m: m == "random")
-    ax = _axes(ax)
+    ax = make_axes(ax)
     for i, method in enumerate(methods):
         rows = curves[curves["method"] == method].sort_values("fraction")
         colour = "#767676" if method == "random" else CYCLE[i % 8]
@@ -872,7 +735,8 @@ def deletion_curves(
                 linewidth=0,
             )
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    _place_legend(ax, 3)
+    ax.set_xlim(left=0)
+    place_legend(ax, 3)
     return ax
 
 
@@ -888,7 +752,7 @@ def interval_lines(
     rows: columns line (the group's name), x (whole numbers are marked), value, low, high.
     reference: a value to look for, such as 0, drawn as a thin line.
     """
-    ax = _axes(ax, 7.0, 4.0)
+    ax = make_axes(ax, 7.0, 4.0)
     names = list(dict.fromkeys(rows["line"]))
     for number, name in enumerate(names):
         part = rows[rows["line"] == name].sort_values("x")
@@ -901,27 +765,46 @@ def interval_lines(
         ax.axhline(reference, color="#444444", linewidth=0.8, zorder=1)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _place_legend(ax, 3)
+    place_legend(ax, 3)
     return ax
 
 
+def _make_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Make panels side by side, or on a phone one below the other; sizes in inches, of all."""
+    if is_narrow():
+        fig, axes = plt.subplots(count, 1, figsize=(PHONE, 3.4 * count), squeeze=False)
+    else:
+        size = (max(width * count / 2, 5.0), height)
+        fig, axes = plt.subplots(1, count, figsize=size, squeeze=False, sharey=False)
+    return fig, list(axes.flat)
+
+
 def training_curves(history: pd.DataFrame) -> Figure:
-    """Loss of the label's tokens on the left, validation accuracy on the right."""
-    fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.6))
-    learning_curves(history, "label_loss", ax=axes[0])
-    learning_curves(history, "validation_accuracy", ax=axes[1])
+    """Loss of the label's tokens on the left, validation accuracy on the right.
+
+    What was not measured has no panel.
+    """
+    measures = [m for m in ("label_loss", "validation_accuracy") if history[m].notna().any()]
+    fig, axes = _make_panels(max(len(measures), 1), 9.2, 3.6)
+    for measure, axis in zip(measures, axes, strict=False):
+        learning_curves(history, measure, ax=axis)
     return fig
 
 
 def curves_by_placement(history: pd.DataFrame) -> Figure:
     """Draw the validation accuracy of pre_cot arms on the left and of post_cot arms on the right.
 
-    label_only is in both panels.
+    label_only is in both panels; a placement without runs has no panel.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-    for axis, place in zip(axes, ("pre_cot", "post_cot"), strict=True):
-        arms = [a for a in history["arm"].unique() if a.startswith(place) or a == "label_only"]
+    known = list(history["arm"].unique())
+    places = [p for p in ("pre_cot", "post_cot") if any(a.startswith(p) for a in known)]
+    fig, axes = _make_panels(max(len(places), 1), 11, 4.6)
+    for axis, place in zip(axes, places, strict=False):
+        arms = [a for a in known if a.startswith(place) or a == "label_only"]
         learning_curves(history, "validation_accuracy", arms=arms, ax=axis)
+    top = max(axis.get_ylim()[1] for axis in axes)
+    for axis in axes:
+        axis.set_ylim(0, top)
     return fig
 
 
@@ -930,9 +813,13 @@ def token_heatmaps(tokens: list[str], scores: dict[str, np.ndarray], title: str)
 
     scores: method -> one score per token.
     """
-    fig, axes = plt.subplots(len(scores), 1, figsize=(7.5, 6.2))
+    width = PHONE - 0.1 if is_narrow() else 6.5
+    lines = max(place[1] for place in _place_tokens(tokens, width)) + 1
+    size = (width + (0 if is_narrow() else 1.0), len(scores) * (0.27 * lines + 1.2))
+    fig, axes = plt.subplots(len(scores), 1, figsize=size)
     for axis, (method, values) in zip(np.atleast_1d(axes), scores.items(), strict=True):
-        token_heatmap(tokens, values, title=f"{method}: {title}", ax=axis)
+        name = "\n".join(textwrap.wrap(f"{method}: {title}", 52)) if is_narrow() else ""
+        token_heatmap(tokens, values, title=name or f"{method}: {title}", width=width, ax=axis)
     return fig
 
 
@@ -956,14 +843,24 @@ FIGURES = {
 }
 
 
-def show_figure(folder: str | Path, name: str, *tables, **options) -> None:
-    """Draw a figure of `FIGURES`, save it as PDF and PNG in folder/figures, and display it.
-
-    tables, options: what its function takes.
-    """
-    set_style()
+def draw_figure(name: str, *tables, narrow: bool = False, **options) -> Figure:
+    """Draw a figure of `FIGURES` for a page, or for a phone; tables, options: what it takes."""
+    set_style(narrow)
     drawing = FIGURES[name](*tables, **options)
-    save(
-        drawing if isinstance(drawing, Figure) else drawing.figure, Path(folder) / "figures" / name
-    )
+    return drawing if isinstance(drawing, Figure) else drawing.figure
+
+
+def show_figure(folder: str | Path, name: str, *tables, **options) -> None:
+    """Draw a figure of `FIGURES`, save it in folder/figures, and display it.
+
+    Saved are <name>.pdf, <name>.png and, for a phone, <name>-phone.png. tables, options: what its
+    function takes. A table without rows has no figure: nothing is drawn.
+    """
+    if any(isinstance(table, pd.DataFrame) and table.empty for table in tables):
+        return
+    stem = Path(folder) / "figures" / name
+    phone = draw_figure(name, *tables, narrow=True, **options)
+    save_as(phone, stem.with_name(f"{name}-phone.png"))
+    plt.close(phone)
+    save(draw_figure(name, *tables, **options), stem)
     plt.show()

@@ -14,6 +14,8 @@ from cotdistill.parameters import load_study, notebook_parameters, study_stages
 from cotdistill.paths import ALL_NOTEBOOKS, artifacts, evidence_folder, root
 from cotdistill.tidy import INJECTED
 
+# Made by stage figures where there is something to show
+OPTIONAL = ("costs.json", "answers.json")
 FIGURES = ("forest.png", "placement.png")  # made by stage figures, shown beside the notebooks
 
 
@@ -62,8 +64,9 @@ def check_copy(path: Path, source: Path, values: dict, again: str) -> None:
 def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
     """List the files that `publish` copies: executed notebooks of these stages (None: its own).
 
-    Stage figures adds its verdicts and two figures; costs.json is added where it exists. Raises
-    DataError where a stage is missing, failed, or was executed with other values or code than now.
+    Stage figures adds its verdicts and two figures; what is `OPTIONAL` is added where it exists.
+    Raises DataError where a stage is missing, failed, or was executed with other values or code
+    than now.
     """
     values = load_study(study)
     name = values["study"]
@@ -86,7 +89,7 @@ def find_evidence(study: str, stages: list[str] | None) -> list[Path]:
         missing = next((file for file in files if not file.is_file()), None)
         if missing:
             raise DataError(f"{missing}: no such file; run `make figures STUDY={study}`")
-    return files + [file for file in (folder / "costs.json",) if file.is_file()]
+    return files + [file for file in (folder / name for name in OPTIONAL) if file.is_file()]
 
 
 def find_benchmark() -> list[Path]:

@@ -175,9 +175,9 @@ def accuracy_table(predictions: pd.DataFrame, measure: str = "correct_choice") -
     """Return the accuracy per arm with its 95 % interval, in the order of the input.
 
     Per study, dataset and student too, where given. Columns: [study, dataset, student,] arm, n
-    (questions; over all worlds where each seed has its own), seeds, accuracy, low, high, covers
-    ("questions and seeds", or "questions" with a single run), parse_failures, cut_off and flagged
-    (numbers of answers over all seeds; flagged: counted as wrong because a limit ended the
+    (questions; over all worlds where each seed has its own), seeds, accuracy, low, high, by_seed
+    (each seed's accuracy, for figures), covers ("questions and seeds", or "questions" with a single
+    run), parse_failures, cut_off and flagged (numbers of answers over all seeds; flagged: counted as wrong because a limit ended the
     rationale before them), answers, tokens_per_question. By forced choice there are also p_gold,
     acc_norm (log p per byte of the option) and direct (pre_cot's options scored with no rationale),
     each with _low and _high, where predictions say them; NaN for arms without.
@@ -208,7 +208,7 @@ def _one_study(predictions: pd.DataFrame, measure: str) -> pd.DataFrame:
     ).loc[found.index]
     table = pd.DataFrame({"arm": found.index, "n": found["questions"], "seeds": found["seeds"]})
     table[["accuracy", "low", "high"]] = _bound_shares(found)
-    table["covers"] = found["covers"]
+    table[["covers", "by_seed"]] = found[["covers", "by_seed"]]
     table = table.join(counts)
     table["flagged"] = (found["flagged"] * table["answers"]).round().astype(int)
     if measure == "correct_choice":

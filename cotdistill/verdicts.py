@@ -409,6 +409,7 @@ COLUMNS = [
     "n",
     "seeds",
     "covers",
+    "by_seed",
     "design_effect",
     "flagged",
     "registered",
@@ -421,6 +422,7 @@ MEASURED = (
     "high",
     "seeds",
     "covers",
+    "by_seed",
     "design_effect",
     "flagged",
 )

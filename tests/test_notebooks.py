@@ -215,10 +215,13 @@ def test_status_knows_the_stages(smoke):
         text=True,
         env=os.environ | {"COTDISTILL_ARTIFACTS": str(smoke[0] / "artifacts")},
     )
-    assert done.returncode == 0 and re.search(
-        r"^train .*runs 4/4 done, 0 running", done.stdout, re.M
-    ), done.stdout
-    assert len(done.stdout.splitlines()) == 6
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("study smoke: 0 of 6 notebooks done, 16 of 16") and len(lines) == 9
+    assert lines[1].split() == ["stage", "notebook", "runs", "running", "time", "left"]
+    assert re.search(r"^train +not yet +4/4 +0 ", done.stdout, re.M), done.stdout
+    assert [line.split()[0] for line in lines[3:]] == list(paths.NOTEBOOKS)
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_failing_notebook_leaves_no_half_file_and_says_why(tmp_path):

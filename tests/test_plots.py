@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cotdistill import arms, plots
+from cotdistill import arms, forest_plot, plots
 from cotdistill.arms import ARMS, CORRUPTIONS, Corruption
 
 
@@ -324,3 +324,150 @@ def test_a_new_arm_is_in_its_figure_by_itself(monkeypatch):
     )
     legend = {t.get_text() for t in plots.cost_against_accuracy(table).get_legend().get_texts()}
     assert {"post_cot[loss=token_mean]", "post_cot[label_weight=8]", "post_cot"} <= legend
+
+
+def with_seeds(table, spread=0.02):
+    """The table with what each seed gave: the mean, below it and above it."""
+    column = "accuracy" if "accuracy" in table else "estimate"
+    steps = lambda n: np.linspace(-spread, spread, int(n)) if pd.notna(n) else []
+    return table.assign(
+        by_seed=[
+            [m + d for d in steps(n)] for m, n in zip(table[column], table["seeds"], strict=True)
+        ]
+    )
+
+
+@pytest.fixture(params=[False, True], ids=["page", "phone"])
+def narrow(request):
+    plots.set_style(request.param)
+    return request.param
+
+
+def seed_dots(ax):
+    """Where the small white dots are: (x, y) of all."""
+    lines = [x for x in ax.lines if x.get_marker() == "o" and x.get_markerfacecolor() == "white"]
+    return [(x, y) for line in lines for x, y in zip(*line.get_data(), strict=True)]
+
+
+@pytest.mark.parametrize("name", ["placement_bars", "shuffle_plot", "key_tokens_bars"])
+def test_every_seed_is_a_dot(name, narrow):
+    table = with_seeds(accuracy_table())
+    ax = getattr(plots, name)(table, 0.25)
+    dots = sorted(round(dot[0 if narrow else 1], 6) for dot in seed_dots(ax))
+    shown = [a for a in table["arm"] if a != "zero_shot"]
+    if name == "placement_bars":
+        shown = [a for a in shown if a in plots.LOOKS]
+    elif name == "shuffle_plot":
+        shown = [a for a in shown if "[15" not in a and "masked" not in a and a != "label_only"]
+    else:
+        shown = ["post_cot", *(a for a in shown if "[15" in a)]
+    means = table.set_index("arm").loc[shown, "accuracy"]
+    assert dots == pytest.approx(sorted(100 * (m + d) for m in means for d in (-0.02, 0, 0.02)))
+
+
+def test_two_seeds_are_two_dots_and_no_interval():
+    table = with_seeds(accuracy_table().assign(seeds=2))
+    ax = plots.placement_bars(table)
+    assert len(seed_dots(ax)) == 8 and "dots: seeds" in ax.get_xlabel()
+    assert not [c for c in ax.containers if hasattr(c, "lines")], "an interval of two seeds"
+    # Where the seeds' values are not known, the interval is all there is
+    ax = plots.placement_bars(accuracy_table().assign(seeds=2))
+    assert [c for c in ax.containers if hasattr(c, "lines")]
+
+
+def test_numbers_stand_beyond_intervals_and_dots(narrow):
+    table = with_seeds(accuracy_table(), spread=0.06)
+    ax = plots.placement_bars(table, 0.25)
+    ax.figure.canvas.draw()
+    rows = table.set_index("arm").loc[list(plots.LOOKS)]
+    for text, (arm, row) in zip(ax.texts, rows.iterrows(), strict=True):
+        dots = row["by_seed"] if row["seeds"] > 1 else []
+        top = 100 * max(row["high"], *dots, 0)
+        box = text.get_window_extent().transformed(ax.transData.inverted())
+        assert (box.x0 if narrow else box.y0) > top, arm
+
+
+PHONE_FIGURES = [n for n in FIGURES if n != "agreement_matrix"]
+
+
+@pytest.mark.parametrize("name", PHONE_FIGURES)
+def test_a_phone_has_figures_of_its_own(name, tmp_path):
+    plots.set_style(narrow=True)
+    ax = FIGURES[name]()
+    ax.figure.canvas.draw()
+    assert ax.figure.get_figwidth() == pytest.approx(3.9)
+    texts = [*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels(), ax.xaxis.label]
+    sizes = [t.get_fontsize() for t in texts if t.get_text().strip()]
+    assert min(sizes) >= 7, "smaller than 9.7 CSS pixels"
+    _, png = plots.save(ax.figure, tmp_path / name)
+    # Nothing is wider than the phone: 390 CSS pixels at 200 dots an inch
+    assert plt.imread(png).shape[1] <= 3.95 * 200 + 20
+
+
+def test_show_figure_saves_a_version_for_phones_and_no_empty_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: None)
+    plots.show_figure(tmp_path, "placement", accuracy_table(), chance=0.25)
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
+        "placement-phone.png",
+        "placement.pdf",
+        "placement.png",
+    ]
+    plots.show_figure(tmp_path, "deletion", curves()[:0])
+    assert not (tmp_path / "figures" / "deletion.png").exists()
+
+
+def test_curves_start_at_zero_and_no_panel_is_empty():
+    for ax in (plots.learning_curves(history()), plots.deletion_curves(curves())):
+        assert ax.get_xlim()[0] == 0
+    assert plots.learning_curves(history()).get_ylim()[0] == 0
+    assert plots.masking_curves(accuracy_table()).get_ylim()[0] == 0
+    assert len(plots.training_curves(history()).axes) == 2
+    unchecked = history().assign(validation_accuracy=pd.NA)
+    assert len(plots.training_curves(unchecked).axes) == 1
+    only_post = history()[history()["arm"] != "pre_cot"]
+    assert len(plots.curves_by_placement(history()).axes) == 2
+    assert len(plots.curves_by_placement(only_post).axes) == 1
+
+
+def test_a_quantity_has_one_colour_map():
+    maps = []
+    for matrix in (np.eye(3), -np.ones((3, 3))):
+        mesh = plots.agreement_matrix(pd.DataFrame(matrix, METHODS, METHODS)).collections[0]
+        maps.append((mesh.get_cmap().name, mesh.get_clim()))
+    assert maps == [("PuOr", (-1, 1))] * 2
+
+
+@pytest.mark.parametrize(
+    ("claim", "rule", "side"),
+    [
+        ("post_beats_pre", "difference", (0, np.inf)),
+        ("shuffle_hurts_pre", "difference", (-np.inf, 0)),
+        ("shuffle_spares_post", "equivalence", (-2, 2)),
+        ("no_reasoning_costs_nothing", "noninferiority", (-2, np.inf)),
+        ("unknown", "difference", (0, np.inf)),
+    ],
+)
+def test_the_side_that_supports_a_claim(claim, rule, side):
+    assert forest_plot.supporting_side(claim, rule, 0.02) == side
+
+
+def test_forest_draws_seeds_verdicts_and_families(narrow):
+    table = with_seeds(verdict_table())
+    table["verdict"] = ["supported", "contradicted", "not measured", "supported"]
+    ax = plots.forest(table.assign(family=["mechanism", "paper", "paper", "cost"]))
+    texts = [t.get_text() for t in ax.texts]
+    paper, ours = (texts.index(forest_plot.FAMILIES[f]) for f in ("paper", "mechanism"))
+    assert paper < ours and forest_plot.FAMILIES["cost"] not in texts
+    colours = {x.get_color() for x in ax.lines}
+    assert {plots.VERDICTS["supported"][0], plots.VERDICTS["contradicted"][0]} <= colours
+    assert sorted(x for x, _ in seed_dots(ax)) == pytest.approx([-3, -1, 1, 3, 5, 7])
+    legend = {t.get_text() for t in ax.get_legend().get_texts()}
+    assert {"supported", "contradicted", "one seed", "supports the claim"} <= legend
+    # A table without families or seeds is drawn as well
+    assert forest_plot.FAMILIES["paper"] not in [t.get_text() for t in plots.forest(table).texts]
+
+
+def test_an_interval_of_two_seeds_does_not_stretch_the_axis():
+    table = with_seeds(verdict_table(seeds=2)[:2]).assign(low=-0.9, high=0.9)
+    assert plots.forest(table).get_xlim()[1] < 10
+    assert plots.forest(table.assign(seeds=3)).get_xlim()[1] > 90

@@ -6,15 +6,18 @@ The documents cannot drift from the committed verdicts.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from browser import Browser, needs_chromium
 
-from cotdistill import cli, report
+from cotdistill import arm_picture, cli, gallery, report, study_site
 from cotdistill.errors import DataError
+from cotdistill.examples import Dataset
 from cotdistill.new_study import render_keys_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +65,9 @@ def test_the_site_holds_every_notebook_and_every_link_resolves(site):
 def test_the_site_takes_the_users_own_notebooks_else_the_published_ones(tmp_path, monkeypatch):
     taken = []
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(tmp_path))
-    monkeypatch.setattr(report, "build_site", lambda study, executed, out: taken.append(executed))
+    monkeypatch.setattr(
+        study_site, "build_site", lambda study, executed, out: taken.append(executed)
+    )
     assert cli.main(["site", "quick"]) == 0
     (tmp_path / "executed" / "quick").mkdir(parents=True)
     (tmp_path / "executed" / "quick" / "01_elicit.ipynb").touch()
@@ -101,10 +106,15 @@ def test_verdicts_in_the_terminal_are_those_of_the_notebook(smoke):
     before = json.loads(path.read_text())["verdicts"]
     done = command(smoke, "verdicts", "smoke")
     assert done.returncode == 0 and json.loads(path.read_text())["verdicts"] == before
-    lines = done.stdout.splitlines()
+    head, table = done.stdout.split("\n\n")[0].split("verdict ", 1)
+    assert head.startswith(f"study smoke: {sum(v['estimate'] is not None for v in before)} of ")
+    lines = table.splitlines()[2:]
     assert len(lines) == len(before) and [
         line.split()[1] if not line.startswith("not") else line.split()[2] for line in lines
     ] == [v["claim"] for v in before]
+    reasons = " ".join(done.stdout.split("\n\n")[1].split())
+    assert all(" ".join(f"{v['claim']}: {v['reason']}".split()) in reasons for v in before)
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert path.with_suffix(".csv").is_file()
 
 
@@ -229,3 +239,143 @@ def test_the_command_line_starts_without_torch():
         text=True,
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+PUBLISHED = ROOT / "notebooks" / "executed"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The site over two published studies, one of them not judged; no artifacts, no kernel."""
+    folder = tmp_path_factory.mktemp("published")
+    for study in ("invented", "quarel-elicit"):
+        shutil.copytree(PUBLISHED / study, folder / "executed" / study)
+    before = os.environ.get("COTDISTILL_ARTIFACTS")
+    os.environ["COTDISTILL_ARTIFACTS"] = str(folder / "artifacts")
+    try:
+        return study_site.build_all(folder / "executed", folder / "site").parent
+    finally:
+        os.environ.pop("COTDISTILL_ARTIFACTS")
+        if before is not None:
+            os.environ["COTDISTILL_ARTIFACTS"] = before
+
+
+def test_published_evidence_is_enough_for_a_site(published):
+    front = (published / "index.html").read_text(encoding="utf-8")
+    for name in ("invented", "quarel-elicit"):
+        assert f'href="{name}/index.html"' in front
+    record = json.loads((PUBLISHED / "invented" / "verdicts.json").read_text())
+    page = (published / "invented" / "index.html").read_text(encoding="utf-8")
+    measured = [v for v in record["verdicts"] if v["estimate"] is not None]
+    assert page.count('class="card verdict') == len(measured)
+    assert "What the students wrote is not published with this study" in page
+    unjudged = (published / "quarel-elicit" / "index.html").read_text(encoding="utf-8")
+    assert "was not judged" in unjudged and "01_elicit.html" in unjudged
+    for path in published.rglob("*.html"):
+        for target in re.findall(r'(?:href|src|srcset)="([^"]+)"', path.read_text()):
+            if not target.startswith(("data:", "#", "https://arxiv.org")):
+                assert (path.parent / target).is_file(), f"{path}: {target}"
+
+
+def test_every_picture_has_words_and_a_version_for_phones(published):
+    for path in published.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        alts = re.findall(r"<img [^>]*?alt=\"([^\"]*)\"", text)
+        assert len(alts) == text.count("<img ") == text.count("<figcaption>")
+        assert all(alts) and "figure" not in alts
+        drawn = re.findall(r'<img src="(figures/[^"]+)"', text)
+        assert all((path.parent / name.replace(".svg", "-phone.svg")).is_file() for name in drawn)
+        code = text.count('<div class="highlight">')
+        assert code == text.count("<details><summary>code</summary>"), "code is folded"
+
+
+def test_a_claim_is_the_papers_or_ours():
+    assert study_site.name_origin({"section": "abstract, result (1)"}) == (
+        "claimed by the paper (abstract, result (1))"
+    )
+    for section in ("ours", "not known", "", None):
+        assert study_site.name_origin({"section": section}) == "a claim of our own"
+
+
+def test_cards_take_records_with_and_without_the_newer_columns():
+    record = json.loads((PUBLISHED / "invented" / "verdicts.json").read_text())
+    old = study_site.claim_cards(record)
+    assert {card["heading"] for card in old} == {""} and "circle class" in old[0]["strip"]
+    assert 'class="seed"' not in old[0]["strip"]
+    for row, family in zip(record["verdicts"], ["cost", "paper", "mechanism"] * 6, strict=False):
+        row |= {"family": family, "detectable": 0.034, "retained": "60 % of the gain"}
+        row |= {"by_seed": [row["estimate"] or 0] * 5, "measure": "p_gold"}
+    cards = study_site.claim_cards(record)
+    assert [c["heading"] for c in cards if c["heading"]] == list(study_site.FAMILIES.values())
+    assert cards[0]["detectable"] == "3.4 points" and cards[0]["retained"] == "60 % of the gain"
+    assert cards[0]["strip"].count('class="seed"') == 5
+
+
+def test_what_students_wrote_is_on_the_page(smoke, site):
+    """The gallery of the smoke study: all arms beside each other, with what was right."""
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert "What the students wrote" in page and 'class="answer"' in page
+    stored = json.loads((smoke[0] / "first" / "smoke" / "answers.json").read_text())
+    assert 1 <= len(stored) <= 6
+    for one in stored:
+        assert one["gold"] in one["choices"]
+        assert {"zero_shot", "label_only", "pre_cot", "post_cot"} <= {
+            answer["arm"] for answer in one["answers"]
+        }
+        assert {answer["mark"] for answer in one["answers"]} <= {"right", "wrong", "no option"}
+
+
+def test_a_gallery_chooses_by_kind():
+    arms = ("zero_shot", "label_only", "post_cot")
+    wrote = {"a": (0, 0, 1), "b": (0, 1, 0), "c": (0, 1, 1), "d": (0, 0, 0), "e": (0, 0, 1)}
+    shown = pd.DataFrame(
+        [
+            dict(id=name, arm=arm, correct_generated=bool(right), cut_off=name == "d")
+            for name, marks in wrote.items()
+            for arm, right in zip(arms, marks, strict=True)
+        ]
+    )
+    chosen = [(name, kind) for name, kind, _ in gallery._choose_shown(shown, set(wrote))]
+    assert chosen == [
+        ("a", "post_cot alone"),
+        ("e", "post_cot alone"),
+        ("b", "label_only alone"),
+        ("d", "cut off"),
+        ("c", "all right"),
+    ]
+
+
+def test_texts_of_other_datasets_stay_out_of_galleries(monkeypatch):
+    """Only embedded worlds are shown: a dataset without `meta` gives no gallery."""
+    from cotdistill.study import Study
+
+    class Loaded:
+        data = Dataset("openbookqa", [], [], [], {})
+
+    monkeypatch.setattr(Study, "load", lambda study: Loaded())
+    assert gallery.collect_gallery("any") == []
+
+
+def test_the_picture_of_the_arms_is_made_from_the_world():
+    for name, narrow in (("arms.svg", False), ("arms-phone.svg", True)):
+        made = arm_picture.draw_arms(narrow)
+        assert (ROOT / "docs" / "figures" / name).read_text(encoding="utf-8") == made
+        places = re.findall(r'x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', made)
+        assert max(float(x) + float(w) for x, w in places) <= (390 if narrow else 880)
+        assert "prefers-color-scheme: dark" in made
+    data = arm_picture._world()
+    example = arm_picture.choose_question(data)
+    rationale = data.rationales[example.id].text
+    words = rationale.split()
+    for arm in arm_picture._shown_arms():
+        if arm.corruption in ("shuffled", "masked", "kept"):
+            texts = [r.text for r in data.rationales.values()]
+            chips = arm_picture.rationale_chips(arm, example.id, rationale, texts)
+            kinds = [chip.kind for chip in chips]
+            assert len(chips) == len(words)
+            if arm.corruption == "shuffled":
+                assert sorted(chip.text for chip in chips) == sorted(words)
+            elif arm.corruption == "masked":
+                assert kinds.count("hidden") == round(len(words) / 2)
+            else:
+                assert kinds.count("rationale") == 3

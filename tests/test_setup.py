@@ -92,6 +92,8 @@ def test_make_help_lists_every_target():
         ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert [t for t in phony if not re.search(rf"^  make {t}\b.*\w", shown, re.M)] == []
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    assert {"Begin", "Run a study", "Settings"} <= set(shown.splitlines())
 
 
 def test_nothing_of_the_local_data_is_committed():
