@@ -324,6 +324,8 @@ class Study:
     def __init__(self, setting: Setting, data: Dataset | None = None):
         """Take a setting, and its data where they are at hand, as on a cluster's worker."""
         self.setting = setting
+        # Called with what its runs learn as they train: batches, validations, epochs (`train_arm`)
+        self.watch = lambda row: None
         if data is not None:
             self.data = data
 
