@@ -71,10 +71,10 @@ def heat_html(tokens: Sequence[str], scores: Sequence[float], unit: str = "nats"
     top = max((abs(score) for score in scores), default=0) or 1.0
     spans = []
     for text, score in zip(tokens, scores, strict=True):
-        share = abs(score) / top
+        share = abs(float(score)) / top
         colour = mix_colours(FOR if score >= 0 else AGAINST, share)
-        style = f"background:{colour}" + ";color:#fff" * (share > 0.8)
-        style += ";text-decoration:underline" * (score < -0.02 * top)
+        style = f"background:{colour}" + ";color:#fff" * bool(share > 0.8)
+        style += ";text-decoration:underline" * bool(score < -0.02 * top)
         title = html.escape(f"{show_token(text)}: {score:+.3f} {unit}")
         spans.append(f'<span style="{style}" title="{title}">{html.escape(text)}</span>')
     return f'{STYLE}<div class="cotdistill-heat">{"".join(spans) or "(no tokens)"}</div>'

@@ -4,7 +4,17 @@ Every function is pure: tables and numbers in, Markdown text out, and an empty t
 nothing to say. `common` holds what several notebooks say.
 """
 
-from cotdistill.readings import attribute, common, elicit, evaluate, figures, shuffle, train
+from cotdistill.readings import attribute, common, elicit, evaluate, figures, lab, shuffle, train
 from cotdistill.readings.elicit import read_card
 
-__all__ = ["attribute", "common", "elicit", "evaluate", "figures", "read_card", "shuffle", "train"]
+__all__ = [
+    "attribute",
+    "common",
+    "elicit",
+    "evaluate",
+    "figures",
+    "lab",
+    "read_card",
+    "shuffle",
+    "train",
+]
