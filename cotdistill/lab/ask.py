@@ -16,7 +16,7 @@ ORDERS = {"answer first": "post_cot", "reason first": "pre_cot"}
 
 
 @dataclass(frozen=True)
-class Answer:
+class StudentAnswer:
     """A student's answer: each option's share, what it wrote, and its reason.
 
     choice: the most probable option; text: the label that it wrote by itself (it may be no option);
@@ -56,7 +56,7 @@ def ask(
     *,
     max_new_tokens: int = 48,
     max_label_tokens: int = 24,
-) -> Answer:
+) -> StudentAnswer:
     """Ask a student; order: "answer first" (then it is let go on to its reason) or "reason first".
 
     Raises DataError for another order.
@@ -71,7 +71,7 @@ def ask(
         reason, missing = reason_after(student, example, choice, label_format, max_new_tokens)
         cut = cut or missing
     shares = tuple(softmax(found["scores"]))
-    return Answer(example, order, shares, found["choice"], found["text"], reason, cut)
+    return StudentAnswer(example, order, shares, found["choice"], found["text"], reason, cut)
 
 
 def reason_after(
