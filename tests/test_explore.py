@@ -4,6 +4,7 @@ clicks, in JupyterLab in a real browser.
 
 import ast
 import base64
+import html
 import json
 import os
 import re
@@ -143,7 +144,7 @@ def test_one_chooser_serves_all_panels(bench, tmp_path):
     assert bench.chooser.list.value == "everyday-train-00003"
     assert bench.chooser.count.value.startswith("1 of ")
     example = bench.chooser.example
-    question = example.question.replace("'", "&#x27;")
+    question = html.escape(example.question)
     assert question in select.head.value and question in editing.head.value
     assert editing.text.value == bench.chooser.rationale
     assert bench.chooser.rationale.split()[0] in knobs.text.value
@@ -473,7 +474,7 @@ def test_what_a_run_reports_while_it_trains(trained):
         batches = [row for row in mine if row["kind"] == "batch"]
         epochs = [row for row in mine if row["kind"] == "epoch"]
         assert [row["step"] for row in batches] == list(range(1, batches[-1]["steps"] + 1))
-        key = next((store / "runs").glob(f"{table.set_index('arm').loc[arm.label, 'key']}*"))
+        key = next(run.folder for run in list_runs() if run.arm == arm.label)
         history = pd.read_csv(key / "history.csv")
         np.testing.assert_allclose([e["loss"] for e in epochs], history["loss"])
         per_epoch = len(batches) // len(epochs)

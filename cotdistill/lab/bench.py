@@ -26,6 +26,7 @@ class Chooser:
 
     def __init__(self, questions: dict[str, Example], rationales: dict):
         self.questions, self.rationales = questions, rationales
+        self.functions, self.filling = [], False
         self.search = w.Text(
             placeholder="search: words of the question or its options", description="search",
             continuous_update=True, layout=w.Layout(width="420px"),
@@ -51,9 +52,12 @@ class Chooser:
         if not ids:
             return
         kept = self.list.value if self.list.value in ids else ids[0]
-        with self.list.hold_trait_notifications():
-            self.list.options = self.entries(ids)
-            self.list.value = kept
+        before, self.filling = self.list.value, True
+        self.list.options = self.entries(ids)  # which chooses the first of them
+        self.list.value, self.filling = kept, False
+        if kept != before:
+            for function in self.functions:
+                function()
 
     def move(self, step: int) -> None:
         """Go to another question of the list."""
@@ -72,7 +76,8 @@ class Chooser:
 
     def observe(self, function: Callable) -> None:
         """Call a function whenever another question is chosen."""
-        self.list.observe(lambda _: function(), "value")
+        self.functions.append(function)
+        self.list.observe(lambda _: self.filling or function(), "value")
 
 
 class Bench:
@@ -108,9 +113,8 @@ class Bench:
         """List the students in the store again; the chosen one stays."""
         names, chosen = tuple(self.shelf.names), self.students.value
         if names != self.students.options:
-            with self.students.hold_trait_notifications():
-                self.students.options = names
-                self.students.value = chosen if chosen in names else UNTRAINED
+            self.students.options = names  # which chooses the first of them
+            self.students.value = chosen if chosen in names else UNTRAINED
 
     def student(self) -> Student:
         """Return the chosen student; hold the lock while it is used."""
