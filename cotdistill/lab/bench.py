@@ -35,7 +35,10 @@ class Chooser:
             options=self.entries(list(questions)), description="question", layout=WIDE
         )
         self.count = w.HTML(readings.questions_found(len(questions), len(questions)))
-        back, forth = w.Button(description="◀ previous"), w.Button(description="next ▶")
+        back, forth = (
+            w.Button(description=name, layout=w.Layout(width="auto"))
+            for name in ("◀ previous", "next ▶")
+        )
         back.on_click(lambda _: self.move(-1))
         forth.on_click(lambda _: self.move(1))
         self.search.observe(self.filter, "value")

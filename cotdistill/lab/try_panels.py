@@ -32,11 +32,11 @@ class EditPanel:
     def __init__(self, bench: Bench, **options):
         self.bench, self.options, self.editor = bench, options, Editor(bench.label_format)
         self.head, self.bars, self.heat, self.said = (w.HTML() for _ in range(4))
-        self.text = w.Textarea(layout=w.Layout(width="900px", height="64px"))
+        self.text = w.Textarea(layout=w.Layout(width="900px", height="64px", max_width="99%"))
         self.text.add_class("cotdistill-edit")
         self.row = w.Box(layout=w.Layout(flex_flow="row wrap", max_width="900px"))
         reads = [name for name, method in METHODS.items() if method.reads == "model"]
-        self.method = w.Dropdown(options=reads, value=QUICK_METHOD, description="heat map by")
+        self.method = w.Dropdown(options=reads, value=QUICK_METHOD, description="heat by")
         self.draws, self.timer, self.wanted = 0, None, None
         buttons = {
             "shuffle tokens": lambda: self.shuffle("token"),
@@ -135,7 +135,7 @@ class AskPanel:
             "Where would you look for a boat?", description="question", layout=wide
         )
         self.options = w.Textarea(
-            "a harbour\na bookshelf\na kitchen drawer", description="options", layout=wide
+            "a harbour\na bookshelf\na kitchen drawer", description="options", rows=4, layout=wide
         )
         self.order = w.ToggleButtons(options=list(asking.ORDERS), value="answer first")
         go = w.Button(description="Ask", button_style="primary")
