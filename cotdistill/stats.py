@@ -177,10 +177,11 @@ def accuracy_table(predictions: pd.DataFrame, measure: str = "correct_choice") -
     Per study, dataset and student too, where given. Columns: [study, dataset, student,] arm, n
     (questions; over all worlds where each seed has its own), seeds, accuracy, low, high, by_seed
     (each seed's accuracy, for figures), covers ("questions and seeds", or "questions" with a single
-    run), parse_failures, cut_off and flagged (numbers of answers over all seeds; flagged: counted as wrong because a limit ended the
-    rationale before them), answers, tokens_per_question. By forced choice there are also p_gold,
-    acc_norm (log p per byte of the option) and direct (pre_cot's options scored with no rationale),
-    each with _low and _high, where predictions say them; NaN for arms without.
+    run), parse_failures, cut_off and flagged (numbers of answers over all seeds; flagged: counted
+    as wrong because a limit ended the rationale before them), answers, tokens_per_question. By
+    forced choice there are also p_gold, acc_norm (log p per byte of the option) and direct
+    (pre_cot's options scored with no rationale), each with _low and _high, where predictions say
+    them; NaN for arms without.
     """
     keys = [k for k in ("study", "dataset", "student") if k in predictions]
     groups = predictions.groupby(keys, sort=False, dropna=False) if keys else [((), predictions)]

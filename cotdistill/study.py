@@ -368,6 +368,8 @@ class Study:
         mentioned: of a study re-read from its published runs (`from_record`), else None.
         """
         self.setting, self.mentioned = setting, mentioned
+        # Called with what its runs learn as they train: batches, validations, epochs (`train_arm`)
+        self.watch = lambda row: None
         if data is not None:
             self.data = data
 

@@ -122,7 +122,7 @@ class DistilTrainer(Trainer):
         sampler: OrderSampler,
         batch_size: int,
         validate,
-        progress,
+        hooks: "Hooks",
         patience: int = 0,
         loss: tuple[str, float] = ("token_mean", 0.0),
         **kwargs,
@@ -131,7 +131,7 @@ class DistilTrainer(Trainer):
         # (name, weight of the other tokens' mean); supervised tokens of an update, by kind
         self.loss, self.counts = loss, None
         self.sampler, self.batch_size, self.patience = sampler, batch_size, patience
-        self.validate, self.progress = validate, progress
+        self.validate, self.progress, self.batch_done = validate, hooks.progress, hooks.batch_done
         # We divide by the number of supervised tokens of the whole optimiser step
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False  # `pack_batch` has
@@ -180,10 +180,23 @@ class DistilTrainer(Trainer):
             # Gradients are averaged over processes, items were counted over all
             share = share * self.args.world_size
         loss, losses = weighted_loss(model, inputs, share)
-        for row, mask in enumerate((is_label, ~is_label)):
-            self.sums[row] += torch.tensor([losses[mask].sum().item(), mask.sum().item()])
+        masks = (is_label, ~is_label)
+        sums = torch.tensor([[losses[m].sum().item(), m.sum().item()] for m in masks])
+        self.sums += sums
+        self.batch_done(self.describe_batch(sums))
         self.check_loss(self.sums.sum().item())
         return (loss, None) if return_outputs else loss
+
+    def describe_batch(self, sums: torch.Tensor) -> dict:
+        """Return one batch's step and losses; sums: [label | other][sum of losses, tokens]."""
+        label, other = (sums[:, 0] / sums[:, 1]).tolist()
+        return {
+            "step": self.state.global_step + 1,
+            "steps": self.state.max_steps,
+            "loss": (sums[:, 0].sum() / sums[:, 1].sum()).item(),
+            "label_loss": label,
+            "rationale_loss": other,
+        }
 
     def check_loss(self, loss: float) -> None:
         """End a run that diverged; it is not stored.
@@ -435,11 +448,13 @@ def freeze(model: nn.Module, layers: int) -> None:
 class Hooks:
     """Hold what a run calls and shares beside its training.
 
-    progress: called with each epoch's row of the history. trunks: a `trunk_states` store that runs
+    progress: called with each epoch's row of the history. batch_done: called with each batch's
+    step and losses, in nats per token (`describe_batch`). trunks: a `trunk_states` store that runs
     of one student (with these weights) share; None: this run's own.
     """
 
     progress: Callable[[dict], None] = lambda row: None
+    batch_done: Callable[[dict], None] = lambda row: None
     trunks: dict | None = None
 
 
@@ -574,7 +589,7 @@ def fine_tune(
         sampler=OrderSampler(n, seed, copies),
         batch_size=config.batch_size,
         validate=_wrap_validation(student, validate),
-        progress=hooks.progress,
+        hooks=hooks,
         loss=(arm.loss or config.loss, other_weight(arm, config)),
     )
     trainer.remove_callback(PrinterCallback)

@@ -15,6 +15,7 @@ from cotdistill.encode import encode_all, unchanged_share
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
 from cotdistill.files import fingerprint
 from cotdistill.hyperparameters import training_key
+from cotdistill.measures import gold_probability
 from cotdistill.processes import broadcast_from_first
 from cotdistill.study import Study
 from cotdistill.train import fine_tune
@@ -105,7 +106,10 @@ def make_validation(study: Study, arm: Arm, seed: int):
             generate=any(e.is_free for e in questions),  # only written answers count there
             trunk=(setting.train.frozen_layers, study.trunks),
         )
-        return validation_scores(answers)
+        p_gold = sum(gold_probability(a["scores"], a["gold"]) for a in answers) / len(answers)
+        scores = validation_scores(answers)
+        study.watch({"kind": "validation", "arm": arm.label, "p_gold": p_gold} | scores)
+        return scores
 
     return validate
 
@@ -152,7 +156,11 @@ def train_arm(
     """
     config, started = study.setting.train, time.time()
 
+    def batch_done(row):
+        study.watch({"kind": "batch", "arm": arm.label} | row)
+
     def progress(row):
+        study.watch({"kind": "epoch", "arm": arm.label} | row)
         checked = (
             ""
             if pd.isna(row["validation_accuracy"])
@@ -174,6 +182,7 @@ def train_arm(
         folder / "checkpoints",
         validate=make_validation(study, arm, seed),
         progress=progress,
+        batch_done=batch_done,
         trunks=study.trunks,
     )
     return history, summary | unchanged
