@@ -90,7 +90,7 @@ evaluate: $(NEEDED) ## notebook 03: accuracy of every arm
 shuffle: $(NEEDED) ## notebook 04: shuffled, swapped and filler rationales
 attribute: $(NEEDED) ## notebook 05: attribution, key tokens, masking
 figures: $(NEEDED) ## notebook 06: figures and verdicts
-lasting: $(NEEDED) ## notebook 08: does the gain last when students go on learning?
+lasting: $(NEEDED) ## notebook 08: does the gain last as students go on?
 mechanism: $(NEEDED) ## notebook 09: which explanation of the gain survives
 $(STAGES) lasting mechanism:
 	@$(RUN) run $(STUDY) --stages $@
@@ -109,7 +109,7 @@ publish-runs: $(READY) ## publish the whole runs of a grid that still trains
 fetch-runs: $(READY) ## take the published runs of a study into the store
 	@$(RUN) fetch-runs $(STUDY)
 
-reread: $(READY) ## notebooks 03, 04, 06 from published runs: no data, no student
+reread: $(READY) ## notebooks 03, 04, 06 from published runs alone
 	@$(RUN) reread $(STUDY)
 
 verify: $(READY) ## train RUNS=2 published runs again and compare

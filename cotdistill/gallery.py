@@ -47,7 +47,7 @@ def collect_gallery(study: str) -> list[dict]:
             "gold": questions[name].label,
             "kind": KINDS[kind][0],
             "seed": seed,
-            "answers": [_describe_answer(row) for _, row in rows.iterrows()],
+            "answers": [_label_answer(row) for _, row in rows.iterrows()],
         }
         for name, kind, rows in _choose_shown(shown, set(questions))
     ]
@@ -87,7 +87,7 @@ def _was_cut_off(rows: pd.DataFrame) -> pd.Series:
     return cut | rows["rationale_cut_off"].eq(True) if "rationale_cut_off" in rows else cut
 
 
-def _describe_answer(row: pd.Series) -> dict:
+def _label_answer(row: pd.Series) -> dict:
     """Describe what one arm wrote."""
     mark = "right" if row["correct_generated"] else "wrong"
     return {

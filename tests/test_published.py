@@ -25,7 +25,7 @@ from cotdistill.runs.published import (
 )
 from cotdistill.runs.results import load_history, load_predictions
 from cotdistill.runs.store import load_metrics
-from cotdistill.runs.verify import compare_run, judge, verify
+from cotdistill.runs.verify import compare_run, judge_rounding, verify
 from cotdistill.study import Study
 
 ARMS = [Arm("zero_shot"), Arm("label_only"), Arm("pre_cot"), Arm("post_cot")]
@@ -263,8 +263,8 @@ def test_rounding_may_move_accuracy_by_chance_only():
     many = base | dict(choice=[1] * 9 + [0] * (n - 9))
     found = compare_run(right, few)
     assert found["agreement"] == 0.97 and np.isclose(found["accuracy"], -0.03)
-    assert np.isclose(found["limit"], 1.96 * 3**0.5 / n) and judge(found, False)
-    assert not judge(found, True) and not judge(compare_run(right, many), False)
+    assert np.isclose(found["limit"], 1.96 * 3**0.5 / n) and judge_rounding(found, False)
+    assert not judge_rounding(found, True) and not judge_rounding(compare_run(right, many), False)
 
 
 def test_verify_needs_published_runs(study, capsys):

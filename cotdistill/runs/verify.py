@@ -83,7 +83,7 @@ def compare_run(published: dict, now: dict) -> dict:
     }
 
 
-def judge(found: dict, same_place: bool) -> bool:
+def judge_rounding(found: dict, same_place: bool) -> bool:
     """Say whether a run passes: equal in the same place, else within what rounding would give."""
     return found["equal"] or (not same_place and abs(found["accuracy"]) <= found["limit"])
 
@@ -108,14 +108,14 @@ def verify(study: Study, count: int, seed: int = 0, say=print) -> None:
         now = pack_predictions(train_again(study, arm, plan["seed"]), Path(what))
         found = compare_run(row, now)
         changed = [n for n in PLACE if row["provenance"].get(n) != here.get(n)]
-        passes = judge(found, not changed)
+        passes = judge_rounding(found, not changed)
         failed += not passes
-        say(_describe(what, found, changed, passes), flush=True)
+        say(_describe_comparison(what, found, changed, passes), flush=True)
     if failed:
         raise DataError(f"study '{name}': {failed} of {len(sample)} runs are not as published")
 
 
-def _describe(what: str, found: dict, changed: list[str], passes: bool) -> str:
+def _describe_comparison(what: str, found: dict, changed: list[str], passes: bool) -> str:
     verdict = "passes" if passes else "FAILS"
     if found["equal"]:
         return f"{what}: {verdict}, every answer and score equals the published one"
