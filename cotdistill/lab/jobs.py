@@ -96,7 +96,7 @@ def jobs_folder() -> Path:
     return artifacts() / "lab" / "jobs"
 
 
-def read_job(folder: Path) -> Plan:
+def read_job_plan(folder: Path) -> Plan:
     """Read the plan of a job.json. Raises DataError for one that is missing or damaged."""
     values = read_json(folder / "job.json", "*Train here* of the lab")
     try:
@@ -177,7 +177,7 @@ def read_events(folder: Path) -> list[dict]:
 
 def read_job(folder: Path) -> Job:
     """Read a job's state and all that it has learnt so far."""
-    plan, events = read_job(folder), read_events(folder)
+    plan, events = read_job_plan(folder), read_events(folder)
     running = is_running(folder)
     last = next((e for e in reversed(events) if e["kind"] in ("start", "failed", "done")), None)
     state = "running" if running else "new" if last is None else last["kind"]
@@ -265,7 +265,7 @@ def run_job(folder: Path) -> None:
     from cotdistill.runs.one import make_config, make_validation, run_key
     from cotdistill.runs.store import load_metrics, load_or_make_run
 
-    plan, progress = read_job(folder), (folder / "progress.jsonl").open("a", encoding="utf-8")
+    plan, progress = read_job_plan(folder), (folder / "progress.jsonl").open("a", encoding="utf-8")
 
     def write(row: dict) -> None:
         progress.write(json.dumps(row) + "\n")

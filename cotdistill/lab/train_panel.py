@@ -94,7 +94,7 @@ class TrainPanel:
         knobs = w.HBox([self.loss, self.seed, self.size, self.epochs])
         lines = [*(one.box for one in self.arms), knobs, w.HBox([self.go, self.halt])]
         self.box = w.VBox([*lines, self.said, self.curves, self.result])
-        mine = [f for f in jobs.list_jobs() if jobs.read_job(f).study == bench.study.name]
+        mine = [f for f in jobs.list_jobs() if jobs.read_job_plan(f).study == bench.study.name]
         if mine:  # also after a restart of the kernel: its job went on
             self.watch(mine[0])
 

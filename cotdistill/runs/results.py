@@ -159,7 +159,7 @@ def split_loss(row: dict) -> None:
             row["config"]["loss"] = loss
 
 
-def read_predictions(row: dict) -> pd.DataFrame:
+def read_row_predictions(row: dict) -> pd.DataFrame:
     """Read the predictions of one row of a plan, with its arm, seed and key."""
     path = artifacts() / "runs" / row["key"] / "predictions.jsonl"
     frame = pd.read_json(path, lines=True, dtype={"id": str})
@@ -216,7 +216,7 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
                         f"{first}; expected one setting in all stages: "
                         f"run `make {stage} STUDY={name_of_study}`"
                     )
-            frames.append(read_predictions(row))
+            frames.append(read_row_predictions(row))
     table = add_correct(pd.concat(frames, ignore_index=True))
     setting = study.setting
     table = table.rename(columns={"tokens": "tokens_generated"}).assign(
