@@ -27,13 +27,15 @@ def check_trained_with(study: Study, rows: list[dict], stage: str) -> None:
         return
     now, own = {}, study.has_own_worlds
     for row in rows:
-        for pair in shared_values(row["config"], row["seed"], own):
-            now.setdefault(pair, row["config"][pair[0]])
+        config = separate_loss(row["config"], row["arm"].loss)
+        for pair in shared_values(config, row["seed"], own):
+            now.setdefault(pair, config[pair[0]])
     for made in read_json(path, f"`make train STUDY={study.name}`"):
         try:
             config = json.loads(
                 (artifacts() / "runs" / made["key"] / "config.json").read_text(encoding="utf-8")
             )
+            config = separate_loss(config, made["arm"].get("loss", ""))
             pairs = shared_values(config, made["seed"], own)
         # `load_stage` names it when it is needed
         except (OSError, ValueError, TypeError, KeyError):
@@ -143,20 +145,18 @@ def shared_values(config: dict, seed: int, own_worlds: bool) -> list[tuple]:
     return [(name, seed if name in by_seed else None) for name in names if name in config]
 
 
-def split_loss(row: dict) -> None:
-    """Take the loss out of the hyperparameters of a plan's row.
+def separate_loss(config: dict, own_loss: str) -> dict:
+    """Return a run's config with its loss apart from the other hyperparameters.
 
-    It goes into "loss" where it is the study's: an arm that names a loss of its own differs from
-    the others on purpose.
+    It stands in "loss" where it is the study's: an arm that names a loss of its own (own_loss)
+    differs from the others on purpose.
     """
-    training = row["config"].get("training")
-    if training is not None:
-        loss = [training.get("loss", "token_mean"), training.get("loss_lambda")]
-        row["config"]["training"] = {
-            name: value for name, value in training.items() if name not in ("loss", "loss_lambda")
-        }
-        if not row["arm"].get("loss"):
-            row["config"]["loss"] = loss
+    training = config.get("training")
+    if training is None:
+        return config
+    rest = {name: v for name, v in training.items() if name not in ("loss", "loss_lambda")}
+    loss = [training.get("loss", "token_mean"), training.get("loss_lambda")]
+    return config | {"training": rest} | ({} if own_loss else {"loss": loss})
 
 
 def read_row_predictions(row: dict) -> pd.DataFrame:
@@ -205,7 +205,7 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
             if (row["label"], row["key"]) in seen:
                 continue
             seen.add((row["label"], row["key"]))
-            split_loss(row)
+            row["config"] = separate_loss(row["config"], row["arm"].get("loss", ""))
             for pair in shared_values(row["config"], row["seed"], study.has_own_worlds):
                 name = pair[0]
                 first, value = shared.setdefault(pair, (stage, row["config"][name]))
