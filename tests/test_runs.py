@@ -323,6 +323,10 @@ def test_two_losses_stand_side_by_side_and_a_changed_one_is_found(study):
         r"study's own loss; expected another one beside it",
     ):
         balanced.check([Arm("label_only", loss="balanced")])
+    # A later stage goes on beside an arm that has a loss of its own
+    shuffled = [arm_from_name("post_cot_shuffled")]
+    run_grid(balanced, shuffled, "shuffle", seeds=[0], say=lambda *_, **__: None)
+    assert set(load_predictions(balanced, ["train", "shuffle"])["arm"]) > set(table["arm"])
 
 
 def test_scores_of_words_are_one_for_every_attributor(study):
