@@ -14,6 +14,7 @@ from cotdistill.files import atomic_write
 from cotdistill.new_study import render_keys_table
 from cotdistill.paths import root
 from cotdistill.show import percent
+from cotdistill.stats import MEASURED_BY
 
 
 def whole_record(record: dict, where: Path | str, study: str) -> dict:
@@ -95,26 +96,34 @@ def render_block(text: str, name: str, content: str, where: str) -> str:
 
 
 def render_verdict_table(records: dict[str, dict]) -> str:
-    """Write the verdicts as a Markdown table: a row per claim, a column per study.
+    """Write estimates and verdicts as a Markdown table: a row per claim, a column per study.
 
-    records: study -> its verdicts.json. A claim that a study's record does not have shows a dash. A
-    study of one seed says nothing of how much seeds vary, and is left to docs/findings.md.
+    records: study -> its verdicts.json. Claims that none of these studies measured are left out; a
+    claim that one of them did not measure shows a dash. A study of one seed says nothing of how
+    much seeds vary, and one that was judged by earlier statistics (its rows have no family) is not
+    comparable: both are left to docs/findings.md.
     """
-    records = {
-        study: record
+    shown = {
+        study: {row["claim"]: row for row in record["verdicts"] if row["estimate"] is not None}
         for study, record in records.items()
         if max(row["seeds"] for row in record["accuracy"]) > 1
+        and all("family" in row for row in record["verdicts"])
     }
-    words, verdicts = {}, {}
-    for study, record in records.items():
-        for row in record["verdicts"]:
-            words.setdefault(row["claim"], row["words"])
-            verdicts[row["claim"], study] = row["verdict"]
-    lines = ["| " + " | ".join(["claim", *records]) + " |", "|---" * (len(records) + 1) + "|"]
+    words = {row["claim"]: row["words"] for rows in shown.values() for row in rows.values()}
+    lines = ["| " + " | ".join(["claim", *shown]) + " |", "|---" * (len(shown) + 1) + "|"]
     for claim, text in words.items():
-        cells = [verdicts.get((claim, study), "–") for study in records]
+        cells = [_verdict_cell(rows.get(claim)) for rows in shown.values()]
         lines.append("| " + " | ".join([text.rstrip("."), *cells]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _verdict_cell(row: dict | None) -> str:
+    """Write a verdict, and its estimate with the 95 % interval in points; a dash for none."""
+    if row is None:
+        return "–"
+    value, low, high = (f"{100 * row[name]:+.1f}" for name in ("estimate", "low", "high"))
+    unit = MEASURED_BY[row["measure"]]
+    return f"**{row['verdict']}**: {value} [{low}, {high}]{unit}"
 
 
 def render_documents(executed: Path) -> list[Path]:

@@ -167,28 +167,36 @@ def test_the_readmes_verdicts_are_the_committed_ones():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.render_block(text, "verdicts", table, "README.md") == text
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
-    seeds = {
-        study: max(r["seeds"] for r in record["accuracy"]) for study, record in records.items()
-    }
-    records = {study: record for study, record in records.items() if seeds[study] > 1}
-    assert (
-        rows[0] == ["claim", *records]
-        and len(records) > 1
-        and len({len(row) for row in rows[2:]}) == 1
-    )
-    for study, record in records.items():
+    shown = [
+        study
+        for study, record in records.items()
+        if max(row["seeds"] for row in record["accuracy"]) > 1 and "family" in record["verdicts"][0]
+    ]
+    assert rows[0] == ["claim", *shown] and "quick" in shown
+    assert len({len(row) for row in rows[2:]}) == 1
+    for study in shown:
         column = {row[0]: row[rows[0].index(study)] for row in rows[2:]}
-        for verdict in record["verdicts"]:
-            assert column[verdict["words"].rstrip(".")] == verdict["verdict"]
+        for verdict in records[study]["verdicts"]:
+            cell = column.get(verdict["words"].rstrip("."), "–")
+            if verdict["estimate"] is None:
+                assert cell == "–" and verdict["verdict"] == "not measured"
+            else:
+                assert cell.startswith(f"**{verdict['verdict']}**: ")
+                assert f"{100 * verdict['estimate']:+.1f} [" in cell
 
 
-def test_a_claim_that_a_study_does_not_have_is_a_dash():
-    row = {"claim": "a", "words": "A is so.", "verdict": "supported"}
+def test_a_claim_that_a_study_did_not_measure_is_a_dash():
+    numbers = {"estimate": 0.0312, "low": -0.01, "high": 0.07, "measure": "p_gold"}
+    row = {"claim": "a", "words": "A is so.", "verdict": "supported", "family": "paper"} | numbers
+    other = row | {"estimate": None, "verdict": "not measured"}
     some = {"accuracy": [{"seeds": 3}]}
-    records = {"one": some | {"verdicts": [row]}, "two": some | {"verdicts": []}}
-    records["left to the findings"] = {"accuracy": [{"seeds": 1}], "verdicts": [row]}
+    records = {"one": some | {"verdicts": [row]}, "two": some | {"verdicts": [other]}}
+    records["one seed"] = {"accuracy": [{"seeds": 1}], "verdicts": [row]}
+    old = {name: value for name, value in row.items() if name != "family"}
+    records["judged by earlier statistics"] = some | {"verdicts": [old]}
+    cell = "**supported**: +3.1 [-1.0, +7.0] (p(gold))"
     table = report.render_verdict_table(records)
-    assert table == "| claim | one | two |\n|---|---|---|\n| A is so | supported | – |\n"
+    assert table == f"| claim | one | two |\n|---|---|---|\n| A is so | {cell} | – |\n"
 
 
 @pytest.mark.parametrize(
