@@ -196,6 +196,11 @@ def accuracy_table(predictions: pd.DataFrame, measure: str = "correct_choice") -
 def _one_study(predictions: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Make the `accuracy_table` of one study."""
     found = _measure_arms(predictions, measure)
+    if found.empty and measure == "correct_choice":
+        raise DataError(
+            "these questions have free answers: forced choice needs multiple choice; expected "
+            "measure correct_generated"
+        )
     if found.empty:
         raise DataError(f"no arm has the measure {measure}; expected predictions that do")
     groups = predictions[predictions["arm"].isin(found.index)].groupby("arm", sort=False)

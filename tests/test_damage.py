@@ -507,7 +507,7 @@ def test_status_of_a_damaged_plan(copy, capsys, tmp_path):
         assert cli.main(["status", str(tmp_path / "t.yaml")]) == 0
         assert (
             f"train.json is damaged: run `make train STUDY={tmp_path / 't.yaml'}` again"
-            in capsys.readouterr().out
+            in " ".join(capsys.readouterr().out.split())
         )
 
 

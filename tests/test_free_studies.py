@@ -3,7 +3,6 @@
 import json
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -215,7 +214,7 @@ def test_a_study_of_free_answers_is_trained_and_read(free_study):
     probability = add_measure(table, "p_gold")["value"]
     assert probability.between(0, 1).all() and probability.max() > 0.5
     with pytest.raises(DataError, match="forced choice needs multiple choice"):
-        accuracy_table(table, rng=np.random.default_rng(0), n_boot=20)
+        accuracy_table(table)
 
 
 def test_letters_as_labels_need_options(free_study):
@@ -260,9 +259,8 @@ def test_measures_of_free_answers():
     ):
         with pytest.raises(DataError, match=message):
             add_measure(table, measure, options=options)
-    rng = np.random.default_rng(0)
-    written = accuracy_table(table, "correct_generated", rng=rng, n_boot=20)
+    written = accuracy_table(table, "correct_generated")
     assert written.loc[0, "accuracy"] == pytest.approx(1 / 3)
     assert written.loc[0, "parse_failures"] == 1
     with pytest.raises(DataError, match="free answers: forced choice needs multiple choice"):
-        accuracy_table(table, "correct_choice", rng=rng, n_boot=20)
+        accuracy_table(table, "correct_choice")

@@ -260,7 +260,8 @@ def test_a_failing_notebook_leaves_no_half_file_and_says_why(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert "elicit     failed: DataError: no/such/folder" in after.stdout, after.stdout
+    assert re.search(r"^elicit +failed", after.stdout, re.M), after.stdout
+    assert "elicit: failed: DataError: no/such/folder" in after.stdout, after.stdout
 
 
 def test_a_second_study_is_pooled_with_the_first(smoke, tmp_path):

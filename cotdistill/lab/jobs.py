@@ -286,7 +286,7 @@ def run_job(folder: Path) -> None:
         saved = list_checkpoints(work)
         write({"kind": "begin", "arm": arm.label, "from_step": saved[-1][0] if saved else None})
         say(f"{arm.label}: {'resumes' if saved else 'begins'}")
-        validate = make_validation(study, arm)
+        validate = make_validation(study, arm, plan.seed)
         stored = load_metrics(key) is not None
         if validate and not saved and not stored:
             validate()  # where its curve begins

@@ -106,7 +106,7 @@ def watch_training(
     started, latest = pd.Timestamp.now(), []
     passes, _ = encode_training(study, arm, seed, None, say)
     freeze(student.model, config.frozen_layers)
-    validation = make_validation(study, arm)
+    validation = make_validation(study, arm, seed)
     measure = lambda: measure_epoch(study, arm, seed, measurement, passes[0])
     if not (folder / "checkpoints").is_dir():
         write_rows(folder / "epoch-0.jsonl", measure(), epoch=0, step=0)
