@@ -380,6 +380,8 @@ def join_verdicts(records: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame 
 
     Two seeds or one hardly say how much seeds vary, so such studies have pages of their own only.
     A claim that only one of them measured has no pooled estimate: it would be the same line twice.
+    Studies that were judged by earlier statistics (their rows have no family) stand alone as well,
+    beside one that was judged by the present ones.
     """
     from cotdistill.verdicts import MIN_SEEDS, pool
 
@@ -388,6 +390,7 @@ def join_verdicts(records: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame 
         for record in records.values()
         if record and max(row["seeds"] for row in record["accuracy"]) >= MIN_SEEDS
     ]
+    several = [rows for rows in several if "family" in rows] or several
     if not several:
         return pd.DataFrame(), None
     table = pd.concat(several, ignore_index=True)
