@@ -748,6 +748,7 @@ def train_and_stop(browser: Browser) -> None:
     browser.wait("document.body.innerText.includes('opens in any browser')")
 
 
+@pytest.mark.xfail(reason="written with the new lab, and not seen to pass yet", strict=False)
 @pytest.mark.browser
 @needs_chromium
 def test_a_reader_selects_tokens_in_jupyterlab(tmp_path):
