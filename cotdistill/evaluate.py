@@ -243,12 +243,16 @@ def _describe_answer(
     at: int,
     limits: Limits,
     label_format: str,
+    stop: list[int],
 ) -> dict:
-    """Return the prediction of one question of a batch, as `evaluate` describes it."""
+    """Return the prediction of one question of a batch, as `evaluate` describes it.
+
+    stop: the ids that end a rationale; they are no part of its text.
+    """
     thought, cut, scores, label = (
         part[at] for part in (batch.thoughts, batch.cut, batch.scores, batch.labels)
     )
-    text, stop = student.decode(label), student.encode("\nAnswer:")
+    text = student.decode(label)
     unended = len(label) >= limits.max_label_tokens and label[-1] not in line_ids(student)
     own = thought[: -len(stop)] if thought[-len(stop) :] == stop else thought
     found = {
@@ -310,7 +314,8 @@ def evaluate(
             how = dict(stop=first, generate=generate, trunk=trunk)
             batch = _answer_batch(student, [prompts[i] for i in rows], options, limits, **how)
             for at, i in enumerate(rows):
-                found[i] = _describe_answer(student, examples[i], batch, at, limits, label_format)
+                about = (batch, at, limits, label_format, stop)
+                found[i] = _describe_answer(student, examples[i], *about)
             progress(min(begin + limits.batch_size, len(order)))
     return found
 

@@ -9,6 +9,7 @@ half-life ln 2 / k. It is unbounded where the gap does not fall (k is 0 or below
 estimated where there is no gap to begin with: where the first gap's 95 % interval holds 0.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,16 @@ def stack_gaps(answers: pd.DataFrame, arm: str, measure: str) -> tuple[np.ndarra
     return np.array(steps, float), np.array([table.to_numpy() for table in tables])
 
 
+def list_gaps(
+    answers: pd.DataFrame, measure: str
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """List continuation, arm, and what `stack_gaps` gives, for each arm but label_only."""
+    for (continuation, arm), _ in answers.groupby(["continuation", "arm"], sort=False):
+        if arm != BASE:
+            part = answers[answers["continuation"] == continuation]
+            yield continuation, arm, *stack_gaps(part, arm, measure)
+
+
 def estimate_gaps(answers: pd.DataFrame, measure: str = "p_gold") -> pd.DataFrame:
     """Estimate each arm's gap to label_only after each epoch of each continuation.
 
@@ -68,11 +79,7 @@ def estimate_gaps(answers: pd.DataFrame, measure: str = "p_gold") -> pd.DataFram
     questions alone with one seed), seeds, questions. Gaps are fractions: 0.02 is two points.
     """
     rows = []
-    for (continuation, arm), _ in answers.groupby(["continuation", "arm"], sort=False):
-        if arm == BASE:
-            continue
-        part = answers[answers["continuation"] == continuation]
-        steps, gaps = stack_gaps(part, arm, measure)
+    for continuation, arm, steps, gaps in list_gaps(answers, measure):
         effect = join_variances(split_variance(gaps))
         low, high = confidence_interval(effect)
         for number, step in enumerate(steps):
@@ -189,11 +196,7 @@ def half_life_table(
     Columns: continuation, arm, the fields of `HalfLife`, reach (the last step) and seeds.
     """
     rows = []
-    for (continuation, arm), _ in answers.groupby(["continuation", "arm"], sort=False):
-        if arm == BASE:
-            continue
-        part = answers[answers["continuation"] == continuation]
-        steps, gaps = stack_gaps(part, arm, measure)
+    for continuation, arm, steps, gaps in list_gaps(answers, measure):
         found = half_life(steps, gaps, rng, n_boot)
         about = {"continuation": continuation, "arm": arm}
         rows.append(about | vars(found) | {"reach": int(steps[-1]), "seeds": gaps.shape[1]})

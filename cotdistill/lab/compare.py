@@ -7,10 +7,10 @@ import pandas as pd
 
 from cotdistill.errors import DataError
 from cotdistill.examples import Example
-from cotdistill.files import read_jsonl
 from cotdistill.inference import estimate_contrasts
 from cotdistill.lab.edit import softmax
 from cotdistill.paths import artifacts
+from cotdistill.runs.results import add_correct, read_row_predictions
 
 MEASURES = {"p_gold": "p(gold)", "correct_choice": "forced choice", "correct_generated": "written"}
 
@@ -23,10 +23,7 @@ def read_predictions(key: str, label: str, seed: int) -> pd.DataFrame:
     path = artifacts() / "runs" / key / "predictions.jsonl"
     if not path.is_file():
         raise DataError(f"{path}: no such run; expected one that was trained: press Train")
-    rows = pd.DataFrame([row for _, row in read_jsonl(path)]).assign(arm=label, seed=seed)
-    rows["correct_choice"] = rows["choice"] == rows["gold"]
-    rows["correct_generated"] = (rows["generated"] == rows["gold"]).astype(bool)
-    return rows
+    return add_correct(read_row_predictions({"key": key, "label": label, "seed": seed}))
 
 
 def paired_effects(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
