@@ -123,7 +123,8 @@ def _verdict_cell(row: dict | None) -> str:
         return "–"
     value, low, high = (f"{100 * row[name]:+.1f}" for name in ("estimate", "low", "high"))
     unit = MEASURED_BY[row["measure"]]
-    return f"**{row['verdict']}**: {value} [{low}, {high}]{unit}"
+    late = ", exploratory" if row.get("registered") == "exploratory" else ""
+    return f"**{row['verdict']}**: {value} [{low}, {high}]{unit}{late}"
 
 
 def render_documents(executed: Path) -> list[Path]:

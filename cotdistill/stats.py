@@ -154,7 +154,7 @@ def add_direct_arms(predictions: pd.DataFrame) -> pd.DataFrame:
         return predictions
     choice = [int(np.argmax(scores)) for scores in rows["scores_direct"]]
     rows = rows.assign(
-        arm=[_direct_label(arm) for arm in rows["arm"]],
+        arm=[direct_label(arm) for arm in rows["arm"]],
         scores=rows["scores_direct"],
         scores_direct=None,
         choice=choice,
@@ -167,7 +167,8 @@ def add_direct_arms(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([predictions, rows.astype({"generated": "Int64"})], ignore_index=True)
 
 
-def _direct_label(arm: str) -> str:
+def direct_label(arm: str) -> str:
+    """Return the label of a pre_cot arm whose options are scored with no rationale."""
     return f"{arm[:-1]},direct]" if arm.endswith("]") else f"{arm}[direct]"
 
 
@@ -230,7 +231,7 @@ def _other_measures(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
     found = {name: _measure_arms(predictions, name) for name in FROM_SCORES}
     with_direct = add_direct_arms(predictions)
     if len(with_direct) > len(predictions):
-        arms = {_direct_label(arm): arm for arm in predictions["arm"].unique()}
+        arms = {direct_label(arm): arm for arm in predictions["arm"].unique()}
         rows = _measure_arms(with_direct, "correct_choice")
         rows = rows[rows["contrast"].isin(arms)]
         found["direct"] = rows.assign(contrast=rows["contrast"].map(arms))

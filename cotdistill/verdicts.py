@@ -35,6 +35,7 @@ from cotdistill.stats import (
     MIN_SEEDS,
     accuracy_tables,
     add_direct_arms,
+    direct_label,
     estimate_measure,
     measure_settings,
     measured_arms,
@@ -657,9 +658,13 @@ def _check_registered(claims: list[dict], registered: Mapping[str, object]) -> N
 
 
 def _say_registered(row: dict, registered: Mapping[str, object]) -> str:
-    """Call a claim exploratory where it, or one of its arms, was not registered."""
+    """Call a claim exploratory where it, or one of its arms, was not registered.
+
+    A pre_cot student that is asked at once is the registered student; word frequency is none.
+    """
     arms = registered.get("arms")
-    late = arms and not set(row["arms"].values()) <= {*arms, "word_frequency"}
+    known = {*(arms or []), *map(direct_label, arms or []), "word_frequency"}
+    late = arms and not set(row["arms"].values()) <= known
     return "exploratory" if late or row["claim"] not in registered["claims"] else "registered"
 
 

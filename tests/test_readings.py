@@ -355,6 +355,12 @@ def test_shuffle():
     assert "The opposite of the claim: post_cot_s" in shuffled("post_cot", -0.1, -0.18, -0.02)
     assert "The opposite of the claim: pre_cot_sh" in shuffled("pre_cot", 0.1, 0.02, 0.18)
     assert "The opposite" not in shuffled("pre_cot", -0.1, -0.18, -0.02)
+    # Written answers alone do not turn a claim of p(gold) round
+    rows = [("post_cot_shuffled[token]", "post_cot", by) for by in ("p(gold)", "written answer")]
+    numbers = [(-0.01, -0.02, 0.01, 0.1), (-0.02, -0.04, -0.01, 0.01)]
+    both = paired(*(row + some for row, some in zip(rows, numbers, strict=True)))
+    said = readings.shuffle.findings(both, FORCED, ["x"], "tiny")
+    assert "does worse than post_cot" in said and "The opposite" not in said
     assert "is not told apart from post_cot" in shuffled("post_cot", 0.0, -0.1, 0.1)
     pre = FORCED[FORCED["arm"] == "pre_cot"].set_index("arm")
     said = readings.shuffle.written_rationales(pre, 48, 24)
@@ -568,6 +574,8 @@ def test_the_positive_control_passes_or_fails_in_its_first_sentence():
     assert said.startswith("The positive control passed. ") and "one: +10.0 [+2.0, +18.0]" in said
     for spoilt in (table.assign(p=[0.001, 0.02]), table.assign(estimate=[0.1, -0.1])):
         assert readings.figures.control(spoilt).startswith("The positive control **failed**. ")
+    assert readings.figures.control(table.assign(registered="registered")) == said
+    assert readings.figures.control(table.assign(registered="exploratory")) == ""
 
 
 def test_registration_and_shares():
@@ -575,7 +583,7 @@ def test_registration_and_shares():
     table = claims(SUPPORTED, UNDECIDED).assign(registered=["registered", "exploratory"])
     said = readings.figures.registered(table, block)
     assert "on 2026-11-28 in commit abc123: the claims one and the arms post_cot." in said
-    assert said.endswith("Added later, and so exploratory: two.")
+    assert said.endswith(" Not registered, and so exploratory: two.")
     assert readings.figures.registered(table, {}) == ""
     kept = claims(SUPPORTED).assign(retained="87 % [60, 112] of the gain over label_only")
     shown = summaries.share_table(kept)

@@ -86,11 +86,14 @@ def shares(shown: pd.DataFrame) -> str:
 def control(table: pd.DataFrame) -> str:
     """Say whether the positive control passed; empty for a study that is none.
 
+    A study that registered other claims than these is none, whatever its world could measure.
     It passes where facts that only rationales state are learnt: post_cot beats label_only and word
     frequency there, each with p below .01 (not adjusted).
     """
     wanted = ("rationale_teaches", "rationale_beats_word_frequency")
     rows = table[table["claim"].isin(wanted) & table["estimate"].notna()]
+    if "registered" in rows:
+        rows = rows[rows["registered"] != "exploratory"]
     if len(rows) < len(wanted):
         return ""
     passed = ((rows["estimate"] > 0) & (rows["p"] < 0.01)).all()
@@ -100,12 +103,13 @@ def control(table: pd.DataFrame) -> str:
 
 
 def registered(table: pd.DataFrame, block: dict) -> str:
-    """Say what was written down before the first run, and what was added later; empty for none."""
+    """Say what was written down before the first run, and which measured claims were not."""
     if not block:
         return ""
-    late = list(table.loc[table["registered"] == "exploratory", "claim"])
+    open_claims = (table["registered"] == "exploratory") & table["estimate"].notna()
+    late = list(table.loc[open_claims, "claim"])
     arms = f" and the arms {', '.join(block['arms'])}" if block.get("arms") else ""
-    added = f" Added later, and so exploratory: {', '.join(late)}." if late else ""
+    added = f" Not registered, and so exploratory: {', '.join(late)}." if late else ""
     return (
         f"Registered before the first run, on {block['date']} in commit {block['commit']}: the "
         f"claims {', '.join(block['claims'])}{arms}.{added}"

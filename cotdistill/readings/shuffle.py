@@ -70,7 +70,7 @@ def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], not
     """
     seeds = int(forced["seeds"].max())
     texts = [
-        f"{_corruption_words(*pair, weigh(rows), seeds)}: {by_measures(rows)}."
+        f"{_corruption_words(*pair, rows, seeds)}: {by_measures(rows)}."
         for pair, rows in drops.groupby(["arm_a", "arm_b"], sort=False)
     ]
     asked = (
@@ -87,8 +87,11 @@ def findings(drops: pd.DataFrame, forced: pd.DataFrame, controls: list[str], not
     ).replace("  ", " ")
 
 
-def _corruption_words(corrupted: str, intact: str, sign: int | None, seeds: int) -> str:
-    """Put one corruption's effect into words; sign: of `weigh`. Few seeds claim nothing."""
+def _corruption_words(corrupted: str, intact: str, rows: pd.DataFrame, seeds: int) -> str:
+    """Put one corruption's effect into words; rows: one per measure. Few seeds claim nothing.
+
+    A claim is turned round by its own measure, p(gold), where that is there.
+    """
     if few_seeds(seeds):
         return f"nothing is claimed of {corrupted} against {intact}"
     shuffled = corrupted.startswith(f"{intact}_shuffled")
@@ -97,6 +100,8 @@ def _corruption_words(corrupted: str, intact: str, sign: int | None, seeds: int)
         -1: f"{corrupted} does worse than {intact}",
         0: f"{corrupted} is not told apart from {intact}",
         None: f"the measures disagree on {corrupted} against {intact}",
-    }[sign]
+    }[weigh(rows)]
+    claimed = rows[rows["by"] == "p(gold)"]
+    sign = weigh(claimed if len(claimed) else rows)
     opposite = shuffled and (sign == 1 or sign == -1 and intact == "post_cot")
     return f"The opposite of the claim: {words}" if opposite else words
