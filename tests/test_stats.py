@@ -160,7 +160,7 @@ def test_options_scored_with_no_rationale_stand_beside(rng):
     row = judge(data, claim(contrast=dict(a=["pre_cot"], b=["pre_cot[direct]"]))).iloc[0]
     assert row["verdict"] == "contradicted" and row["estimate"] < -0.4
     assert "pre_cot[direct]" in set(st.add_direct_arms(data)["arm"])
-    assert st._direct_label("pre_cot_shuffled[token]") == "pre_cot_shuffled[token,direct]"
+    assert st.direct_label("pre_cot_shuffled[token]") == "pre_cot_shuffled[token,direct]"
 
 
 def test_questions_bring_their_texts_facts_and_strata(rng):
