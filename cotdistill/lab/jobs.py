@@ -241,7 +241,8 @@ def scores_for(study, arm: Arm, seed: int) -> tuple[dict | None, str]:
     untrained student does.
     """
     from cotdistill.parameters import load_study, notebook_parameters
-    from cotdistill.runs.scores import attributing_student, load_or_make_scores
+    from cotdistill.runs.attributors import attributing_student
+    from cotdistill.runs.scores import load_or_make_scores
 
     if not arm.needs_scores:
         return None, ""
