@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 from cotdistill.errors import DataError, disk_error, one_line
 from cotdistill.files import atomic_write, read_text, remove_stale_parts, temporary_path
 from cotdistill.gallery import save_gallery
-from cotdistill.kernel import QUIET, kernel_is_alive, make_kernel, start_kernel, stop_kernel
+from cotdistill.kernel import QUIET, make_kernel, stop_kernel, use_kernel_parent
+from cotdistill.kernel_parent import KernelParent
 from cotdistill.parameters import (
     check_demands,
     check_made_with,
@@ -44,34 +45,24 @@ from cotdistill.tidy import tidy_notebook
 def run_stages(stages: list[str], values: dict, executed: Path) -> None:
     """Execute the notebooks of these stages in order, each in a kernel of its own.
 
-    The kernel of the next one starts meanwhile. Raises DataError, as `run_stage` does.
+    Raises DataError, as `run_stage` does.
     """
-    upcoming = None
-    try:
-        for number, stage in enumerate(stages, 1):
-            kernel, upcoming = upcoming, None
-            try:
-                # Where no kernel can start, the next stage itself says why
-                with suppress(Exception):
-                    upcoming = start_kernel() if number < len(stages) else None
-                run_stage(stage, values, executed, kernel)
-            finally:
-                if kernel:
-                    stop_kernel(kernel)
-    finally:
-        if upcoming:
-            stop_kernel(upcoming)
+    with use_kernel_parent() as parent:
+        for stage in stages:
+            run_stage(stage, values, executed, parent)
 
 
-def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> None:
+def execute_notebook(
+    source: Path, part: Path, values: dict, parent: KernelParent | None = None
+) -> None:
     """Execute a notebook with these parameters into `part`, and print what it prints.
 
-    kernel: one of `start_kernel`, which is left running. With None, or where it has died meanwhile,
-    a new kernel is started and stopped. After Ctrl-C no part is left. Raises what papermill raises.
+    parent: the process to fork its kernel from. After Ctrl-C no part is left. Raises what papermill
+    raises.
     """
     import papermill
 
-    used = kernel if kernel and kernel_is_alive(kernel) else make_kernel()
+    kernel = make_kernel(parent)
     shown = UpdatingLine(sys.stdout)
     try:
         papermill.execute_notebook(
@@ -85,7 +76,7 @@ def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> Non
             stderr_file=sys.stderr,
             start_timeout=600,  # a busy machine is not a dead kernel; defaults: 60 s and 4 s
             iopub_timeout=120,
-            km=used,
+            km=kernel,
             extra_arguments=[QUIET],
         )
     except KeyboardInterrupt:
@@ -93,8 +84,7 @@ def execute_notebook(source: Path, part: Path, values: dict, kernel=None) -> Non
         raise
     finally:
         shown.close_line()
-        if used is not kernel:
-            stop_kernel(used)
+        stop_kernel(kernel)
 
 
 def describe_failure(error: Exception) -> str:
@@ -114,10 +104,10 @@ def describe_failure(error: Exception) -> str:
     return f"{kind}: {one_line(text.strip().splitlines()[0] if text.strip() else '')}"
 
 
-def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
+def run_stage(stage: str, values: dict, executed: Path, parent: KernelParent | None = None) -> None:
     """Execute one notebook with the study's values; only a complete result replaces the old one.
 
-    kernel: as for `execute_notebook`. Raises DataError with what the notebook ended with, in one
+    parent: as for `execute_notebook`. Raises DataError with what the notebook ended with, in one
     line; after a failed write it names the folder and how to go on.
     """
     name, folder = ALL_NOTEBOOKS[stage], executed / values["study"]
@@ -133,7 +123,7 @@ def run_stage(stage: str, values: dict, executed: Path, kernel=None) -> None:
     print(f"== {name} ({values['study']})", flush=True)
     started = time.time()
     try:
-        execute_notebook(source, part, known, kernel)
+        execute_notebook(source, part, known, parent)
     except Exception as error:
         reason = describe_failure(error)
         with suppress(OSError):  # a full disk stopped the notebook: the message below says so

@@ -9,29 +9,21 @@ import signal
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+import uuid
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cotdistill.kernel_parent import KernelParent, can_fork, forked_provisioner
 from cotdistill.paths import root
 
 QUIET = "--IPKernelApp.log_level=50"  # keeps a kernel's own log out of the notebook
 
 
-def make_kernel():
-    """Make a Jupyter kernel, not started yet, of this Python and nothing of the user's.
-
-    A kernelspec installed under the name python3 is ignored. The kernel's IPython folder is new and
-    empty, so no start-up file and no profile of the user runs in it. Packages in ~/.local stay out.
-    Progress bars are off, because in an executed notebook they would be widgets. `stop_kernel` ends
-    the kernel and deletes that folder.
-    """
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-
+def isolation() -> dict[str, str]:
+    """Return the environment variables that keep the user's Python set-up out of a kernel."""
     package = str(Path(__file__).resolve().parents[1])
     paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    isolated = {
-        "IPYTHONDIR": tempfile.mkdtemp(prefix="cotdistill-ipython-"),
+    return {
         "PYTHONSTARTUP": "",
         "PYTHONNOUSERSITE": "1",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
@@ -39,48 +31,55 @@ def make_kernel():
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
+
+
+def make_kernel(parent: KernelParent | None = None):
+    """Make a Jupyter kernel, not started yet, of this Python and nothing of the user's.
+
+    A kernelspec installed under the name python3 is ignored. The kernel's IPython folder is new and
+    empty, so no start-up file and no profile of the user runs in it. Packages in ~/.local stay out.
+    Progress bars are off, because in an executed notebook they would be widgets. `stop_kernel` ends
+    the kernel and deletes that folder.
+
+    parent: the process to fork it from, if it lives; its imports are done, its namespace is empty.
+    """
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+
     spec = KernelSpec(
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         display_name="Python 3",
         language="python",
-        env=isolated,
+        env=isolation() | {"IPYTHONDIR": tempfile.mkdtemp(prefix="cotdistill-ipython-")},
     )
 
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
             return spec
 
-    return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython())
-
-
-def start_kernel(
-    imports: str = "cotdistill.attribution.methods, cotdistill.runs.grid, cotdistill.plots",
-):
-    """Start a Jupyter kernel for the notebook that comes next.
-
-    While another notebook computes, it imports what takes seconds (torch, transformers). Its
-    namespace stays empty, and it ends with this process at the latest.
-    """
-    from jupyter_core.utils import run_sync
-
-    kernel = make_kernel()
-    try:
-        run_sync(kernel.start_kernel)(
-            cwd=str(root()),
-            extra_arguments=[
-                QUIET,
-                "--HistoryManager.hist_file=:memory:",
-                f"--IPKernelApp.exec_lines=exec('import {imports}', {{}})",
-            ],
-        )
-    except BaseException:
-        stop_kernel(kernel)
-        raise
+    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython())
+    if parent and parent.is_alive():
+        kernel.kernel_id = str(uuid.uuid4())
+        kernel.provisioner = forked_provisioner(parent, kernel, spec, kernel.kernel_id)
     return kernel
 
 
+@contextmanager
+def use_kernel_parent():
+    """Hold the process that kernels are forked from, or None where none can be."""
+    parent = None
+    if can_fork():
+        with suppress(OSError):
+            parent = KernelParent(isolation(), str(root()))
+    try:
+        yield parent
+    finally:
+        if parent:
+            parent.stop()
+
+
 def stop_kernel(kernel) -> None:
-    """Kill a kernel of `start_kernel` or `make_kernel`, and delete its IPython folder.
+    """Kill a kernel of `make_kernel`, and delete its IPython folder.
 
     A kernel that was never started or has ended already is not an error.
     """
@@ -89,13 +88,6 @@ def stop_kernel(kernel) -> None:
     if kernel.has_kernel:
         run_sync(kernel.shutdown_kernel)(now=True)
     shutil.rmtree(kernel.kernel_spec.env["IPYTHONDIR"], ignore_errors=True)
-
-
-def kernel_is_alive(kernel) -> bool:
-    """Tell whether a kernel still runs: it may have been killed before its turn."""
-    from jupyter_core.utils import run_sync
-
-    return run_sync(kernel.is_alive)()
 
 
 @contextmanager

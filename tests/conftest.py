@@ -132,15 +132,16 @@ def rationales(questions):
     return {e.id: Rationale(e.id, texts[i % 6], e.answer) for i, e in enumerate(questions)}
 
 
+# Executed once in a whole session, not once in each worker: fixture -> the group of its tests
+EXECUTED_ONCE = {"smoke": "smoke", "executed": "open"}
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """All tests of the smoke study run in one worker.
-
-    Its two runs of six notebooks are the longest work here, and are made once.
-    """
+    """All tests of a study that is executed for them run in one worker."""
     for item in items:
-        if "smoke" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("smoke"))
+        for fixture in set(EXECUTED_ONCE) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(EXECUTED_ONCE[fixture]))
 
 
 def needs_shared():

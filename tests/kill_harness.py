@@ -124,11 +124,25 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
+def kernels_of(pid: int) -> list[int]:
+    """The kernels below a process: forked from the one that imports, or started plainly."""
+    below = descendants(pid)
+    forks = {p for p, command in below.items() if "cotdistill.kernel_parent" in command}
+    parents = {p: parent for p, (parent, _, _) in processes().items()}
+    return [
+        found
+        for found, command in below.items()
+        if "ipykernel_launcher" in command or (found in forks and parents.get(found) in forks)
+    ]
+
+
 def victims(child: subprocess.Popen, kind: str) -> list[int]:
     """The processes to kill: [] where there is none yet."""
-    words = {"papermill": "cotdistill.cli", "kernel": "ipykernel_launcher", "worker": "ray::work"}
+    words = {"papermill": "cotdistill.cli", "worker": "ray::work"}
     if kind == "group":
         return [child.pid]
+    if kind == "kernel":
+        return kernels_of(child.pid)[-1:]
     # of `make` and the process it starts the last one is the study
     return [
         pid
@@ -260,11 +274,7 @@ def killed(
             else now >= seconds
         )
         if due and (found := victims(child, kind)):
-            kernels = [
-                pid
-                for pid, command in descendants(child.pid).items()
-                if "ipykernel_launcher" in command
-            ]
+            kernels = kernels_of(child.pid)
             with suppress(ProcessLookupError):
                 os.killpg(found[0], signal.SIGKILL) if kind == "group" else os.kill(
                     found[0], signal.SIGKILL

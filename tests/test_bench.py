@@ -84,6 +84,7 @@ from cotdistill.kernels.linear import onednn_linear
 from cotdistill.kernels.loss import token_losses
 from cotdistill.parameters import check_value, notebook_parameters
 
+pytestmark = pytest.mark.bench  # `make test-slow`: the benchmark at smoke size
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "benchmarks" / "benchmark.ipynb"
 HALF = pd.Series(0.5, list(PLACEMENTS))
@@ -196,7 +197,6 @@ def test_grouped_batches_need_less_padding_and_no_batch_is_the_epochs_extreme(in
         ),
     ],
 )
-@pytest.mark.bench
 @pytest.mark.xdist_group("bench-trainer")
 def test_a_peers_loss_of_every_step_is_ours(timed_steps, peer):
     (batches, steps), student = timed_steps(peer), tiny("tiny-llama")
@@ -277,7 +277,6 @@ def test_the_loss_furthest_from_ours_is_judged_by_hf_in_float64(inputs, llama, w
     ).tolist() == pytest.approx([0, 0, 0.1], abs=1e-3)
 
 
-@pytest.mark.bench
 @pytest.mark.xdist_group("bench-trainer")
 def test_another_loss_would_be_seen(timed_steps):
     peer = "Trainer at its best"
@@ -309,7 +308,6 @@ def test_a_peer_trains_beside_ours_on_the_batches_of_its_order(inputs, llama, mo
     assert batches[True] != batches[False]
 
 
-@pytest.mark.bench
 @pytest.mark.xdist_group("bench-interleaved")
 def test_watching_leaves_the_trainer_as_it_was_and_a_step_alone_is_the_step_beside_another(
     interleaved, llama
@@ -362,7 +360,6 @@ def test_a_process_makes_a_step_when_it_is_told_to_and_what_it_ends_with_is_said
         )
 
 
-@pytest.mark.bench
 @pytest.mark.xdist_group("bench-interleaved")
 def test_sides_take_turns(interleaved):
     _, order, sides = interleaved
@@ -939,7 +936,6 @@ def test_the_extra_is_pinned_and_make_bench_installs_it():
     assert "/nowhere/bench.txt" in steps and "benchmarks.run benchmarks/benchmark.yaml" in steps
 
 
-@pytest.mark.bench
 def test_the_notebook_runs_at_smoke_size(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

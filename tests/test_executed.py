@@ -24,7 +24,7 @@ from benchmarks import run as run_module
 from cotdistill import cli
 from cotdistill.errors import DataError
 from cotdistill.execute import status
-from cotdistill.kernel import QUIET, make_kernel, start_kernel, stop_kernel
+from cotdistill.kernel import QUIET, make_kernel, stop_kernel, use_kernel_parent
 from cotdistill.parameters import load_study
 from cotdistill.paths import NOTEBOOKS, artifacts
 from cotdistill.publish import FIGURES, notebook_folder
@@ -58,7 +58,13 @@ def write_notebook(path: Path, *cells: str) -> Path:
 
 def execute(source: Path, to: Path, word: str = "hello", seconds: float = 1.0) -> dict:
     """The executed and tidied notebook, by the kernel that studies run in."""
-    kernel = make_kernel()
+    execute_in(make_kernel(), source, to, word)
+    tidy_notebook(to, seconds)
+    return json.loads(to.read_text(encoding="utf-8"))
+
+
+def execute_in(kernel, source: Path, to: Path, word: str) -> None:
+    """Execute a notebook in a kernel, and stop that."""
     try:
         papermill.execute_notebook(
             str(source),
@@ -72,8 +78,6 @@ def execute(source: Path, to: Path, word: str = "hello", seconds: float = 1.0) -
         )
     finally:
         stop_kernel(kernel)
-    tidy_notebook(to, seconds)
-    return json.loads(to.read_text(encoding="utf-8"))
 
 
 def outputs(book: dict) -> list[dict]:
@@ -127,19 +131,10 @@ def test_a_kernel_is_of_this_environment_and_runs_nothing_of_the_users(hostile_h
     source = write_notebook(tmp_path / "asks.ipynb", ASKS)
     book = execute(source, tmp_path / "out.ipynb", sys.executable)
     assert [output["text"] for output in outputs(book)] == ["torch.float32 None True 1\n"]
-    ahead = start_kernel("json")
-    try:
-        papermill.execute_notebook(
-            str(source),
-            str(tmp_path / "ahead.ipynb"),
-            parameters={"word": sys.executable},
-            km=ahead,
-            kernel_name="python3",
-            progress_bar=False,
-        )
-    finally:
-        stop_kernel(ahead)
-    assert outputs(json.loads((tmp_path / "ahead.ipynb").read_text()))[0]["text"] == [
+    with use_kernel_parent() as parent:
+        assert parent is not None, "kernels are not forked here"
+        execute_in(make_kernel(parent), source, tmp_path / "forked.ipynb", sys.executable)
+    assert outputs(json.loads((tmp_path / "forked.ipynb").read_text()))[0]["text"] == [
         "torch.float32 None True 1\n"
     ]
 
@@ -387,17 +382,13 @@ def test_ctrl_c_ends_in_one_line_and_stops_the_kernels(tmp_path):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    from kill_harness import descendants, wait_gone
+    from kill_harness import kernels_of, wait_gone
 
     until, kernels = time.time() + 120, []
     while time.time() < until and not (
         kernels and list((tmp_path / "artifacts" / "executed" / "smoke").glob(".01_elicit*"))
     ):
-        kernels = [
-            pid
-            for pid, command in descendants(child.pid).items()
-            if "ipykernel_launcher" in command
-        ]
+        kernels = kernels_of(child.pid)
         time.sleep(0.2)
     assert kernels
     time.sleep(2)

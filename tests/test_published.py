@@ -39,10 +39,21 @@ def study(store, tmp_path, monkeypatch):
     return make_study(seeds=[0, 1])
 
 
+@pytest.fixture(scope="module")
+def whole_grid(tmp_path_factory):
+    """The runs of the study's whole first stage, made once."""
+    place = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COTDISTILL_ARTIFACTS", str(place / "artifacts"))
+        patch.setenv("COTDISTILL_ROOT", str(place / "root"))
+        run_grid(make_study(seeds=[0, 1]), ARMS, "train")
+    return place / "artifacts"
+
+
 @pytest.fixture
-def file(study):
+def file(study, whole_grid):
     """The published file of the study's whole first stage."""
-    run_grid(study, ARMS, "train")
+    shutil.copytree(whole_grid, artifacts(), dirs_exist_ok=True)
     return publish_runs("t")
 
 

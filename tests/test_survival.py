@@ -20,11 +20,12 @@ from pathlib import Path
 import kill_harness as harness
 import pytest
 
-from cotdistill import files
+from cotdistill import files, paths
+from cotdistill import kernel as kernel_module
 from cotdistill.errors import DataError
-from cotdistill.execute import run_stage, run_stages
+from cotdistill.execute import run_stage
 from cotdistill.files import sha256
-from cotdistill.kernel import kernel_is_alive, start_kernel, stop_kernel
+from cotdistill.kernel import QUIET, make_kernel, stop_kernel, use_kernel_parent
 from cotdistill.runs.provenance import provenance
 
 
@@ -191,47 +192,53 @@ def test_a_notebook_that_fails_leaves_the_whole_one_and_shows_itself(store, tmp_
     assert [p.name for p in folder.iterdir()] == ["03_evaluate.ipynb"]
 
 
-def test_the_next_notebooks_kernel_is_started_ahead_and_a_dead_one_is_replaced(
-    store, tmp_path, monkeypatch
-):
-    import papermill
+def ask_kernel(kernel, code: str) -> str:
+    """Start a kernel, and return what it prints for some code."""
+    from jupyter_core.utils import run_sync
 
-    given = []
-
-    def works(source, part, **how):
-        given.append((how["km"], how["km"].has_kernel))
-        Path(part).write_text(json.dumps({"cells": [], "metadata": {}}))
-
-    monkeypatch.setattr(papermill, "execute_notebook", works)
-    run_stages(["evaluate", "shuffle"], {"study": "smoke"}, tmp_path / "executed")
-    (first, first_started), (ahead, ahead_started) = given
-    assert not first_started and ahead_started and ahead is not first and not kernel_is_alive(ahead)
-    run_stage("evaluate", {"study": "smoke"}, tmp_path / "executed", ahead)
-    stop_kernel(ahead)  # a second time: nothing happens
-    third, third_started = given[2]
-    assert third is not ahead and not third_started
-    homes = [Path(kernel.kernel_spec.env["IPYTHONDIR"]) for kernel in (first, ahead, third)]
-    assert not any(home.exists() for home in homes)
-    assert len(list((tmp_path / "executed" / "smoke").iterdir())) == 2
-
-
-def test_a_kernel_started_ahead_has_an_empty_namespace_and_its_imports():
-    kernel = start_kernel("cotdistill.corrupt")
+    run_sync(kernel.start_kernel)(cwd=str(paths.root()), extra_arguments=[QUIET])
+    client, said = kernel.blocking_client(), []
+    client.start_channels()
     try:
-        client = kernel.blocking_client()
-        client.start_channels()
         client.wait_for_ready(timeout=120)
-        said = []
         client.execute_interactive(
-            "import sys; print('cotdistill.corrupt' in sys.modules, 'cotdistill' in dir())",
+            code,
             timeout=60,
             output_hook=lambda message: said.append(message["content"].get("text", "")),
         )
-        assert "".join(said) == "True False\n"
     finally:
         client.stop_channels()
-        stop_kernel(kernel)
-    assert not kernel_is_alive(kernel)
+    return "".join(said)
+
+
+def test_a_forked_kernel_has_its_imports_and_an_empty_namespace_and_ends_with_its_parent():
+    """Two kernels of one parent know nothing of each other; a dead one is no zombie."""
+    code = "import sys; print('cotdistill.plots' in sys.modules, [n for n in dir() if n[0] == 'c'])"
+    with use_kernel_parent() as parent:
+        first, second = make_kernel(parent), make_kernel(parent)
+        assert ask_kernel(first, "cotdistill = 1") == ""
+        assert ask_kernel(second, code) == "True []\n"
+        processes = [kernel.provisioner.process for kernel in (first, second)]
+        stop_kernel(first)
+        assert processes[0].poll() == 0 and processes[1].poll() is None
+        assert not Path(first.kernel_spec.env["IPYTHONDIR"]).exists()
+        assert harness.gone(processes[0].pid)
+    harness.wait_gone([processes[1].pid], 30)
+    stop_kernel(second)
+    stop_kernel(second)  # a second time: nothing happens
+
+
+def test_where_the_parent_has_died_or_cannot_be_a_plain_kernel_starts(monkeypatch):
+    with use_kernel_parent() as parent:
+        parent.stop()
+        kernel = make_kernel(parent)
+        try:
+            assert ask_kernel(kernel, "print(1 + 1)") == "2\n"
+        finally:
+            stop_kernel(kernel)
+    monkeypatch.setattr(kernel_module, "can_fork", lambda: False)
+    with use_kernel_parent() as parent:
+        assert parent is None
 
 
 # ---------------------------------------------------------------- locks and parts
