@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -47,7 +47,7 @@ def run_stages(stages: list[str], values: dict, executed: Path) -> None:
 
     Raises DataError, as `run_stage` does.
     """
-    with use_kernel_parent() as parent:
+    with use_kernel_parent() if len(stages) > 1 else nullcontext() as parent:
         for stage in stages:
             run_stage(stage, values, executed, parent)
 
