@@ -16,8 +16,11 @@ gives generation a place to stop.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import numpy as np
 
 from cotdistill.errors import DataError
 from cotdistill.examples import LETTERS, Example, first_equal
@@ -74,8 +77,6 @@ def _mask_detail(arm: "Arm") -> list[str]:
 class Corruption:
     """Describe one way to change a rationale: what it needs, how its arms are named and drawn.
 
-    The function that does it stands in corrupt.py, registered under the same name.
-
     fields   the fields of Arm that it reads; they enter the run's config, and so its key
     needs    what its function is given: "rng" (a generator), "scores" (one per token, unless the
              selector or the order is random), "label" (the words of the right answer), "corpus"
@@ -87,6 +88,8 @@ class Corruption:
              number of tokens, and the method)
     length   the number of the rationale's tokens -> how many of them are trained on, where that is
              not the same number; for estimates of cost (the second argument is the arm)
+    function  what it does: (ids, arm, given) -> new ids; or, where it needs a partner, (examples,
+             lengths, texts, rng) -> {id: the id of the question whose rationale it gets}
     """
 
     fields: tuple[str, ...] = ()
@@ -94,6 +97,7 @@ class Corruption:
     detail: Callable[["Arm"], list[str]] = lambda arm: []
     figure: str = "shuffle"
     length: Callable[[float, "Arm"], float] = lambda tokens, arm: tokens
+    function: Callable | None = None
 
     @property
     def stage(self) -> str:
@@ -101,39 +105,21 @@ class Corruption:
         return "shuffle" if self.figure == "shuffle" else "attribute"
 
 
-# A new arm is one entry here and one function in corrupt.py; every figure and table that shows its
-# kind then shows it.
-CORRUPTIONS = {
-    "": Corruption(),
-    "shuffled": Corruption(
-        ("unit", "fresh"), ("rng",), lambda arm: [arm.unit] + ["fresh"] * arm.fresh
-    ),
-    "masked": Corruption(
-        ("unit", "amount", "order", "selector", "fill"),
-        ("rng", "scores"),
-        _mask_detail,
-        "masking",
-        lambda n, arm: (1 - arm.amount) * n if arm.fill == "delete" else n,
-    ),
-    "kept": Corruption(
-        ("unit", "amount", "selector"),
-        ("rng", "scores"),
-        lambda arm: [f"{arm.amount:g}", arm.selector] + _unit_detail(arm),
-        "key_tokens",
-        lambda n, arm: min(arm.amount, n) if arm.amount >= 1 else arm.amount * n,
-    ),
-    "swapped": Corruption(needs=("partner",)),
-    "filler": Corruption(),
-    "other_same": Corruption(needs=("partner",)),
-    "bag": Corruption(needs=("rng", "corpus")),
-    "length_matched": Corruption(needs=("corpus",)),
-    "no_label": Corruption(needs=("label",)),
-}
-ARMS = (
-    "zero_shot",
-    "label_only",
-    *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS),
-)
+CORRUPTIONS = {"": Corruption()}
+
+
+def register_corruption(name: str, **entry) -> Callable:
+    """Register a function as what the corruption `name` does; entry: the fields of `Corruption`.
+
+    A new arm is one such function, and nothing else: every figure and table that shows its kind
+    then shows it.
+    """
+
+    def register(function: Callable) -> Callable:
+        CORRUPTIONS[name] = Corruption(**entry, function=function)
+        return function
+
+    return register
 
 
 @dataclass(frozen=True)
@@ -218,6 +204,271 @@ class Arm:
     def intact(self) -> "Arm":
         """Return the arm without its corruption: what a corrupted arm is compared with."""
         return Arm(self.placement, label_weight=self.label_weight, loss=self.loss)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Hold what the training rationales of a run have in common.
+
+    tokens: the ids of all of them in one array, so that a uniform draw is a draw by frequency;
+    length: their median number of tokens, rounded.
+    """
+
+    tokens: np.ndarray
+    length: int
+
+
+@dataclass(frozen=True)
+class Given:
+    """Hold what a function that changes tokens may use beside them.
+
+    units: the positions of each unit's tokens; on_label: for each token whether its word is one of
+    the answer's; the rest as in `corrupt_tokens`.
+    """
+
+    units: list[list[int]]
+    filler_id: int
+    rng: np.random.Generator | None = None
+    scores: Sequence[float] | None = None
+    corpus: Corpus | None = None
+    on_label: Sequence[bool] | None = None
+
+
+def rank_units(units: list[list[int]], scores: Sequence[float], n_tokens: int) -> np.ndarray:
+    """Rank the units from the highest score to the lowest.
+
+    A unit scores the sum over its tokens; ties go to the earlier one. Raises DataError for scores
+    of another length (they belong to another text or tokenizer) or that are not finite.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if scores.shape != (n_tokens,):
+        raise DataError(
+            f"{scores.size} scores for a rationale of {n_tokens} tokens; expected one score per "
+            "token, made by this student's tokenizer"
+        )
+    if not np.isfinite(scores).all():
+        bad = np.flatnonzero(~np.isfinite(scores))[0]
+        raise DataError(f"score {scores[bad]} at token {bad}; expected finite scores")
+    return np.argsort(-np.array([scores[unit].sum() for unit in units]), kind="stable")
+
+
+def n_kept(amount: float, n: int) -> int:
+    """Return how many of n units an arm keeps.
+
+    amount is a number from 1 on, or below 1 a fraction (then at least one); 0 keeps none.
+    """
+    return (
+        min(n, int(amount)) if amount >= 1 else max(1, round(amount * n)) if amount > 0 and n else 0
+    )
+
+
+@register_corruption(
+    "shuffled",
+    fields=("unit", "fresh"),
+    needs=("rng",),
+    detail=lambda arm: [arm.unit] + ["fresh"] * arm.fresh,
+)
+def shuffle_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """Put the units in random order, each as it is."""
+    return [
+        ids[position]
+        for unit in given.rng.permutation(len(given.units))
+        for position in given.units[unit]
+    ]
+
+
+def order_units(ids: list[int], arm: Arm, given: Given) -> np.ndarray:
+    """Return the units in the order in which an arm takes them.
+
+    At random, or by score (the least first, where it says so).
+    """
+    if not arm.needs_scores:
+        return given.rng.permutation(len(given.units))
+    # Ties go to the earlier unit here too
+    least = arm.corruption == "masked" and arm.order == "least"
+    scores = -np.asarray(given.scores, dtype=float) if least else given.scores
+    return rank_units(given.units, scores, len(ids))
+
+
+@register_corruption(
+    "masked",
+    fields=("unit", "amount", "order", "selector", "fill"),
+    needs=("rng", "scores"),
+    detail=_mask_detail,
+    figure="masking",
+    length=lambda n, arm: (1 - arm.amount) * n if arm.fill == "delete" else n,
+)
+def mask_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """Hide exactly round(amount * units) of the units.
+
+    Their tokens become the filler token, or are deleted.
+    """
+    order = order_units(ids, arm, given)
+    hidden = {
+        p for unit in order[: round(arm.amount * len(given.units))] for p in given.units[unit]
+    }
+    if arm.fill == "delete":
+        return [token for position, token in enumerate(ids) if position not in hidden]
+    return [given.filler_id if position in hidden else token for position, token in enumerate(ids)]
+
+
+@register_corruption(
+    "kept",
+    fields=("unit", "amount", "selector"),
+    needs=("rng", "scores"),
+    detail=lambda arm: [f"{arm.amount:g}", arm.selector] + _unit_detail(arm),
+    figure="key_tokens",
+    length=lambda n, arm: min(arm.amount, n) if arm.amount >= 1 else arm.amount * n,
+)
+def keep_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """Keep the `n_kept` units with the highest scores, in their order, and nothing else.
+
+    A selector that chooses tokens instead of ranking them (`arms.SELECTING`) keeps none that it did
+    not choose: the others, all 0, would come in from the first on. No unit is kept that holds a
+    token which the selector leaves out (`arms.LEFT_OUT`), even where fewer than `n_kept` remain.
+    """
+    chosen = order_units(ids, arm, given)[: n_kept(arm.amount, len(given.units))]
+    if arm.needs_scores:
+        chosen = [
+            unit
+            for unit in chosen
+            if all(given.scores[position] > LEFT_OUT for position in given.units[unit])
+        ]
+    if arm.selector in SELECTING:
+        chosen = [
+            unit
+            for unit in chosen
+            if any(given.scores[position] > 0 for position in given.units[unit])
+        ]
+    return [ids[position] for position in sorted(p for unit in chosen for p in given.units[unit])]
+
+
+def _link_cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
+    """Return each id's successor in one random cycle through all of them (Sattolo's algorithm)."""
+    donors = list(ids)
+    for i in range(len(donors) - 1, 0, -1):
+        j = int(rng.integers(i))
+        donors[i], donors[j] = donors[j], donors[i]
+    return dict(zip(ids, donors, strict=True))
+
+
+def draw_cycle(
+    ids: list[str], rng: np.random.Generator, texts: dict[str, str] | None = None, tries: int = 1000
+) -> dict[str, str]:
+    """Draw one random cycle through all ids (`_link_cycle`).
+
+    With texts: the first of `tries` draws in which no neighbours read the same, or the one in which
+    the fewest do.
+    """
+    fewest = len(ids) + 1
+    for _ in range(tries):
+        drawn = _link_cycle(ids, rng)
+        same = sum(texts[own] == texts[donor] for own, donor in drawn.items()) if texts else 0
+        if same < fewest:
+            fewest, best = same, drawn
+        if not fewest:
+            break
+    return best
+
+
+def swap_partners(
+    lengths: dict[str, int],
+    rng: np.random.Generator,
+    bucket: int = 8,
+    texts: dict[str, str] | None = None,
+    tries: int = 1000,
+) -> dict[str, str]:
+    """Return for each id another id whose rationale it gets.
+
+    Never its own, about as long, and each given away exactly once. With texts also not one that
+    reads the same, where `tries` draws find such partners.
+
+    Ids are sorted by length (ties in random order) and cut into buckets of `bucket` (the last one
+    takes the rest, up to twice as many); within a bucket a random cycle is drawn (Sattolo's
+    algorithm). The dict's order does not matter. Raises DataError for fewer than two ids.
+    """
+    if len(lengths) < 2:
+        raise DataError(
+            f"{len(lengths)} question(s) with a rationale; expected at least two to swap rationales"
+        )
+    ids = sorted(lengths)
+    ids = [ids[i] for i in rng.permutation(len(ids))]
+    ids.sort(key=lengths.__getitem__)
+    borders = [*range(0, max(1, len(ids) - bucket + 1), bucket), len(ids)]
+    partners = {}
+    for a, b in pairwise(borders):
+        partners |= draw_cycle(ids[a:b], rng, texts, tries)
+    return {question: partners[question] for question in lengths}
+
+
+@register_corruption("swapped", needs=("partner",))
+def swap_among_like(examples, lengths, texts, rng) -> dict[str, str]:
+    """Give each question the rationale of one of about the same length (`swap_partners`)."""
+    return swap_partners(lengths, rng, texts=texts)
+
+
+@register_corruption("filler")
+def fill_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """Write as many filler tokens: the length alone is left."""
+    return [given.filler_id] * len(ids)
+
+
+@register_corruption("other_same", needs=("partner",))
+def swap_among_same_answers(examples, lengths, texts, rng) -> dict[str, str]:
+    """Give each question the rationale of another one whose right answer reads the same.
+
+    Such a rationale fits the answer, and not the question.
+
+    A question whose answer no other one has keeps its own rationale. That is counted: its sequence
+    is the intact arm's, whose share every run records (`encode.unchanged_share`), notebook 04
+    shows, and verdicts heed. So a difference from the intact arm is understated, never made up.
+    Raises DataError where no question has a partner.
+    """
+    same: dict[str, list[str]] = {}
+    for example in sorted(examples, key=lambda example: example.id):
+        same.setdefault(" ".join(example.label.split()).casefold(), []).append(example.id)
+    partners = {example.id: example.id for example in examples}
+    for ids in same.values():
+        if len(ids) > 1:
+            partners |= draw_cycle([ids[i] for i in rng.permutation(len(ids))], rng, texts)
+    if all(own == partner for own, partner in partners.items()):
+        raise DataError(
+            f"arm other_same: none of {len(examples)} training questions has the "
+            "answer of another one; expected data in which answers return (a microworld does)"
+        )
+    return partners
+
+
+@register_corruption("bag", needs=("rng", "corpus"))
+def draw_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """Draw as many tokens, with replacement, from all training rationales.
+
+    Their vocabulary by frequency, and no text.
+    """
+    tokens = given.corpus.tokens
+    return tokens[given.rng.integers(len(tokens), size=len(ids))].tolist()
+
+
+@register_corruption("length_matched", needs=("corpus",))
+def match_length(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """Cut the rationale, or repeat it from its start, to the training rationales' median length.
+
+    No question's rationale is longer than another's, so a gain cannot come from length.
+    """
+    return [ids[position % len(ids)] for position in range(given.corpus.length)]
+
+
+@register_corruption("no_label", needs=("label",))
+def remove_label_words(ids: list[int], arm: Arm, given: Given) -> list[int]:
+    """Remove the answer's own words (`label_tokens`); the gaps close."""
+    return [token for token, named in zip(ids, given.on_label, strict=True) if not named]
+
+
+ARMS = (
+    "zero_shot",
+    "label_only",
+    *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS),
+)
 
 
 def arm_from_name(name: str, **settings) -> Arm:

@@ -8,18 +8,16 @@ multiset of ids exactly, though its text, tokenised again, may merge differently
 only from the generator that is passed in. A permutation is drawn whole, whatever the amount: with
 one generator state, what is hidden at 25 % is also hidden at 50 %.
 
-`arms.CORRUPTIONS` says what an arm is; its function stands here, under `@changes_tokens` (of one
-rationale) or `@chooses_partners` (whose rationale each question gets).
+What each corruption does stands in arms.py; here is what it needs: the units, the answer's words,
+the training rationales.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
 
 import numpy as np
 
-from cotdistill.arms import CORRUPTIONS, LEFT_OUT, SELECTING, Arm
+from cotdistill.arms import CORRUPTIONS, Arm, Corpus, Given
 from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.students import Student
@@ -37,51 +35,6 @@ FUNCTION_WORDS = {
     "are", "was", "were", "be", "it", "its",
 }
 # fmt: on
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Hold what the training rationales of a run have in common.
-
-    tokens: the ids of all of them in one array, so that a uniform draw is a draw by frequency;
-    length: their median number of tokens, rounded.
-    """
-
-    tokens: np.ndarray
-    length: int
-
-
-@dataclass(frozen=True)
-class Given:
-    """Hold what a function that changes tokens may use beside them.
-
-    units: the positions of each unit's tokens; on_label: for each token whether its word is one of
-    the answer's; the rest as in `corrupt_tokens`.
-    """
-
-    units: list[list[int]]
-    filler_id: int
-    rng: np.random.Generator | None = None
-    scores: Sequence[float] | None = None
-    corpus: Corpus | None = None
-    on_label: Sequence[bool] | None = None
-
-
-TOKEN_CHANGES: dict[str, Callable[[list[int], Arm, Given], list[int]]] = {}
-PARTNER_CHOICES: dict[str, Callable[..., dict[str, str]]] = {}
-
-
-def changes_tokens(name: str) -> Callable:
-    """Register a function (ids, arm, given) -> new ids as the corruption `name`."""
-    return lambda function: TOKEN_CHANGES.setdefault(name, function)
-
-
-def chooses_partners(name: str) -> Callable:
-    """Register a function (examples, lengths, texts, rng) -> {id: partner's id} as `name`.
-
-    The partner is the question whose rationale it gets.
-    """
-    return lambda function: PARTNER_CHOICES.setdefault(name, function)
 
 
 def offsets(student: Student, text: str) -> list[tuple[int, int]]:
@@ -176,34 +129,6 @@ def unit_groups(student: Student, text: str, unit: str) -> list[int] | None:
     )
 
 
-def rank_units(units: list[list[int]], scores: Sequence[float], n_tokens: int) -> np.ndarray:
-    """Rank the units from the highest score to the lowest.
-
-    A unit scores the sum over its tokens; ties go to the earlier one. Raises DataError for scores
-    of another length (they belong to another text or tokenizer) or that are not finite.
-    """
-    scores = np.asarray(scores, dtype=float)
-    if scores.shape != (n_tokens,):
-        raise DataError(
-            f"{scores.size} scores for a rationale of {n_tokens} tokens; expected one score per "
-            "token, made by this student's tokenizer"
-        )
-    if not np.isfinite(scores).all():
-        bad = np.flatnonzero(~np.isfinite(scores))[0]
-        raise DataError(f"score {scores[bad]} at token {bad}; expected finite scores")
-    return np.argsort(-np.array([scores[unit].sum() for unit in units]), kind="stable")
-
-
-def n_kept(amount: float, n: int) -> int:
-    """Return how many of n units an arm keeps.
-
-    amount is a number from 1 on, or below 1 a fraction (then at least one); 0 keeps none.
-    """
-    return (
-        min(n, int(amount)) if amount >= 1 else max(1, round(amount * n)) if amount > 0 and n else 0
-    )
-
-
 def corrupt_tokens(
     ids: list[int],
     arm: Arm,
@@ -261,100 +186,7 @@ def corrupt_tokens(
     for position, group in enumerate(groups):
         members.setdefault(group, []).append(position)
     given = Given(list(members.values()), filler_id, rng, scores, corpus, on_label)
-    return TOKEN_CHANGES[arm.corruption](ids, arm, given)
-
-
-@changes_tokens("shuffled")
-def shuffle_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """Put the units in random order, each as it is."""
-    return [
-        ids[position]
-        for unit in given.rng.permutation(len(given.units))
-        for position in given.units[unit]
-    ]
-
-
-def order_units(ids: list[int], arm: Arm, given: Given) -> np.ndarray:
-    """Return the units in the order in which an arm takes them.
-
-    At random, or by score (the least first, where it says so).
-    """
-    if not arm.needs_scores:
-        return given.rng.permutation(len(given.units))
-    # Ties go to the earlier unit here too
-    least = arm.corruption == "masked" and arm.order == "least"
-    scores = -np.asarray(given.scores, dtype=float) if least else given.scores
-    return rank_units(given.units, scores, len(ids))
-
-
-@changes_tokens("masked")
-def mask_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """Hide exactly round(amount * units) of the units.
-
-    Their tokens become the filler token, or are deleted.
-    """
-    order = order_units(ids, arm, given)
-    hidden = {
-        p for unit in order[: round(arm.amount * len(given.units))] for p in given.units[unit]
-    }
-    if arm.fill == "delete":
-        return [token for position, token in enumerate(ids) if position not in hidden]
-    return [given.filler_id if position in hidden else token for position, token in enumerate(ids)]
-
-
-@changes_tokens("kept")
-def keep_units(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """Keep the `n_kept` units with the highest scores, in their order, and nothing else.
-
-    A selector that chooses tokens instead of ranking them (`arms.SELECTING`) keeps none that it did
-    not choose: the others, all 0, would come in from the first on. No unit is kept that holds a
-    token which the selector leaves out (`arms.LEFT_OUT`), even where fewer than `n_kept` remain.
-    """
-    chosen = order_units(ids, arm, given)[: n_kept(arm.amount, len(given.units))]
-    if arm.needs_scores:
-        chosen = [
-            unit
-            for unit in chosen
-            if all(given.scores[position] > LEFT_OUT for position in given.units[unit])
-        ]
-    if arm.selector in SELECTING:
-        chosen = [
-            unit
-            for unit in chosen
-            if any(given.scores[position] > 0 for position in given.units[unit])
-        ]
-    return [ids[position] for position in sorted(p for unit in chosen for p in given.units[unit])]
-
-
-@changes_tokens("filler")
-def fill_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """Write as many filler tokens: the length alone is left."""
-    return [given.filler_id] * len(ids)
-
-
-@changes_tokens("bag")
-def draw_tokens(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """Draw as many tokens, with replacement, from all training rationales.
-
-    Their vocabulary by frequency, and no text.
-    """
-    tokens = given.corpus.tokens
-    return tokens[given.rng.integers(len(tokens), size=len(ids))].tolist()
-
-
-@changes_tokens("length_matched")
-def match_length(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """Cut the rationale, or repeat it from its start, to the training rationales' median length.
-
-    No question's rationale is longer than another's, so a gain cannot come from length.
-    """
-    return [ids[position % len(ids)] for position in range(given.corpus.length)]
-
-
-@changes_tokens("no_label")
-def remove_label_words(ids: list[int], arm: Arm, given: Given) -> list[int]:
-    """Remove the answer's own words (`label_tokens`); the gaps close."""
-    return [token for token, named in zip(ids, given.on_label, strict=True) if not named]
+    return CORRUPTIONS[arm.corruption].function(ids, arm, given)
 
 
 def word_form(word: str) -> str:
@@ -459,94 +291,4 @@ def choose_partners(
 
     lengths: in tokens.
     """
-    return PARTNER_CHOICES[arm.corruption](examples, lengths, texts, rng)
-
-
-@chooses_partners("swapped")
-def swap_among_like(examples, lengths, texts, rng) -> dict[str, str]:
-    """Give each question the rationale of one of about the same length (`swap_partners`)."""
-    return swap_partners(lengths, rng, texts=texts)
-
-
-@chooses_partners("other_same")
-def swap_among_same_answers(examples, lengths, texts, rng) -> dict[str, str]:
-    """Give each question the rationale of another one whose right answer reads the same.
-
-    Such a rationale fits the answer, and not the question.
-
-    A question whose answer no other one has keeps its own rationale. That is counted: its sequence
-    is the intact arm's, whose share every run records (`encode.unchanged_share`), notebook 04
-    shows, and verdicts heed. So a difference from the intact arm is understated, never made up.
-    Raises DataError where no question has a partner.
-    """
-    same: dict[str, list[str]] = {}
-    for example in sorted(examples, key=lambda example: example.id):
-        same.setdefault(" ".join(example.label.split()).casefold(), []).append(example.id)
-    partners = {example.id: example.id for example in examples}
-    for ids in same.values():
-        if len(ids) > 1:
-            partners |= draw_cycle([ids[i] for i in rng.permutation(len(ids))], rng, texts)
-    if all(own == partner for own, partner in partners.items()):
-        raise DataError(
-            f"arm other_same: none of {len(examples)} training questions has the "
-            "answer of another one; expected data in which answers return (a microworld does)"
-        )
-    return partners
-
-
-def _link_cycle(ids: list[str], rng: np.random.Generator) -> dict[str, str]:
-    """Return each id's successor in one random cycle through all of them (Sattolo's algorithm)."""
-    donors = list(ids)
-    for i in range(len(donors) - 1, 0, -1):
-        j = int(rng.integers(i))
-        donors[i], donors[j] = donors[j], donors[i]
-    return dict(zip(ids, donors, strict=True))
-
-
-def draw_cycle(
-    ids: list[str], rng: np.random.Generator, texts: dict[str, str] | None = None, tries: int = 1000
-) -> dict[str, str]:
-    """Draw one random cycle through all ids (`_link_cycle`).
-
-    With texts: the first of `tries` draws in which no neighbours read the same, or the one in which
-    the fewest do.
-    """
-    fewest = len(ids) + 1
-    for _ in range(tries):
-        drawn = _link_cycle(ids, rng)
-        same = sum(texts[own] == texts[donor] for own, donor in drawn.items()) if texts else 0
-        if same < fewest:
-            fewest, best = same, drawn
-        if not fewest:
-            break
-    return best
-
-
-def swap_partners(
-    lengths: dict[str, int],
-    rng: np.random.Generator,
-    bucket: int = 8,
-    texts: dict[str, str] | None = None,
-    tries: int = 1000,
-) -> dict[str, str]:
-    """Return for each id another id whose rationale it gets.
-
-    Never its own, about as long, and each given away exactly once. With texts also not one that
-    reads the same, where `tries` draws find such partners.
-
-    Ids are sorted by length (ties in random order) and cut into buckets of `bucket` (the last one
-    takes the rest, up to twice as many); within a bucket a random cycle is drawn (Sattolo's
-    algorithm). The dict's order does not matter. Raises DataError for fewer than two ids.
-    """
-    if len(lengths) < 2:
-        raise DataError(
-            f"{len(lengths)} question(s) with a rationale; expected at least two to swap rationales"
-        )
-    ids = sorted(lengths)
-    ids = [ids[i] for i in rng.permutation(len(ids))]
-    ids.sort(key=lengths.__getitem__)
-    borders = [*range(0, max(1, len(ids) - bucket + 1), bucket), len(ids)]
-    partners = {}
-    for a, b in pairwise(borders):
-        partners |= draw_cycle(ids[a:b], rng, texts, tries)
-    return {question: partners[question] for question in lengths}
+    return CORRUPTIONS[arm.corruption].function(examples, lengths, texts, rng)

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 
 from cotdistill.figure_style import VERDICTS, is_narrow, make_axes, place_legend, seed_values
 from cotdistill.paths import root
+from cotdistill.rules import RULES
 
 FAMILIES = {
     "paper": "What the paper claims",
@@ -105,11 +106,8 @@ def _claimed_directions() -> dict[str, str]:
 
 def supporting_side(claim: str, rule: str, margin: float) -> tuple[float, float]:
     """Return from where to where, in points, an estimate would support a claim."""
-    if rule == "equivalence":
-        return -100 * margin, 100 * margin
-    if rule == "noninferiority":
-        return -100 * margin, np.inf
-    return (-np.inf, 0.0) if _claimed_directions().get(claim) == "less" else (0.0, np.inf)
+    low, high = RULES[rule].side(margin, _claimed_directions().get(claim, ""))
+    return 100 * low, 100 * high
 
 
 def _list_estimates(
@@ -158,7 +156,7 @@ def _lay_out(table: pd.DataFrame, pooled: pd.DataFrame | None, several: bool) ->
             "\n".join(textwrap.wrap(contrast, 56 if narrow else 58, break_on_hyphens=False)),
             rows,
             supporting_side(first["claim"], rule, margin),
-            margin if rule in ("equivalence", "noninferiority") else 0.0,
+            margin if RULES[rule].needs_margin else 0.0,
         )
         words = claim.words_height + claim.contrast_height
         lines = (ROW + NUMBER if narrow else ROW) * len(rows)

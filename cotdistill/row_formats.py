@@ -35,19 +35,12 @@ def _official_choices(choices, where: str) -> tuple[list, list]:
     return list(letters), list(texts)
 
 
-def parse_row(dataset: str, row: dict, where: str) -> Example:
-    """Parse one row of a dataset; `where` is "file:line", for the error.
+def parse_own_row(row: dict, where: str) -> Example:
+    """Parse a row in our own format; `where` is "file:line", for the error.
 
-    A row that is not of an official dataset is in our own format: id, question, choices (list),
-    answer (an index from 0 or a letter); or, where the answer is free, without choices and with a
-    number, a word, or yes or no as the answer. Raises DataError.
+    It has id, question, choices (list), answer (an index from 0 or a letter); or, where the answer
+    is free, no choices, and a number, a word, or yes or no as the answer. Raises DataError.
     """
-    if dataset == "gsm8k":
-        return _parse_gsm8k_row(row, where)
-    if dataset in ("commonsense_qa", "openbookqa"):
-        return _parse_lettered_row(dataset, row, where)
-    if dataset == "quarel":
-        return _parse_quarel_row(row, where)
     answer = row.get("answer")
     letter = isinstance(answer, str) and re.fullmatch(r"\(?[A-Z]\)?", answer.strip())
     if "choices" not in row and "answer" in row and not letter:
@@ -66,12 +59,11 @@ def parse_row(dataset: str, row: dict, where: str) -> Example:
     return example
 
 
-def _parse_lettered_row(dataset: str, row: dict, where: str) -> Example:
-    """Parse an official row of CommonsenseQA or OpenBookQA.
+def parse_lettered_row(row: dict, where: str, name: str = "question") -> Example:
+    """Parse an official row of CommonsenseQA or OpenBookQA: id, choices{label,text}, answerKey.
 
-    commonsense_qa: id, question, choices{label,text}, answerKey. openbookqa: the same with
-    question_stem. The authors' own files nest both: question{stem, choices[{label,text}]},
-    answerKey. Raises DataError.
+    name: the field of the question, "question_stem" in OpenBookQA. The authors' own files nest:
+    question{stem, choices[{label,text}]}, answerKey. Raises DataError.
     """
     question_id = get_field(row, "id", where)
     nested = row.get("question") if isinstance(row.get("question"), dict) else {}
@@ -83,7 +75,6 @@ def _parse_lettered_row(dataset: str, row: dict, where: str) -> Example:
             f"{where} (id {question_id}): answer {key!r} is outside the choices; expected one of "
             f"{letters}"
         )
-    name = "question_stem" if dataset == "openbookqa" else "question"
     if nested and (name == "question" or name not in row):
         question = get_field(nested, "stem", where)
     else:
@@ -102,7 +93,7 @@ def split_gsm8k_answer(answer: str) -> tuple[str, str] | None:
     return re.sub(r"<<[^<>]*>>", "", solution).strip(), number.strip().replace(",", "")
 
 
-def _parse_gsm8k_row(row: dict, where: str) -> Example:
+def parse_gsm8k_row(row: dict, where: str) -> Example:
     """Parse an official row of GSM8K: question, and a solution that ends in "#### 42".
 
     The official rows have no id: it is made of the question's text. Raises DataError.
@@ -118,7 +109,7 @@ def _parse_gsm8k_row(row: dict, where: str) -> Example:
     return make_free_example(row.get("id", f"gsm8k-{digest[:12]}"), question, parts[1], where)
 
 
-def _parse_quarel_row(row: dict, where: str) -> Example:
+def parse_quarel_row(row: dict, where: str) -> Example:
     """Parse an official row of QuaRel: "(A) .. (B) .." inside the question, and answer_index.
 
     Raises DataError.

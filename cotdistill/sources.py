@@ -7,6 +7,7 @@ import json
 import re
 import reprlib
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,20 @@ from cotdistill.free_answers import match_answer
 from cotdistill.microworld.knowledge import SPLITS, WORLDS
 from cotdistill.microworld.worlds import make_world, make_worlds
 from cotdistill.parameters import check_worlds
-from cotdistill.row_formats import parse_row, split_gsm8k_answer
+from cotdistill.row_formats import (
+    parse_gsm8k_row,
+    parse_lettered_row,
+    parse_own_row,
+    parse_quarel_row,
+    split_gsm8k_answer,
+)
 from cotdistill.tables import question_rows, split_path
 
-# Where each dataset lives on the hub (pinned), which of its splits play which role, and how the
-# authors' own download names a split's file where it is not the split's name. CommonsenseQA hides
-# its test answers: its validation split is our test split, as in the literature.
+# A new dataset is one entry here: where it lives on the hub (pinned; None: read from files only),
+# which of its splits play which role, how the authors' own download names a split's file where it
+# is not the split's name, and how a row becomes an Example.
+# CommonsenseQA hides its test answers: its validation split is our test split, as in the
+# literature.
 SOURCES = {
     "commonsense_qa": dict(
         hub="tau/commonsense_qa",
@@ -41,6 +50,7 @@ SOURCES = {
         revision="94630fe30dad47192a8546eb75f094926d47e155",
         splits={"train": "train", "test": "validation"},
         files={"train": "train_rand_split", "validation": "dev_rand_split"},
+        parse=parse_lettered_row,
     ),
     "openbookqa": dict(
         hub="allenai/openbookqa",
@@ -48,6 +58,7 @@ SOURCES = {
         revision="388097ea7776314e93a529163e0fea805b8a6454",
         splits={"train": "train", "validation": "validation", "test": "test"},
         files={"validation": "dev"},
+        parse=partial(parse_lettered_row, name="question_stem"),
     ),
     "quarel": dict(
         hub="community-datasets/quarel",
@@ -55,11 +66,22 @@ SOURCES = {
         revision="52be7f062d2c13d401a9e53b6963d8fbcc4abeb4",
         splits={"train": "train", "validation": "validation", "test": "test"},
         files={"train": "quarel-v1-train", "validation": "quarel-v1-dev", "test": "quarel-v1-test"},
+        parse=parse_quarel_row,
     ),
     # Free answers, read from files only. GSM8K's official files are train.jsonl and test.jsonl
-    "gsm8k": dict(hub=None, splits={"train": "train", "test": "test"}, files={}),
-    "svamp": dict(hub=None, splits={"train": "train", "test": "test"}, files={}),
+    "gsm8k": dict(
+        hub=None, splits={"train": "train", "test": "test"}, files={}, parse=parse_gsm8k_row
+    ),
+    "svamp": dict(
+        hub=None, splits={"train": "train", "test": "test"}, files={}, parse=parse_own_row
+    ),
 }
+
+
+def parse_row(dataset: str, row: dict, where: str) -> Example:
+    """Parse a row of a dataset of SOURCES, or of own data; `where` is "file:line", for errors."""
+    parse = SOURCES[dataset]["parse"] if dataset in SOURCES else parse_own_row
+    return parse(row, where)
 
 
 def _check_ids(examples: list[tuple[str, Example]]) -> list[Example]:

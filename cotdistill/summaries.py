@@ -8,13 +8,14 @@ import pandas as pd
 from cotdistill.arms import Arm
 from cotdistill.encode import encode, label_share
 from cotdistill.inference import FAMILIES, SHARED_SEED
+from cotdistill.rules import RULES
 from cotdistill.runs.provenance import provenance
 from cotdistill.runs.word_frequency import predict_by_frequency
 from cotdistill.show import percent, points
 from cotdistill.stats import MEASURE_NAMES, accuracy_table, estimate_measure, measured_arms
 from cotdistill.students import Student
 from cotdistill.study import Study
-from cotdistill.verdicts import RULES, estimate_text
+from cotdistill.verdicts import estimate_text
 
 # The further columns of `results_table` that are intervals: name -> their column
 INTERVALS = {

@@ -3,8 +3,8 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,12 @@ from cotdistill.inference import (
     Effect,
     adjust_families,
     detectable_effect,
-    equivalence_p,
     estimate_share,
-    one_sided_p,
     pool_effects,
-    two_sided_p,
 )
 from cotdistill.measures import MEASURES
 from cotdistill.paths import root, study_dir
+from cotdistill.rules import RULES
 from cotdistill.runs.provenance import provenance
 from cotdistill.stats import (
     FROM_SCORES,
@@ -121,82 +119,6 @@ def judge_study(
     return Judgement(forced, written, table, record)
 
 
-def _judge_side(effect: Effect, null: float, direction: str) -> tuple[float, str]:
-    """Return the two-sided p at `null`; the side on which the estimate lies decides."""
-    above = bool(effect.estimate > null)
-    agrees = above != (direction == "less")
-    return float(two_sided_p(effect, null)), "supported" if agrees else "contradicted"
-
-
-def _judge_equivalence(effect: Effect, margin: float, direction: str) -> tuple[float, str]:
-    """Judge equivalence by two one-sided tests (TOST, Schuirmann 1987).
-
-    Support has the p of TOST, contradiction twice the one-sided p beyond the nearer margin. The
-    smaller of the two counts: at most one of the two null hypotheses is true, so each keeps
-    its level.
-    """
-    inside = float(equivalence_p(effect, margin))
-    above = one_sided_p(effect, margin)
-    below = one_sided_p(effect, -margin, above=False)
-    beyond = min(1.0, 2 * float(min(above, below)))
-    return (inside, "supported") if inside <= beyond else (beyond, "contradicted")
-
-
-def _side_words(estimate: float, null: float, name: str) -> tuple[str, str]:
-    return f"{'above' if estimate > null else 'below'} {name}", f"not told apart from {name}"
-
-
-def _equivalence_words(estimate: float, margin: float) -> tuple[str, str]:
-    name = f"±{100 * margin:g} points"
-    return (
-        f"shown to lie {'within' if abs(estimate) <= margin else 'beyond'} {name}",
-        f"shown to lie neither within nor beyond {name}",
-    )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a claim of one kind is judged, and in which words.
-
-    directions    what `direction` may be in claims.yaml
-    judge         (effect, margin, direction) -> (p, the verdict that a small p brings)
-    words         (estimate, margin) -> (what a small p shows, what a large one leaves open)
-    needs_margin  whether the claim states a margin above 0; the other rules have margin 0
-    arms          the arms of its contrast: "ab" is a - b, "abcd" is (a - b) - (c - d)
-    sign          what stands before the margin in a table
-    """
-
-    directions: tuple[str, ...]
-    judge: Callable[[Effect, float, str], tuple[float, str]]
-    words: Callable[[float, float], tuple[str, str]]
-    needs_margin: bool = False
-    arms: str = "ab"
-    sign: str = ""
-
-
-DIFFERENCE = Rule(
-    directions=("greater", "less"),
-    judge=lambda effect, margin, direction: _judge_side(effect, 0.0, direction),
-    words=lambda estimate, margin: _side_words(estimate, 0.0, "0"),
-)
-RULES = {
-    "difference": DIFFERENCE,
-    "interaction": replace(DIFFERENCE, arms="abcd"),
-    "equivalence": Rule(
-        directions=("equal",),
-        judge=_judge_equivalence,
-        words=_equivalence_words,
-        needs_margin=True,
-        sign="±",
-    ),
-    "noninferiority": Rule(
-        directions=("not_less",),
-        judge=lambda effect, margin, direction: _judge_side(effect, -margin, direction),
-        words=lambda estimate, margin: _side_words(estimate, -margin, f"-{100 * margin:g} points"),
-        needs_margin=True,
-        sign="-",
-    ),
-}
 # Above this share of equal training texts, two arms are not shown to be equivalent: they could
 # hardly differ
 MAX_AS_INTACT = 0.2

@@ -15,7 +15,7 @@ from cotdistill.elicit.thoughts import clean_text, split_thought
 from cotdistill.errors import DataError
 from cotdistill.examples import LETTERS, Example, answer_index, first_equal
 from cotdistill.files import read_jsonl
-from cotdistill.row_formats import parse_row
+from cotdistill.sources import parse_row
 
 TOOL = Example("t", "What cuts bread?", ("glass", "a knife", "copper"), 1)
 YES = Example("y", "Does ice float?", ("yes", "no"), 0)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotdistill import corrupt
-from cotdistill.arms import Arm
+from cotdistill.arms import Arm, swap_partners
 from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.students import load_student
@@ -301,11 +301,11 @@ def test_a_corruption_reaches_neither_question_nor_label():
     st.integers(0, 5),
 )
 def test_swaps_are_derangements_among_the_like(lengths, seed):
-    partners = corrupt.swap_partners(lengths, rng(seed))
+    partners = swap_partners(lengths, rng(seed))
     assert list(partners) == list(lengths) and sorted(partners.values()) == sorted(lengths)
     assert all(a != b for a, b in partners.items())
     backwards = dict(reversed(lengths.items()))
-    assert corrupt.swap_partners(backwards, rng(seed)) == partners
+    assert swap_partners(backwards, rng(seed)) == partners
     # No more than a bucket's worth of questions lies between a question and its donor in length.
     for a, b in partners.items():
         low, high = sorted((lengths[a], lengths[b]))
@@ -320,7 +320,7 @@ def test_no_question_is_given_a_text_that_reads_like_its_own():
     lengths, texts = {f"q{i}": 9 for i in range(16)}, {f"q{i}": f"text {i % 4}" for i in range(16)}
     for seed in range(20):
         plain, partners = (
-            corrupt.swap_partners(lengths, rng(seed), texts=given) for given in (None, texts)
+            swap_partners(lengths, rng(seed), texts=given) for given in (None, texts)
         )
         assert sorted(partners.values()) == sorted(lengths) and all(
             texts[a] != texts[b] for a, b in partners.items()
@@ -328,7 +328,7 @@ def test_no_question_is_given_a_text_that_reads_like_its_own():
         # Drawn anew only where it must be
         assert partners == plain or any(texts[a] == texts[b] for a, b in plain.items())
     # Where it can't
-    assert corrupt.swap_partners({"a": 1, "b": 1}, rng(), texts={"a": "x", "b": "x"}) == {
+    assert swap_partners({"a": 1, "b": 1}, rng(), texts={"a": "x", "b": "x"}) == {
         "a": "b",
         "b": "a",
     }
@@ -337,7 +337,7 @@ def test_no_question_is_given_a_text_that_reads_like_its_own():
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: corrupt.swap_partners({"a": 1}, rng()), "1 question"),
+        (lambda: swap_partners({"a": 1}, rng()), "1 question"),
         (
             lambda: corrupt.corrupt_tokens(
                 [1, 2], arm("kept", amount=1, selector="human"), rng(), filler_id=0

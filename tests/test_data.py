@@ -21,7 +21,6 @@ from cotdistill.examples import (
     repeats_note,
 )
 from cotdistill.files import fingerprint
-from cotdistill.row_formats import parse_row
 from cotdistill.sources import (
     carve_validation,
     concluded_option,
@@ -29,6 +28,7 @@ from cotdistill.sources import (
     load_dataset,
     load_examples,
     load_rationales,
+    parse_row,
     write_rationales,
 )
 

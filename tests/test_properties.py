@@ -24,6 +24,7 @@ from cotdistill.arms import (
     arm_from_name,
     format_target,
     label_text,
+    n_kept,
     parse_answer,
     prompt_text,
     split_generation,
@@ -271,7 +272,7 @@ def test_corruptions_keep_what_they_promise(question, rationale, arm, seed):
         assert after == [corrupt.dots_id(student)] * len(before)
     elif arm.corruption == "kept":
         assert is_subsequence(after, before) and len(after) <= len(before)
-        assert len(after) in sums(list(sizes.values()), corrupt.n_kept(arm.amount, n))
+        assert len(after) in sums(list(sizes.values()), n_kept(arm.amount, n))
     elif arm.corruption == "no_label":
         assert after == [
             i

@@ -16,6 +16,7 @@ from scipy import stats as sps
 from sklearn.metrics import average_precision_score
 
 from cotdistill import corrupt
+from cotdistill.arms import n_kept
 from cotdistill.attribution.methods import aggregate_to_words, attribute_all, top_k
 from cotdistill.attribution.score import Attribution
 from cotdistill.errors import DataError
@@ -177,7 +178,7 @@ def agreement(
             )
             if not len(s):
                 continue
-            size = corrupt.n_kept(k, len(s))
+            size = n_kept(k, len(s))
             common = len(set(top_k(s, k)) & set(top_k(t, k)))
             rows.append(
                 {

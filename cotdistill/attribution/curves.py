@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from cotdistill import corrupt
+from cotdistill.arms import n_kept, rank_units
 from cotdistill.attribution.score import Attribution, freeze_parameters, removal_logps
 from cotdistill.encode import example_rng
 from cotdistill.examples import Example, Rationale
@@ -26,7 +26,7 @@ def token_counts(shares: Sequence[float], n: int) -> list[int]:
 
     Two shares that are the same number of tokens are one point of a curve.
     """
-    return sorted({n if share >= 1 else corrupt.n_kept(share, n) for share in shares})
+    return sorted({n if share >= 1 else n_kept(share, n) for share in shares})
 
 
 def faithfulness(
@@ -59,7 +59,7 @@ def faithfulness(
     counts = sorted({*token_counts(deleted, n), *inserted})
     keep, rows = [np.ones(n, dtype=bool)], []
     for method, values in scores.items():
-        orders = [corrupt.rank_units([[i] for i in range(n)], v, n) for v in np.atleast_2d(values)]
+        orders = [rank_units([[i] for i in range(n)], v, n) for v in np.atleast_2d(values)]
         for k, order in ((k, order) for k in counts for order in orders):
             chosen = np.isin(np.arange(n), order[:k])
             keep.append(~chosen)

@@ -21,7 +21,7 @@ import torch
 from captum.attr import IntegratedGradients
 
 from cotdistill import corrupt
-from cotdistill.arms import LEFT_OUT
+from cotdistill.arms import LEFT_OUT, n_kept, rank_units
 from cotdistill.attribution.score import (
     BASELINES,
     Attribution,
@@ -464,6 +464,6 @@ def top_k(scores: Sequence[float], k: float) -> list[int]:
     k >= 1 is a number, below it a fraction. Ties go to the earlier one. What a method leaves out
     (`arms.LEFT_OUT`) is never among them.
     """
-    order = corrupt.rank_units([[i] for i in range(len(scores))], scores, len(scores))
-    chosen = order[: corrupt.n_kept(k, len(scores))].tolist()
+    order = rank_units([[i] for i in range(len(scores))], scores, len(scores))
+    chosen = order[: n_kept(k, len(scores))].tolist()
     return sorted(i for i in chosen if scores[i] > LEFT_OUT)
