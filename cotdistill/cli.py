@@ -11,7 +11,7 @@ from pathlib import Path
 from cotdistill.errors import DataError, disk_error, one_line
 from cotdistill.kernel import interrupt_once
 from cotdistill.parameters import DEFAULT_STUDENT, load_study, stage_parameters
-from cotdistill.paths import ALL_NOTEBOOKS, artifacts, root, study_path
+from cotdistill.paths import ALL_NOTEBOOKS, artifacts, root, study_dir, study_path
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -113,11 +113,15 @@ def reread_command(chosen: argparse.Namespace) -> None:
 
 def verify_command(chosen: argparse.Namespace) -> None:
     """Train a random sample of a study's published runs again, and compare."""
+    from cotdistill.execute import run_study
     from cotdistill.runs.record import read_record
     from cotdistill.runs.verify import verify
     from cotdistill.study import Study
 
-    read_record(study_path(chosen.study).stem)  # says that there are none before data are read
+    name = study_path(chosen.study).stem
+    read_record(name)  # says that there are none before data are read
+    if not (study_dir(name) / "data.json").is_file():  # a fresh clone has only what is published
+        run_study(chosen.study, ["elicit"], artifacts() / "executed")
     verify(Study.from_yaml(chosen.study), chosen.runs, chosen.seed)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
 
+from cotdistill import sources
 from cotdistill.errors import DataError
 from cotdistill.examples import (
     Dataset,
@@ -705,3 +706,15 @@ def test_nothing_is_left_out_of_microworld_or_where_nothing_is_repeated(tmp_path
     )
     data = load_dataset(folder(tmp_path, ROWS), validation_size=0)
     assert data.left_out == {"train": [], "validation": []} and repeats_note(data) == ""
+
+
+def test_a_new_dataset_is_one_entry(tmp_path, monkeypatch):
+    entry = dict(hub=None, splits={"train": "train", "test": "test"}, files={})
+    entry["parse"] = lambda row, where: Example(row["n"], row["stem"], tuple(row["of"]), row["is"])
+    monkeypatch.setitem(sources.SOURCES, "riddles", entry)
+    rows = [{"n": f"r{i}", "stem": f"Riddle {i}?", "of": ["ice", "fire"], "is": 1} for i in (0, 1)]
+    (tmp_path / "riddles").mkdir()
+    folder(tmp_path / "riddles", rows[:1], rows[1:])
+    data = load_dataset("riddles", tmp_path, validation_size=0)
+    assert [e.label for e in [*data.train, *data.test]] == ["fire", "fire"]
+    assert "riddles" in sources.expected_data()
