@@ -50,24 +50,36 @@ FROM_SCORES = ("p_gold", "acc_norm")  # what an arm without scores (word frequen
 def describe_questions(
     predictions: pd.DataFrame, examples: list[Example], meta: Mapping[str, dict], worlds: str
 ) -> pd.DataFrame:
-    """Add what is known of the questions: columns worlds, question, options, fact and stratum.
+    """Add what is known of the questions: worlds, world, question, options, fact and stratum.
 
-    question, options: the texts, for measures and tables that read them. fact: the cluster of a
-    question, the id where none is known. stratum: where training has its facts ("label",
-    "rationale", "none"), of embedded worlds only. Columns that are there already stay: a study with
-    a world per seed brings its own.
+    question, options: the texts, for measures and tables that read them. world: the seed whose
+    world a question is of, NA where all seeds share one. Of embedded worlds only: fact, "concept:
+    relation" ("theme: start, stop" of a chain; of two steps, that of the second), the cluster of a
+    question, which is the id where none is known; stratum, where training has that fact ("label",
+    "rationale", "none"). Columns that are there already stay.
     """
-    ids, found = predictions["id"], {"worlds": worlds}
-    choices = {example.id: example.choices for example in examples}
-    found["options"] = ids.map(choices)
-    found["question"] = ids.map({example.id: example.question for example in examples})
+    ids, by_id = predictions["id"], {example.id: example for example in examples}
+    column = lambda values: pd.Series(list(values), ids.index, dtype=object)
+    rows = [meta.get(name, {}) for name in ids]
+    found = {
+        "worlds": worlds,
+        "world": column(row.get("world") for row in rows).astype("Int64"),
+        "options": ids.map({name: example.choices for name, example in by_id.items()}),
+        "question": ids.map({name: example.question for name, example in by_id.items()}),
+    }
     if meta:
-        known = {name: row for name, row in meta.items() if "fact" in row}
-        facts = {name: " | ".join(map(str, row["fact"])) for name, row in known.items()}
-        found["fact"] = ids.map(facts).where(ids.isin(facts), ids)
-        found["stratum"] = ids.map({name: row.get("fact_in") for name, row in known.items()})
+        found["fact"] = column(map(_name_fact, rows, ids))
+        found["stratum"] = column(row.get("fact_in") for row in rows)
     new = {name: values for name, values in found.items() if name not in predictions}
     return predictions.assign(**new)
+
+
+def _name_fact(row: Mapping, question_id: str) -> str:
+    """Name the fact that a question asks, or the question where none is known."""
+    if "fact" not in row:
+        return question_id
+    about, *rest = map(str, row["fact"])
+    return f"{about}: {', '.join(rest)}"
 
 
 def _map_options(predictions: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:

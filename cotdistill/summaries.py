@@ -236,24 +236,14 @@ def accuracy_by_fact(study: Study, predictions: pd.DataFrame) -> FactAccuracy:
         for fact, part in parts.items()
     }
     table = pd.DataFrame(columns).reindex(list(predictions["arm"].unique()))
-    mentioned = pd.Series(dtype=float)
-    if "word_frequency" not in table.index:
-        fact_of = dict(zip(predictions["id"], predictions["stratum"], strict=True))
-        mentioned = _mentioned_by_fact(study, fact_of)
-        table.loc["most mentioned option"] = [f"{100 * mentioned[fact]:.1f} %" for fact in parts]
+    rows = predict_by_frequency(study)
+    mentioned = rows.groupby("stratum")["correct_choice"].mean()
+    table.loc["most mentioned option"] = [f"{100 * mentioned[fact]:.1f} %" for fact in parts]
     difference = None
     if "rationale" in parts and {"post_cot", "label_only"} <= set(parts["rationale"].index):
         chosen = predictions[predictions["stratum"] == "rationale"]
         difference = paired_table(chosen, [("post_cot", "label_only")]).iloc[0].to_dict()
-        if "word_frequency" in parts["rationale"].index:
-            mentioned["rationale"] = parts["rationale"].loc["word_frequency", "accuracy"]
     return FactAccuracy(table.rename_axis("arm"), difference, mentioned.get("rationale", np.nan))
-
-
-def _mentioned_by_fact(study: Study, fact_of: dict[str, str]) -> pd.Series:
-    """Measure how often the option that training rationales mention most is right, by fact."""
-    rows = predict_by_frequency(study)
-    return rows.groupby(rows["id"].map(fact_of))["correct_choice"].mean()
 
 
 def target_lengths(study: Study, arms: list[Arm], limit: int = 500) -> pd.DataFrame:

@@ -168,7 +168,7 @@ def test_questions_bring_their_texts_facts_and_strata(rng):
     examples = [Example(f"q{i}", "What?", ("cup", "a long hat"), 0) for i in range(3)]
     meta = {"q0": dict(fact=("cup", "use"), fact_in="label"), "q1": dict(fact=("cup", "use"))}
     found = st.describe_questions(data, examples, meta, "shared")
-    assert list(found["fact"]) == ["cup | use", "cup | use", "q2"]
+    assert list(found["fact"]) == ["cup: use", "cup: use", "q2"]
     assert found["stratum"][0] == "label" and found["worlds"].eq("shared").all()
     assert "acc_norm" in st.accuracy_table(found)
     own = st.describe_questions(data.assign(fact="f"), examples, meta, "shared")

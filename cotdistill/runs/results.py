@@ -188,10 +188,9 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
     study: as it is, or the name of one that notebook 02 has saved.
 
     Columns: study, dataset, student, arm, seed, id, gold, generated (NA: parse failure), choice,
-    correct_generated, correct_choice, tokens_generated, cut_off; fact, stratum, world
-    (`describe_facts`), worlds, question and options (`stats.describe_questions`); rationale and
-    text, what the student wrote: None where a run came from a published file, which holds no text.
-    A run that two stages share appears once.
+    correct_generated, correct_choice, tokens_generated, cut_off; what is known of the questions
+    (`stats.describe_questions`); rationale and text, what the student wrote: None where a run came
+    from a published file, which holds no text. A run that two stages share appears once.
 
     Raises DataError where the runs of two stages differ in more than their arm and seed: a setting
     was changed, and one stage not run again.
@@ -223,31 +222,8 @@ def load_predictions(study: Study | str, stages: list[str]) -> pd.DataFrame:
         study=name_of_study,
         dataset=setting.data["dataset"],
         student=setting.student,
-        **describe_facts(study, table["id"]),
     )
     return describe_questions(table, study.data.test, study.data.meta, setting.worlds)
-
-
-def describe_facts(study: Study, ids: pd.Series) -> dict[str, pd.Series]:
-    """Say of each question which fact it asks, in which stratum and in which world.
-
-    fact: "concept: relation" ("theme: start, stop" of a chain), the cluster of a question; one of
-    two steps has that of the second. stratum: where training has the question's facts, "rationale",
-    "label" or "none". Both are there for embedded worlds only. world: the seed whose world the
-    question is of, NA where all seeds share one.
-    """
-    meta = study.data.meta
-    worlds = pd.Series([meta.get(key, {}).get("world") for key in ids], ids.index, dtype="Int64")
-    if not meta:
-        return {"world": worlds}
-    rows = [meta[key] for key in ids]
-    facts = [f"{row['fact'][0]}: {', '.join(map(str, row['fact'][1:]))}" for row in rows]
-    strata = [row["fact_in"] for row in rows]
-    return {
-        "fact": pd.Series(facts, ids.index, dtype=object),
-        "stratum": pd.Series(strata, ids.index, dtype=object),
-        "world": worlds,
-    }
 
 
 def load_history(study: Study | str, stages: list[str]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from cotdistill.evaluate import most_mentioned
 from cotdistill.examples import Example
-from cotdistill.runs.results import describe_facts
+from cotdistill.stats import describe_questions
 from cotdistill.study import Study
 
 ARM = "word_frequency"
@@ -22,16 +22,11 @@ def training_texts(study: Study, seed: int) -> list[str]:
 def add_word_frequency(study: Study, predictions: pd.DataFrame) -> pd.DataFrame:
     """Append the rows of `predict_by_frequency` to an embedded study's predictions.
 
-    What the predictions say of a question or of the study beside these rows, is said of them too.
     Other data are returned as they are.
     """
     if not study.data.meta:
         return predictions
-    rows = predict_by_frequency(study)
-    known = predictions.drop_duplicates("id").set_index("id")
-    for name in {"question", "options", "worlds"} & set(predictions):
-        rows[name] = rows["id"].map(known[name])
-    return pd.concat([predictions, rows], ignore_index=True)
+    return pd.concat([predictions, predict_by_frequency(study)], ignore_index=True)
 
 
 def predict_by_frequency(study: Study) -> pd.DataFrame:
@@ -62,7 +57,7 @@ def predict_by_frequency(study: Study) -> pd.DataFrame:
             )
         )
     table, setting = pd.concat(frames, ignore_index=True), study.setting
-    return table.assign(
+    table = table.assign(
         study=study.name,
         dataset=setting.data["dataset"],
         student=setting.student,
@@ -72,5 +67,5 @@ def predict_by_frequency(study: Study) -> pd.DataFrame:
         choice=pd.array([pd.NA] * len(table), dtype="Int64"),
         tokens_generated=0,
         cut_off=False,
-        **describe_facts(study, table["id"]),
     )
+    return describe_questions(table, study.data.test, study.data.meta, setting.worlds)
