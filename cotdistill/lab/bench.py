@@ -18,7 +18,7 @@ from cotdistill.readings import lab as readings
 from cotdistill.students import Student
 from cotdistill.study import Study
 
-WIDE = w.Layout(width="620px")
+WIDE = w.Layout(width="620px", flex="0 1 auto")
 
 
 class Chooser:
@@ -36,7 +36,7 @@ class Chooser:
         )
         self.count = w.HTML(readings.questions_found(len(questions), len(questions)))
         back, forth = (
-            w.Button(description=name, layout=w.Layout(width="auto"))
+            w.Button(description=name, layout=w.Layout(width="auto", flex="0 0 auto"))
             for name in ("◀ previous", "next ▶")
         )
         back.on_click(lambda _: self.move(-1))

@@ -43,7 +43,7 @@ STYLE = """<style>
 .cotdistill-pair .right {background: #E3F3EA}
 .cotdistill-pair .whole {grid-column: 1 / 3; background: none; color: inherit; padding: 8px 0 0}
 .cotdistill-curves {display: flex; flex-wrap: wrap; gap: 12px}
-.cotdistill-curves svg {background: #fff; max-width: 100%}
+.cotdistill-curves svg {background: #fff; flex: 1 1 300px; max-width: 430px; height: auto}
 @media (max-width: 600px) {.cotdistill-pair {grid-template-columns: 1fr}
   .cotdistill-pair .whole {grid-column: 1} .cotdistill-bars td.bar {width: 120px}}
 </style>"""
@@ -224,7 +224,10 @@ def draw_curve(
 
 
 def learning_html(arms: dict, chance: float) -> str:
-    """Draw the losses and p(gold) of a job's arms side by side; arms: of `jobs.Job`."""
+    """Draw the losses and p(gold) of a job's arms side by side; arms: of `jobs.Job`.
+
+    A curve is shown from its first point on: no empty axes while a job starts.
+    """
     steps = max((one.steps for one in arms.values()), default=0)
     label = {
         name: [(b["step"], b["label_loss"]) for b in one.batches if b["label_loss"] is not None]
@@ -233,12 +236,16 @@ def learning_html(arms: dict, chance: float) -> str:
     loss = {name: [(b["step"], b["loss"]) for b in one.batches] for name, one in arms.items()}
     gold = {name: [(c["step"], c["p_gold"]) for c in one.checks] for name, one in arms.items()}
     nats = dict(unit="nats a token", steps=steps)
+    shares = dict(unit="", top=1.0, steps=steps, chance=chance)
     figures = [
-        curve_svg("loss on the label, nats a token", label, **nats),
-        curve_svg("loss on all that is learnt, nats a token", loss, **nats),
-        curve_svg("p(gold) on validation questions", gold, unit="", top=1.0, steps=steps,
-                  chance=chance),
-    ]  # fmt: skip
+        curve_svg(title, curves, **options)
+        for title, curves, options in (
+            ("loss on the label, nats a token", label, nats),
+            ("loss on all that is learnt, nats a token", loss, nats),
+            ("p(gold) on validation questions", gold, shares),
+        )
+        if any(curves.values())
+    ]
     return f'{STYLE}<div class="cotdistill-curves">{"".join(figures)}</div>'
 
 
