@@ -18,7 +18,7 @@ from cotdistill.readings import lab as readings
 from cotdistill.students import Student
 from cotdistill.study import Study
 
-WIDE = w.Layout(width="620px", flex="0 1 auto")
+WIDE = w.Layout(width="580px")
 
 
 class Chooser:
