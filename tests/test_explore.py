@@ -750,7 +750,6 @@ def train_and_stop(browser: Browser) -> None:
     browser.wait("document.body.innerText.includes('opens in any browser')")
 
 
-@pytest.mark.xfail(reason="its last step was mended, and not seen to pass since", strict=False)
 @pytest.mark.browser
 @needs_chromium
 def test_a_reader_selects_tokens_in_jupyterlab(tmp_path):
