@@ -37,7 +37,7 @@ _EXPORTS = {
     "mechanism": "mechanism",
     "MethodScores": "runs.method_scores",
     "plots": "plots",
-    "pool_with": "verdicts",
+    "pool_study": "pooling",
     "read_selections": "attribution.score_files",
     "readings": "readings",
     "resolve": "study",

@@ -30,7 +30,6 @@ VERDICTS = {
     "contradicted": ("#D55E00", "X"),
     "inconclusive": ("#767676", "s"),
     "not measured": ("#BBBBBB", "|"),
-    "pooled": ("#000000", "D"),
 }
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933"]
 MARKERS = ["o", "^", "s", "X", "D", "v", "P", "*"]

@@ -32,6 +32,7 @@ ROW = 0.62  # height of one estimate
 HEAD = 0.75  # height of a family's heading
 GAP = 0.42  # between two claims
 SIDE = "#DCEBF5"  # what would support a claim
+POOLED = "D"  # marker of an estimate over studies
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Estimate:
     """Hold one line of a forest plot, in points: a study's estimate of a claim, or the pooled one.
 
     seeds: NA where nothing was measured, 0 for a pooled estimate. by_seed: empty where not known.
+    pooled: over studies; it has the verdict's colour, and is a diamond.
     """
 
     study: str
@@ -48,6 +50,7 @@ class Estimate:
     verdict: str
     seeds: int
     by_seed: np.ndarray
+    pooled: bool = False
 
     @property
     def spans(self) -> list[float]:
@@ -125,11 +128,14 @@ def _list_estimates(
         for _, row in group.iterrows()
     ]
     claim = group["claim"].iloc[0]
-    match = pooled[pooled["claim"] == claim] if pooled is not None else ()
+    match = (
+        pooled[(pooled["claim"] == claim) & (pooled["studies"] > 1)] if pooled is not None else ()
+    )
     if len(match):
         m = match.iloc[0]
         ends = (100 * m[c] for c in ("estimate", "low", "high"))
-        rows.append(Estimate(f"pooled ({m['studies']} studies)", *ends, "pooled", 0, np.array([])))
+        name = f"pooled ({m['studies']} studies)"
+        rows.append(Estimate(name, *ends, m["verdict"], 0, np.array([]), pooled=True))
     return rows
 
 
@@ -208,16 +214,18 @@ def _draw_estimate(ax: Axes, row: Estimate, at: float, reach: float) -> None:
     if pd.isna(row.value):
         return
     colour, marker = VERDICTS[row.verdict]
+    marker = POOLED if row.pooled else marker
     ends = [max(row.low, -reach), min(row.high, reach)]
     dashes = (0, (2, 1.2)) if row.seeds == 1 else "solid"
-    wide = 2.0 if row.verdict == "pooled" else 1.5
+    wide = 2.4 if row.pooled else 1.5
     pale = 0.35 if row.seeds == 2 else 1.0
     ax.plot(ends, [at, at], color=colour, linewidth=wide, linestyle=dashes, alpha=pale, zorder=2)
     for end, sign, arrow in ((row.low, -1, "<"), (row.high, 1, ">")):
         if sign * end > reach:
             ax.plot(sign * reach, at, arrow, color=colour, markersize=5, alpha=pale, clip_on=False)
     edge = dict(markeredgecolor="white", markeredgewidth=0.6, linestyle="none")
-    ax.plot(row.value, at, marker=marker, color=colour, markersize=7, zorder=3, **edge)
+    size = 9 if row.pooled else 7
+    ax.plot(row.value, at, marker=marker, color=colour, markersize=size, zorder=3, **edge)
     ax.plot(
         row.by_seed,
         np.full(len(row.by_seed), at + 0.22),
@@ -239,7 +247,7 @@ def _write_estimate(ax: Axes, row: Estimate, top: float, bottom: float) -> None:
         place = dict(transform=across, va="center", fontsize=8, color=grey)
         ax.text(1.02, (top + bottom) / 2, name + row.text, **place)
         return
-    verdict = "" if pd.isna(row.value) or row.verdict == "pooled" else f", {row.verdict}"
+    verdict = "" if pd.isna(row.value) else f", {row.verdict}"
     colour = grey if pd.isna(row.value) else VERDICTS[row.verdict][0]
     place = dict(transform=across, va="bottom", fontsize=8, color=colour, fontweight="bold")
     ax.text(0.0, top - 0.06, name + row.text + verdict, **place)
@@ -253,6 +261,9 @@ def _explain(ax: Axes, claims: list[ForestClaim]) -> None:
     handles = [
         Line2D([], [], color=VERDICTS[v][0], marker=VERDICTS[v][1], label=v, **edge) for v in used
     ]
+    if any(row.pooled for row in every):
+        diamond = dict(marker=POOLED, linestyle="none", color="#767676", **edge)
+        handles.append(Line2D([], [], label="pooled over studies", **diamond))
     if any(len(row.by_seed) for row in every):
         dot = dict(marker="o", linestyle="none", markersize=3.2, color="#767676")
         handles.append(Line2D([], [], label="one seed", markerfacecolor="white", **dot))
@@ -281,9 +292,9 @@ def forest(table: pd.DataFrame, pooled: pd.DataFrame | None = None, ax: Axes | N
 
     Colour and marker say the verdict, the shade where an estimate would support the claim, and
     small dots what each seed gave, where the table has `by_seed`. `table`: verdicts of one or
-    several studies (then a line each, and `pooled` from verdicts.pool as a diamond), grouped by
-    `family` where it has that column. Claims without an estimate are listed as not measured; a
-    claim in other units (per 100 tokens) is left out.
+    several studies (then a line each, and `pooled`, a `pooling.Pool`'s table, as a diamond where it
+    is over two studies or more), grouped by `family` where it has that column. Claims without an
+    estimate are listed as not measured; a claim in other units (per 100 tokens) is left out.
     """
     table = table[table["measure"] != "correct_per_100_tokens"]
     several = table["study"].nunique() > 1 or pooled is not None

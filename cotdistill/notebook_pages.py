@@ -13,10 +13,11 @@ from cotdistill.paths import ALL_NOTEBOOKS
 
 # What each figure shows, for its caption; a notebook's picture of that name has the same
 CAPTIONS = {
-    "claims": "Each claim's estimate with its 95 % interval. Small circles, where known, are "
-    "single seeds; an estimate in the blue shade supports the claim.",
     "forest": "Each claim's estimate with its 95 % interval, coloured by its verdict. Small "
     "circles, where known, are single seeds; an estimate in the blue shade supports the claim.",
+    "pooled": "The claims of the paper's abstract, a line per study and a diamond for the mean "
+    "over them, each with its 95 % interval and the colour of its verdict. Small circles are "
+    "single seeds; an estimate in the blue shade supports the claim.",
     "placement": "How often each arm picks the right option. Small circles, where known, are "
     "single seeds.",
     "shuffle": "Accuracy with the rationale intact and spoilt. The band is label_only.",

@@ -836,6 +836,7 @@ FIGURES = {
     "key_tokens": key_tokens_bars,
     "masking": masking_curves,
     "forest": forest,
+    "pooled": forest,
     "lasting": interval_lines,
     "alignment": interval_lines,
     "label_dial": interval_lines,

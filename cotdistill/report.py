@@ -13,6 +13,7 @@ from cotdistill.errors import DataError
 from cotdistill.files import atomic_write
 from cotdistill.new_study import render_keys_table
 from cotdistill.paths import root
+from cotdistill.pooling import Pool, choose_records, make_pools
 from cotdistill.show import percent
 from cotdistill.stats import MEASURED_BY
 
@@ -117,6 +118,56 @@ def render_verdict_table(records: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def readme_pool(records: dict[str, dict]) -> Pool | None:
+    """Return the pool that the README shows, the largest of two real studies or more; else None."""
+    pools = make_pools(choose_records(list(records.values())))
+    real = [pool for pool in pools if pool.kind == "real" and len(pool.studies) > 1]
+    return max(real, key=lambda pool: len(pool.studies), default=None)
+
+
+def pool_pictures(pool: Pool) -> list[str]:
+    """Name the pictures of a pool's forest plot, for a page and for a phone."""
+    stem = f"pooled-{pool.kind}-{pool.loss}"
+    return [f"{stem}.svg", f"{stem}-phone.svg"]
+
+
+def render_readme_verdicts(records: dict[str, dict]) -> str:
+    """Write the README's first table: pooled over real studies once there are two of them.
+
+    Before that, a column per study (`render_verdict_table`). Claims about the mechanism are left to
+    docs/findings.md.
+    """
+    pool = readme_pool(records)
+    if pool is None:
+        short = {
+            study: record | {"verdicts": [r for r in record["verdicts"] if _in_readme(r)]}
+            for study, record in records.items()
+        }
+        return render_verdict_table(short)
+    page, phone = pool_pictures(pool)
+    lines = [
+        f'<picture><source media="(max-width: 600px)" srcset="docs/figures/{phone}">'
+        f'<img src="docs/figures/{page}" alt="Each claim\'s effect in every study, and pooled">'
+        "</picture>",
+        "",
+        "| claim | pooled | studies |",
+        "|---|---|---|",
+    ]
+    for row in pool.table.to_dict("records"):
+        if _in_readme(row):
+            own = pool.effects[pool.effects["claim"] == row["claim"]].to_dict("records")
+            each = ", ".join(f"{r['study']} {100 * r['estimate']:+.1f}" for r in own)
+            lines.append(f"| {row['words'].rstrip('.')} | {_verdict_cell(row)} | {each} |")
+    missing = "; ".join(f"{dataset}, {student}" for dataset, student in pool.missing)
+    lines += ["", f"Not there yet: {missing}."] if missing else []
+    return "\n".join(lines) + "\n"
+
+
+def _in_readme(row: dict) -> bool:
+    """Tell whether the README shows a row: claims of the paper, and of what an answer costs."""
+    return row.get("family") != "mechanism"
+
+
 def _verdict_cell(row: dict | None) -> str:
     """Write a verdict, and its estimate with the 95 % interval in points; a dash for none."""
     if row is None:
@@ -145,7 +196,7 @@ def render_documents(executed: Path) -> list[Path]:
     texts[code_map] = render_block(text, "modules", modules, "docs/code-map.md")
     text = readme.read_text(encoding="utf-8")
     if "<!-- verdicts -->" in text:
-        table = render_verdict_table(records)
+        table = render_readme_verdicts(records)
         texts[readme] = render_block(text, "verdicts", table, "README.md")
     for path, text in texts.items():
         with atomic_write(path) as part:

@@ -20,7 +20,8 @@ from cotdistill.forest_plot import FAMILIES, supporting_side
 from cotdistill.gallery import load_gallery
 from cotdistill.notebook_pages import CAPTIONS, notebook_html, picture
 from cotdistill.paths import ALL_NOTEBOOKS, artifacts, study_dir
-from cotdistill.report import whole_record
+from cotdistill.pooling import KINDS, Pool, choose_records, make_pools
+from cotdistill.report import committed_records, pool_pictures, readme_pool, whole_record
 from cotdistill.show import percent
 
 ALL = "all"  # the site over every published study
@@ -209,19 +210,23 @@ def draw_figures(record: dict, folder: Path, chance: float | None) -> list[dict]
     ]
 
 
-def draw_picture(name: str, table: pd.DataFrame, folder: Path, *, alt: str, **options) -> dict:
-    """Draw one figure as SVG for a page and for a phone; returns its name and markup."""
+def draw_picture(
+    name: str, table: pd.DataFrame, folder: Path, *, alt: str, stem: str = "", **options
+) -> dict:
+    """Draw one figure as SVG for a page and for a phone; returns its name and markup.
+
+    stem: of its files, its name unless given.
+    """
     import matplotlib.pyplot as plt
 
     from cotdistill import plots
     from cotdistill.figure_style import save_as
 
     for narrow, suffix in ((False, ""), (True, "-phone")):
-        drawing = "forest" if name == "claims" else name
-        figure = plots.draw_figure(drawing, table, narrow=narrow, **options)
-        save_as(figure, folder / f"{name}{suffix}.svg")
+        figure = plots.draw_figure(name, table, narrow=narrow, **options)
+        save_as(figure, folder / f"{stem or name}{suffix}.svg")
         plt.close(figure)
-    paths = (f"{folder.name}/{name}.svg", f"{folder.name}/{name}-phone.svg")
+    paths = (f"{folder.name}/{stem or name}.svg", f"{folder.name}/{stem or name}-phone.svg")
     return {"name": name, "markup": picture(*paths, alt, CAPTIONS[name])}
 
 
@@ -375,40 +380,43 @@ def build_all(executed: Path, out: Path) -> Path:
     return out / "index.html"
 
 
-def join_verdicts(records: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Join the verdicts of studies with enough seeds, and pool them where there are two or more.
+def describe_pool(pool: Pool) -> str:
+    """Describe the forest plot over studies in words: its numbers, claim by claim."""
+    parts = []
+    for claim, rows in pool.shown.groupby("claim", sort=False):
+        own = [f"{r['study']} {write_points(r)}, {r['verdict']}" for r in rows.to_dict("records")]
+        both = pool.table[(pool.table["claim"] == claim) & (pool.table["studies"] > 1)]
+        own += [
+            f"pooled over {r['studies']} studies {write_points(r)}, {r['verdict']}"
+            for r in both.to_dict("records")
+        ]
+        parts.append(f"{rows['words'].iloc[0]} {'; '.join(own)}.")
+    return "Forest plot over studies. " + " ".join(parts)
 
-    Two seeds or one hardly say how much seeds vary, so such studies have pages of their own only.
-    A claim that only one of them measured has no pooled estimate: it would be the same line twice.
-    Studies that were judged by earlier statistics (their rows have no family) stand alone as well,
-    beside one that was judged by the present ones.
-    """
-    from cotdistill.verdicts import MIN_SEEDS, pool
 
-    several = [
-        pd.DataFrame(record["verdicts"])
-        for record in records.values()
-        if record and max(row["seeds"] for row in record["accuracy"]) >= MIN_SEEDS
-    ]
-    several = [rows for rows in several if "family" in rows] or several
-    if not several:
-        return pd.DataFrame(), None
-    table = pd.concat(several, ignore_index=True)
-    table = table[table["estimate"].notna() & (table["measure"] != OLD_UNIT)]
-    if len(several) < 2:
-        return table, None
-    pooled = pool(several)
-    return table, pooled[pooled["studies"] > 1]
+def draw_pool(pool: Pool, folder: Path) -> dict:
+    """Draw the forest plot of a pool into a folder; returns its name and markup."""
+    stem, alt = pool_pictures(pool)[0].removesuffix(".svg"), describe_pool(pool)
+    return draw_picture("pooled", pool.shown, folder, alt=alt, stem=stem, pooled=pool.table)
+
+
+def show_pool(pool: Pool, folder: Path) -> dict:
+    """Collect what the page over all studies shows of one pool; names of the template."""
+    from cotdistill.readings import figures
+    from cotdistill.summaries import pooled_table
+
+    return {
+        "title": f"{KINDS[pool.kind].capitalize()}, {pool.loss.replace('_', ' ')} loss",
+        "text": figures.pooled(pool),
+        "figure": draw_pool(pool, folder),
+        "table": _html_table(pooled_table(pool).reset_index().to_dict("records")),
+    }
 
 
 def overview(records: dict[str, dict | None], folder: Path) -> dict:
     """Collect what the page over all studies shows; names of the template."""
     judged = {study: record for study, record in records.items() if record}
-    table, pooled = join_verdicts(judged)
-    figures = []
-    if len(table):
-        alt = _describe("forest", table)
-        figures = [draw_picture("claims", table, folder, alt=alt, pooled=pooled)]
+    pools = make_pools(choose_records(list(judged.values())))
     draw_arm_pictures(folder)
     claims = {}
     for study, record in judged.items():
@@ -416,7 +424,7 @@ def overview(records: dict[str, dict | None], folder: Path) -> dict:
             entry = claims.setdefault(row["claim"], {"words": row["words"], "verdicts": {}})
             entry["verdicts"][study] = row["verdict"]
     return {
-        "figures": figures,
+        "pools": [show_pool(pool, folder) for pool in pools if len(pool.shown)],
         "arms": picture(
             "figures/arms.svg",
             "figures/arms-phone.svg",
@@ -425,7 +433,6 @@ def overview(records: dict[str, dict | None], folder: Path) -> dict:
             "label, the rationale, and what was moved or hidden.",
         ),
         "studies": [_describe_study(study, record) for study, record in records.items()],
-        "shown": sorted(set(table["study"])) if len(table) else [],
         "claims": list(claims.values()),
         "judged": list(judged),
     }
@@ -443,18 +450,16 @@ def draw_arm_pictures(folder: Path) -> list[Path]:
 
 
 def render_pictures(executed: Path, folder: Path) -> list[Path]:
-    """Render the README's pictures from committed verdicts: arms and claims, for page and phone.
+    """Render the README's pictures from committed verdicts, for page and phone.
 
-    The claims are those of the paper where the verdicts say which they are. Returns the paths.
+    They are the arms and, once two studies of real questions are published, the forest plot over
+    them. Returns the paths.
     """
-    records = {p.parent.name: p.parent for p in sorted(executed.glob("*/verdicts.json"))}
-    records = {study: load_record(study, place) for study, place in records.items()}
-    table, pooled = join_verdicts(records)
     paths = draw_arm_pictures(folder)
-    if len(table):
-        table = table[table["section"].str.startswith("abstract")]
-        draw_picture("claims", table, folder, alt="", pooled=pooled)
-        paths += [folder / "claims.svg", folder / "claims-phone.svg"]
+    pool = readme_pool(committed_records(executed))
+    if pool:
+        draw_pool(pool, folder)
+        paths += [folder / name for name in pool_pictures(pool)]
     return paths
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from scipy import stats as sps
 
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write, read_json, write_json
@@ -21,7 +20,6 @@ from cotdistill.inference import (
     adjust_families,
     detectable_effect,
     estimate_share,
-    pool_effects,
 )
 from cotdistill.measures import MEASURES
 from cotdistill.paths import root, study_dir
@@ -57,6 +55,8 @@ def save_verdicts(
             "study": study.name,
             "dataset": study.setting.data["dataset"],
             "student": study.note,
+            "student_name": study.setting.student,
+            "loss": study.setting.train.loss,
             "provenance": provenance(),
             "verdicts": json.loads(table.to_json(orient="records")),
             "accuracy": json.loads(accuracies.to_json(orient="records")),
@@ -335,6 +335,7 @@ COLUMNS = [
     "by_seed",
     "design_effect",
     "flagged",
+    "as_intact",
     "registered",
 ]
 MEASURED = (
@@ -395,22 +396,31 @@ def verdicts(
     predictions = add_direct_arms(predictions)
     rows = [{"study": study, "registered": ""} | _find_arms(claim, predictions) for claim in claims]
     _estimate_claims(claims, rows, predictions)
+    for row in rows:
+        row["as_intact"] = (as_intact or {}).get(row["arms"].get("a"), 0.0)
+        if registered:
+            row["registered"] = _say_registered(row, registered)
+    conclude(claims, rows, alpha)
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
+
+
+def conclude(claims: list[dict], rows: list[dict], alpha: float) -> None:
+    """Give every row its verdict and reason: adjust p within each family, then look at the gates.
+
+    rows: one per claim, in place; verdict (what a small p would bring, or "not measured"), family,
+    effect, p, seeds, estimate, low, high, arms and as_intact (the share of the first arm's training
+    texts that are the intact ones). Of one study's claims, and of those pooled over studies alike.
+    """
     _adjust_claims(claims, rows, alpha)
     by_id = {row["claim"]: row for row in rows}
     for claim, row in zip(claims, rows, strict=True):
-        gate = (
-            _Gate()
-            if row["verdict"] == "not measured"
-            else _find_gate(claim, row, by_id, (as_intact or {}).get(row["arms"]["a"], 0.0))
-        )
+        known = row["verdict"] != "not measured"
+        gate = _find_gate(claim, row, by_id) if known else _Gate()
         row["final"] = "inconclusive" if gate.empty else row["verdict"]
-        if row["verdict"] != "not measured":
+        if known:
             row["reason"] = _reason(claim, row | {"verdict": row["final"]}, alpha, gate)
-        if registered:
-            row["registered"] = _say_registered(row, registered)
     for row in rows:
         row["verdict"] = row.pop("final")
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
 
 
 def _find_arms(claim: dict, predictions: pd.DataFrame) -> dict:
@@ -549,19 +559,18 @@ class _Gate:
     missing: str = ""
 
 
-def _find_gate(claim: dict, row: dict, by_id: dict[str, dict], alike: float) -> _Gate:
+def _find_gate(claim: dict, row: dict, by_id: dict[str, dict]) -> _Gate:
     """Find out whether the support of a claim would say nothing, and why.
 
-    by_id: the rows of all claims, judged. alike: the share of the arm's training texts that equal
-    the intact ones. Of the claims that it requires, the first that was measured is the gate, so
-    that nobody can choose among them afterwards.
+    by_id: the rows of all claims, judged. Of the claims that it requires, the first that was
+    measured is the gate, so that nobody can choose among them afterwards.
     """
     if row["verdict"] != "supported":
         return _Gate()
-    if claim["rule"] == "equivalence" and alike > MAX_AS_INTACT:
+    if claim["rule"] == "equivalence" and row["as_intact"] > MAX_AS_INTACT:
         return _Gate(
-            f"{100 * alike:.0f} % of the training texts of {row['arms']['a']} are the intact "
-            "ones, so the two could hardly differ"
+            f"{100 * row['as_intact']:.0f} % of the training texts of {row['arms']['a']} are the "
+            "intact ones, so the two could hardly differ"
         )
     names = [name for name in _list_gates(claim) if name in by_id]
     run = [name for name in names if by_id[name]["verdict"] != "not measured"]
@@ -588,53 +597,3 @@ def _say_registered(row: dict, registered: Mapping[str, object]) -> str:
     known = {*(arms or []), *map(direct_label, arms or []), "word_frequency"}
     late = arms and not set(row["arms"].values()) <= known
     return "exploratory" if late or row["claim"] not in registered["claims"] else "registered"
-
-
-def pool_with(
-    table: pd.DataFrame, studies: list[str], alpha: float
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Join a study's verdicts with those of other studies that have run, and pool them.
-
-    studies: names, of which empty ones are ignored. The second table is None where there are none.
-    """
-    tables = [table, *(load_verdicts(name) for name in studies if name)]
-    return pd.concat(tables), pool(tables, alpha=alpha) if len(tables) > 1 else None
-
-
-POOLED = ("estimate", "low", "high", "p", "tau", "i2", "predicted_low", "predicted_high", "note")
-
-
-def pool(tables: list[pd.DataFrame], alpha: float = 0.05) -> pd.DataFrame:
-    """Take the random-effects mean of each claim's estimate over studies.
-
-    tables: verdict tables, one a study. One study alone is returned as it is. A study in which
-    nothing varied, whose interval has no width, says nothing of its error and is left out
-    (`studies` counts the others). Studies on the same test set are not independent. Columns: claim,
-    words, measure, studies, one_seed_studies (their intervals ignore seeds), estimate, low, high,
-    p, tau (how far studies differ, a standard deviation), i2 (share of the spread that is between
-    studies), predicted_low, predicted_high (where a further study's effect would lie; three studies
-    or more), note; see `inference.pool_effects`.
-    """
-    joined = pd.concat(tables, ignore_index=True)
-    joined = joined[joined["estimate"].notna() & (joined["high"] > joined["low"])]
-    rows = []
-    for (claim, words, measure), group in joined.groupby(["claim", "words", "measure"], sort=False):
-        row = dict(
-            claim=claim,
-            words=words,
-            measure=measure,
-            studies=len(group),
-            one_seed_studies=int((group["seeds"] == 1).sum()),
-        )
-        pooled = pool_effects([_read_effect(one) for _, one in group.iterrows()], alpha=alpha)
-        rows.append(row | {name: getattr(pooled, name) for name in POOLED})
-    columns = ["claim", "words", "measure", "studies", "one_seed_studies"]
-    return pd.DataFrame(rows, columns=[*columns, *POOLED])
-
-
-def _read_effect(row: pd.Series) -> Effect:
-    """Read the effect of a row of verdicts; of an older table, which has no se, by its interval."""
-    se, df = row.get("se", np.nan), row.get("df", np.nan)
-    if pd.isna(se) or pd.isna(df):
-        se, df = (row["high"] - row["low"]) / (2 * sps.norm.ppf(0.975)), np.inf
-    return Effect(float(row["estimate"]), float(se), float(df))

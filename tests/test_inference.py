@@ -10,7 +10,6 @@ import statsmodels.formula.api as smf
 from scipy import special
 from scipy import stats as sps
 from statsmodels.stats.anova import anova_lm
-from statsmodels.stats.meta_analysis import combine_effects
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
@@ -521,51 +520,6 @@ def test_holm_within_each_family():
     assert np.isnan(adjusted[2])
     with pytest.raises(DataError, match="family is 'ours'; expected one of paper, mechanism, cost"):
         inf.adjust_families([0.1], ["ours"])
-
-
-# --- across studies -----------------------------------------------------------------------------
-
-
-def test_pooling_is_statsmodels_paule_mandel_and_dersimonian_laird():
-    estimates, errors = np.array([0.10, 0.02, 0.05, -0.01]), np.array([0.02, 0.01, 0.03, 0.02])
-    for ours, theirs in (("paule_mandel", "iterated"), ("dersimonian_laird", "dl")):
-        fit = combine_effects(estimates, errors**2, method_re=theirs)
-        assert inf.study_variance(estimates, errors**2, ours) == pytest.approx(fit.tau2, rel=1e-4)
-        effects = [inf.Effect(e, s, 1e9) for e, s in zip(estimates, errors, strict=True)]
-        pooled = inf.pool_effects(effects, method=ours)
-        assert pooled.estimate == pytest.approx(fit.mean_effect_re, rel=1e-4)
-        knapp = max(fit.sd_eff_w_re, fit.sd_eff_w_re_hksj)
-        assert pooled.high - pooled.estimate == pytest.approx(sps.t.ppf(0.975, 3) * knapp, rel=1e-4)
-        assert pooled.i2 == pytest.approx(fit.i2) and "hardly known" in pooled.note
-        assert pooled.predicted_low < pooled.low
-    with pytest.raises(DataError, match="method is 'reml'"):
-        inf.study_variance(estimates, errors**2, "reml")
-
-
-def test_few_studies_are_pooled_without_pretence():
-    one = inf.pool_effects([inf.Effect(0.1, 0.02, 8.0)])
-    low, high = inf.confidence_interval(inf.Effect(0.1, 0.02, 8.0))
-    assert (one.low, one.high, one.note) == (low, high, "one study: not pooled")
-    two = inf.pool_effects([inf.Effect(0.1, 0.02, 8.0), inf.Effect(0.1, 0.02, 8.0)])
-    assert two.tau == 0 and two.high - 0.1 > 12 * 0.02 / np.sqrt(2) and np.isnan(two.predicted_low)
-    many = inf.pool_effects([inf.Effect(0.1, 0.02, 8.0)] * 8)
-    assert many.high - 0.1 < 0.025 and many.note == ""
-    with pytest.raises(DataError, match="study 2: standard error is 0"):
-        inf.pool_effects([inf.Effect(0.1, 0.02, 8.0), inf.Effect(0.1, 0.0, 8.0)])
-    with pytest.raises(DataError, match="no study to pool"):
-        inf.pool_effects([])
-
-
-def test_pooled_intervals_cover(rng):
-    covered = []
-    for _ in range(600):
-        errors = rng.uniform(0.01, 0.05, 4)
-        found = rng.normal(0.05, np.hypot(0.03, errors))
-        pooled = inf.pool_effects(
-            [inf.Effect(e, s, 1e9) for e, s in zip(found, errors, strict=True)]
-        )
-        covered.append(pooled.low <= 0.05 <= pooled.high)
-    assert np.mean(covered) >= sps.binom.ppf(0.001, 600, 0.95) / 600
 
 
 # --- calibration --------------------------------------------------------------------------------

@@ -299,7 +299,8 @@ def test_a_second_study_is_pooled_with_the_first(smoke, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     text = (tmp_path / "out" / "twin" / "06_figures.ipynb").read_text()
     assert (
-        "one seed studies" in text
-        and "post_beats_pre" in text
+        "Over all studies" in text
+        and "Pooled: twin (microworld/everyday, tiny-llama); smoke" in text
+        and "where a further study would lie" in text
         and (tmp_path / "out" / "twin" / "forest.png").stat().st_size > 10_000
     )

@@ -126,7 +126,9 @@ FIGURES = {
     "forest": lambda: plots.forest(verdict_table()),
     "forest_pooled": lambda: plots.forest(
         pd.concat([verdict_table(), verdict_table("probe", 1)]),
-        pd.DataFrame([dict(claim="one", studies=2, estimate=0.05, low=0.02, high=0.08)]),
+        pd.DataFrame(
+            [dict(claim="one", studies=2, estimate=0.05, low=0.02, high=0.08, verdict="supported")]
+        ),
     ),
     "cost_against_accuracy": lambda: plots.cost_against_accuracy(accuracy_table(), 0.25),
     "token_heatmap": lambda: plots.token_heatmap(

@@ -21,7 +21,6 @@ from cotdistill.verdicts import (
     RULES,
     estimate_text,
     load_claims,
-    pool,
     resolve_contrast,
     verdicts,
 )
@@ -612,46 +611,3 @@ def test_bad_predictions(rng):
         st.accuracy_table(data.drop(data.index[0]))
     with pytest.raises(DataError, match="several values of study"):
         verdicts(pd.concat([data, data.assign(study="t")]), [claim()])
-
-
-# --- across studies
-# ----------------------------------------------------------------------
-
-
-def verdict_row(estimate, error, **more):
-    half = sps.norm.ppf(0.975) * error
-    row = dict(claim="x", words="w", measure="m", estimate=estimate, p=0.5, seeds=3)
-    return pd.DataFrame([row | dict(low=estimate - half, high=estimate + half) | more])
-
-
-def test_pool_takes_the_effects_of_old_and_new_studies():
-    effects = [(0.10, 0.02), (0.02, 0.01), (0.05, 0.03), (-0.01, 0.02)]
-    ours = inference.pool_effects([inference.Effect(e, s, np.inf) for e, s in effects])
-    old = pool([verdict_row(e, s) for e, s in effects]).iloc[0]
-    new = pool([verdict_row(e, s, se=s, df=np.inf) for e, s in effects]).iloc[0]
-    for row in (old, new):
-        for name in ("estimate", "low", "high", "tau", "predicted_low", "predicted_high"):
-            assert row[name] == pytest.approx(getattr(ours, name))
-        assert row["studies"] == 4 and row["predicted_low"] < row["low"]
-    # few degrees of freedom make a study's weight smaller
-    few = pool([verdict_row(e, s, se=s, df=3.0 if e == 0.1 else np.inf) for e, s in effects])
-    assert few["estimate"][0] < new["estimate"]
-    alone = pool([verdict_row(0.1, 0.02)]).iloc[0]
-    assert (alone["low"], alone["high"]) == pytest.approx(
-        (0.1 - 1.959964 * 0.02, 0.1 + 1.959964 * 0.02)
-    )
-    assert alone["note"] == "one study: not pooled"
-    # nothing varied: it says nothing of its error
-    still = pool([verdict_row(0.1, 0.0), verdict_row(0.1, 0.02)]).iloc[0]
-    assert still["studies"] == 1
-
-
-def test_pool_leaves_out_what_was_not_measured(rng):
-    claims = load_claims(CLAIMS)
-    tables = [
-        verdicts(predictions(rng, ARMS, seeds=s, study=f"s{s}", questions=60), claims)
-        for s in (1, 3)
-    ]
-    pooled = pool(tables).set_index("claim")
-    assert set(pooled.index) == set(tables[0].loc[tables[0]["estimate"].notna(), "claim"])
-    assert pooled.loc["post_beats_pre", ["studies", "one_seed_studies"]].tolist() == [2, 1]

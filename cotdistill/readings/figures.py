@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from cotdistill.pooling import KINDS, Pool
 from cotdistill.readings.common import select_nonzero
 from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
@@ -128,15 +129,50 @@ def forest(table: pd.DataFrame) -> str:
     )
 
 
-def pooled(studies: int) -> str:
-    """Say how to read the table of pooled estimates; empty for one study."""
-    if studies < 2:
+def pooled_head(pool: Pool | None) -> str:
+    """Head the section over several studies; empty where there is one alone."""
+    if pool is None:
         return ""
-    return (
-        f"Pooled over {studies} studies (random effects), as fractions: 0.02 is two points. *tau* "
-        "is how far studies differ (a standard deviation), *i2* the share of the spread that lies "
-        "between them; *predicted* is where a further study's effect would lie."
+    text = (
+        f"What {len(pool.studies)} studies of {KINDS[pool.kind]}, all trained with the "
+        f"{pool.loss.replace('_', ' ')} loss, say together: a random-effects mean of each claim's "
+        "effect (Paule and Mandel) with the interval of Hartung and Knapp. Verdicts follow the "
+        "same rules as those of one study."
     )
+    return f"## Over all studies\n\n{text}"
+
+
+def pooled(pool: Pool) -> str:
+    """Say which studies are pooled and which are missing, and how the claims stand."""
+    cells = "; ".join(f"{name} ({d}, {s})" for name, (d, s) in pool.studies.items())
+    counts = pool.table["verdict"].value_counts()
+    texts = [
+        f"Pooled: {cells}. Of {len(pool.table)} claims, "
+        + ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        + ".",
+        missing_cells(pool),
+    ]
+    alone = pool.table[pool.table["studies"] == 1]
+    if len(alone):
+        texts.append(
+            f"Measured by one study alone, so not pooled: {', '.join(alone['claim'])}; the "
+            "interval is that study's own."
+        )
+    sets = [cell[0] for cell in pool.studies.values()]
+    if len(set(sets)) < len(sets):
+        texts.append(
+            "Studies of one dataset share its test questions, so they are not independent, and "
+            "the intervals are somewhat too narrow."
+        )
+    return " ".join(filter(None, texts))
+
+
+def missing_cells(pool: Pool) -> str:
+    """Say which cells of dataset and student are not published yet; empty where none is missing."""
+    if not pool.missing:
+        return ""
+    cells = "; ".join(f"{dataset}, {student}" for dataset, student in pool.missing)
+    return f"Not there yet: {cells}."
 
 
 def findings(table: pd.DataFrame) -> str:
