@@ -28,7 +28,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env new data reproduce $(STAGES) lasting mechanism smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
+.PHONY: help env new data reproduce $(STAGES) lasting mechanism grid smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
 
 ##@ Begin
 
@@ -94,6 +94,10 @@ lasting: $(NEEDED) ## notebook 08: does the gain last as students go on?
 mechanism: $(NEEDED) ## notebook 09: which explanation of the gain survives
 $(STAGES) lasting mechanism:
 	@$(RUN) run $(STUDY) --stages $@
+
+grid: $(RAY) ## its runs AT_ONCE=4 side by side on one GPU, in bfloat16
+	@$(RUN) run $(STUDY) --stages elicit
+	@$(RUN) grid $(STUDY) --at-once $(or $(AT_ONCE),4)
 
 smoke: $(READY) ## all notebooks on a tiny random student, in under 3 minutes
 	@$(RUN) run smoke

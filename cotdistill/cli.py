@@ -57,6 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--only", nargs="+", metavar="DATASET", help="fetch these datasets alone")
     data.add_argument("--base-url", help="a server with the paths of raw.githubusercontent.com")
     data.add_argument("--to", default="data", help="the folder, from the repository's root on")
+    grid = add(grid_command, "grid")
+    grid.add_argument("--at-once", type=int, default=4, help="runs side by side on the GPU")
     one = add(run_one_command, "run-one")
     one.add_argument("--arm", required=True)
     one.add_argument("--seed", type=int, default=0)
@@ -204,6 +206,13 @@ def data_command(chosen: argparse.Namespace) -> None:
     from cotdistill.fetch import BASE_URL, fetch_data
 
     fetch_data(root() / chosen.to, chosen.only, chosen.base_url or BASE_URL)
+
+
+def grid_command(chosen: argparse.Namespace) -> None:
+    """Make the runs of a study's grid, several side by side on one GPU."""
+    from cotdistill.runs.side_by_side import run_side_by_side
+
+    run_side_by_side(chosen.study, chosen.at_once)
 
 
 def run_one_command(chosen: argparse.Namespace) -> None:
