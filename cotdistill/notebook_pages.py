@@ -18,6 +18,7 @@ CAPTIONS = {
     "pooled": "The claims of the paper's abstract, a line per study and a diamond for the mean "
     "over them, each with its 95 % interval and the colour of its verdict. Small circles are "
     "single seeds; an estimate in the blue shade supports the claim.",
+    "strata": "Two contrasts of placement within parts of the test questions, with 95 % intervals.",
     "placement": "How often each arm picks the right option. Small circles, where known, are "
     "single seeds.",
     "shuffle": "Accuracy with the rationale intact and spoilt. The band is label_only.",

@@ -769,6 +769,42 @@ def interval_lines(
     return ax
 
 
+def strata_intervals(effects: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw each stratum's effect with its 95 % interval, in points, a colour per contrast.
+
+    effects: of `breadth.strata_effects`. A line per stratum, from the top down, split by split.
+    """
+    strata = list(effects.groupby(["split", "stratum", "n"], sort=False).groups)
+    contrasts = list(dict.fromkeys(effects["contrast"]))
+    ax = make_axes(ax, 6.4, 0.36 * len(strata) + 1.4)
+    for number, contrast in enumerate(contrasts):
+        rows = effects[effects["contrast"] == contrast]
+        at = np.array([strata.index(key) for key in rows[["split", "stratum", "n"]].itertuples(
+            index=False, name=None)]) + 0.26 * (number - (len(contrasts) - 1) / 2)  # fmt: skip
+        value, low, high = (100 * rows[c].to_numpy(float) for c in ("estimate", "low", "high"))
+        ax.errorbar(
+            value,
+            at,
+            xerr=[value - low, high - value],
+            fmt=MARKERS[number],
+            color=CYCLE[number],
+            linewidth=1.3,
+            label=contrast,
+        )
+    ax.axvline(0, color="#222222", linewidth=1, zorder=1)
+    width = 22 if is_narrow() else 60
+    names = [textwrap.fill(f"{split}: {part} (n = {n})", width) for split, part, n in strata]
+    ax.set_yticks(range(len(strata)), names)
+    for number, (split, _, _) in enumerate(strata[1:], 1):
+        if split != strata[number - 1][0]:
+            ax.axhline(number - 0.5, color="#BBBBBB", linewidth=0.8)
+    ax.set(ylim=(len(strata) - 0.4, -0.6), xlabel="Difference (points; line: 95 % interval)")
+    ax.grid(True, axis="x")
+    ax.grid(False, axis="y")
+    place_legend(ax, 2)
+    return ax
+
+
 def _make_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make panels side by side, or on a phone one below the other; sizes in inches, of all."""
     if is_narrow():
@@ -837,6 +873,7 @@ FIGURES = {
     "masking": masking_curves,
     "forest": forest,
     "pooled": forest,
+    "strata": strata_intervals,
     "lasting": interval_lines,
     "alignment": interval_lines,
     "label_dial": interval_lines,

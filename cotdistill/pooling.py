@@ -29,7 +29,7 @@ from cotdistill.runs.published import FILE
 from cotdistill.sources import SOURCES
 from cotdistill.stats import MIN_SEEDS
 from cotdistill.students import BUNDLED
-from cotdistill.verdicts import conclude, load_claims
+from cotdistill.verdicts import conclude, estimate_text, load_claims
 
 KINDS = {"real": "real questions", "embedded": "embedded worlds"}
 SAME = ("measure", "rule", "margin", "stratum")  # of a claim, equal in all studies that are pooled
@@ -336,3 +336,26 @@ def _read_named(name: str, record: dict) -> dict:
             f"{mine[0]} under {mine[1]}; expected studies of one kind and one main loss"
         )
     return other
+
+
+def pooled_table(pool: Pool) -> pd.DataFrame:
+    """List what studies say together of each claim, with numbers in points as text.
+
+    where a further study would lie: the 95 % prediction interval, a dash for fewer than three
+    studies. tau: how far studies differ, a standard deviation.
+    """
+    found = pool.table
+    ends = found[["predicted_low", "predicted_high"]].to_numpy()
+    ahead = [f"{100 * a:+.1f} to {100 * b:+.1f}" if a == a else "–" for a, b in ends]
+    table = pd.DataFrame(
+        {
+            "claim": found["words"],
+            "studies": found["studies"],
+            "pooled estimate, 95 % interval": [estimate_text(row) for _, row in found.iterrows()],
+            "where a further study would lie": ahead,
+            "tau (points)": [f"{100 * tau:.1f}" if tau == tau else "–" for tau in found["tau"]],
+            "p after Holm": [f"{p:.2g}" for p in found["p_holm"]],
+            "verdict": found["verdict"],
+        }
+    )
+    return table.set_index("claim")

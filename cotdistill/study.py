@@ -12,7 +12,7 @@ as a `Study`, which reads its questions and its student once, when they are firs
 import functools
 import os
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +146,31 @@ def read_data(spec: dict) -> Dataset:
     if not any(e.id in rationales for e in data.train):
         raise DataError(f"{path}: covers none of the {len(data.train)} training questions")
     return replace(data, rationales=rationales)
+
+
+def read_elsewhere(name: str, setting: "Setting") -> list[Example]:
+    """Read the test questions of another dataset that a study's students answer too.
+
+    name: one of `also_answer`, from the study's data_dir or, where that is empty, from the hub; of
+    an embedded world with the study's own sizes.
+    Raises DataError for the study's own dataset, one that is not there, and free answers.
+    """
+    own = setting.data["dataset"]
+    if name == own:
+        raise DataError(f"also_answer: {name} is the study's own dataset; expected other ones")
+    where, embedded = resolve(name), name.partition("/")[0] == "microworld"
+    if where == name and name not in SOURCES and not embedded and not Path(where).is_absolute():
+        raise DataError(f"also_answer: {name}: {not_there('folder')}; {expected_data()}")
+    folder = None if embedded else find_data_dir(setting.data["data_dir"], name)
+    world = dict(data_seed=setting.data["data_seed"], microworld=setting.data["microworld"])
+    questions = load_dataset(where, folder, validation_size=0, **(world if embedded else {})).test
+    free = next((e.id for e in questions if e.is_free), None)
+    if free is not None:
+        raise DataError(
+            f"also_answer: {name}: question '{free}' has a free answer; expected questions with "
+            "`choices`, which forced choice needs"
+        )
+    return questions[: setting.also_answer_size or len(questions)]
 
 
 def content_fingerprints(data: Dataset, files: list[str] = ()) -> dict:
@@ -291,7 +316,9 @@ class Setting:
     max_length, max_new_tokens, max_label_tokens: in tokens. keep_weights (of the first pre_cot
     student, for notebook 05) is no part of base.json. student_print: fingerprint of a student that
     lies in a local folder, "" for others and before the setting is saved. worlds: "shared", or
-    "per_seed" where each seed has a microworld of its own.
+    "per_seed" where each seed has a microworld of its own. also_answer: further datasets whose test
+    questions each student answers by forced choice, the first also_answer_size (0: all); no part of
+    a run's key, for they change no run.
     """
 
     study: str
@@ -312,6 +339,8 @@ class Setting:
     keep_weights: bool = False
     student_print: str = ""
     worlds: str = "shared"
+    also_answer: list[str] = field(default_factory=list)
+    also_answer_size: int = 0
 
     def to_json(self) -> dict:
         """Return the setting as base.json holds it."""
@@ -321,6 +350,8 @@ class Setting:
             del values["student_print"]
         if values["worlds"] == "shared":
             del values["worlds"]
+        if not values["also_answer"]:
+            del values["also_answer"], values["also_answer_size"]
         return values
 
     @classmethod
@@ -330,7 +361,8 @@ class Setting:
         `where` and `study` are for the error's text.
         Raises DataError for one that `make train` did not write.
         """
-        later = ("keep_weights", "student_print", "worlds")
+        added = ("student_print", "worlds", "also_answer", "also_answer_size")
+        later = ("keep_weights", *added)
         wanted = [f.name for f in fields(cls) if f.name not in later]
         if not isinstance(values, dict):
             problem = f"a {type(values).__name__}"
@@ -339,7 +371,7 @@ class Setting:
         elif not isinstance(values["train"], dict):
             problem = f"a {type(values['train']).__name__} as train"
         else:
-            known = {field.name for field in fields(TrainConfig)}
+            known = {one.name for one in fields(TrainConfig)}
             problem = ", ".join(f"train's {name}" for name in values["train"] if name not in known)
         if problem:
             raise DataError(
@@ -347,13 +379,12 @@ class Setting:
                 "run that again"
             )
         kept = {name: values[name] for name in wanted} | {"train": TrainConfig(**values["train"])}
-        added = {name: values[name] for name in ("student_print", "worlds") if name in values}
-        return cls(**kept, **added)
+        return cls(**kept, **{name: values[name] for name in added if name in values})
 
 
 # The parameters of notebook 02 that are part of a study's setting under their own names
 PARAMETERS = [
-    field.name for field in fields(Setting) if field.name not in ("data", "train", "student_print")
+    one.name for one in fields(Setting) if one.name not in ("data", "train", "student_print")
 ]
 
 
@@ -368,6 +399,7 @@ class Study:
         mentioned: of a study re-read from its published runs (`from_record`), else None.
         """
         self.setting, self.mentioned = setting, mentioned
+        self.numbers = {}  # of the test questions, where the study is re-read (`breadth`)
         # Called with what its runs learn as they train: batches, validations, epochs (`train_arm`)
         self.watch = lambda row: None
         if data is not None:
@@ -380,7 +412,7 @@ class Study:
         values: parameters by name; other names, as in a notebook's globals(), are not looked at.
         Raises DataError for a hyperparameter out of range or where data.json is missing.
         """
-        train = TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
+        train = TrainConfig(**{one.name: values[one.name] for one in fields(TrainConfig)})
         path = study_dir(values["study"]) / "data.json"
         data = read_json(path, f"`make elicit STUDY={values['study']}`")
         chosen = {name: values[name] for name in PARAMETERS}
@@ -427,7 +459,9 @@ class Study:
         names = ("fact", "fact_in", "world")
         meta = {r["id"]: {n: r[n] for n in names if n in r} for r in rows if "fact" in r}
         data = Dataset(setting.data["dataset"], [], [], test, {}, meta)
-        return cls(setting, data, record["mentioned"])
+        study = cls(setting, data, record["mentioned"])
+        study.numbers = {r["id"]: r["numbers"] for r in rows if "numbers" in r}
+        return study
 
     @property
     def is_record(self) -> bool:
@@ -469,6 +503,12 @@ class Study:
     def data(self) -> Dataset:
         """Questions and rationales."""
         return read_data(self.setting.data)
+
+    @functools.cached_property
+    def elsewhere(self) -> dict[str, list[Example]]:
+        """The test questions of `also_answer`: dataset -> its questions, in their order."""
+        setting = self.setting
+        return {name: read_elsewhere(name, setting) for name in setting.also_answer}
 
     @functools.cached_property
     def student(self) -> Student:
@@ -645,6 +685,7 @@ class Study:
             )
         self._check_student()
         self._check_questions()
+        _ = self.elsewhere  # reads and checks them
 
     def _check_worlds(self) -> None:
         """Check that notebook 01 drew the worlds that the seeds need."""
@@ -719,11 +760,12 @@ class Study:
         room = min(filter(None, limits), default=None)
         if room is None:
             return
+        asked = [*self.test_questions(), *self.data.validation, *sum(self.elsewhere.values(), [])]
         for placement in dict.fromkeys(arm.placement for arm in arms):
             after = setting.max_label_tokens
             if placement == "pre_cot":
                 after += setting.max_new_tokens + len(student.encode("\nAnswer:"))
-            for example in [*self.test_questions(), *self.data.validation]:
+            for example in asked:
                 prompt = prompt_text(example, placement, setting.label_format)
                 n = len(student.bos_ids) + len(student.encode(prompt))
                 if n + after > room:

@@ -20,7 +20,7 @@ from cotdistill.forest_plot import FAMILIES, supporting_side
 from cotdistill.gallery import load_gallery
 from cotdistill.notebook_pages import CAPTIONS, notebook_html, picture
 from cotdistill.paths import ALL_NOTEBOOKS, artifacts, study_dir
-from cotdistill.pooling import KINDS, Pool, choose_records, make_pools
+from cotdistill.pooling import KINDS, Pool, choose_records, make_pools, pooled_table
 from cotdistill.report import committed_records, pool_pictures, readme_pool, whole_record
 from cotdistill.show import percent
 
@@ -403,7 +403,6 @@ def draw_pool(pool: Pool, folder: Path) -> dict:
 def show_pool(pool: Pool, folder: Path) -> dict:
     """Collect what the page over all studies shows of one pool; names of the template."""
     from cotdistill.readings import figures
-    from cotdistill.summaries import pooled_table
 
     return {
         "title": f"{KINDS[pool.kind].capitalize()}, {pool.loss.replace('_', ' ')} loss",

@@ -9,7 +9,6 @@ from cotdistill.arms import Arm
 from cotdistill.encode import encode, label_share
 from cotdistill.inference import FAMILIES, SHARED_SEED
 from cotdistill.rules import RULES
-from cotdistill.pooling import Pool
 from cotdistill.runs.provenance import provenance
 from cotdistill.runs.word_frequency import predict_by_frequency
 from cotdistill.show import percent, points
@@ -180,29 +179,6 @@ def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
     )
     if (measured["registered"] != "").any():
         table["registered"] = measured["registered"]
-    return table.set_index("claim")
-
-
-def pooled_table(pool: Pool) -> pd.DataFrame:
-    """List what studies say together of each claim, with numbers in points as text.
-
-    where a further study would lie: the 95 % prediction interval, a dash for fewer than three
-    studies. tau: how far studies differ, a standard deviation.
-    """
-    found = pool.table
-    ends = found[["predicted_low", "predicted_high"]].to_numpy()
-    ahead = [f"{100 * a:+.1f} to {100 * b:+.1f}" if a == a else "–" for a, b in ends]
-    table = pd.DataFrame(
-        {
-            "claim": found["words"],
-            "studies": found["studies"],
-            "pooled estimate, 95 % interval": [estimate_text(row) for _, row in found.iterrows()],
-            "where a further study would lie": ahead,
-            "tau (points)": [f"{100 * tau:.1f}" if tau == tau else "–" for tau in found["tau"]],
-            "p after Holm": [f"{p:.2g}" for p in found["p_holm"]],
-            "verdict": found["verdict"],
-        }
-    )
     return table.set_index("claim")
 
 

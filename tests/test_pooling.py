@@ -9,7 +9,7 @@ from scipy import optimize
 from scipy import stats as sps
 from statsmodels.stats.meta_analysis import combine_effects
 
-from cotdistill import plots, pooling, readings, report, study_site, summaries
+from cotdistill import plots, pooling, readings, report, study_site
 from cotdistill.errors import DataError
 from cotdistill.inference import Effect, adjust_families, confidence_interval
 from cotdistill.verdicts import load_claims
@@ -236,7 +236,7 @@ def test_readings_name_the_studies_and_what_is_missing(pool):
     assert "3 studies of real questions" in readings.figures.pooled_head(pool)
     twin = pooling.make_pools([FIRST, record("x", FIRST["verdicts"], student="gemma-3-270m")])[0]
     assert "not independent" in readings.figures.pooled(twin)
-    shown = summaries.pooled_table(pool)
+    shown = pooling.pooled_table(pool)
     assert shown["studies"].tolist() == [3, 2]
     assert shown["where a further study would lie"].tolist()[1] == "–"
 

@@ -652,7 +652,7 @@ def test_arms_of_the_stages():
 
 def test_every_reading_is_documented_and_named_here():
     """No sentence without a test: each public function is named in one of these files."""
-    files = ("test_readings", "test_elicit", "test_pooling")
+    files = ("test_readings", "test_elicit", "test_pooling", "test_breadth")
     text = "".join((ROOT / "tests" / f"{name}.py").read_text() for name in files)
     modules = ("attribute", "common", "elicit", "evaluate", "figures", "shuffle", "train")
     indirect = {"quality", "label_losses", "list_arms", "select_nonzero", "read_card"}

@@ -220,7 +220,7 @@ def plan_study(plan: Plan):
     from cotdistill.lab.sources import open_study
 
     study, _ = open_study(plan.study)
-    changes = {"seeds": [plan.seed], "train": {}}
+    changes = {"seeds": [plan.seed], "train": {}, "also_answer": []}
     usable = len(study.usable_questions()[0])
     if plan.student:
         changes["student"] = plan.student

@@ -109,6 +109,32 @@ def facts(difference: dict | None, mentioned: float) -> str:
     )
 
 
+def elsewhere_head(effects: pd.DataFrame) -> str:
+    """Head the answers to other datasets; empty where the study asks for none."""
+    text = (
+        "The same students answer the test questions of other datasets by forced choice, with "
+        "nothing further trained. Accuracies first, then differences in points, with 95 % "
+        "intervals. Does a gain travel?"
+    )
+    return section("On other datasets", text, effects)
+
+
+def elsewhere(effects: pd.DataFrame) -> str:
+    """Read the differences of placement on other datasets; empty where there are none.
+
+    effects: of `breadth.elsewhere_effects`.
+    """
+    if effects.empty:
+        return ""
+    pairs = effects[effects["contrast"].str.contains(" − ")]
+    texts = [
+        f"{r.dataset}: {r.contrast} {points(r._asdict())} points, the interval "
+        f"{'excludes' if r.low > 0 or r.high < 0 else 'includes'} zero."
+        for r in pairs.itertuples()
+    ]
+    return " ".join([*texts, few_seeds(int(effects["seeds"].max()))]).strip()
+
+
 # (a, b): what it means that a is above b, below it, and not told apart from it; the paper's claims
 # come with a sentence of their own where the opposite is found
 HELPS = {

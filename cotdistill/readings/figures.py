@@ -3,7 +3,7 @@
 import pandas as pd
 
 from cotdistill.pooling import KINDS, Pool
-from cotdistill.readings.common import select_nonzero
+from cotdistill.readings.common import section, select_nonzero
 from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
 
@@ -173,6 +173,33 @@ def missing_cells(pool: Pool) -> str:
         return ""
     cells = "; ".join(f"{dataset}, {student}" for dataset, student in pool.missing)
     return f"Not there yet: {cells}."
+
+
+def strata_head(effects: pd.DataFrame) -> str:
+    """Head the section on strata; empty where nothing is known of the questions."""
+    text = (
+        "Exploratory: none of this was written down before a run. The paper's two contrasts of "
+        "placement, by forced choice, within parts of the test questions: by length, by how many "
+        "of the options' words the question uses, by whether its own rationale names the answer, "
+        "and by whether the undistilled student is right."
+    )
+    return section("For which questions?", text, effects)
+
+
+def strata(effects: pd.DataFrame) -> str:
+    """Say which intervals within strata exclude zero, and what chance would bring."""
+    if effects.empty:
+        return ""
+    clear = select_nonzero(effects)
+    found = "; ".join(
+        f"{r.contrast}, {r.split}: {r.stratum} ({100 * r.estimate:+.1f}, n = {r.n})"
+        for r in clear.itertuples()
+    )
+    return (
+        f"{len(clear)} of {len(effects)} intervals exclude zero{f': {found}' if found else ''}. "
+        f"They are not adjusted for their number; by chance alone about "
+        f"{0.05 * len(effects):.1f} would."
+    )
 
 
 def findings(table: pd.DataFrame) -> str:

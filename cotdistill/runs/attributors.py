@@ -143,7 +143,7 @@ def _train_half(study: Study, part: list[Example], number: int, seed: int, say) 
     """
     setting, arm = study.setting, Arm("pre_cot")
     tested = min(TESTED, len(study.test_questions(seed)))
-    alone = replace(setting, seeds=[seed], train_size=0, test_size=tested)
+    alone = replace(setting, seeds=[seed], train_size=0, test_size=tested, also_answer=[])
     half = Study(alone, replace(study.data, train=part))
     config = make_config(half, arm, seed)
     metrics, fresh = load_or_make_run(half, arm, seed, config, keep_weights=True, say=say)

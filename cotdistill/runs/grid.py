@@ -146,7 +146,7 @@ def run_grid(
 def _result(row: dict, metrics: dict) -> dict:
     """Make a run's row of the table that `run_grid` returns."""
     named = {"arm": row["label"], "seed": row["seed"], "key": row["key"][:12]}
-    return named | {k: v for k, v in metrics.items() if k not in ("files", "seal")}
+    return named | {k: v for k, v in metrics.items() if k not in ("files", "seal", "elsewhere")}
 
 
 def _read_grid(study: Study, stage: str, say) -> pd.DataFrame:

@@ -203,7 +203,8 @@ def _ask_workers(ray, study: Study, rows: list[dict], place: dict) -> dict:
     setting = replace(study.setting, student=resolve(study.setting.student))
     if not place["gpus"]:  # Ray hides no GPU from a task that asks for none
         setting = replace(setting, device="cpu")
-    given, put, pending = ray.put((setting, study.data, _versions())), {"": None}, {}
+    given = ray.put((setting, study.data, study.elsewhere, _versions()))
+    put, pending = {"": None}, {}
     for row in rows:
         scores, name = row["scores"]
         if name not in put:
@@ -298,7 +299,7 @@ def store_files(key: str, files: dict[str, np.ndarray]) -> None:
 _latest: list[Study] = []
 
 
-def _worker_study(setting: Setting, data: Dataset) -> Study:
+def _worker_study(setting: Setting, data: Dataset, elsewhere: dict) -> Study:
     """Return the study of a task, whose data came with it: no folder of it is needed here.
 
     A worker keeps its latest study, so that the next task finds its questions encoded and its
@@ -306,6 +307,7 @@ def _worker_study(setting: Setting, data: Dataset) -> Study:
     """
     if not _latest or _latest[0].setting != setting:
         _latest[:] = [Study(setting, data)]
+        _latest[0].elsewhere = elsewhere
     return _latest[0]
 
 
@@ -315,7 +317,7 @@ def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
     Returns node, fresh, seconds, said (progress lines), files (empty where the store is shared); or
     node and error, for what no other worker would do better.
     """
-    setting, data, pinned = given
+    setting, data, elsewhere, pinned = given
     node, said, started = socket.gethostname(), [], time.time()
     torch.set_num_threads(place["cpus"])
     try:
@@ -328,7 +330,7 @@ def work(given: tuple, row: dict, scores: dict | None, place: dict) -> dict:
         os.environ["COTDISTILL_ARTIFACTS"] = (
             place["artifacts"] if shared else str(cache_dir() / "worker")
         )
-        study = _worker_study(setting, data)
+        study = _worker_study(setting, data, elsewhere)
         config = make_config(study, row["arm"], row["seed"], row["config"].get("scores", ""))
         if config != row["config"]:
             raise DataError(

@@ -21,6 +21,7 @@ from cotdistill.study import Study
 from cotdistill.train import fine_tune
 
 STORE_VERSION = 2
+ELSEWHERE = "elsewhere.jsonl"  # a run's answers to the questions of other datasets
 
 
 def make_config(study: Study, arm: Arm, seed: int, scores_fingerprint: str = "") -> dict:
@@ -188,6 +189,38 @@ def train_arm(
     return history, summary | unchanged
 
 
+def answer_elsewhere(study: Study, arm: Arm) -> tuple[list[dict], dict]:
+    """Let the study's student, as it is, answer the questions of other datasets by forced choice.
+
+    Returns (answers, what the metrics say of them): an answer has dataset, id, gold, choice, scores
+    (nats), cut_off and rationale_cut_off, and no text; the metrics say dataset -> accuracy and the
+    questions' fingerprint. A pre_cot student writes its own rationale first.
+    """
+    names = ("id", "gold", "choice", "scores", "cut_off", "rationale_cut_off")
+    answers, about = [], {}
+    for dataset, questions in study.elsewhere.items():
+        found = evaluate(
+            study.student,
+            questions,
+            arm.placement,
+            study.setting.label_format,
+            **answer_limits(study),
+            generate=False,
+        )
+        answers += [{"dataset": dataset} | {name: a[name] for name in names} for a in found]
+        about[dataset] = {"accuracy": accuracy(found), "questions": fingerprint(questions)}
+    return answers, about
+
+
+def write_elsewhere(folder: Path, answers: list[dict]) -> None:
+    """Write a run's answers to other datasets; none leaves no file, nor one of a killed attempt."""
+    path = folder / ELSEWHERE
+    if answers:
+        path.write_text("".join(json.dumps(a) + "\n" for a in answers), encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+
+
 def train_and_answer(
     study: Study,
     arm: Arm,
@@ -224,6 +257,7 @@ def train_and_answer(
             **answer_limits(study),
             trunk=(study.setting.train.frozen_layers, study.trunks) if train else None,
         )
+        answers, elsewhere = answer_elsewhere(study, arm)
         if keep_weights:
             save_file(trainable_parameters(student.model), folder / "weights.safetensors")
     finally:
@@ -232,12 +266,14 @@ def train_and_answer(
     history.to_csv(folder / "history.csv", index=False)
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
+    write_elsewhere(folder, answers)
     return {
         **summary,
         **answer_metrics(predictions),
         "train_questions": len(train),
         "train_seconds": round(trained - started, 2),
         "evaluate_seconds": round(time.time() - trained, 2),
+        **({"elsewhere": elsewhere} if elsewhere else {}),
     }
 
 

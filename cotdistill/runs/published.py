@@ -15,7 +15,7 @@ from pathlib import Path
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write, file_lock, fingerprint, write_json
 from cotdistill.paths import artifacts, evidence_folder, root, study_dir
-from cotdistill.runs.one import run_key
+from cotdistill.runs.one import ELSEWHERE, run_key, write_elsewhere
 from cotdistill.runs.results import completed_stages, read_plan
 from cotdistill.runs.store import load_metrics, put_in_place, seal_run
 
@@ -24,6 +24,7 @@ TEXTS = ("text", "rationale")  # fields of a prediction that are never published
 NUMBERS = ("gold", "generated", "choice", "tokens", "cut_off")
 LATER = ("rationale_cut_off",)  # fields that runs of older versions lack
 SCORES = ("scores", "scores_direct")
+AWAY = "elsewhere"  # the column of answers to other datasets; only where a run has some
 MICRO = 1_000_000  # a score in nats is stored as a whole number of millionths
 
 
@@ -46,7 +47,15 @@ def pack_run(key: str, uses: list[dict]) -> dict:
         "history": (folder / "history.csv").read_text(encoding="utf-8"),
     }
     row |= pack_predictions(predictions, folder / "predictions.jsonl")
+    if ELSEWHERE in metrics["files"]:
+        row[AWAY] = pack_elsewhere(folder / ELSEWHERE)
     return seal_row(row)
+
+
+def pack_elsewhere(path: Path) -> list[dict]:
+    """Read a run's answers to other datasets, with scores in whole millionths of a nat."""
+    answers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [a | {"scores": _to_micro(a["scores"], path)} for a in answers]
 
 
 def seal_row(row: dict) -> dict:
@@ -99,19 +108,26 @@ def unpack_predictions(row: dict) -> list[dict]:
     return [dict(zip(columns, one, strict=True)) for one in zip(*columns.values(), strict=True)]
 
 
-def _schema():
+def _schema(away: bool):
+    """Return the columns of the file; away: those of answers to other datasets too."""
     import pyarrow as pa
 
     whole, flags = pa.list_(pa.int32()), pa.list_(pa.bool_())
     scores = pa.list_(pa.list_(pa.int64()))
     use = pa.struct([("stage", pa.string()), ("label", pa.string()), ("seed", pa.int64())])
     texts = ("config", "metrics", "provenance", "history", "seal")
+    answer = pa.struct(
+        [("dataset", pa.string()), ("id", pa.string()), ("gold", pa.int32())]
+        + [("choice", pa.int32()), ("scores", pa.list_(pa.int64()))]
+        + [(name, pa.bool_()) for name in ("cut_off", "rationale_cut_off")]
+    )
     return pa.schema(
         [("key", pa.string()), ("rows", pa.list_(use)), ("id", pa.list_(pa.string()))]
         + [(name, pa.string()) for name in texts]
         + [(name, flags if name == "cut_off" else whole) for name in NUMBERS]
         + [(name, flags) for name in LATER]
         + [(name, scores) for name in SCORES]
+        + ([(AWAY, pa.list_(answer))] if away else [])
     )
 
 
@@ -127,7 +143,7 @@ def write_published(path: Path, rows: list[dict]) -> None:
         row | {name: json.dumps(row[name], sort_keys=True) for name in JSON}
         for row in sorted(rows, key=lambda row: row["key"])
     ]
-    table = pa.Table.from_pylist(packed, schema=_schema())
+    table = pa.Table.from_pylist(packed, schema=_schema(any(AWAY in row for row in packed)))
     options = dict(compression="zstd", compression_level=9, write_page_checksum=True)
     options["write_statistics"] = False  # they lie outside of the checksums, and nothing reads them
     with atomic_write(path) as part:
@@ -146,6 +162,9 @@ def read_published(path: Path, keys: list[str] | None = None) -> list[dict]:
     try:
         table = pq.read_table(path, filters=wanted, page_checksum_verification=True)
         rows = [row | {name: json.loads(row[name]) for name in JSON} for row in table.to_pylist()]
+        for row in rows:
+            if row.get(AWAY, 0) is None:  # of a run that answered its own questions alone
+                del row[AWAY]
         bad = next((row["key"] for row in rows if seal_row(row)["seal"] != row["seal"]), None)
         bad = bad or next((r["key"] for r in rows if run_key(r["config"]) != r["key"]), None)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
@@ -232,6 +251,10 @@ def _put_into_store(row: dict, say) -> None:
         with (work / "predictions.jsonl").open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(p) + "\n" for p in unpack_predictions(row))
         write_json(work / "provenance.json", row["provenance"])
+        answers = [
+            a | {"scores": [score / MICRO for score in a["scores"]]} for a in row.get(AWAY, [])
+        ]
+        write_elsewhere(work, answers)
         put_in_place(work, store / key, seal_run(work, row["metrics"]))
 
 

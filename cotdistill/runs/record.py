@@ -1,8 +1,9 @@
 """What re-reading a published study needs beside its runs: study.json, numbers and ids only.
 
-It holds the setting, the stages' plans, and per test question its id, right option, bytes of
-each option, and for embedded data the fact that it asks and its stratum. `make reread`
-executes notebooks from it and from runs.parquet: no data, no student, no GPU.
+It holds the setting, the stages' plans, and per test question its id, right option, bytes of each
+option, the numbers that split questions into strata, and for embedded data the fact that it asks
+and its stratum. `make reread` executes notebooks from it and from runs.parquet: no data, no
+student, no GPU.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
+from cotdistill.breadth import question_numbers
 from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, read_json, write_json
 from cotdistill.paths import RUN_STAGES, evidence_folder, study_dir
@@ -24,14 +26,16 @@ RECORD = "study.json"
 def record_questions(study: Study) -> list[dict]:
     """Describe the test questions without their texts: id, answer, bytes of each option.
 
-    Where the data are embedded also fact, fact_in and world: names of the knowledge base.
+    Also numbers (`breadth.describe_question`), and where the data are embedded fact, fact_in and
+    world: names of the knowledge base.
     """
     known = ("fact", "fact_in", "world")
-    rows, meta = [], study.data.meta
+    rows, meta, numbers = [], study.data.meta, question_numbers(study)
     for e in study.test_questions():
         about = {name: meta[e.id][name] for name in known if name in meta.get(e.id, {})}
         sizes = [len(choice.encode()) for choice in e.choices]
-        rows.append({"id": e.id, "answer": e.answer, "bytes": sizes} | about)
+        row = {"id": e.id, "answer": e.answer, "bytes": sizes, "numbers": numbers[e.id]}
+        rows.append(row | about)
     return rows
 
 

@@ -8,15 +8,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from cotdistill.arms import Arm
+from cotdistill.checkpoints import restore_parameters
 from cotdistill.errors import DataError, disk_error
 from cotdistill.files import damaged_files, file_lock, fingerprint, write_json
 from cotdistill.files import sha256 as checksum
 from cotdistill.paths import RUN_KEY, artifacts
-from cotdistill.runs.one import STORE_VERSION, run_key, train_and_answer
+from cotdistill.runs.one import (
+    ELSEWHERE,
+    STORE_VERSION,
+    answer_elsewhere,
+    run_key,
+    train_and_answer,
+    write_elsewhere,
+)
 from cotdistill.runs.provenance import provenance
 from cotdistill.study import Study
 
+WEIGHTS = "weights.safetensors"
 FILES = ("config.json", "history.csv", "predictions.jsonl", "provenance.json")
 
 
@@ -80,7 +91,45 @@ def load_or_make_run(
             study, arm, seed, work, scores=scores, keep_weights=keep_weights, say=say
         )
 
-    return load_or_make(config, make, f"{arm.label}, seed {seed}", keep_weights, say)
+    metrics, fresh = load_or_make(config, make, f"{arm.label}, seed {seed}", keep_weights, say)
+    return add_elsewhere(study, arm, config, metrics, say), fresh
+
+
+def lacks_elsewhere(study: Study, metrics: dict) -> bool:
+    """Tell whether a run has not answered the questions of all datasets of `also_answer`."""
+    known = {name: about["questions"] for name, about in metrics.get("elsewhere", {}).items()}
+    return any(known.get(name) != fingerprint(rows) for name, rows in study.elsewhere.items())
+
+
+def add_elsewhere(study: Study, arm: Arm, config: dict, metrics: dict, say=print) -> dict:
+    """Let the student of a stored run answer the other datasets that its study asks for.
+
+    Returns the run's metrics. Where the run has answered, nothing is done; nor where its weights
+    were not kept, which is said: only training it again would help. The run is copied, completed,
+    sealed and moved into place, so that a kill leaves it as it was.
+    """
+    if not study.setting.also_answer or not lacks_elsewhere(study, metrics):
+        return metrics
+    key, store, trained = run_key(config), artifacts() / "runs", arm.placement != "zero_shot"
+    if trained and WEIGHTS not in metrics["files"]:
+        say(f"    {arm.label}: run {key[:12]} kept no weights to answer also_answer by", flush=True)
+        return metrics
+    work, student = store / f"{key}.work", study.student
+    with file_lock(store / f"{key}.lock", f"run {key[:12]}", say):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(store / key, work)
+        before = {name: value.clone() for name, value in student.model.named_parameters()}
+        try:
+            if trained:
+                restore_parameters(student.model, load_file(work / WEIGHTS))
+            answers, elsewhere = answer_elsewhere(study, arm)
+        finally:
+            restore_parameters(student.model, before)
+        write_elsewhere(work, answers)
+        known = {name: value for name, value in metrics.items() if name not in ("files", "seal")}
+        kept = [WEIGHTS] if WEIGHTS in metrics["files"] else []
+        put_in_place(work, store / key, seal_run(work, known | {"elsewhere": elsewhere}, kept))
+        return load_metrics(key)
 
 
 def load_or_make(
@@ -119,7 +168,7 @@ def _load_or_make(key: str, store: Path, keep_weights: bool, make) -> tuple[dict
     """
 
     def serves(metrics):
-        return metrics and (not keep_weights or "weights.safetensors" in metrics["files"])
+        return metrics and (not keep_weights or WEIGHTS in metrics["files"])
 
     metrics = load_metrics(key)
     if serves(metrics):
@@ -132,7 +181,7 @@ def _load_or_make(key: str, store: Path, keep_weights: bool, make) -> tuple[dict
         work.mkdir(exist_ok=True)
         metrics = make(work)
         write_json(work / "provenance.json", provenance())
-        metrics = seal_run(work, metrics, ["weights.safetensors"] if keep_weights else [])
+        metrics = seal_run(work, metrics, [WEIGHTS] if keep_weights else [])
     put_in_place(work, final, metrics)
     return load_metrics(key), fresh
 
@@ -140,9 +189,11 @@ def _load_or_make(key: str, store: Path, keep_weights: bool, make) -> tuple[dict
 def seal_run(work: Path, metrics: dict, more: list[str] = ()) -> dict:
     """Write metrics.json, the last file of a run: with the checksums of the others, and a seal.
 
-    more: files beside those that every run has. Returns the metrics with the checksums.
+    more: files beside those that every run has; `elsewhere.jsonl` is one where it was written.
+    Returns the metrics with the checksums.
     """
-    metrics = metrics | {"files": {name: checksum(work / name) for name in [*FILES, *more]}}
+    names = [*FILES, *more, *([ELSEWHERE] if (work / ELSEWHERE).is_file() else [])]
+    metrics = metrics | {"files": {name: checksum(work / name) for name in names}}
     write_json(work / "metrics.json", metrics | {"seal": fingerprint(metrics)})
     return metrics
 
