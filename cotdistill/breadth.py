@@ -122,7 +122,7 @@ def strata_effects(study: Study, predictions: pd.DataFrame) -> pd.DataFrame:
         for stratum in dict.fromkeys(parts.values()):
             chosen = {key for key, name in parts.items() if name == stratum}
             part = predictions[predictions["id"].isin(chosen)]
-            if part["id"].nunique() < MIN_QUESTIONS:
+            if not _is_large_enough(part):
                 continue
             found = estimate_measure(part, contrasts, "correct_choice")
             about = dict(split=SPLITS[split], stratum=stratum)
@@ -132,6 +132,13 @@ def strata_effects(study: Study, predictions: pd.DataFrame) -> pd.DataFrame:
                 for _, row in found.iterrows()
             ]
     return pd.DataFrame(rows)
+
+
+def _is_large_enough(part: pd.DataFrame) -> bool:
+    """Tell whether an interval can be had: questions enough, of two facts or more in every seed."""
+    unit = "fact" if "fact" in part else "id"
+    by_seed = part.groupby("seed")[unit].nunique()
+    return part["id"].nunique() >= MIN_QUESTIONS and by_seed.min() >= 2
 
 
 def strata_table(effects: pd.DataFrame) -> pd.DataFrame:

@@ -75,6 +75,7 @@ def test_effects_within_strata(rng):
     assert list(table.columns)[:2] == ["stratum", "n"] and len(table) == 5
     said = readings.figures.strata(found)
     assert "of 10 intervals exclude zero" in said and "80 to 119" in said
+    assert "hardly differs: options' words in the question; rationale names the label" in said
     assert "Exploratory" in readings.figures.strata_head(found)
     for narrow in (False, True):
         fig = plots.draw_figure("strata", found, narrow=narrow)

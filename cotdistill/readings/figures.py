@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from cotdistill.breadth import SPLITS
 from cotdistill.pooling import KINDS, Pool
 from cotdistill.readings.common import section, select_nonzero
 from cotdistill.show import percent, points
@@ -195,10 +196,16 @@ def strata(effects: pd.DataFrame) -> str:
         f"{r.contrast}, {r.split}: {r.stratum} ({100 * r.estimate:+.1f}, n = {r.n})"
         for r in clear.itertuples()
     )
+    missing = [name for name in SPLITS.values() if name not in set(effects["split"])]
+    left_out = (
+        f" Not split by, as it is not known or hardly differs: {'; '.join(missing)}."
+        if missing
+        else ""
+    )
     return (
         f"{len(clear)} of {len(effects)} intervals exclude zero{f': {found}' if found else ''}. "
         f"They are not adjusted for their number; by chance alone about "
-        f"{0.05 * len(effects):.1f} would."
+        f"{0.05 * len(effects):.1f} would.{left_out}"
     )
 
 
