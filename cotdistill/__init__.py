@@ -48,6 +48,7 @@ _EXPORTS = {
     "shuffled_arms": "grids",
     "Study": "study",
     "summaries": "summaries",
+    "tasks": "tasks",
     "table": "show",
     "training_arms": "grids",
     "unchanged_shares": "runs.results",

@@ -27,6 +27,7 @@ TITLES = {
     "shuffle": "4 · Shuffle",
     "attribute": "5 · Attribute and mask",
     "figures": "6 · Figures",
+    "tasks": "7 · Tasks",
     "lasting": "8 · Does the gain last?",
     "mechanism": "9 · Mechanism",
 }

@@ -409,6 +409,8 @@ def check_demands(values: dict, stages: list[str]) -> None:
         )
     if "attribute" in later:
         check_attribution(v)
+    if "tasks" in later:
+        check_tasks(v)
     if "lasting" in later:
         check_lasting(v)
     if "mechanism" in later:
@@ -445,6 +447,19 @@ def check_attribution(v: dict) -> None:
             "mask_placements), so stage attribute has no arm to run; expected one of them, or "
             "--stages without attribute"
         )
+
+
+def check_tasks(v: dict) -> None:
+    """Check what notebook 7 requires of all values of a study. Raises DataError."""
+    if not v["tasks_arms"]:
+        raise DataError("tasks_arms is empty; expected the arms that stage tasks compares")
+    for name in v["tasks_arms"]:
+        corruption = arm_from_name(name).corruption
+        if "amount" in CORRUPTIONS[corruption].fields:
+            raise DataError(
+                f"tasks_arms has {name}, which needs an amount; expected arms of stages train and "
+                "shuffle"
+            )
 
 
 def check_lasting(v: dict) -> None:

@@ -34,6 +34,7 @@ NOTEBOOKS = {
 }
 # What the paper leaves open: run where a study's `stages` lists them, or by name
 OPEN_NOTEBOOKS = {
+    "tasks": "07_tasks",
     "lasting": "08_lasting",
     "mechanism": "09_mechanism",
 }

@@ -769,6 +769,30 @@ def interval_lines(
     return ax
 
 
+def step_panels(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """Draw each arm with its 95 % interval by the number of steps, a panel per measure.
+
+    rows: columns measure, arm, steps, estimate, low, high (fractions); names: measure -> the name
+    of its axis.
+    """
+    fig, axes = _make_panels(len(names), 10.0, 4.4)
+    arms, levels = list(dict.fromkeys(rows["arm"])), sorted(set(rows["steps"]))
+    gap = 0.6 * min(np.diff(levels), default=1)
+    for (measure, name), axis in zip(names.items(), axes, strict=True):
+        for arm, shift in zip(arms, spread_dots(len(arms), gap), strict=True):
+            part = rows[(rows["measure"] == measure) & (rows["arm"] == arm)].sort_values("steps")
+            value, low, high = (100 * part[c].to_numpy(float) for c in ("estimate", "low", "high"))
+            colour, _, marker, dashes = look(arm)
+            style = dict(color=colour, marker=marker, linestyle=dashes, linewidth=1, capsize=3)
+            style |= dict(markeredgecolor="#222222", markersize=6, label=arm)
+            style |= dict(markerfacecolor="white" if corruption_of(arm) else colour)
+            axis.errorbar(part["steps"] + shift, value, [value - low, high - value], **style)
+        axis.set(xlabel="Steps to the answer (lines: 95 % interval)", ylabel=name)
+        axis.set_xticks(levels, [str(level) for level in levels])
+        place_legend(axis, 2)
+    return fig
+
+
 def _make_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make panels side by side, or on a phone one below the other; sizes in inches, of all."""
     if is_narrow():
@@ -836,6 +860,7 @@ FIGURES = {
     "key_tokens": key_tokens_bars,
     "masking": masking_curves,
     "forest": forest,
+    "tasks": step_panels,
     "lasting": interval_lines,
     "alignment": interval_lines,
     "label_dial": interval_lines,

@@ -18,7 +18,7 @@ from cotdistill.paths import NOTEBOOKS, OPEN_NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = """
-stages: [mechanism, elicit, train, lasting]
+stages: [mechanism, tasks, elicit, train, lasting]
 student: tiny-llama
 data_seed: 3
 n_train: 24
@@ -28,6 +28,7 @@ epochs: 1
 batch_size: 8
 max_new_tokens: 12
 arms: [label_only, post_cot]
+tasks_arms: [label_only, post_cot]
 lasting_arms: [label_only, post_cot]
 lasting_epochs: 2
 bootstrap: 100
@@ -46,7 +47,7 @@ def executed(tmp_path_factory):
     }
     command = [sys.executable, "-m", "cotdistill.cli", "run", str(folder / "own.yaml")]
     started = time.process_time()
-    for name, stages in (("first", []), ("second", ["--stages", "lasting", "mechanism"])):
+    for name, stages in (("first", []), ("second", ["--stages", *OPEN_NOTEBOOKS])):
         done = subprocess.run(
             [*command, "--executed", str(folder / name), *stages],
             cwd=ROOT,
@@ -72,7 +73,7 @@ def texts_of(path, kind):
 def test_a_study_lists_its_stages_and_they_run_in_order(executed):
     folder, said, _ = executed
     heads = [line.split()[1] for line in said[0].splitlines() if line.startswith("== ")]
-    assert heads == ["01_elicit", "02_train", "08_lasting", "09_mechanism"]
+    assert heads == ["01_elicit", "02_train", *OPEN_NOTEBOOKS.values()]
 
 
 @pytest.mark.parametrize("name", OPEN_NOTEBOOKS.values())
@@ -102,6 +103,7 @@ def test_status_shows_what_was_begun(executed, monkeypatch):
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(executed[0] / "artifacts"))
     rows = {row["stage"]: row for row in status(str(executed[0] / "own.yaml"))}
     assert list(rows) == [*NOTEBOOKS, *OPEN_NOTEBOOKS]
+    assert rows["tasks"]["runs"] == rows["tasks"]["done"] == 2
     assert (rows["lasting"]["runs"], rows["lasting"]["done"]) == (4, 4)
     assert rows["mechanism"]["runs"] == rows["mechanism"]["done"] == 6
 
@@ -135,6 +137,9 @@ def test_a_bad_list_of_stages_is_one_line(tmp_path, stages, text):
         ({"lasting_arms": ["post_cot"]}, "lasting_arms has no label_only"),
         ({"lasting_arms": ["label_only", "zero_shot"]}, "lasting_arms has zero_shot"),
         ({"lasting_arms": ["label_only", "post"]}, "unknown arm 'post'; expected one of"),
+        ({"tasks_arms": []}, "tasks_arms is empty; expected the arms that stage tasks compares"),
+        ({"tasks_arms": ["post"]}, "unknown arm 'post'; expected one of"),
+        ({"tasks_arms": ["post_cot_kept"]}, "tasks_arms has post_cot_kept, which needs an amount"),
         ({"continue_on": []}, "continue_on is empty; expected 'same' or datasets"),
         ({"label_shares": [0.5, 1.0]}, "label_shares holds 1; expected shares between 0 and 1"),
         ({"label_shares": [0]}, "label_shares holds 0; expected shares between 0 and 1"),

@@ -14,6 +14,7 @@ from cotdistill.readings import (
     lasting,
     mechanism,
     shuffle,
+    tasks,
     train,
 )
 from cotdistill.readings.elicit import read_card
@@ -29,5 +30,6 @@ __all__ = [
     "mechanism",
     "read_card",
     "shuffle",
+    "tasks",
     "train",
 ]
