@@ -30,6 +30,7 @@ TITLES = {
     "tasks": "7 · Tasks",
     "lasting": "8 · Does the gain last?",
     "mechanism": "9 · Mechanism",
+    "quality": "10 · Quality",
 }
 LINE = 100  # characters of a line of the YAML
 

@@ -25,6 +25,8 @@ BUILT_IN = ("smollm2-135m", "gemma-3-270m", "tiny-llama", "tiny-gpt2", "tiny-phi
 # Under `worlds: per_seed` a seed is below the first, a study's data_seed at most the second: then
 # no two worlds are drawn by one number, and none by one of 2**31 or above, which draw donors
 SEEDS_PER_WORLD, MOST_DATA_SEED = 1000, 2_146_000
+# The worlds whose gold rationales can be made wrong (`microworld.damage`)
+DAMAGEABLE = ("microworld/everyday", "microworld/invented", "microworld/strata")
 # Parameter -> lowest and highest value, checked before anything runs; any other number may be 0 or
 # above
 LIMITS = {
@@ -50,6 +52,7 @@ LIMITS = {
             "alignment_batches",
             "lens_questions",
             "forced_questions",
+            "quality_questions",
         ),
         (1, math.inf),
     ),
@@ -64,6 +67,7 @@ LIMITS = {
             "alpha",
             "mask_amounts: an item",
             "label_shares: an item",
+            "wrong_facts: an item",
         ),
         (0, 1),
     ),
@@ -415,6 +419,8 @@ def check_demands(values: dict, stages: list[str]) -> None:
         check_lasting(v)
     if "mechanism" in later:
         check_mechanism(v)
+    if "quality" in later:
+        check_quality(v)
 
 
 def check_attribution(v: dict) -> None:
@@ -492,6 +498,24 @@ def check_mechanism(v: dict) -> None:
             if f"post_cot_{name}" not in ARMS:
                 known = ", ".join(filter(None, CORRUPTIONS))
                 raise DataError(f"{key} holds '{name}'; expected some of {known}")
+
+
+def check_quality(v: dict) -> None:
+    """Check what notebook 10 requires of all values of a study. Raises DataError."""
+    bad = next((arm for arm in v["quality_arms"] if arm not in ("pre_cot", "post_cot")), None)
+    if bad is not None or not v["quality_arms"]:
+        found = "is empty" if bad is None else f"holds '{bad}'"
+        raise DataError(f"quality_arms {found}; expected pre_cot, post_cot or both")
+    if 0 in v["wrong_facts"]:
+        raise DataError(
+            "wrong_facts holds 0; expected shares above 0: the study's own set has none"
+        )
+    damaged = v["wrong_facts"] and v["dataset"] in DAMAGEABLE
+    if not damaged and not any(v["rationale_sets"]) and not any(v["also_modes"]):
+        raise DataError(
+            "stage quality has one set of rationales; expected rationale_sets, also_modes, or "
+            f"wrong_facts and one of {', '.join(DAMAGEABLE)}"
+        )
 
 
 def check_student(values: dict, stages: list[str]) -> None:

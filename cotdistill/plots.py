@@ -10,6 +10,7 @@ for a phone: bars then lie down, and panels stand one below the other.
 """
 
 import textwrap
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib as mpl
@@ -793,6 +794,30 @@ def step_panels(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
     return fig
 
 
+def quality_panels(rows: pd.DataFrame) -> Figure:
+    """Draw p(gold) with its 95 % interval against each measured quality, a panel per quality.
+
+    rows: columns measure (the name of the axis), x, arm, estimate, low, high (fractions).
+    """
+    measures, arms = list(dict.fromkeys(rows["measure"])), list(dict.fromkeys(rows["arm"]))
+    across = 1 if is_narrow() else min(3, len(measures))
+    down = -(-len(measures) // across)
+    size = (PHONE, 3.0 * down) if is_narrow() else (3.7 * across, 3.3 * down)
+    fig, axes = plt.subplots(down, across, figsize=size, squeeze=False, sharey=True)
+    for measure, axis in zip_longest(measures, axes.flat):
+        if measure is None:
+            axis.set_visible(False)
+            continue
+        for arm in arms:
+            part = rows[(rows["measure"] == measure) & (rows["arm"] == arm)]
+            value, low, high = (100 * part[c].to_numpy(float) for c in ("estimate", "low", "high"))
+            style = _marker(arm) | dict(linestyle="none", ecolor=look(arm)[0], capsize=3, label=arm)
+            axis.errorbar(part["x"], value, [value - low, high - value], **style)
+        axis.set(xlabel=measure, ylabel="p(gold) (%)")
+    place_legend(axes.flat[0], 2)
+    return fig
+
+
 def _make_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make panels side by side, or on a phone one below the other; sizes in inches, of all."""
     if is_narrow():
@@ -861,6 +886,7 @@ FIGURES = {
     "masking": masking_curves,
     "forest": forest,
     "tasks": step_panels,
+    "quality": quality_panels,
     "lasting": interval_lines,
     "alignment": interval_lines,
     "label_dial": interval_lines,

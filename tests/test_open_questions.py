@@ -18,7 +18,7 @@ from cotdistill.paths import NOTEBOOKS, OPEN_NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = """
-stages: [mechanism, tasks, elicit, train, lasting]
+stages: [mechanism, tasks, elicit, quality, train, lasting]
 student: tiny-llama
 data_seed: 3
 n_train: 24
@@ -29,6 +29,8 @@ batch_size: 8
 max_new_tokens: 12
 arms: [label_only, post_cot]
 tasks_arms: [label_only, post_cot]
+quality_arms: [post_cot]
+wrong_facts: [1.0]
 lasting_arms: [label_only, post_cot]
 lasting_epochs: 2
 bootstrap: 100
@@ -104,6 +106,7 @@ def test_status_shows_what_was_begun(executed, monkeypatch):
     rows = {row["stage"]: row for row in status(str(executed[0] / "own.yaml"))}
     assert list(rows) == [*NOTEBOOKS, *OPEN_NOTEBOOKS]
     assert rows["tasks"]["runs"] == rows["tasks"]["done"] == 2
+    assert rows["quality"]["runs"] == rows["quality"]["done"] == 3
     assert (rows["lasting"]["runs"], rows["lasting"]["done"]) == (4, 4)
     assert rows["mechanism"]["runs"] == rows["mechanism"]["done"] == 6
 
@@ -140,6 +143,11 @@ def test_a_bad_list_of_stages_is_one_line(tmp_path, stages, text):
         ({"tasks_arms": []}, "tasks_arms is empty; expected the arms that stage tasks compares"),
         ({"tasks_arms": ["post"]}, "unknown arm 'post'; expected one of"),
         ({"tasks_arms": ["post_cot_kept"]}, "tasks_arms has post_cot_kept, which needs an amount"),
+        ({"quality_arms": []}, "quality_arms is empty; expected pre_cot, post_cot or both"),
+        ({"quality_arms": ["label_only"]}, "quality_arms holds 'label_only'; expected pre_cot"),
+        ({"wrong_facts": [0, 0.5]}, "wrong_facts holds 0; expected shares above 0"),
+        ({"wrong_facts": []}, "stage quality has one set of rationales; expected rationale_sets"),
+        ({"dataset": "microworld/relations"}, "stage quality has one set of rationales"),
         ({"continue_on": []}, "continue_on is empty; expected 'same' or datasets"),
         ({"label_shares": [0.5, 1.0]}, "label_shares holds 1; expected shares between 0 and 1"),
         ({"label_shares": [0]}, "label_shares holds 0; expected shares between 0 and 1"),
