@@ -53,6 +53,7 @@ LIMITS = {
             "lens_questions",
             "forced_questions",
             "quality_questions",
+            "shots",
         ),
         (1, math.inf),
     ),
@@ -475,9 +476,10 @@ def check_lasting(v: dict) -> None:
         raise DataError(
             "lasting_arms has no label_only; expected it: stage lasting takes gaps to it"
         )
-    if Arm("zero_shot") in arms:
+    prompted = next((arm.label for arm in arms if not arm.is_trained), None)
+    if prompted:
         raise DataError(
-            "lasting_arms has zero_shot, which is not trained; expected arms that stage lasting "
+            f"lasting_arms has {prompted}, which is not trained; expected arms that stage lasting "
             "can let go on"
         )
     if not v["continue_on"]:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from cotdistill.arms import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
+from cotdistill.arms import CORRUPTIONS, PLACEMENTS, PROMPTED, corruption_of, shown_in
 from cotdistill.figure_style import (
     AGREEMENT_COLOURS,
     CYCLE,
@@ -58,10 +58,8 @@ def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
     """
     rows = accuracy[[shown_in(figure, arm) for arm in accuracy["arm"]]]
     if figure == "placement":
-        order = [
-            next(i for i, name in enumerate(PLACEMENTS) if arm.partition("[")[0] == name)
-            for arm in rows["arm"]
-        ]
+        names = (*PROMPTED, *PLACEMENTS)
+        order = [names.index(arm.partition("[")[0]) for arm in rows["arm"]]
         rows = rows.iloc[np.argsort(order, kind="stable")]
     return rows
 
@@ -231,7 +229,8 @@ def _name_arms(ax: Axes, text: str) -> None:
 
 def _count_text(rows: pd.DataFrame) -> str:
     """Return "500 questions, 3 seeds" for an axis label: what the numbers rest on."""
-    trained = rows[rows["arm"] != "zero_shot"] if (rows["arm"] != "zero_shot").any() else rows
+    untrained = rows["arm"].isin(PROMPTED)
+    trained = rows if untrained.all() else rows[~untrained]
     span = lambda c: " to ".join(f"{n:,}" for n in sorted({trained[c].min(), trained[c].max()}))
     return (
         f"{span('n')} test questions, {span('seeds')} "
@@ -887,6 +886,7 @@ FIGURES = {
     "forest": forest,
     "tasks": step_panels,
     "quality": quality_panels,
+    "methods": interval_lines,
     "lasting": interval_lines,
     "alignment": interval_lines,
     "label_dial": interval_lines,

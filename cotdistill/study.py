@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cotdistill.arms import CORRUPTIONS, LABEL_FORMATS, Arm, prompt_text
+from cotdistill.arms import CORRUPTIONS, LABEL_FORMATS, SHOTS, Arm, prompt_text, write_shots
 from cotdistill.corrupt import offsets
 from cotdistill.encode import (
     RATIONALE,
@@ -291,7 +291,8 @@ class Setting:
     max_length, max_new_tokens, max_label_tokens: in tokens. keep_weights (of the first pre_cot
     student, for notebook 05) is no part of base.json. student_print: fingerprint of a student that
     lies in a local folder, "" for others and before the setting is saved. worlds: "shared", or
-    "per_seed" where each seed has a microworld of its own.
+    "per_seed" where each seed has a microworld of its own. shots: how many solved questions stand
+    above those of an arm few_shot or few_shot_cot; no parameter of notebook 02.
     """
 
     study: str
@@ -312,6 +313,7 @@ class Setting:
     keep_weights: bool = False
     student_print: str = ""
     worlds: str = "shared"
+    shots: int = SHOTS
 
     def to_json(self) -> dict:
         """Return the setting as base.json holds it."""
@@ -321,6 +323,8 @@ class Setting:
             del values["student_print"]
         if values["worlds"] == "shared":
             del values["worlds"]
+        if values["shots"] == SHOTS:
+            del values["shots"]
         return values
 
     @classmethod
@@ -330,7 +334,7 @@ class Setting:
         `where` and `study` are for the error's text.
         Raises DataError for one that `make train` did not write.
         """
-        later = ("keep_weights", "student_print", "worlds")
+        later = ("keep_weights", "student_print", "worlds", "shots")
         wanted = [f.name for f in fields(cls) if f.name not in later]
         if not isinstance(values, dict):
             problem = f"a {type(values).__name__}"
@@ -347,13 +351,15 @@ class Setting:
                 "run that again"
             )
         kept = {name: values[name] for name in wanted} | {"train": TrainConfig(**values["train"])}
-        added = {name: values[name] for name in ("student_print", "worlds") if name in values}
+        added = {name: values[name] for name in later[1:] if name in values}
         return cls(**kept, **added)
 
 
 # The parameters of notebook 02 that are part of a study's setting under their own names
 PARAMETERS = [
-    field.name for field in fields(Setting) if field.name not in ("data", "train", "student_print")
+    field.name
+    for field in fields(Setting)
+    if field.name not in ("data", "train", "student_print", "shots")
 ]
 
 
@@ -553,6 +559,19 @@ class Study:
             kept, self.setting.train_size, self.setting.data["data_seed"] * 1000 + offset
         )
 
+    def write_shots(self, arm: Arm, seed: int) -> str:
+        """Write the solved questions that stand above an arm's; empty for all but few_shot arms.
+
+        They are the first of the first seed's training questions (of the seed's own world, where it
+        has one), so that one run serves all seeds.
+        """
+        if arm.placement not in ("few_shot", "few_shot_cot"):
+            return ""
+        seed = seed if self.has_own_worlds else self.setting.seeds[0]
+        examples = self.train_questions(seed)[: self.setting.shots]
+        form = self.setting.label_format
+        return write_shots(examples, self.data.rationales, arm.asked_as, form)
+
     def test_questions(self, seed: int | None = None) -> list[Example]:
         """Return the first `test_size` test questions (0: all) of one seed.
 
@@ -719,13 +738,14 @@ class Study:
         room = min(filter(None, limits), default=None)
         if room is None:
             return
-        for placement in dict.fromkeys(arm.placement for arm in arms):
-            after = setting.max_label_tokens
+        for arm in {arm.placement: arm for arm in arms}.values():
+            after, placement = setting.max_label_tokens, arm.asked_as
+            above = student.bos_ids + student.encode(self.write_shots(arm, setting.seeds[0]))
             if placement == "pre_cot":
                 after += setting.max_new_tokens + len(student.encode("\nAnswer:"))
             for example in [*self.test_questions(), *self.data.validation]:
                 prompt = prompt_text(example, placement, setting.label_format)
-                n = len(student.bos_ids) + len(student.encode(prompt))
+                n = len(above) + len(student.encode(prompt))
                 if n + after > room:
                     raise DataError(
                         f"question '{example.id}': its prompt is {n} tokens long and "

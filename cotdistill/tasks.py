@@ -95,6 +95,7 @@ def axis_names(rows: pd.DataFrame) -> dict[str, str]:
 def arm_pairs(arms: list[str]) -> list[tuple[str, str]]:
     """Pair arms: intact placements with each other, then each corrupted arm with its intact one."""
     intact = [("pre_cot", "post_cot"), ("pre_cot", "label_only"), ("post_cot", "label_only")]
+    intact += [("post_cot", "few_shot"), ("pre_cot", "few_shot_cot"), ("few_shot_cot", "few_shot")]
     spoilt = [(arm, arm.partition(f"_{corruption_of(arm)}")[0]) for arm in arms if "_cot_" in arm]
     return [(a, b) for a, b in [*intact, *spoilt] if {a, b} <= set(arms)]
 

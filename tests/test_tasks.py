@@ -5,12 +5,19 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from studies import make_study
 
 from cotdistill import hypotheses, tasks
+from cotdistill.arms import Arm, arm_from_name, corruption_of, prompt_text
 from cotdistill.errors import DataError
 from cotdistill.plots import draw_figure
 from cotdistill.readings import tasks as texts
+from cotdistill.runs.grid import run_grid
+from cotdistill.runs.one import make_config
+from cotdistill.runs.results import load_predictions
 from cotdistill.sources import load_steps
+from cotdistill.study import Setting
 from cotdistill.summaries import answers_side_by_side
 
 ARMS = ["label_only", "pre_cot", "post_cot", "pre_cot_shuffled[token]", "post_cot_shuffled[token]"]
@@ -167,3 +174,59 @@ def test_no_text_of_other_data_is_shown():
     rows = simulate(np.random.default_rng(7), {"label_only": 0.0})
     study = type("Stub", (), {"data": type("Data", (), {"meta": {}})()})()
     assert answers_side_by_side(study, rows[rows["steps"] == np.nan]).empty
+
+
+# --- the student as it is, below solved questions ------------------------------------------------
+
+
+def test_solved_questions_stand_above_each_question(store):
+    study = make_study(shots=2)
+    few, cot = Arm("few_shot"), Arm("few_shot_cot")
+    shown = study.train_questions(0)[:2]
+    text = study.write_shots(few, -1)
+    assert text == "".join(
+        f"{prompt_text(e, 'label_only')} {e.label}\n\n" for e in shown
+    )  # as label_only writes it
+    said = [study.data.rationales[e.id].text for e in shown]
+    assert study.write_shots(cot, -1) == "".join(
+        f"{prompt_text(e, 'pre_cot')} {why}\nAnswer: {e.label}\n\n"
+        for e, why in zip(shown, said, strict=True)
+    )
+    assert study.write_shots(Arm("zero_shot"), 0) == study.write_shots(Arm("post_cot"), 0) == ""
+    assert make_config(study, few, 0)["shots"] != make_config(study, cot, 0)["shots"]
+    other = study.replace(shots=3)
+    assert make_config(study, few, 0) != make_config(other, few, 0)
+    assert make_config(study, Arm("post_cot"), 0) == make_config(other, Arm("post_cot"), 0)
+    again = Setting.from_json(other.setting.to_json(), "base.json", "t")
+    assert again.shots == 3 and "shots" not in make_study().setting.to_json()
+
+
+def test_a_prompted_student_answers_below_them(store):
+    """Its scores are those of one plain pass, and one run serves all seeds."""
+    study = make_study(shots=2, seeds=[0, 1])
+    arms = [Arm("few_shot"), Arm("few_shot_cot")]
+    results = run_grid(study, arms, "tasks", say=lambda *a, **k: None)
+    assert list(results["arm"]) == ["few_shot", "few_shot_cot"] and set(results["seed"]) == {-1}
+    rows = load_predictions(study, ["tasks"])
+    student, example = study.student, study.test_questions()[0]
+    above = student.bos_ids + student.encode(study.write_shots(arms[0], 0))
+    prompt = above + student.encode(prompt_text(example, "label_only"))
+    label = student.encode(f" {example.choices[0]}\n")
+    with torch.no_grad():
+        logs = student.model(torch.tensor([prompt + label])).logits[0].double().log_softmax(-1)
+    expected = sum(logs[len(prompt) - 1 + at, token].item() for at, token in enumerate(label))
+    own = rows[(rows["arm"] == "few_shot") & (rows["id"] == example.id)].iloc[0]
+    assert own["scores"][0] == pytest.approx(expected, abs=1e-3)
+    assert rows.loc[rows["arm"] == "few_shot_cot", "scores_direct"].notna().all()
+    with pytest.raises(DataError, match="expected at most 1024|its prompt is"):
+        study.replace(shots=12, max_new_tokens=1000).check_positions(arms)
+
+
+def test_names_of_prompted_arms():
+    assert arm_from_name("few_shot_cot").placement == "few_shot_cot"
+    assert not arm_from_name("few_shot").is_trained and arm_from_name("post_cot").is_trained
+    assert corruption_of("few_shot_cot") == "" and arm_from_name("pre_cot_bag").corruption == "bag"
+    with pytest.raises(DataError, match="unknown arm 'few_shot_bag'"):
+        arm_from_name("few_shot_bag")
+    pairs = tasks.arm_pairs(["few_shot", "few_shot_cot", "post_cot"])
+    assert pairs == [("post_cot", "few_shot"), ("few_shot_cot", "few_shot")]
