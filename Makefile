@@ -28,7 +28,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env new data reproduce $(STAGES) tasks lasting mechanism quality smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
+.PHONY: help env new data reproduce $(STAGES) tasks lasting mechanism quality methods smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
 
 ##@ Begin
 
@@ -94,7 +94,8 @@ tasks: $(NEEDED) ## notebook 07: does order matter as steps grow?
 lasting: $(NEEDED) ## notebook 08: does the gain last as students go on?
 mechanism: $(NEEDED) ## notebook 09: which explanation of the gain survives
 quality: $(NEEDED) ## notebook 10: do better rationales make better students?
-$(STAGES) tasks lasting mechanism quality:
+methods: $(NEEDED) ## notebook 11: which attribution method to use?
+$(STAGES) tasks lasting mechanism quality methods:
 	@$(RUN) run $(STUDY) --stages $@
 
 smoke: $(READY) ## all notebooks on a tiny random student, in under 3 minutes

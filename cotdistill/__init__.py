@@ -35,6 +35,7 @@ _EXPORTS = {
     "masked_arms": "grids",
     "Measurement": "runs.measured",
     "mechanism": "mechanism",
+    "method_choice": "method_choice",
     "MethodScores": "runs.method_scores",
     "plots": "plots",
     "pool_with": "verdicts",

@@ -31,6 +31,7 @@ TITLES = {
     "lasting": "8 · Does the gain last?",
     "mechanism": "9 · Mechanism",
     "quality": "10 · Quality",
+    "methods": "11 · Methods",
 }
 LINE = 100  # characters of a line of the YAML
 

@@ -24,6 +24,7 @@ CAPTIONS = {
     "masking": "Accuracy as more and more of the rationale is masked, from 0 % on.",
     "tasks": "Each arm by the number of steps that a question takes, with 95 % intervals.",
     "quality": "p(gold) of each set of rationales by its measured quality, with 95 % intervals.",
+    "methods": "p(gold) after training on the top tokens of each method, with 95 % bands.",
     "lasting": "The gap to label_only as students go on to learn from labels, with 95 % bands.",
     "label_dial": "p(gold) by the label's share of the loss, with 95 % bands.",
     "alignment": "Cosine of the label's and the rationale's gradients, block by block.",

@@ -38,6 +38,7 @@ OPEN_NOTEBOOKS = {
     "lasting": "08_lasting",
     "mechanism": "09_mechanism",
     "quality": "10_quality",
+    "methods": "11_methods",
 }
 ALL_NOTEBOOKS = NOTEBOOKS | OPEN_NOTEBOOKS
 # The variable that tells kernels the folder of the study's YAML; paths are looked for there first.

@@ -7,7 +7,7 @@ from cotdistill.rationale_quality import MIN_SETS, OWN, QUALITIES
 from cotdistill.readings.common import few_seeds, section, select_nonzero
 from cotdistill.show import percent, points
 
-NEXT = "Next: [1 · Elicit](01_elicit.ipynb), with another study."
+NEXT = "Next: [11 · Methods](11_methods.ipynb)."
 
 
 def sets(quality: pd.DataFrame, asked: int) -> str:
@@ -42,13 +42,13 @@ def quality_of_sets(quality: pd.DataFrame) -> str:
     return f"Over the sets, {'; '.join(texts)}."
 
 
-def show_levels(levels: pd.DataFrame) -> pd.DataFrame:
+def show_levels(rows: pd.DataFrame) -> pd.DataFrame:
     """Return p(gold) of every set and arm as texts, with its gap to label_only in points."""
-    own = levels.rename(columns={"estimate": "accuracy"})
-    gap = levels[["gain", "gain_low", "gain_high"]].set_axis(["estimate", "low", "high"], axis=1)
-    columns = {"set": levels["set"], "arm": levels["arm"], "p(gold)": percent(own)}
+    own = rows.rename(columns={"estimate": "accuracy"})
+    gap = rows[["gain", "gain_low", "gain_high"]].set_axis(["estimate", "low", "high"], axis=1)
+    columns = {"set": rows["set"], "arm": rows["arm"], "p(gold)": percent(own)}
     columns |= {"− label_only (points)": points(gap)}
-    counts = {"seeds": levels["seeds"], "questions": levels["questions"]}
+    counts = {"seeds": rows["seeds"], "questions": rows["questions"]}
     return pd.DataFrame(columns | counts).set_index("set")
 
 
