@@ -777,13 +777,13 @@ def step_panels(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
     """
     fig, axes = _make_panels(len(names), 10.0, 4.4)
     arms, levels = list(dict.fromkeys(rows["arm"])), sorted(set(rows["steps"]))
-    gap = 0.6 * min(np.diff(levels), default=1)
+    gap = 0.45 * min(np.diff(levels), default=1)
     for (measure, name), axis in zip(names.items(), axes, strict=True):
         for arm, shift in zip(arms, spread_dots(len(arms), gap), strict=True):
             part = rows[(rows["measure"] == measure) & (rows["arm"] == arm)].sort_values("steps")
             value, low, high = (100 * part[c].to_numpy(float) for c in ("estimate", "low", "high"))
             colour, _, marker, dashes = look(arm)
-            style = dict(color=colour, marker=marker, linestyle=dashes, linewidth=1, capsize=3)
+            style = dict(color=colour, marker=marker, linestyle=dashes, linewidth=0.8, capsize=3)
             style |= dict(markeredgecolor="#222222", markersize=6, label=arm)
             style |= dict(markerfacecolor="white" if corruption_of(arm) else colour)
             axis.errorbar(part["steps"] + shift, value, [value - low, high - value], **style)
@@ -807,11 +807,12 @@ def quality_panels(rows: pd.DataFrame) -> Figure:
         if measure is None:
             axis.set_visible(False)
             continue
-        for arm in arms:
+        apart = 0.03 * np.ptp(rows.loc[rows["measure"] == measure, "x"])  # equal values stay seen
+        for arm, shift in zip(arms, spread_dots(len(arms), apart), strict=True):
             part = rows[(rows["measure"] == measure) & (rows["arm"] == arm)]
             value, low, high = (100 * part[c].to_numpy(float) for c in ("estimate", "low", "high"))
             style = _marker(arm) | dict(linestyle="none", ecolor=look(arm)[0], capsize=3, label=arm)
-            axis.errorbar(part["x"], value, [value - low, high - value], **style)
+            axis.errorbar(part["x"] + shift, value, [value - low, high - value], **style)
         axis.set(xlabel=measure, ylabel="p(gold) (%)")
     place_legend(axes.flat[0], 2)
     return fig
