@@ -12,7 +12,7 @@ from cotdistill.paths import PLAN_NAMES
 from cotdistill.rationale_quality import RationaleSet, set_arm
 from cotdistill.runs.grid import plan_rows
 from cotdistill.runs.published import fetch_runs
-from cotdistill.runs.results import add_correct, describe_facts, read_row_predictions
+from cotdistill.runs.results import add_correct, read_row_predictions
 from cotdistill.runs.store import load_or_make_run
 from cotdistill.stats import describe_questions
 from cotdistill.study import Study
@@ -73,6 +73,6 @@ def run_sets(
         )
     table = pd.concat([read_row_predictions(row) for row in rows], ignore_index=True)
     table = add_correct(table).rename(columns={"tokens": "tokens_generated"})
-    table = table.assign(study=study.name, **describe_facts(study, table["id"]))
+    table = table.assign(study=study.name)
     data = study.data
     return describe_questions(table, data.test, data.meta, study.setting.worlds)
