@@ -28,7 +28,7 @@ NEEDED := $(if $(filter ray,$(BACKEND)),$(RAY),$(READY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # stages follow each other, also under make -j
-.PHONY: help env new data reproduce $(STAGES) lasting mechanism grid smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
+.PHONY: help env new data reproduce $(STAGES) tasks lasting mechanism quality methods grid smoke publish publish-runs fetch-runs reread verify status verdicts report docs readme scale bench lint test test-slow kill gemma lab clean
 
 ##@ Begin
 
@@ -90,9 +90,12 @@ evaluate: $(NEEDED) ## notebook 03: accuracy of every arm
 shuffle: $(NEEDED) ## notebook 04: shuffled, swapped and filler rationales
 attribute: $(NEEDED) ## notebook 05: attribution, key tokens, masking
 figures: $(NEEDED) ## notebook 06: figures and verdicts
+tasks: $(NEEDED) ## notebook 07: does order matter as steps grow?
 lasting: $(NEEDED) ## notebook 08: does the gain last as students go on?
 mechanism: $(NEEDED) ## notebook 09: which explanation of the gain survives
-$(STAGES) lasting mechanism:
+quality: $(NEEDED) ## notebook 10: do better rationales make better students?
+methods: $(NEEDED) ## notebook 11: which attribution method to use?
+$(STAGES) tasks lasting mechanism quality methods:
 	@$(RUN) run $(STUDY) --stages $@
 
 grid: $(RAY) ## its runs AT_ONCE=4 side by side on one GPU, in bfloat16

@@ -28,6 +28,9 @@ from cotdistill.free_answers import match_answer
 
 LABEL_FORMATS = ("text", "letter", "both")
 OTHER_ANSWER = -1  # a free answer that could be read, and is not the right one
+# The student as it is: asked a question alone, or below a few training questions that show the form
+PROMPTED = ("zero_shot", "few_shot", "few_shot_cot")
+SHOTS = 4  # so many training questions, unless a study says otherwise
 PLACEMENTS = ("zero_shot", "label_only", "pre_cot", "post_cot")
 UNITS = ("token", "word", "sentence")
 LOSSES = ("token_mean", "balanced")  # `hyperparameters.TrainConfig` says what they are
@@ -126,7 +129,9 @@ def register_corruption(name: str, **entry) -> Callable:
 class Arm:
     """Describe one training target: where the rationale stands, and what was done to it.
 
-    placement   zero_shot (not trained) | label_only | pre_cot | post_cot
+    placement   zero_shot (not trained) | few_shot, few_shot_cot (not trained; below training
+                questions that show the answer first, or a rationale first) | label_only | pre_cot |
+                post_cot
     corruption  "" (intact) | shuffled | masked | kept | swapped | filler | other_same (the
                 rationale of another question with the same answer) | bag (as many tokens drawn
                 from all training rationales) | length_matched (cut or repeated to their median
@@ -172,6 +177,18 @@ class Arm:
         if self.loss:
             detail = detail + [f"loss={self.loss}"]
         return self.name + (f"[{','.join(detail)}]" if detail else "")
+
+    @property
+    def is_trained(self) -> bool:
+        """Say whether a student is trained; those of PROMPTED are asked as they are."""
+        return self.placement not in PROMPTED
+
+    @property
+    def asked_as(self) -> str:
+        """Return the placement by whose prompt and in whose order the student answers."""
+        return {"few_shot": "label_only", "few_shot_cot": "pre_cot"}.get(
+            self.placement, self.placement
+        )
 
     @property
     def uses_rationale(self) -> bool:
@@ -465,7 +482,7 @@ def remove_label_words(ids: list[int], arm: Arm, given: Given) -> list[int]:
 
 
 ARMS = (
-    "zero_shot",
+    *PROMPTED,
     "label_only",
     *(f"{p}_{c}".rstrip("_") for p in ("pre_cot", "post_cot") for c in CORRUPTIONS),
 )
@@ -476,7 +493,8 @@ def arm_from_name(name: str, **settings) -> Arm:
 
     Raises DataError for an unknown arm or an impossible setting.
     """
-    placement = next((p for p in PLACEMENTS if name == p or name.startswith(p + "_")), None)
+    placement = name if name in PROMPTED else None
+    placement = placement or next((p for p in PLACEMENTS if f"{name}_".startswith(f"{p}_")), None)
     corruption = name[len(placement) + 1 :] if placement else ""
     if name not in ARMS:
         raise DataError(f"unknown arm '{name}'; expected one of {', '.join(ARMS)}")
@@ -523,7 +541,7 @@ def corruption_of(label: str) -> str | None:
     "post_cot_kept[5,random]" -> "kept". Tables and figures know arms by their labels only.
     """
     name = label.partition("[")[0]
-    if name in ("zero_shot", "label_only"):
+    if name in (*PROMPTED, "label_only"):
         return ""
     return (
         name.removeprefix("pre_cot").removeprefix("post_cot").removeprefix("_")
@@ -580,7 +598,7 @@ def format_target(
     branch per placement: a corruption changes the rationale, never this.
     """
     label = ("label", label_text(example, example.answer, label_format))
-    if arm.placement in ("label_only", "zero_shot"):
+    if arm.placement == "label_only" or not arm.is_trained:
         return [label]
     reason = [("rationale", f" {rationale}")] if rationale else []
     if arm.placement == "post_cot":
@@ -588,6 +606,23 @@ def format_target(
     if arm.placement == "pre_cot":
         return [*reason, ("frame", "\nAnswer:"), label]
     raise DataError(f"unknown placement '{arm.placement}'; expected one of {', '.join(PLACEMENTS)}")
+
+
+def write_shots(
+    examples: list[Example], rationales: dict, asked_as: str, label_format: str = "text"
+) -> str:
+    """Write solved questions, as they stand above a question that a prompted student is asked.
+
+    asked_as: label_only (the answer alone) or pre_cot (a rationale first). Each ends in an empty
+    line.
+    """
+    shown = Arm(asked_as)
+    texts = []
+    for example in examples:
+        pieces = format_target(example, rationales[example.id].text, shown, label_format)
+        target = "".join(text for _, text in pieces)
+        texts.append(f"{prompt_text(example, asked_as, label_format)}{target}\n")
+    return "".join(texts)
 
 
 def _normalise(text: str) -> str:

@@ -280,6 +280,7 @@ def evaluate(
     *,
     generate: bool = True,
     trunk: tuple[int, dict] | None = None,
+    shots: str = "",
     progress=lambda done: None,
     **limits,
 ) -> list[dict]:
@@ -294,13 +295,14 @@ def evaluate(
     Of a free answer, scores holds log p of the right answer alone, generated is 0 where it was
     written and -1 where another was, and choice is None: there is nothing to choose from.
 
+    shots: solved questions that stand above each (`arms.write_shots`), for a prompted student.
+
     trunk: (blocks that training left as they were, a store shared by the runs of one base student),
     see `run_blocks`.
     """
     limits, stop = Limits(**limits), student.encode("\nAnswer:")
-    prompts = [
-        student.bos_ids + student.encode(prompt_text(e, placement, label_format)) for e in examples
-    ]
+    above = student.bos_ids + (student.encode(shots) if shots else [])
+    prompts = [above + student.encode(prompt_text(e, placement, label_format)) for e in examples]
     order = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
     found = [None] * len(examples)
     if trunk and (placement == "pre_cot" or not has_trunk(student.model, trunk[0])):

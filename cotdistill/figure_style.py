@@ -25,6 +25,11 @@ LOOKS = {
     "pre_cot": ("#E69F00", "///", "^", (0, (6, 2, 1, 2))),
     "post_cot": ("#0072B2", "", "o", "solid"),
 }
+# Of students that are asked as they are, below solved questions; a name is found by its beginning
+SHOT_LOOKS = {
+    "few_shot_cot": ("#CC79A7", "", "P", (0, (3, 1, 1, 1))),
+    "few_shot": ("#999999", "", "X", (0, (2, 2))),
+}
 VERDICTS = {
     "supported": ("#0072B2", "o"),
     "contradicted": ("#D55E00", "X"),
@@ -179,6 +184,5 @@ def draw_seed_dots(ax: Axes, across: Iterable[float], along: Iterable[float], up
 
 def look(arm: str) -> tuple[str, str, str, object]:
     """Colour, hatch, marker and dashes of an arm: those of its placement."""
-    return next(
-        (v for k, v in LOOKS.items() if arm.startswith(k)), ("#999933", "...", "v", "solid")
-    )
+    looks, other = LOOKS | SHOT_LOOKS, ("#999933", "...", "v", "solid")
+    return next((v for name, v in looks.items() if arm.startswith(name)), other)

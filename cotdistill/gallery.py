@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cotdistill.arms import PROMPTED
 from cotdistill.errors import DataError
 from cotdistill.files import read_json, write_json
 from cotdistill.paths import study_dir
@@ -67,7 +68,7 @@ def _choose_shown(shown: pd.DataFrame, known: set[str]) -> list[tuple[str, str, 
 
 def _is_kind(kind: str, rows: pd.DataFrame) -> bool:
     """Tell whether a question's written answers, a row per arm, are of this kind."""
-    trained = rows[rows["arm"] != "zero_shot"]
+    trained = rows[~rows["arm"].isin(PROMPTED)]
     right = dict(zip(trained["arm"], trained["correct_generated"], strict=True))
     post, label = right.get("post_cot"), right.get("label_only")
     if kind == "cut off":

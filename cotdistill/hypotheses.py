@@ -82,16 +82,21 @@ PREDICTIONS = (
 )
 
 
-def prediction_table() -> pd.DataFrame:
-    """Show what each hypothesis says and predicts, before any number."""
+def prediction_table(
+    predictions: tuple[Prediction, ...] = PREDICTIONS, said: dict[str, str] = HYPOTHESES
+) -> pd.DataFrame:
+    """Show what each hypothesis says and predicts, before any number.
+
+    said: hypothesis -> what it says.
+    """
     words = {"+": "above 0", "-": "below 0", "0": f"0, give or take {100 * MARGIN:g} points"}
     rows = [
         {
-            "hypothesis": f"{p.hypothesis}: {HYPOTHESES[p.hypothesis]}",
+            "hypothesis": f"{p.hypothesis}: {said[p.hypothesis]}",
             "number": p.number,
             "predicted": words[p.sign],
         }
-        for p in PREDICTIONS
+        for p in predictions
     ]
     return pd.DataFrame(rows)
 
@@ -135,11 +140,13 @@ def judge(sign: str, number: dict | None, margin: float = MARGIN) -> str:
     return "met" if low > 0 else "contradicted" if high < 0 else "open"
 
 
-def judge_predictions(numbers: dict[str, dict]) -> pd.DataFrame:
+def judge_predictions(
+    numbers: dict[str, dict], predictions: tuple[Prediction, ...] = PREDICTIONS
+) -> pd.DataFrame:
     """Judge all predictions. Columns: hypothesis, number, sign, outcome, and the number's own."""
     names = ("estimate", "low", "high", "seeds", "units")
     rows = []
-    for p in PREDICTIONS:
+    for p in predictions:
         number = numbers.get(p.number)
         known = {name: (number or {}).get(name, float("nan")) for name in names}
         rows.append(vars(p) | known | {"outcome": judge(p.sign, number)})

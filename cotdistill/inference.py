@@ -30,13 +30,14 @@ from scipy import stats as sps
 from scipy.optimize import brentq
 from statsmodels.stats.multitest import multipletests
 
+from cotdistill.arms import PROMPTED
 from cotdistill.errors import DataError
 from cotdistill.measures import BINARY, add_measure
 
 WORLDS = ("shared", "per_seed")
 FAMILIES = ("paper", "mechanism", "cost")
 SHARED_SEED = -1  # the seed of an arm that is not trained: one run, compared with every seed
-UNTRAINED = ("zero_shot", "word_frequency")  # no training luck: they say nothing of seeds
+UNTRAINED = (*PROMPTED, "word_frequency")  # no training luck: they say nothing of seeds
 MIN_ARMS = 4  # fewer arms hardly say how alike their seed variances are
 POWER = 0.8
 CAUTION = 0.1  # how often a seed variance that is not shrunk may exceed its upper limit

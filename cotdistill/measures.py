@@ -63,7 +63,9 @@ def choose_normalized(scores: Sequence[float], options: Sequence[str]) -> int:
 
 
 def rationale_cut_off(predictions: pd.DataFrame) -> np.ndarray:
-    """Say per row whether the answer followed a rationale that a limit ended (pre_cot arms only).
+    """Say per row whether the answer followed a rationale that a limit ended.
+
+    Arms pre_cot… and few_shot_cot write one.
 
     Read from the column `rationale_cut_off` where there is one, else from `cut_off`, which also
     holds labels that did not end (their written answer is wrong anyway).
@@ -72,7 +74,7 @@ def rationale_cut_off(predictions: pd.DataFrame) -> np.ndarray:
     if "rationale_cut_off" in predictions:  # missing in runs that were made before it was written
         own = predictions["rationale_cut_off"]
         ended = own.astype(object).where(own.notna(), ended)
-    before = predictions["arm"].astype(str).str.startswith("pre_cot").to_numpy()
+    before = predictions["arm"].astype(str).str.startswith(("pre_cot", "few_shot_cot")).to_numpy()
     return before & ended.astype(bool).to_numpy()
 
 

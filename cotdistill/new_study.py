@@ -27,8 +27,11 @@ TITLES = {
     "shuffle": "4 · Shuffle",
     "attribute": "5 · Attribute and mask",
     "figures": "6 · Figures",
+    "tasks": "7 · Tasks",
     "lasting": "8 · Does the gain last?",
     "mechanism": "9 · Mechanism",
+    "quality": "10 · Quality",
+    "methods": "11 · Methods",
 }
 LINE = 100  # characters of a line of the YAML
 

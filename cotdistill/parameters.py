@@ -25,6 +25,8 @@ BUILT_IN = ("smollm2-135m", "gemma-3-270m", "tiny-llama", "tiny-gpt2", "tiny-phi
 # Under `worlds: per_seed` a seed is below the first, a study's data_seed at most the second: then
 # no two worlds are drawn by one number, and none by one of 2**31 or above, which draw donors
 SEEDS_PER_WORLD, MOST_DATA_SEED = 1000, 2_146_000
+# The worlds whose gold rationales can be made wrong (`microworld.damage`)
+DAMAGEABLE = ("microworld/everyday", "microworld/invented", "microworld/strata")
 # Parameter -> lowest and highest value, checked before anything runs; any other number may be 0 or
 # above
 LIMITS = {
@@ -50,6 +52,8 @@ LIMITS = {
             "alignment_batches",
             "lens_questions",
             "forced_questions",
+            "quality_questions",
+            "shots",
         ),
         (1, math.inf),
     ),
@@ -64,6 +68,7 @@ LIMITS = {
             "alpha",
             "mask_amounts: an item",
             "label_shares: an item",
+            "wrong_facts: an item",
         ),
         (0, 1),
     ),
@@ -409,10 +414,14 @@ def check_demands(values: dict, stages: list[str]) -> None:
         )
     if "attribute" in later:
         check_attribution(v)
+    if "tasks" in later:
+        check_tasks(v)
     if "lasting" in later:
         check_lasting(v)
     if "mechanism" in later:
         check_mechanism(v)
+    if "quality" in later:
+        check_quality(v)
 
 
 def check_attribution(v: dict) -> None:
@@ -447,6 +456,19 @@ def check_attribution(v: dict) -> None:
         )
 
 
+def check_tasks(v: dict) -> None:
+    """Check what notebook 7 requires of all values of a study. Raises DataError."""
+    if not v["tasks_arms"]:
+        raise DataError("tasks_arms is empty; expected the arms that stage tasks compares")
+    for name in v["tasks_arms"]:
+        corruption = arm_from_name(name).corruption
+        if "amount" in CORRUPTIONS[corruption].fields:
+            raise DataError(
+                f"tasks_arms has {name}, which needs an amount; expected arms of stages train and "
+                "shuffle"
+            )
+
+
 def check_lasting(v: dict) -> None:
     """Check what notebook 8 requires of all values of a study. Raises DataError."""
     arms = [arm_from_name(name) for name in v["lasting_arms"]]
@@ -454,9 +476,10 @@ def check_lasting(v: dict) -> None:
         raise DataError(
             "lasting_arms has no label_only; expected it: stage lasting takes gaps to it"
         )
-    if Arm("zero_shot") in arms:
+    prompted = next((arm.label for arm in arms if not arm.is_trained), None)
+    if prompted:
         raise DataError(
-            "lasting_arms has zero_shot, which is not trained; expected arms that stage lasting "
+            f"lasting_arms has {prompted}, which is not trained; expected arms that stage lasting "
             "can let go on"
         )
     if not v["continue_on"]:
@@ -477,6 +500,24 @@ def check_mechanism(v: dict) -> None:
             if f"post_cot_{name}" not in ARMS:
                 known = ", ".join(filter(None, CORRUPTIONS))
                 raise DataError(f"{key} holds '{name}'; expected some of {known}")
+
+
+def check_quality(v: dict) -> None:
+    """Check what notebook 10 requires of all values of a study. Raises DataError."""
+    bad = next((arm for arm in v["quality_arms"] if arm not in ("pre_cot", "post_cot")), None)
+    if bad is not None or not v["quality_arms"]:
+        found = "is empty" if bad is None else f"holds '{bad}'"
+        raise DataError(f"quality_arms {found}; expected pre_cot, post_cot or both")
+    if 0 in v["wrong_facts"]:
+        raise DataError(
+            "wrong_facts holds 0; expected shares above 0: the study's own set has none"
+        )
+    damaged = v["wrong_facts"] and v["dataset"] in DAMAGEABLE
+    if not damaged and not any(v["rationale_sets"]) and not any(v["also_modes"]):
+        raise DataError(
+            "stage quality has one set of rationales; expected rationale_sets, also_modes, or "
+            f"wrong_facts and one of {', '.join(DAMAGEABLE)}"
+        )
 
 
 def check_student(values: dict, stages: list[str]) -> None:

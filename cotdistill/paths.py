@@ -34,13 +34,18 @@ NOTEBOOKS = {
 }
 # What the paper leaves open: run where a study's `stages` lists them, or by name
 OPEN_NOTEBOOKS = {
+    "tasks": "07_tasks",
     "lasting": "08_lasting",
     "mechanism": "09_mechanism",
+    "quality": "10_quality",
+    "methods": "11_methods",
 }
 ALL_NOTEBOOKS = NOTEBOOKS | OPEN_NOTEBOOKS
 # The variable that tells kernels the folder of the study's YAML; paths are looked for there first.
 FOLDER = "COTDISTILL_STUDY_FOLDER"
 RUN_STAGES = ("train", "shuffle", "attribute")  # the paper's stages that make runs
+# A stage's plan of runs is <stage>.json, but for these: quality.json is notebook 01's
+PLAN_NAMES = {"quality": "rationale-sets"}
 PLANNING_STAGES = (*RUN_STAGES, *OPEN_NOTEBOOKS)  # all that write a plan of runs
 RUN_KEY = re.compile("[0-9a-f]{64}")  # a run's folder is named by a SHA-256 and nothing else
 

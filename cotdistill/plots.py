@@ -10,6 +10,7 @@ for a phone: bars then lie down, and panels stand one below the other.
 """
 
 import textwrap
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib as mpl
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from cotdistill.arms import CORRUPTIONS, PLACEMENTS, corruption_of, shown_in
+from cotdistill.arms import CORRUPTIONS, PLACEMENTS, PROMPTED, corruption_of, shown_in
 from cotdistill.figure_style import (
     AGREEMENT_COLOURS,
     CYCLE,
@@ -57,10 +58,8 @@ def drawn(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
     """
     rows = accuracy[[shown_in(figure, arm) for arm in accuracy["arm"]]]
     if figure == "placement":
-        order = [
-            next(i for i, name in enumerate(PLACEMENTS) if arm.partition("[")[0] == name)
-            for arm in rows["arm"]
-        ]
+        names = (*PROMPTED, *PLACEMENTS)
+        order = [names.index(arm.partition("[")[0]) for arm in rows["arm"]]
         rows = rows.iloc[np.argsort(order, kind="stable")]
     return rows
 
@@ -230,7 +229,8 @@ def _name_arms(ax: Axes, text: str) -> None:
 
 def _count_text(rows: pd.DataFrame) -> str:
     """Return "500 questions, 3 seeds" for an axis label: what the numbers rest on."""
-    trained = rows[rows["arm"] != "zero_shot"] if (rows["arm"] != "zero_shot").any() else rows
+    untrained = rows["arm"].isin(PROMPTED)
+    trained = rows if untrained.all() else rows[~untrained]
     span = lambda c: " to ".join(f"{n:,}" for n in sorted({trained[c].min(), trained[c].max()}))
     return (
         f"{span('n')} test questions, {span('seeds')} "
@@ -805,6 +805,55 @@ def strata_intervals(effects: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def step_panels(rows: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """Draw each arm with its 95 % interval by the number of steps, a panel per measure.
+
+    rows: columns measure, arm, steps, estimate, low, high (fractions); names: measure -> the name
+    of its axis.
+    """
+    fig, axes = _make_panels(len(names), 10.0, 4.4)
+    arms, levels = list(dict.fromkeys(rows["arm"])), sorted(set(rows["steps"]))
+    gap = 0.45 * min(np.diff(levels), default=1)
+    for (measure, name), axis in zip(names.items(), axes, strict=True):
+        for arm, shift in zip(arms, spread_dots(len(arms), gap), strict=True):
+            part = rows[(rows["measure"] == measure) & (rows["arm"] == arm)].sort_values("steps")
+            value, low, high = (100 * part[c].to_numpy(float) for c in ("estimate", "low", "high"))
+            colour, _, marker, dashes = look(arm)
+            style = dict(color=colour, marker=marker, linestyle=dashes, linewidth=0.8, capsize=3)
+            style |= dict(markeredgecolor="#222222", markersize=6, label=arm)
+            style |= dict(markerfacecolor="white" if corruption_of(arm) else colour)
+            axis.errorbar(part["steps"] + shift, value, [value - low, high - value], **style)
+        axis.set(xlabel="Steps to the answer (lines: 95 % interval)", ylabel=name)
+        axis.set_xticks(levels, [str(level) for level in levels])
+        place_legend(axis, 2)
+    return fig
+
+
+def quality_panels(rows: pd.DataFrame) -> Figure:
+    """Draw p(gold) with its 95 % interval against each measured quality, a panel per quality.
+
+    rows: columns measure (the name of the axis), x, arm, estimate, low, high (fractions).
+    """
+    measures, arms = list(dict.fromkeys(rows["measure"])), list(dict.fromkeys(rows["arm"]))
+    across = 1 if is_narrow() else min(3, len(measures))
+    down = -(-len(measures) // across)
+    size = (PHONE, 3.0 * down) if is_narrow() else (3.7 * across, 3.3 * down)
+    fig, axes = plt.subplots(down, across, figsize=size, squeeze=False, sharey=True)
+    for measure, axis in zip_longest(measures, axes.flat):
+        if measure is None:
+            axis.set_visible(False)
+            continue
+        apart = 0.03 * np.ptp(rows.loc[rows["measure"] == measure, "x"])  # equal values stay seen
+        for arm, shift in zip(arms, spread_dots(len(arms), apart), strict=True):
+            part = rows[(rows["measure"] == measure) & (rows["arm"] == arm)]
+            value, low, high = (100 * part[c].to_numpy(float) for c in ("estimate", "low", "high"))
+            style = _marker(arm) | dict(linestyle="none", ecolor=look(arm)[0], capsize=3, label=arm)
+            axis.errorbar(part["x"] + shift, value, [value - low, high - value], **style)
+        axis.set(xlabel=measure, ylabel="p(gold) (%)")
+    place_legend(axes.flat[0], 2)
+    return fig
+
+
 def _make_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make panels side by side, or on a phone one below the other; sizes in inches, of all."""
     if is_narrow():
@@ -874,6 +923,9 @@ FIGURES = {
     "forest": forest,
     "pooled": forest,
     "strata": strata_intervals,
+    "tasks": step_panels,
+    "quality": quality_panels,
+    "methods": interval_lines,
     "lasting": interval_lines,
     "alignment": interval_lines,
     "label_dial": interval_lines,

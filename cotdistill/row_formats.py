@@ -109,6 +109,20 @@ def parse_gsm8k_row(row: dict, where: str) -> Example:
     return make_free_example(row.get("id", f"gsm8k-{digest[:12]}"), question, parts[1], where)
 
 
+def row_steps(dataset: str, row: dict, where: str) -> int | None:
+    """Count the steps to a row's answer; None where the row does not say.
+
+    GSM8K marks each calculation ("<<3*4=12>>"); rows of our own format may have a field `steps`, a
+    whole number from 1 on. Raises DataError for another value.
+    """
+    if dataset == "gsm8k":
+        return str(row.get("answer")).count("<<") or None
+    steps = row.get("steps")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise DataError(f"{where}: steps is {steps!r}; expected a whole number from 1 on")
+    return steps
+
+
 def parse_quarel_row(row: dict, where: str) -> Example:
     """Parse an official row of QuaRel: "(A) .. (B) .." inside the question, and answer_index.
 

@@ -34,6 +34,7 @@ from cotdistill.row_formats import (
     parse_lettered_row,
     parse_own_row,
     parse_quarel_row,
+    row_steps,
     split_gsm8k_answer,
 )
 from cotdistill.tables import question_rows, split_path
@@ -131,6 +132,25 @@ def load_examples(
     if not rows:
         raise DataError(f"{path}: no question in it; expected at least one line")
     return _check_ids([(where, parse_row(dataset, row, where)) for where, row in rows])
+
+
+def load_steps(dataset: str, data_dir: str | Path | None) -> dict[str, int]:
+    """Map the test questions of a dataset in files to their number of steps, where rows say it.
+
+    dataset, data_dir: as in `load_examples`. Empty for a dataset from the hub. Raises DataError for
+    a bad line (`row_formats.row_steps`).
+    """
+    source = SOURCES.get(dataset)
+    if source and not data_dir:
+        return {}
+    name = source["splits"]["test"] if source else "test"
+    folder = Path(data_dir) / dataset if source else Path(dataset)
+    path = split_path(folder, name, source["files"].get(name) if source else None)
+    counts = {
+        parse_row(dataset, row, where).id: row_steps(dataset, row, where)
+        for where, row in question_rows(path or folder / f"{name}.jsonl")
+    }
+    return {question: steps for question, steps in counts.items() if steps}
 
 
 def expected_data() -> str:

@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils.hub import resolve_revision
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from cotdistill.arms import PROMPTED
 from cotdistill.checkpoints import restore_parameters
 from cotdistill.errors import DataError, disk_error
 from cotdistill.files import damaged_files, file_lock, read_json, sha256, temporary_path
@@ -246,7 +247,7 @@ def _load_run(folder: Path, name: str, dtype: torch.dtype, device: str | torch.d
             f"{config['student']}; found {base.fingerprint} under the name {base.name}"
         )
     placement = config["arm"]["placement"]
-    if placement != "zero_shot":  # which is the base student as it is
+    if placement not in PROMPTED:  # which is the base student as it is
         restore_parameters(base.model, read_run_weights(folder, base.model, name))
     base.model.to(device=device, dtype=dtype)
     note = f"{base.note}, fine-tuned as {placement} (run {folder.name[:12]})"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cotdistill.arms import CORRUPTIONS, LABEL_FORMATS, Arm, prompt_text
+from cotdistill.arms import CORRUPTIONS, LABEL_FORMATS, SHOTS, Arm, prompt_text, write_shots
 from cotdistill.corrupt import offsets
 from cotdistill.encode import (
     RATIONALE,
@@ -318,7 +318,8 @@ class Setting:
     lies in a local folder, "" for others and before the setting is saved. worlds: "shared", or
     "per_seed" where each seed has a microworld of its own. also_answer: further datasets whose test
     questions each student answers by forced choice, the first also_answer_size (0: all); no part of
-    a run's key, for they change no run.
+    a run's key, for they change no run. shots: how many solved questions stand above those of an
+    arm few_shot or few_shot_cot; no parameter of notebook 02.
     """
 
     study: str
@@ -341,6 +342,7 @@ class Setting:
     worlds: str = "shared"
     also_answer: list[str] = field(default_factory=list)
     also_answer_size: int = 0
+    shots: int = SHOTS
 
     def to_json(self) -> dict:
         """Return the setting as base.json holds it."""
@@ -352,6 +354,8 @@ class Setting:
             del values["worlds"]
         if not values["also_answer"]:
             del values["also_answer"], values["also_answer_size"]
+        if values["shots"] == SHOTS:
+            del values["shots"]
         return values
 
     @classmethod
@@ -361,7 +365,7 @@ class Setting:
         `where` and `study` are for the error's text.
         Raises DataError for one that `make train` did not write.
         """
-        added = ("student_print", "worlds", "also_answer", "also_answer_size")
+        added = ("student_print", "worlds", "also_answer", "also_answer_size", "shots")
         later = ("keep_weights", *added)
         wanted = [f.name for f in fields(cls) if f.name not in later]
         if not isinstance(values, dict):
@@ -384,7 +388,9 @@ class Setting:
 
 # The parameters of notebook 02 that are part of a study's setting under their own names
 PARAMETERS = [
-    one.name for one in fields(Setting) if one.name not in ("data", "train", "student_print")
+    one.name
+    for one in fields(Setting)
+    if one.name not in ("data", "train", "student_print", "shots")
 ]
 
 
@@ -593,6 +599,19 @@ class Study:
             kept, self.setting.train_size, self.setting.data["data_seed"] * 1000 + offset
         )
 
+    def write_shots(self, arm: Arm, seed: int) -> str:
+        """Write the solved questions that stand above an arm's; empty for all but few_shot arms.
+
+        They are the first of the first seed's training questions (of the seed's own world, where it
+        has one), so that one run serves all seeds.
+        """
+        if arm.placement not in ("few_shot", "few_shot_cot"):
+            return ""
+        seed = seed if self.has_own_worlds else self.setting.seeds[0]
+        examples = self.train_questions(seed)[: self.setting.shots]
+        form = self.setting.label_format
+        return write_shots(examples, self.data.rationales, arm.asked_as, form)
+
     def test_questions(self, seed: int | None = None) -> list[Example]:
         """Return the first `test_size` test questions (0: all) of one seed.
 
@@ -761,13 +780,14 @@ class Study:
         if room is None:
             return
         asked = [*self.test_questions(), *self.data.validation, *sum(self.elsewhere.values(), [])]
-        for placement in dict.fromkeys(arm.placement for arm in arms):
-            after = setting.max_label_tokens
+        for arm in {arm.placement: arm for arm in arms}.values():
+            after, placement = setting.max_label_tokens, arm.asked_as
+            above = student.bos_ids + student.encode(self.write_shots(arm, setting.seeds[0]))
             if placement == "pre_cot":
                 after += setting.max_new_tokens + len(student.encode("\nAnswer:"))
             for example in asked:
                 prompt = prompt_text(example, placement, setting.label_format)
-                n = len(student.bos_ids) + len(student.encode(prompt))
+                n = len(above) + len(student.encode(prompt))
                 if n + after > room:
                     raise DataError(
                         f"question '{example.id}': its prompt is {n} tokens long and "

@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from cotdistill.arms import PROMPTED
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write, read_json, remove_stale_parts, temporary_path
 from cotdistill.forest_plot import FAMILIES, supporting_side
@@ -196,7 +197,7 @@ def draw_figures(record: dict, folder: Path, chance: float | None) -> list[dict]
     for name in ("shuffle", "key_tokens", "masking"):
         if len(plots.drawn(forced, name)):
             tables[name] = forced
-    tables["cost"] = written[written["arm"] != "zero_shot"]
+    tables["cost"] = written[~written["arm"].isin(PROMPTED)]
     return [
         draw_picture(
             name,

@@ -256,7 +256,7 @@ def target_lengths(study: Study, arms: list[Arm], limit: int = 500) -> pd.DataFr
     kept, _ = study.usable_questions()
     rows = {}
     for arm in arms:
-        if arm.placement == "zero_shot":
+        if not arm.is_trained:
             continue
         encoded = [
             encode(study.student, e, rationales[e.id].text, arm, setting.label_format)

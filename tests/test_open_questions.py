@@ -18,7 +18,7 @@ from cotdistill.paths import NOTEBOOKS, OPEN_NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = """
-stages: [mechanism, elicit, train, lasting]
+stages: [mechanism, tasks, elicit, quality, train, lasting]
 student: tiny-llama
 data_seed: 3
 n_train: 24
@@ -28,10 +28,15 @@ epochs: 1
 batch_size: 8
 max_new_tokens: 12
 arms: [label_only, post_cot]
+tasks_arms: [label_only, post_cot]
+quality_arms: [post_cot]
+wrong_facts: [1.0]
 lasting_arms: [label_only, post_cot]
 lasting_epochs: 2
 bootstrap: 100
 """
+# What this study runs: methods reads what stage attribute made, and is run on the smoke study
+RUN_HERE = {stage: name for stage, name in OPEN_NOTEBOOKS.items() if stage != "methods"}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def executed(tmp_path_factory):
     }
     command = [sys.executable, "-m", "cotdistill.cli", "run", str(folder / "own.yaml")]
     started = time.process_time()
-    for name, stages in (("first", []), ("second", ["--stages", "lasting", "mechanism"])):
+    for name, stages in (("first", []), ("second", ["--stages", *RUN_HERE])):
         done = subprocess.run(
             [*command, "--executed", str(folder / name), *stages],
             cwd=ROOT,
@@ -72,10 +77,10 @@ def texts_of(path, kind):
 def test_a_study_lists_its_stages_and_they_run_in_order(executed):
     folder, said, _ = executed
     heads = [line.split()[1] for line in said[0].splitlines() if line.startswith("== ")]
-    assert heads == ["01_elicit", "02_train", "08_lasting", "09_mechanism"]
+    assert heads == ["01_elicit", "02_train", *RUN_HERE.values()]
 
 
-@pytest.mark.parametrize("name", OPEN_NOTEBOOKS.values())
+@pytest.mark.parametrize("name", RUN_HERE.values())
 def test_open_questions_execute_and_are_fit_to_commit(executed, name):
     path = executed[0] / "first" / "own" / f"{name}.ipynb"
     check_executed(path)
@@ -83,13 +88,36 @@ def test_open_questions_execute_and_are_fit_to_commit(executed, name):
     assert shown[-1].startswith("**Findings.**") and not any("nan" in t for t in shown)
 
 
-@pytest.mark.parametrize("name", OPEN_NOTEBOOKS.values())
+@pytest.mark.parametrize("name", RUN_HERE.values())
 def test_a_second_run_trains_nothing_and_says_the_same(executed, name):
     folder, said, _ = executed
     assert "epoch 1" not in said[1] and said[1].count("from the store") >= 9
     first, second = (folder / run / "own" / f"{name}.ipynb" for run in ("first", "second"))
     for kind in ("text/html", "text/markdown"):
         assert texts_of(first, kind) == texts_of(second, kind) != []
+
+
+def test_methods_are_compared_where_stage_attribute_has_run(smoke):
+    store, _ = smoke
+    environment = os.environ | {
+        "COTDISTILL_ARTIFACTS": str(store / "artifacts"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "cotdistill.cli", "run", "smoke", "--stages", "methods"]
+    done = subprocess.run(
+        [*command, "--executed", str(store / "methods")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    path = store / "methods" / "smoke" / "11_methods.ipynb"
+    check_executed(path)
+    shown = texts_of(path, "text/markdown")
+    assert shown[-1].startswith("**Findings.** The most faithful method is **")
+    assert "retrained on 15: p(gold)" in texts_of(path, "text/plain")[-1]
 
 
 def test_predictions_stand_before_the_numbers(executed):
@@ -101,7 +129,9 @@ def test_predictions_stand_before_the_numbers(executed):
 def test_status_shows_what_was_begun(executed, monkeypatch):
     monkeypatch.setenv("COTDISTILL_ARTIFACTS", str(executed[0] / "artifacts"))
     rows = {row["stage"]: row for row in status(str(executed[0] / "own.yaml"))}
-    assert list(rows) == [*NOTEBOOKS, *OPEN_NOTEBOOKS]
+    assert list(rows) == [*NOTEBOOKS, *RUN_HERE]
+    assert rows["tasks"]["runs"] == rows["tasks"]["done"] == 2
+    assert rows["quality"]["runs"] == rows["quality"]["done"] == 3
     assert (rows["lasting"]["runs"], rows["lasting"]["done"]) == (4, 4)
     assert rows["mechanism"]["runs"] == rows["mechanism"]["done"] == 6
 
@@ -135,6 +165,14 @@ def test_a_bad_list_of_stages_is_one_line(tmp_path, stages, text):
         ({"lasting_arms": ["post_cot"]}, "lasting_arms has no label_only"),
         ({"lasting_arms": ["label_only", "zero_shot"]}, "lasting_arms has zero_shot"),
         ({"lasting_arms": ["label_only", "post"]}, "unknown arm 'post'; expected one of"),
+        ({"tasks_arms": []}, "tasks_arms is empty; expected the arms that stage tasks compares"),
+        ({"tasks_arms": ["post"]}, "unknown arm 'post'; expected one of"),
+        ({"tasks_arms": ["post_cot_kept"]}, "tasks_arms has post_cot_kept, which needs an amount"),
+        ({"quality_arms": []}, "quality_arms is empty; expected pre_cot, post_cot or both"),
+        ({"quality_arms": ["label_only"]}, "quality_arms holds 'label_only'; expected pre_cot"),
+        ({"wrong_facts": [0, 0.5]}, "wrong_facts holds 0; expected shares above 0"),
+        ({"wrong_facts": []}, "stage quality has one set of rationales; expected rationale_sets"),
+        ({"dataset": "microworld/relations"}, "stage quality has one set of rationales"),
         ({"continue_on": []}, "continue_on is empty; expected 'same' or datasets"),
         ({"label_shares": [0.5, 1.0]}, "label_shares holds 1; expected shares between 0 and 1"),
         ({"label_shares": [0]}, "label_shares holds 0; expected shares between 0 and 1"),

@@ -291,7 +291,7 @@ def run_job(folder: Path) -> None:
         stored = load_metrics(key) is not None
         if validate and not saved and not stored:
             validate()  # where its curve begins
-        keep = not stored and arm.placement != "zero_shot"
+        keep = not stored and arm.is_trained
         metrics, made = load_or_make_run(
             study, arm, plan.seed, config, scores=scores, keep_weights=keep, say=say
         )

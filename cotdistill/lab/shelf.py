@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cotdistill.arms import PROMPTED
 from cotdistill.checkpoints import restore_parameters
 from cotdistill.errors import DataError
 from cotdistill.files import read_json
@@ -108,7 +109,7 @@ class Shelf:
                     f"student '{name}': no stored run of that name; "
                     f"expected one of {', '.join(self.names)}"
                 )
-            if run.arm == "zero_shot":
+            if run.arm in PROMPTED:
                 return {}
             self.weights[name] = read_run_weights(run.folder, self.base.model, name)
             while len(self.weights) > KEEP:

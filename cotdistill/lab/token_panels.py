@@ -7,7 +7,7 @@ from pathlib import Path
 import ipywidgets as w
 
 from cotdistill import corrupt
-from cotdistill.arms import ARMS, CORRUPTIONS, arm_from_name, corruption_of
+from cotdistill.arms import ARMS, CORRUPTIONS, PROMPTED, arm_from_name, corruption_of
 from cotdistill.attribution.score import split_sequence
 from cotdistill.attribution.score_files import read_selections, write_selection
 from cotdistill.errors import DataError
@@ -105,7 +105,7 @@ def make_knobs() -> dict[str, w.Widget]:
     """Make the controls of `KnobPanel`: arm, unit, amount, order, fill and seed."""
     return {
         "arm": w.Dropdown(
-            options=[a for a in ARMS if a != "zero_shot"],
+            options=[a for a in ARMS if a not in PROMPTED],
             value="post_cot_shuffled",
             description="arm",
         ),

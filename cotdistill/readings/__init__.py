@@ -13,7 +13,10 @@ from cotdistill.readings import (
     lab,
     lasting,
     mechanism,
+    methods,
+    quality,
     shuffle,
+    tasks,
     train,
 )
 from cotdistill.readings.elicit import read_card
@@ -27,7 +30,10 @@ __all__ = [
     "lab",
     "lasting",
     "mechanism",
+    "methods",
+    "quality",
     "read_card",
     "shuffle",
+    "tasks",
     "train",
 ]

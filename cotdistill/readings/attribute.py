@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from cotdistill.arms import PROMPTED
 from cotdistill.readings.common import select_nonzero
 from cotdistill.show import points
 
@@ -352,7 +353,7 @@ def words(shares: pd.DataFrame, method: str) -> str:
 
 def order(forced: pd.DataFrame, chance: float) -> str:
     """List the trained arms from high to low."""
-    trained = forced[forced["arm"] != "zero_shot"].sort_values("accuracy", ascending=False)
+    trained = forced[~forced["arm"].isin(PROMPTED)].sort_values("accuracy", ascending=False)
     return f"From high to low: {', '.join(trained['arm'])}; chance is {100 * chance:.1f} %."
 
 

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from cotdistill.arms import PROMPTED
 from cotdistill.readings.common import by_measures, few_seeds, list_arms, section, weigh
 from cotdistill.show import percent, points
 
@@ -23,7 +24,7 @@ def accuracy(forced: pd.DataFrame, chance: float, note: str) -> str:
 
 def failures(written: pd.DataFrame) -> str:
     """Say which trained arm names no option most often, and what a label costs in tokens."""
-    rows = written.set_index("arm").drop("zero_shot", errors="ignore")
+    rows = written.set_index("arm").drop(list(PROMPTED), errors="ignore")
     if rows.empty:
         return "No arm was trained."
     share = rows["parse_failures"] / rows["answers"]

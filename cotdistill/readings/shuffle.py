@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from cotdistill.arms import Arm
+from cotdistill.arms import PROMPTED, Arm
 from cotdistill.readings.common import by_measures, few_seeds, select_nonzero, weigh
 from cotdistill.show import percent
 
@@ -15,7 +15,7 @@ def arms(grid: list[Arm], seeds: list[int]) -> str:
 
 def measures_apart(forced: pd.DataFrame, written: pd.DataFrame) -> str:
     """Name the trained arm whose written answers are furthest below its forced choice."""
-    trained = forced["arm"] != "zero_shot"
+    trained = ~forced["arm"].isin(PROMPTED)
     if not trained.any():
         return ""
     apart = (forced["accuracy"] - written["accuracy"])[trained].idxmax()

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from cotdistill.arms import Arm, format_target, prompt_text
+from cotdistill.arms import PROMPTED, Arm, format_target, prompt_text
 from cotdistill.examples import Example
 from cotdistill.readings.common import list_arms
 
@@ -28,8 +28,8 @@ def targets(example: Example, rationale: str, arms: list[Arm], label_format: str
     parts = []
     for arm in arms:
         pieces = format_target(example, rationale, arm, label_format)
-        target = "" if arm.placement == "zero_shot" else "".join(text for _, text in pieces)
-        prompt = prompt_text(example, arm.placement, label_format)
+        target = "".join(text for _, text in pieces) if arm.is_trained else ""
+        prompt = prompt_text(example, arm.asked_as, label_format)
         parts.append(f"--- {arm.label}\n{prompt}▮{target}")
     return "\n".join(parts)
 
@@ -95,7 +95,7 @@ def findings(results: pd.DataFrame, last: pd.DataFrame, note: str) -> str:
 
     results: of `run_grid`; note: the student's name.
     """
-    trained = results[results["arm"] != "zero_shot"]
+    trained = results[~results["arm"].isin(PROMPTED)]
     return (
         f"**Findings.** {len(trained)} students trained: "
         f"{trained['train_seconds'].sum() / 60:.1f} minutes of training, "

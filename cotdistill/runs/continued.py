@@ -248,7 +248,7 @@ def plan_continuations(
     """
     check_arms(arms, "lasting")
     for arm in arms:
-        if arm.placement == "zero_shot" or arm.needs_scores:
+        if not arm.is_trained or arm.needs_scores:
             raise DataError(
                 f"lasting_arms: {arm.label} can't go on learning; expected trained arms that need "
                 "no scores"

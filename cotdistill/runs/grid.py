@@ -22,16 +22,16 @@ def plan_rows(
 ) -> list[dict]:
     """List the grid arms x seeds as rows: arm, label, seed, key, config.
 
-    There is one row of zero_shot, with seed -1; one per seed where each has a world of its own.
+    There is one row of a student that is not trained, with seed -1; one per seed where each has a
+    world of its own.
     scores: (selector, seed) -> (scores by id, their fingerprint), for arms that keep or mask by a
     selector.
     """
     rows = []
     for seed in seeds or study.setting.seeds:
         for arm in arms:
-            untrained = arm.placement == "zero_shot"
-            own = study.has_own_worlds or not untrained
-            if not own and any(row["label"] == "zero_shot" for row in rows):
+            own = study.has_own_worlds or arm.is_trained
+            if not own and any(row["label"] == arm.label for row in rows):
                 continue
             scores_fingerprint = scores[arm.selector, seed][1] if arm.needs_scores else ""
             config = make_config(study, arm, seed, scores_fingerprint)
@@ -157,7 +157,7 @@ def _read_grid(study: Study, stage: str, say) -> pd.DataFrame:
 
 
 def _describe_run(row: dict, metrics: dict) -> str:
-    name = row["label"] + ("" if row["arm"].placement == "zero_shot" else f" seed {row['seed']}")
+    name = row["label"] + (f" seed {row['seed']}" if row["arm"].is_trained else "")
     forced = f"forced choice {100 * metrics['accuracy']:.1f} %, generated"
     answered = "written answer" if metrics.get("free_answers") else forced
     return f"{name}: {answered} {100 * metrics['accuracy_generated']:.1f} % of {metrics['n']}"

@@ -47,10 +47,11 @@ def make_config(study: Study, arm: Arm, seed: int, scores_fingerprint: str = "")
         "seed": -1,
         "max_label_tokens": setting.max_label_tokens,
     }
-    if arm.placement == "pre_cot":
+    if arm.asked_as == "pre_cot":
         config["max_new_tokens"] = setting.max_new_tokens
-    if arm.placement == "zero_shot":
-        return config
+    if not arm.is_trained:
+        shots = study.write_shots(arm, seed)
+        return config | ({"shots": fingerprint([shots])} if shots else {})
     train, data = study.train_questions(seed), study.data
     config |= {
         "seed": seed,
@@ -236,7 +237,7 @@ def train_and_answer(
     Returns the metrics. The student's weights are put back afterwards: a grid loads it once.
     """
     student, started = study.student, time.time()
-    trains, test = arm.placement != "zero_shot", study.test_questions(seed)
+    trains, test = arm.is_trained, study.test_questions(seed)
     train = study.train_questions(seed) if trains else []
     history, summary = pd.DataFrame(), {"best_epoch": 0, "train_tokens": 0}
     student.model.requires_grad_(True)
@@ -252,9 +253,10 @@ def train_and_answer(
         predictions = evaluate(
             student,
             test,
-            arm.placement,
+            arm.asked_as,
             study.setting.label_format,
             **answer_limits(study),
+            shots=study.write_shots(arm, seed),
             trunk=(study.setting.train.frozen_layers, study.trunks) if train else None,
         )
         answers, elsewhere = answer_elsewhere(study, arm)

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from cotdistill import corrupt
-from cotdistill.arms import Arm
+from cotdistill.arms import PROMPTED, Arm
 from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, read_json
 from cotdistill.paths import RUN_KEY, RUN_STAGES, artifacts, study_dir
@@ -101,8 +101,8 @@ def load_stage(study: str, stage: str) -> list[dict]:
         own = Arm(**row["arm"])
         if (
             config["arm"] not in (own.config, corrupt.full_mask_as_filler(own).config)
-            # Where each seed has its own world, zero_shot is answered in each
-            or config["seed"] not in (row["seed"], *[-1] * (own.placement == "zero_shot"))
+            # Where each seed has its own world, an untrained student is asked in each
+            or config["seed"] not in (row["seed"], *[-1] * (not own.is_trained))
         ):
             raise damaged_plan(study, stage)
     return plan
@@ -235,7 +235,7 @@ def load_history(study: Study | str, stages: list[str]) -> pd.DataFrame:
     frames, seen = [], set()
     for stage in stages:
         for row in load_stage(study_name(study), stage):
-            if (row["label"], row["key"]) in seen or row["label"] == "zero_shot":
+            if (row["label"], row["key"]) in seen or row["label"] in PROMPTED:
                 continue
             seen.add((row["label"], row["key"]))
             frame = pd.read_csv(artifacts() / "runs" / row["key"] / "history.csv")

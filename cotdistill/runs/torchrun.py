@@ -32,7 +32,7 @@ def make_shared_run(name: str, arm_name: str, seed: int, say=print) -> dict | No
     metrics, fresh = load_or_make_run(
         study, arm, seed, make_config(study, arm, seed), keep_weights=keep, say=say
     )
-    if not fresh or arm.placement == "zero_shot":
+    if not fresh or not arm.is_trained:
         broadcast_from_first("")
     seconds = metrics["train_seconds"] + metrics["evaluate_seconds"]
     say(
