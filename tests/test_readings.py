@@ -650,6 +650,11 @@ def test_arms_of_the_stages():
 # --- all of them
 
 
+def test_how_predictions_are_judged_names_their_number_and_the_margin():
+    text = readings.common.how_judged(3)
+    assert text.startswith("3 explanations. ") and "within 2 points" in text
+
+
 def test_every_reading_is_documented_and_named_here():
     """No sentence without a test: each public function is named in one of these files."""
     files = ("test_readings", "test_elicit", "test_pooling", "test_breadth")
