@@ -9,6 +9,7 @@ The process reads one request a line, {"argv", "env", "cwd"}, and answers with t
 ends when the command that started it has ended, and its kernels end with it.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -147,6 +148,7 @@ def main() -> None:
     del sys.path[0]  # the working directory, which -m puts there
     for module in IMPORTS:
         importlib.import_module(module)
+    gc.freeze()  # training collects after each run: libraries need not be looked through
     mine = os.getpid()
     while line := sys.stdin.readline():
         pid = os.fork()

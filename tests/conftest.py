@@ -2,6 +2,8 @@
 students and questions.
 """
 
+import gc
+import json
 import os
 import subprocess
 import sys
@@ -18,11 +20,38 @@ import torch
 
 torch.set_num_threads(1)
 
+from cotdistill import sources
 from cotdistill.arms import prompt_text
 from cotdistill.examples import Example, Rationale
 from cotdistill.students import Student, load_student
 from cotdistill.tiny import TINY
 
+
+def remember_worlds(make):
+    """Return `make_world` that makes each world once: half a second, for every study of a test.
+
+    What it hands out are copies down to questions and rationales, which are frozen. The tests of
+    `generate` itself do not pass here.
+    """
+    worlds = {}
+
+    def make_or_copy(part, seed, **settings):
+        key = json.dumps([part, seed, settings], sort_keys=True, default=str)
+        if key not in worlds:
+            worlds[key] = make(part, seed, **settings)
+        return {name: copy_rows(rows) for name, rows in worlds[key].items()}
+
+    return make_or_copy
+
+
+def copy_rows(rows):
+    """Copy a list, or a dict whose values may be dicts."""
+    if isinstance(rows, list):
+        return list(rows)
+    return {key: dict(row) if isinstance(row, dict) else row for key, row in rows.items()}
+
+
+sources.make_world = remember_worlds(sources.make_world)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _students = {}
 
@@ -142,6 +171,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         for fixture in set(EXECUTED_ONCE) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(EXECUTED_ONCE[fixture]))
+
+
+def pytest_collection_finish(session):
+    """Take what the imports made out of the garbage collector's sight.
+
+    Training collects after each run, which takes a third of a second with all of torch in sight.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def needs_shared():
