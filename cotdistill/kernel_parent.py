@@ -30,7 +30,8 @@ IMPORTS = (
 
 def can_fork() -> bool:
     """Tell whether kernels may be forked on this machine."""
-    return sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
+    gpus = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, either below Windows
+    return sys.platform == "linux" and not any(Path(gpu).exists() for gpu in gpus)
 
 
 class ForkedProcess:
