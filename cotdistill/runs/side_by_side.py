@@ -61,7 +61,7 @@ def run_side_by_side(name: str, at_once: int, say=print) -> None:
         raise DataError(f"AT_ONCE is {at_once}; expected the number of runs side by side, from 1")
     study, values = gpu_study(name), all_values(load_study(name))
     on_gpu = study.setting.device == "cuda"
-    os.environ["COTDISTILL_GPUS_PER_RUN"] = f"{int(1e4 / at_once) / 1e4}" if on_gpu else "0"
+    os.environ["COTDISTILL_GPUS_PER_RUN"] = f"{int(1e4 / at_once) / 1e4:.4f}" if on_gpu else "0"
     os.environ.setdefault("COTDISTILL_CPUS_PER_RUN", "1")
     arms = grid_arms(values)
     study.check(arms.get("train"))
