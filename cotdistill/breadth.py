@@ -173,7 +173,9 @@ def load_elsewhere(study: Study) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame()
     answers = pd.concat(frames, ignore_index=True)
-    answers["correct_choice"] = answers["choice"] == answers["gold"]
+    # A run of two studies holds what either asked
+    answers = answers[answers["dataset"].isin(study.setting.also_answer)]
+    answers = answers.assign(correct_choice=answers["choice"] == answers["gold"])
     counts = answers.groupby(["dataset", "id"])["arm"].transform("size")
     runs = answers.groupby("dataset")["arm"].transform(
         lambda arms: len(answers.loc[arms.index, ["arm", "seed"]].drop_duplicates())

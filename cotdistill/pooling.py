@@ -21,7 +21,7 @@ from scipy import stats as sps
 from scipy.optimize import brentq
 
 from cotdistill.errors import DataError
-from cotdistill.files import read_json, read_text
+from cotdistill.files import read_text
 from cotdistill.inference import Effect, confidence_interval, two_sided_p
 from cotdistill.paths import evidence_folder, root, study_dir
 from cotdistill.rules import RULES
@@ -29,7 +29,7 @@ from cotdistill.runs.published import FILE
 from cotdistill.sources import SOURCES
 from cotdistill.stats import MIN_SEEDS
 from cotdistill.students import BUNDLED
-from cotdistill.verdicts import conclude, estimate_text, load_claims
+from cotdistill.verdicts import conclude, estimate_text, load_claims, load_verdicts
 
 KINDS = {"real": "real questions", "embedded": "embedded worlds"}
 SAME = ("measure", "rule", "margin", "stratum")  # of a claim, equal in all studies that are pooled
@@ -303,11 +303,12 @@ def pool_study(record: dict, named: Sequence[str], alpha: float) -> Pool | None:
 
     record: its verdicts.json. named: studies that have run here, to pool with this one; without any
     the published studies are taken, if this one's runs are published too. Raises DataError for a
-    named study that has not run, and for one of another kind or loss.
+    named study that has not run, for one of another kind or loss, and for a cell named twice.
     """
     named = [name for name in named if name]
     if named:
         records = [record, *(_read_named(name, record) for name in named)]
+        _check_cells(records)
     elif (evidence_folder(record["study"]) / FILE).is_file():
         others = [r for r in read_published_records() if r["study"] != record["study"]]
         records = choose_records([record, *others])
@@ -320,14 +321,30 @@ def pool_study(record: dict, named: Sequence[str], alpha: float) -> Pool | None:
     return None
 
 
+def _check_cells(records: list[dict]) -> None:
+    """Check that no study and no cell of real questions counts twice. Raises DataError.
+
+    Studies of one embedded world have questions of their own, drawn by their data_seed.
+    """
+    known = {}
+    for record in records:
+        name = record["study"]
+        cell = study_cell(record) if study_kind(record) == "real" else (name,)
+        if cell in known:
+            raise DataError(
+                f"pooled_studies: {name} has the questions and student of {known[cell]} "
+                f"({', '.join(cell)}); expected each once"
+            )
+        known[cell] = name
+
+
 def _read_named(name: str, record: dict) -> dict:
     """Read the verdicts.json of a study that has run, which must fit the one it is pooled with."""
-    path = study_dir(name) / "verdicts.json"
-    other = read_json(path, f"`make figures STUDY={name}`")
+    other = load_verdicts(name)
     if not can_be_pooled(other):
         raise DataError(
-            f"{path}: written by an older version, without its loss; expected what "
-            f"`make figures STUDY={name}` writes"
+            f"{study_dir(name) / 'verdicts.json'}: written by an older version, without its loss; "
+            f"expected what `make figures STUDY={name}` writes"
         )
     mine, its = ((KINDS[study_kind(r)], r["loss"]) for r in (record, other))
     if mine != its:

@@ -67,11 +67,9 @@ def save_verdicts(
         table.to_csv(part, index=False)
 
 
-def load_verdicts(study: str) -> pd.DataFrame:
-    """Load the verdict table of a study that has run."""
-    return pd.DataFrame(
-        read_json(study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")["verdicts"]
-    )
+def load_verdicts(study: str) -> dict:
+    """Load verdicts.json of a study that has run here; raises DataError where it has not."""
+    return read_json(study_dir(study) / "verdicts.json", f"`make figures STUDY={study}`")
 
 
 @dataclass(frozen=True)

@@ -210,12 +210,15 @@ def test_named_studies_must_fit(tmp_path, monkeypatch):
     for one in (SECOND, WORLD, {k: v for k, v in THIRD.items() if k != "loss"}):
         one = one | {"seal": ""}
         write(tmp_path, one)
-    monkeypatch.setattr(pooling, "read_json", lambda path, why: json.loads(path.read_text()))
+    load = lambda name: json.loads((tmp_path / name / "verdicts.json").read_text())
+    monkeypatch.setattr(pooling, "load_verdicts", load)
     assert len(pooling.pool_study(FIRST, ["two"], 0.05).studies) == 2
     with pytest.raises(DataError, match="world is of embedded worlds under balanced"):
         pooling.pool_study(FIRST, ["world"], 0.05)
     with pytest.raises(DataError, match="older version, without its loss"):
         pooling.pool_study(FIRST, ["three"], 0.05)
+    with pytest.raises(DataError, match="pooled_studies: two has the questions and student of two"):
+        pooling.pool_study(FIRST, ["two", "two"], 0.05)
 
 
 # --- what is shown ---

@@ -190,7 +190,7 @@ def train_arm(
     return history, summary | unchanged
 
 
-def answer_elsewhere(study: Study, arm: Arm) -> tuple[list[dict], dict]:
+def answer_elsewhere(study: Study, arm: Arm, seed: int) -> tuple[list[dict], dict]:
     """Let the study's student, as it is, answer the questions of other datasets by forced choice.
 
     Returns (answers, what the metrics say of them): an answer has dataset, id, gold, choice, scores
@@ -203,9 +203,10 @@ def answer_elsewhere(study: Study, arm: Arm) -> tuple[list[dict], dict]:
         found = evaluate(
             study.student,
             questions,
-            arm.placement,
+            arm.asked_as,
             study.setting.label_format,
             **answer_limits(study),
+            shots=study.write_shots(arm, seed),
             generate=False,
         )
         answers += [{"dataset": dataset} | {name: a[name] for name in names} for a in found]
@@ -259,7 +260,7 @@ def train_and_answer(
             shots=study.write_shots(arm, seed),
             trunk=(study.setting.train.frozen_layers, study.trunks) if train else None,
         )
-        answers, elsewhere = answer_elsewhere(study, arm)
+        answers, elsewhere = answer_elsewhere(study, arm, seed)
         if keep_weights:
             save_file(trainable_parameters(student.model), folder / "weights.safetensors")
     finally:

@@ -92,7 +92,7 @@ def load_or_make_run(
         )
 
     metrics, fresh = load_or_make(config, make, f"{arm.label}, seed {seed}", keep_weights, say)
-    return add_elsewhere(study, arm, config, metrics, say), fresh
+    return add_elsewhere(study, arm, seed, run_key(config), metrics, say), fresh
 
 
 def lacks_elsewhere(study: Study, metrics: dict) -> bool:
@@ -101,7 +101,7 @@ def lacks_elsewhere(study: Study, metrics: dict) -> bool:
     return any(known.get(name) != fingerprint(rows) for name, rows in study.elsewhere.items())
 
 
-def add_elsewhere(study: Study, arm: Arm, config: dict, metrics: dict, say=print) -> dict:
+def add_elsewhere(study: Study, arm: Arm, seed: int, key: str, metrics: dict, say=print) -> dict:
     """Let the student of a stored run answer the other datasets that its study asks for.
 
     Returns the run's metrics. Where the run has answered, nothing is done; nor where its weights
@@ -110,8 +110,8 @@ def add_elsewhere(study: Study, arm: Arm, config: dict, metrics: dict, say=print
     """
     if not study.setting.also_answer or not lacks_elsewhere(study, metrics):
         return metrics
-    key, store, trained = run_key(config), artifacts() / "runs", arm.placement != "zero_shot"
-    if trained and WEIGHTS not in metrics["files"]:
+    store = artifacts() / "runs"
+    if arm.is_trained and WEIGHTS not in metrics["files"]:
         say(f"    {arm.label}: run {key[:12]} kept no weights to answer also_answer by", flush=True)
         return metrics
     work, student = store / f"{key}.work", study.student
@@ -120,9 +120,9 @@ def add_elsewhere(study: Study, arm: Arm, config: dict, metrics: dict, say=print
         shutil.copytree(store / key, work)
         before = {name: value.clone() for name, value in student.model.named_parameters()}
         try:
-            if trained:
+            if arm.is_trained:
                 restore_parameters(student.model, load_file(work / WEIGHTS))
-            answers, elsewhere = answer_elsewhere(study, arm)
+            answers, elsewhere = answer_elsewhere(study, arm, seed)
         finally:
             restore_parameters(student.model, before)
         write_elsewhere(work, answers)
