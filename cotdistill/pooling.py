@@ -200,11 +200,16 @@ def can_be_pooled(record: dict) -> bool:
 def choose_records(records: Sequence[dict]) -> list[dict]:
     """Choose one study per cell, so that none counts twice: the one with most seeds.
 
-    Of equal ones the first by name. Left out are studies with fewer than `MIN_SEEDS` seeds and
-    those of older versions.
+    Of equal ones the first by name. Left out are studies with fewer than `MIN_SEEDS` seeds, those
+    of older versions, and embedded worlds: these are made to show different effects, and a mean
+    over them says nothing.
     """
     chosen = {}
-    known = [r for r in records if can_be_pooled(r) and count_seeds(r) >= MIN_SEEDS]
+    known = [
+        r
+        for r in records
+        if can_be_pooled(r) and count_seeds(r) >= MIN_SEEDS and study_kind(r) == "real"
+    ]
     for record in sorted(known, key=lambda r: (-count_seeds(r), r["study"])):
         chosen.setdefault((study_cell(record), record["loss"]), record)
     return sorted(chosen.values(), key=lambda r: (study_cell(r), r["study"]))
@@ -219,18 +224,22 @@ def pool_claims(claims: list[dict], records: Sequence[dict], alpha: float = 0.05
 
     Columns: those of `Pooled`, claim, family, words, section, contrast (of the first study), p of
     the claim's own rule, p_holm, detectable, verdict and reason as in `verdicts.verdicts`, seeds
-    (the fewest of a study). Claims that no study measured are left out.
+    (the fewest of a study). A claim that one study measured has that study's own verdict, which its
+    own gates decided. Claims that no study measured are left out.
     """
-    rows, asked = [], []
+    rows, asked, alone = [], [], {}
     for claim in claims:
         found = [row for record in records for row in record["verdicts"] if _fits(row, claim)]
         if found:
             rows.append(_pool_claim(claim, found))
             asked.append(claim)
+        if len(found) == 1:
+            alone[claim["id"]] = {name: found[0][name] for name in ("verdict", "reason")}
     conclude(asked, rows, alpha)
     for row in rows:
         if row["seeds"] < MIN_SEEDS:
             row["reason"] = f"A study has fewer than {MIN_SEEDS} seeds, so nothing is claimed."
+        row |= alone.get(row["claim"], {})
     return pd.DataFrame(rows).drop(columns=["effect", "arms"], errors="ignore")
 
 

@@ -105,7 +105,8 @@ def judge(claim, estimate, se, **more):
     numbers = dict(estimate=estimate, se=se, df=20.0, low=ends[0], high=ends[1], seeds=5)
     seeds = [estimate + shift * se for shift in (-1, 0, 1)]
     given = dict(claim=claim, contrast="post_cot − label_only", stratum="", verdict="inconclusive")
-    return about | given | numbers | dict(by_seed=seeds, n=500, as_intact=0.0) | more
+    last = dict(by_seed=seeds, n=500, as_intact=0.0, reason="The study's own reason.")
+    return about | given | numbers | last | more
 
 
 def record(study, rows, dataset="openbookqa", student="smollm2-135m", seeds=5, loss="balanced"):
@@ -139,6 +140,8 @@ def test_worlds_and_losses_are_never_pooled_with_real_questions():
     own = confidence_interval(Effect(0.2, 0.01, 20.0))
     assert (alone["low"], alone["high"]) == pytest.approx(own)
     assert (alone["studies"], alone["note"]) == (1, "one study: not pooled")
+    # far from 0, and yet what the study itself says: its gates are its own
+    assert (alone["verdict"], alone["reason"]) == ("inconclusive", "The study's own reason.")
 
 
 def test_a_cell_counts_once_and_few_seeds_not_at_all():
@@ -146,6 +149,7 @@ def test_a_cell_counts_once_and_few_seeds_not_at_all():
     few = record("few", FIRST["verdicts"], "quarel", seeds=2)
     old = {k: v for k, v in record("old", FIRST["verdicts"], "svamp").items() if k != "loss"}
     assert [r["study"] for r in pooling.choose_records([few, again, FIRST, old])] == ["one"]
+    assert pooling.choose_records([WORLD]) == []
 
 
 def test_only_the_same_measure_rule_and_margin_are_pooled():
