@@ -203,7 +203,8 @@ def test_an_arm_has_one_interval_in_all_notebooks(smoke):
         *{path.parent for path in EXECUTED if path.stem == "06_figures"},
     ]:
         found = intervals(folder)
-        assert min(len(found[arm]) for arm in ("label_only", "post_cot")) == 4
+        books = 3 if folder.name == "strata" else 4  # strata has no stage attribute
+        assert min(len(found[arm]) for arm in ("label_only", "post_cot")) == books
         assert not {arm: texts for arm, texts in found.items() if len(set(texts)) > 1}
 
 

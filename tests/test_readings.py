@@ -651,8 +651,8 @@ def test_arms_of_the_stages():
 
 
 def test_how_predictions_are_judged_names_their_number_and_the_margin():
-    text = readings.mechanism.predictions()
-    assert text.startswith("4 explanations. ") and "within 2 points" in text
+    text = readings.common.how_judged(3)
+    assert text.startswith("3 explanations. ") and "within 2 points" in text
 
 
 def test_every_reading_is_documented_and_named_here():

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from cotdistill.hypotheses import MARGIN
 from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
 from cotdistill.verdicts import MAX_AS_INTACT
@@ -49,6 +50,16 @@ def weigh(rows: pd.DataFrame) -> int | None:
 def by_measures(rows: pd.DataFrame) -> str:
     """Write one difference by each measure: "-6.2 [-12.7, +0.2] points by forced choice, …"."""
     return ", ".join(f"{points(row)} points by {row['by']}" for row in rows.to_dict("records"))
+
+
+def how_judged(count: int) -> str:
+    """Say how predictions are judged. count: of the explanations that make them."""
+    return (
+        f"{count} explanations. A sign is met where the 95 % interval lies on that side "
+        "of 0 and contradicted where it lies on the other; 0 is met where the 90 % interval lies "
+        f"within {100 * MARGIN:g} points and contradicted where the 95 % interval lies outside. "
+        "One contradiction fells an explanation. They do not exclude each other."
+    )
 
 
 def few_seeds(seeds: int) -> str:

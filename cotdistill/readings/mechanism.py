@@ -2,19 +2,14 @@
 
 import pandas as pd
 
-from cotdistill.hypotheses import HYPOTHESES, MARGIN
-from cotdistill.readings.common import few_seeds, list_arms, select_nonzero
+from cotdistill.hypotheses import HYPOTHESES
+from cotdistill.readings.common import few_seeds, how_judged, list_arms, select_nonzero
 from cotdistill.show import points
 
 
 def predictions() -> str:
     """Say how a prediction is judged."""
-    return (
-        f"{len(HYPOTHESES)} explanations. A sign is met where the 95 % interval lies on that side "
-        "of 0 and contradicted where it lies on the other; 0 is met where the 90 % interval lies "
-        f"within {100 * MARGIN:g} points and contradicted where the 95 % interval lies outside. "
-        "One contradiction fells an explanation. They do not exclude each other."
-    )
+    return how_judged(len(HYPOTHESES))
 
 
 def contrasts(numbers: pd.DataFrame, seeds: int) -> str:
