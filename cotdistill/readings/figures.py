@@ -41,7 +41,7 @@ def verdicts(table: pd.DataFrame, forced: pd.DataFrame, note: str) -> str:
     if not measured.all():
         missing = ", ".join(
             f"{r.claim} ({r.reason.rstrip('.')})" for r in table[~measured].itertuples()
-        )
+        ).replace("*", r"\*")  # of an arm's pattern, and no emphasis
         texts.append(f"Not measured: {missing}.")
     return " ".join(texts)
 
