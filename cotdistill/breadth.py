@@ -5,7 +5,6 @@ question, which are published beside a study's runs (`runs.record`) without any 
 are those of `also_answer`: each student answers their test questions too, by forced choice.
 """
 
-import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,12 +14,12 @@ from cotdistill.corrupt import label_words
 from cotdistill.elicit.quality import names_text
 from cotdistill.examples import Example
 from cotdistill.paths import artifacts
-from cotdistill.runs.one import ELSEWHERE
+from cotdistill.runs.one import ELSEWHERE, read_elsewhere_answers
 from cotdistill.runs.results import completed_stages, load_stage
 from cotdistill.show import percent, points
-from cotdistill.stats import estimate_measure, measured_arms
+from cotdistill.stats import estimate_measure, measured_arms, name_fact
 from cotdistill.students import Student
-from cotdistill.study import Study
+from cotdistill.study import Study, load_elsewhere_data
 from cotdistill.verdicts import MIN_QUESTIONS
 
 CONTRASTS = {
@@ -156,9 +155,9 @@ def load_elsewhere(study: Study) -> pd.DataFrame:
     """Load what a study's students answered to the questions of other datasets.
 
     Columns: dataset, arm, seed, id, gold, choice, scores, cut_off, rationale_cut_off,
-    correct_choice. A run that answered none (its weights were not kept when the study began to ask)
-    is left out. Of each dataset, the questions that all runs answered stay. No row where the study
-    does not ask.
+    correct_choice, and fact (`describe_elsewhere`). A run that answered none (its weights were not
+    kept when the study began to ask) is left out. Of each dataset, the questions that all runs
+    answered stay. No row where the study does not ask.
     """
     frames, seen = [], set()
     for stage in completed_stages(study):
@@ -166,9 +165,7 @@ def load_elsewhere(study: Study) -> pd.DataFrame:
             name = (row["label"], row["key"])
             if ELSEWHERE in row["metrics"]["files"] and name not in seen:
                 seen.add(name)
-                path = artifacts() / "runs" / row["key"] / ELSEWHERE
-                lines = path.read_text(encoding="utf-8").splitlines()
-                frame = pd.DataFrame([json.loads(line) for line in lines])
+                frame = pd.DataFrame(read_elsewhere_answers(artifacts() / "runs" / row["key"]))
                 frames.append(frame.assign(arm=row["label"], seed=row["seed"]))
     if not frames:
         return pd.DataFrame()
@@ -180,7 +177,24 @@ def load_elsewhere(study: Study) -> pd.DataFrame:
     runs = answers.groupby("dataset")["arm"].transform(
         lambda arms: len(answers.loc[arms.index, ["arm", "seed"]].drop_duplicates())
     )
-    return answers[counts == runs].reset_index(drop=True)
+    answers = answers[counts == runs].reset_index(drop=True)
+    return describe_elsewhere(answers, study)
+
+
+def describe_elsewhere(answers: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Add the fact that a question of an embedded world asks: one fact, one cluster.
+
+    A question of another dataset is a cluster of its own, so its fact is its id. Without an
+    embedded world there is no such column.
+    """
+    worlds = [name for name in study.setting.also_answer if name.partition("/")[0] == "microworld"]
+    facts = {
+        (name, key): name_fact(row, key)
+        for name in worlds
+        for key, row in load_elsewhere_data(name, study.setting).meta.items()
+    }
+    asked = zip(answers["dataset"], answers["id"], strict=True)
+    return answers.assign(fact=[facts.get(q, q[1]) for q in asked]) if facts else answers
 
 
 def elsewhere_effects(answers: pd.DataFrame) -> pd.DataFrame:

@@ -68,13 +68,13 @@ def describe_questions(
         "question": ids.map({name: example.question for name, example in by_id.items()}),
     }
     if meta:
-        found["fact"] = column(map(_name_fact, rows, ids))
+        found["fact"] = column(map(name_fact, rows, ids))
         found["stratum"] = column(row.get("fact_in") for row in rows)
     new = {name: values for name, values in found.items() if name not in predictions}
     return predictions.assign(**new)
 
 
-def _name_fact(row: Mapping, question_id: str) -> str:
+def name_fact(row: Mapping, question_id: str) -> str:
     """Name the fact that a question asks, or the question where none is known."""
     if "fact" not in row:
         return question_id

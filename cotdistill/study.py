@@ -148,12 +148,12 @@ def read_data(spec: dict) -> Dataset:
     return replace(data, rationales=rationales)
 
 
-def read_elsewhere(name: str, setting: "Setting") -> list[Example]:
-    """Read the test questions of another dataset that a study's students answer too.
+def load_elsewhere_data(name: str, setting: "Setting") -> Dataset:
+    """Load another dataset whose test questions a study's students answer too.
 
     name: one of `also_answer`, from the study's data_dir or, where that is empty, from the hub; of
     an embedded world with the study's own sizes.
-    Raises DataError for the study's own dataset, one that is not there, and free answers.
+    Raises DataError for the study's own dataset and one that is not there.
     """
     own = setting.data["dataset"]
     if name == own:
@@ -163,7 +163,15 @@ def read_elsewhere(name: str, setting: "Setting") -> list[Example]:
         raise DataError(f"also_answer: {name}: {not_there('folder')}; {expected_data()}")
     folder = None if embedded else find_data_dir(setting.data["data_dir"], name)
     world = dict(data_seed=setting.data["data_seed"], microworld=setting.data["microworld"])
-    questions = load_dataset(where, folder, validation_size=0, **(world if embedded else {})).test
+    return load_dataset(where, folder, validation_size=0, **(world if embedded else {}))
+
+
+def read_elsewhere(name: str, setting: "Setting") -> list[Example]:
+    """Read the test questions of another dataset, the first also_answer_size (0: all) of them.
+
+    Raises DataError as `load_elsewhere_data` does, and for free answers.
+    """
+    questions = load_elsewhere_data(name, setting).test
     free = next((e.id for e in questions if e.is_free), None)
     if free is not None:
         raise DataError(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny
-from studies import make_study
+from studies import make_spec, make_study
 
 from cotdistill import breadth, plots, readings
 from cotdistill.arms import Arm
@@ -15,11 +15,13 @@ from cotdistill.errors import DataError
 from cotdistill.examples import Example
 from cotdistill.paths import artifacts
 from cotdistill.runs.grid import plan_rows, run_grid
+from cotdistill.runs.one import read_elsewhere_answers
 from cotdistill.runs.published import publish_runs
 from cotdistill.runs.record import record_questions
 from cotdistill.runs.results import load_stage
 from cotdistill.runs.store import load_metrics
-from cotdistill.study import Setting
+from cotdistill.stats import estimate_measure
+from cotdistill.study import Setting, load_elsewhere_data
 
 
 @pytest.fixture
@@ -157,6 +159,52 @@ def test_students_answer_other_datasets_and_keys_stay(store, monkeypatch, tmp_pa
     assert "post_cot − label_only" in readings.evaluate.elsewhere(effects)
     nothing = breadth.elsewhere_effects(pd.DataFrame())
     assert readings.evaluate.elsewhere(nothing) == "" and breadth.elsewhere_table(nothing).empty
+
+
+def test_two_studies_add_to_the_answers_of_one_run(store):
+    """Another study's datasets stay, and one that asks the same again finds them."""
+    plain = make_study()
+    first = make_study(also_answer=["microworld/invented"], also_answer_size=6)
+    second = make_study(also_answer=["microworld/relations"], also_answer_size=4)
+    keep = [("label_only", 0)]
+    run_grid(plain, ARMS[:2], "train", keep_weights=keep)
+    key = plan_rows(plain, ARMS)[1]["key"]
+    for study in (first, second):
+        run_grid(study, ARMS[:2], "train", keep_weights=keep)
+    metrics = load_metrics(key)
+    assert set(metrics["elsewhere"]) == {"microworld/invented", "microworld/relations"}
+    assert metrics["accuracy"] == load_stage("t", "train")[1]["metrics"]["accuracy"]
+    names = [a["dataset"] for a in read_elsewhere_answers(artifacts() / "runs" / key)]
+    assert names == ["microworld/invented"] * 6 + ["microworld/relations"] * 4
+    written = (artifacts() / "runs" / key / "metrics.json").stat().st_mtime_ns
+    run_grid(first, ARMS[:2], "train", keep_weights=keep)
+    assert (artifacts() / "runs" / key / "metrics.json").stat().st_mtime_ns == written
+    assert set(breadth.load_elsewhere(second)["dataset"]) == {"microworld/relations"}
+
+
+def test_questions_about_one_fact_of_another_world_are_one_cluster():
+    """The interval is that of answers whose facts are given, and facts are the world's own."""
+    large = make_spec(microworld=dict(n_train=12, n_test=160))
+    study = make_study(also_answer=["microworld/invented"], data=large)
+    world = load_elsewhere_data("microworld/invented", study.setting)
+    rng = np.random.default_rng(0)
+    rows = [
+        dict(dataset="microworld/invented", arm=arm, seed=seed, id=e.id, gold=e.answer,
+             choice=int(rng.integers(4)), correct_choice=bool(rng.integers(2)),
+             cut_off=False, rationale_cut_off=False)
+        for arm in ("label_only", "post_cot") for seed in range(3) for e in world.test
+    ]  # fmt: skip
+    answers = breadth.describe_elsewhere(pd.DataFrame(rows), study)
+    given = {e.id: tuple(world.meta[e.id]["fact"]) for e in world.test}
+    assert 1 < answers["fact"].nunique() == len(set(given.values())) < len(given)
+    pairs = answers[["id", "fact"]].drop_duplicates()
+    assert pairs.groupby("fact")["id"].apply(lambda ids: len({given[i] for i in ids})).eq(1).all()
+    contrast = {"post_cot − label_only": {"post_cot": 1.0, "label_only": -1.0}}
+    wanted = estimate_measure(answers.drop(columns="dataset"), contrast, "correct_choice")
+    found = breadth.elsewhere_effects(answers).set_index("contrast").loc["post_cot − label_only"]
+    assert (found["low"], found["high"]) == (wanted["low"].iloc[0], wanted["high"].iloc[0])
+    other = breadth.describe_elsewhere(pd.DataFrame(rows), make_study())
+    assert "fact" not in other
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ from cotdistill.files import file_lock, temporary_path
 from cotdistill.paths import artifacts, cache_dir
 from cotdistill.runs.one import make_config
 from cotdistill.runs.provenance import git_state
-from cotdistill.runs.store import load_metrics, load_or_make_run
+from cotdistill.runs.store import add_elsewhere, load_metrics, load_or_make_run
 from cotdistill.study import Setting, Study, resolve
 
 RETRIES = 10  # a run whose worker or node is lost so often has another problem than bad luck
@@ -167,7 +167,9 @@ def on_ray(study: Study, rows: list[dict], stage: str, say):
         }
         stored, missing = _split_by_store(rows)
         pending = _ask_workers(ray, study, missing, place)
-        yield from ((row, metrics, False, 0.0, 1) for row, metrics in stored)
+        for row, metrics in stored:  # their weights are here, so they answer other datasets here
+            metrics = add_elsewhere(study, row["arm"], row["seed"], row["key"], metrics, say)
+            yield row, metrics, False, 0.0, 1
         try:
             yield from _collect(ray, pending, wanted, say)
         finally:

@@ -214,6 +214,13 @@ def answer_elsewhere(study: Study, arm: Arm, seed: int) -> tuple[list[dict], dic
     return answers, about
 
 
+def read_elsewhere_answers(folder: Path) -> list[dict]:
+    """Read what `write_elsewhere` wrote into a run's folder; empty where it wrote nothing."""
+    path = folder / ELSEWHERE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
 def write_elsewhere(folder: Path, answers: list[dict]) -> None:
     """Write a run's answers to other datasets; none leaves no file, nor one of a killed attempt."""
     path = folder / ELSEWHERE

@@ -15,7 +15,7 @@ from pathlib import Path
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write, file_lock, fingerprint, write_json
 from cotdistill.paths import artifacts, evidence_folder, root, study_dir
-from cotdistill.runs.one import ELSEWHERE, run_key, write_elsewhere
+from cotdistill.runs.one import ELSEWHERE, read_elsewhere_answers, run_key, write_elsewhere
 from cotdistill.runs.results import completed_stages, read_plan
 from cotdistill.runs.store import load_metrics, put_in_place, seal_run
 
@@ -54,7 +54,7 @@ def pack_run(key: str, uses: list[dict]) -> dict:
 
 def pack_elsewhere(path: Path) -> list[dict]:
     """Read a run's answers to other datasets, with scores in whole millionths of a nat."""
-    answers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    answers = read_elsewhere_answers(path.parent)
     return [a | {"scores": _to_micro(a["scores"], path)} for a in answers]
 
 

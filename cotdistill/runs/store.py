@@ -20,6 +20,7 @@ from cotdistill.runs.one import (
     ELSEWHERE,
     STORE_VERSION,
     answer_elsewhere,
+    read_elsewhere_answers,
     run_key,
     train_and_answer,
     write_elsewhere,
@@ -125,10 +126,13 @@ def add_elsewhere(study: Study, arm: Arm, seed: int, key: str, metrics: dict, sa
             answers, elsewhere = answer_elsewhere(study, arm, seed)
         finally:
             restore_parameters(student.model, before)
-        write_elsewhere(work, answers)
+        # Another study's datasets stay: a run of two studies holds what either asked
+        earlier = [a for a in read_elsewhere_answers(work) if a["dataset"] not in elsewhere]
+        write_elsewhere(work, [*earlier, *answers])
         known = {name: value for name, value in metrics.items() if name not in ("files", "seal")}
         kept = [WEIGHTS] if WEIGHTS in metrics["files"] else []
-        put_in_place(work, store / key, seal_run(work, known | {"elsewhere": elsewhere}, kept))
+        known |= {"elsewhere": metrics.get("elsewhere", {}) | elsewhere}
+        put_in_place(work, store / key, seal_run(work, known, kept))
         return load_metrics(key)
 
 
