@@ -12,8 +12,20 @@ from cotdistill import hypotheses, rationale_quality
 from cotdistill.arms import prompt_text
 from cotdistill.errors import DataError
 from cotdistill.examples import Rationale
-from cotdistill.microworld.damage import damage_rationales, fact_sentences, stated_sentences
+from cotdistill.microworld.damage import (
+    damage_rationales,
+    fact_sentences,
+    stated_sentences,
+    wrong_sentences,
+)
 from cotdistill.microworld.generate import generate
+from cotdistill.microworld.knowledge import (
+    WORLDS,
+    facts_of,
+    invent_knowledge,
+    knowledge,
+    state,
+)
 from cotdistill.plots import draw_figure
 from cotdistill.rationale_quality import RationaleSet
 from cotdistill.readings import quality as texts
@@ -66,6 +78,24 @@ def test_wrong_facts_are_fluent_and_of_the_same_kind(world):
         assert set(rationale.text.split()) <= words, "a wrong value is another thing's value"
         sentences = [s for _, s in fact_sentences(rationale.text, meta[key]["states"])]
         assert any(sentence not in true for sentence in sentences)
+
+
+@pytest.mark.parametrize("part", ["everyday", "invented"])
+def test_no_wrong_fact_is_true(part):
+    """Compared with the knowledge base that the world was made from, over three worlds."""
+    for seed in range(3):
+        made = generate(part, **SIZES | {"n_train": 240, "seed": seed})
+        rng = np.random.default_rng([seed, WORLDS.index(part)])
+        base = knowledge() if part == "everyday" else invent_knowledge(knowledge(), rng)
+        truth = facts_of(base)
+        wrong = wrong_sentences(stated_sentences(made["rationales"], made["meta"]), seed)
+        assert len(wrong) > 60
+        for (_, concept, relation), sentence in wrong.items():
+            via = base["relations"][relation].get("via")
+            middles = truth[concept, via] if via else [""]
+            said = [state(base, relation, concept, v, m)
+                    for v in truth[concept, relation] for m in middles]  # fmt: skip
+            assert sentence not in said
 
 
 def test_other_rationales_cannot_be_damaged():

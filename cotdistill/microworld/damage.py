@@ -55,20 +55,36 @@ def _split_value(fact: tuple, sentence: str) -> tuple[str, str, str]:
     return sentence[: match.start("v")], match["v"], sentence[match.end("v") :]
 
 
+def true_values() -> tuple[dict[tuple[str, str], set[str]], dict[tuple[str, str], set[str]]]:
+    """Return what may be true of a thing, without articles: of real things, and of made-up ones.
+
+    The first maps (concept, relation) to its values. A made-up thing has the whole list of values
+    of some real one (`invent_knowledge`), so the second maps (relation, value) to all values that
+    any list holds beside that one.
+    """
+    real, together = {}, {}
+    for (concept, relation), values in facts_of(knowledge()).items():
+        real[concept, relation] = plain = {strip_article(value) for value in values}
+        for value in plain:
+            together.setdefault((relation, value), set()).update(plain)
+    return real, together
+
+
 def wrong_sentences(sentences: dict[tuple, str], seed: int) -> dict[tuple, str]:
     """Give every fact a false sentence, in the random order in which facts become wrong.
 
     A fact of whose relation no other value is known is left out.
     """
     parts = {fact: _split_value(fact, sentence) for fact, sentence in sentences.items()}
-    values, true = {}, facts_of(knowledge())
+    values, (real, together) = {}, true_values()
     for fact, (_, value, _) in parts.items():
         values.setdefault(fact[-1], set()).add(value)
     facts = sorted(parts, key=str)
     rng, found = np.random.default_rng([seed, 4]), {}
     for i in rng.permutation(len(facts)):
         fact, (before, own, after) = facts[i], parts[facts[i]]
-        also = {strip_article(value) for value in true.get(fact[1:], [])} | {strip_article(own)}
+        own = strip_article(own)
+        also = real.get(fact[1:], together.get((fact[-1], own), set())) | {own}
         others = [v for v in sorted(values[fact[-1]]) if strip_article(v) not in also]
         if others:
             wrong = others[int(rng.integers(len(others)))]
