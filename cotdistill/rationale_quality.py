@@ -20,7 +20,7 @@ from cotdistill.errors import DataError
 from cotdistill.examples import Example, Rationale
 from cotdistill.files import read_jsonl
 from cotdistill.hypotheses import Prediction, describe
-from cotdistill.inference import Effect, arm_table
+from cotdistill.inference import Effect, arm_table, cluster_labels
 from cotdistill.kernels.attention import use_attention
 from cotdistill.kernels.loss import token_losses
 from cotdistill.measures import add_measure
@@ -258,8 +258,9 @@ def rank_correlations(
 ) -> pd.DataFrame:
     """Correlate each measured quality with p(gold) over sets, by ranks, where MIN_SETS know it.
 
-    Columns: arm, quality, sets, rho, low, high (95 %: these sets, other seeds and questions), p
-    (two-sided, exact over all orders of the sets: what other sets might say; NaN above 8 sets).
+    Columns: arm, quality, sets, rho, low, high (95 %: these sets, other seeds and questions, where
+    questions about one fact are drawn together), p (two-sided, exact over all orders of the sets:
+    what other sets might say; NaN above 8 sets).
     """
     settings = measure_settings(predictions)
     valued = add_measure(predictions, "p_gold", options=settings["options"])
@@ -268,11 +269,8 @@ def rank_correlations(
         labels = [set_arm(arm, name) for name in quality["set"]]
         tables = [arm_table(valued, label, worlds=settings["worlds"]) for label in labels]
         values = np.array([table.to_numpy() for table in tables])
-        _, seeds, questions = values.shape
-        drawn = np.empty((n_boot, len(labels)))
-        for draw in range(n_boot):
-            chosen = values[:, rng.integers(seeds, size=seeds)]
-            drawn[draw] = np.nanmean(chosen[:, :, rng.integers(questions, size=questions)], (1, 2))
+        clusters = _question_clusters(valued, tables[0], settings)
+        drawn = bootstrap_means(values, clusters, rng, n_boot)
         means = np.nanmean(values, (1, 2))
         for measure in QUALITIES:
             x = quality[measure].to_numpy(float)
@@ -284,6 +282,40 @@ def rank_correlations(
             about = {"arm": arm, "quality": measure, "sets": int(known.sum()), "rho": rho}
             rows.append(about | {"low": low, "high": high, "p": exact_p(x[known], means[known])})
     return pd.DataFrame(rows, columns=["arm", "quality", "sets", "rho", "low", "high", "p"])
+
+
+def _question_clusters(valued: pd.DataFrame, table: pd.DataFrame, settings: dict) -> np.ndarray:
+    """Return the number of each question's cluster, for the columns of `table`.
+
+    Where each seed has a world of its own, facts of two worlds are two facts.
+    """
+    if settings["cluster"] is None:
+        return np.arange(table.shape[1])
+    labels = cluster_labels(valued, table, settings["cluster"], settings["worlds"])
+    if labels.ndim > 1:  # a question is of one world alone: its column has one label
+        world = pd.DataFrame(labels).notna().to_numpy().argmax(0)
+        own = labels[world, np.arange(len(world))]
+        labels = np.array([f"{w} {label}" for w, label in zip(world, own, strict=True)])
+    return np.unique(labels.astype(str), return_inverse=True)[1]
+
+
+def bootstrap_means(
+    values: np.ndarray, clusters: np.ndarray, rng: np.random.Generator, n_boot: int
+) -> np.ndarray:
+    """Draw means of sets: [n_boot, sets], over seeds and clusters drawn with replacement.
+
+    values: [sets, seeds, questions], NaN where a seed does not ask a question; clusters: a number
+    from 0 for each question.
+    """
+    seeds, count = values.shape[1], clusters.max() + 1
+    known, filled = np.isfinite(values), np.nan_to_num(values)
+    drawn = np.empty((n_boot, len(values)))
+    for draw in range(n_boot):
+        times = np.bincount(rng.integers(seeds, size=seeds), minlength=seeds)
+        often = np.bincount(rng.integers(count, size=count), minlength=count)[clusters]
+        weights = np.outer(times, often)
+        drawn[draw] = (filled * weights).sum((1, 2)) / (known * weights).sum((1, 2))
+    return drawn
 
 
 def exact_p(x: np.ndarray, y: np.ndarray) -> float:

@@ -298,6 +298,25 @@ def test_rank_correlations_need_four_sets(predictions, quality):
     assert texts.correlations(few, 3) == "3 sets: a rank correlation is given from 4 sets on."
 
 
+def test_means_are_drawn_by_whole_clusters():
+    """Against plain resampling of rows: clusters of one, clusters of four, and unasked cells."""
+    rng = np.random.default_rng(4)
+    fact = np.repeat(np.arange(10), 4)
+    values = rng.normal(size=(2, 3, 10)).repeat(4, axis=2)
+    plainly = []
+    for _ in range(3000):
+        chosen = values[:, rng.integers(3, size=3)]
+        facts = rng.integers(10, size=10)
+        plainly.append(np.mean([chosen[:, :, fact == f].mean((1, 2)) for f in facts], 0))
+    drawn = rationale_quality.bootstrap_means(values, fact, np.random.default_rng(0), 3000)
+    assert drawn.std(0) == pytest.approx(np.std(plainly, axis=0), rel=0.06)
+    alone = rationale_quality.bootstrap_means(values, np.arange(40), np.random.default_rng(0), 3000)
+    assert (alone.std(0) < 0.9 * drawn.std(0)).all()
+    values[:, 0, 20:] = np.nan
+    gaps = rationale_quality.bootstrap_means(values, fact, np.random.default_rng(0), 3000)
+    assert gaps.mean(0) == pytest.approx(np.nanmean(values, (1, 2)), abs=0.05)
+
+
 def test_the_figure_has_a_panel_for_each_quality_that_varies(predictions, quality):
     levels = rationale_quality.set_levels(predictions, SETS, ARMS)
     rows = rationale_quality.quality_points(levels, quality)
