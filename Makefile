@@ -98,7 +98,7 @@ methods: $(NEEDED) ## notebook 11: which attribution method to use?
 $(STAGES) tasks lasting mechanism quality methods:
 	@$(RUN) run $(STUDY) --stages $@
 
-grid: $(RAY) ## its runs AT_ONCE=4 side by side on one GPU, in bfloat16
+grid: $(RAY) ## its runs AT_ONCE=4 side by side on one GPU
 	@$(RUN) run $(STUDY) --stages elicit
 	@$(RUN) grid $(STUDY) --at-once $(or $(AT_ONCE),4)
 

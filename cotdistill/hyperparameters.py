@@ -1,11 +1,13 @@
 """Hold the hyperparameters of one run, and say which of them its key holds."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 from cotdistill.arms import LOSSES, Arm
 from cotdistill.errors import DataError
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class TrainConfig:
     it needs a C++ compiler) for the blocks' MLPs and RMS norms, "" for none. Attention stays out:
     it depends on the lengths of each batch's sequences and would be compiled again and again.
     `loss` is "token_mean" or "balanced", where the other tokens' mean weighs `loss_lambda`
-    (`loss_shares`).
+    (`loss_shares`). `precision` is that of the products of float32 weights in training, "float32"
+    or "bfloat16" (`kernels.mixed`).
     """
 
     lr: float = 1e-4
@@ -39,6 +42,7 @@ class TrainConfig:
     compile: str = ""
     loss: str = "token_mean"
     loss_lambda: float = 1.0
+    precision: str = "float32"
 
     def __post_init__(self):
         """Raise DataError for a value of the wrong type or out of range."""
@@ -85,6 +89,17 @@ class TrainConfig:
                 raise DataError(
                     f"{name} is '{getattr(self, name)}'; expected one of {', '.join(known)}"
                 )
+        if self.precision not in PRECISIONS:
+            raise DataError(
+                f"precision is '{self.precision}'; expected {' or '.join(PRECISIONS)} (in a "
+                "study's YAML also auto)"
+            )
+
+    @classmethod
+    def from_values(cls, values: Mapping, precision: str) -> "TrainConfig":
+        """Take the hyperparameters from all values of a study, but the precision as chosen."""
+        given = {one.name: values[one.name] for one in fields(cls)}
+        return cls(**given | {"precision": precision})
 
 
 def training_key(train: dict, arm: Arm) -> dict:
@@ -93,13 +108,15 @@ def training_key(train: dict, arm: Arm) -> dict:
     They come from a study's settings and the arm's own loss, where it has one. `compile` changes
     speed only. token_mean leaves no trace, nor does the lambda that it does not use: a run that was
     made before there were two losses keeps its key, and one training has one key, whichever loss is
-    the study's main one.
+    the study's main one. Nor does float32, in which runs were made before there was another.
     """
     named = {
         name: value
         for name, value in train.items()
-        if name not in ("compile", "loss", "loss_lambda")
+        if name not in ("compile", "loss", "loss_lambda", "precision")
     }
+    if train.get("precision", "float32") != "float32":
+        named["precision"] = train["precision"]
     loss = arm.loss or train.get("loss", "token_mean")
     return (
         named

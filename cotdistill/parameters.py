@@ -16,6 +16,7 @@ import yaml
 from cotdistill.arms import ARMS, CORRUPTIONS, Arm, arm_from_name
 from cotdistill.errors import DataError
 from cotdistill.files import read_text
+from cotdistill.hyperparameters import TrainConfig
 from cotdistill.paths import ALL_NOTEBOOKS, NOTEBOOKS, artifacts, check_name, root, study_path
 
 # For a study that names no student: the notebooks' own default is a random one, for `make smoke`.
@@ -397,6 +398,8 @@ def check_demands(values: dict, stages: list[str]) -> None:
     later = [stage for stage in ALL_NOTEBOOKS if stage != "elicit" and stage in stages]
     if "train" in later:
         check_training_dtype(v["dtype"])
+        chosen = v["precision"]
+        TrainConfig.from_values(v, "float32" if chosen == "auto" else chosen)
     check_worlds(v["worlds"], v["dataset"], v["seeds"], v["data_seed"])
     world = v["dataset"].partition("/")[0] == "microworld"
     tested = v["test_size"] or (v["n_test"] if world else 2)

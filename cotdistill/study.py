@@ -34,6 +34,7 @@ from cotdistill.examples import Dataset, Example, Rationale
 from cotdistill.files import fingerprint, read_json, write_json
 from cotdistill.files import sha256 as checksum
 from cotdistill.hyperparameters import TrainConfig
+from cotdistill.kernels.mixed import choose_precision
 from cotdistill.parameters import (
     check_training_dtype,
     check_worlds,
@@ -237,14 +238,19 @@ def check_content(spec: dict, data: Dataset) -> None:
         )
 
 
-def load_fresh_student(name: str, device: str, dtype: str) -> Student:
-    """Load a study's student in a copy of its own, whose weights may stay changed.
+def training_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the weights that a study trains.
 
-    "auto" trains float32 weights: in bfloat16 an update of 5e-5 is rounded away (the Trainer
-    autocasts).
+    "auto" is float32: in bfloat16 an update of 5e-5 is rounded away. What is multiplied in
+    bfloat16 is `precision`'s to say.
     """
+    return torch.float32 if dtype == "auto" else best_dtype(dtype, device)
+
+
+def load_fresh_student(name: str, device: str, dtype: str) -> Student:
+    """Load a study's student in a copy of its own, whose weights may stay changed."""
     where = best_device(device)
-    return _by_name(name, torch.float32 if dtype == "auto" else best_dtype(dtype, where), where)
+    return _by_name(name, training_dtype(dtype, where), where)
 
 
 @functools.lru_cache(maxsize=2)
@@ -426,7 +432,10 @@ class Study:
         values: parameters by name; other names, as in a notebook's globals(), are not looked at.
         Raises DataError for a hyperparameter out of range or where data.json is missing.
         """
-        train = TrainConfig(**{one.name: values[one.name] for one in fields(TrainConfig)})
+        where = best_device(values["device"])
+        weights = training_dtype(values["dtype"], where)
+        precision = choose_precision(values["precision"], where, weights)
+        train = TrainConfig.from_values(values, precision)
         path = study_dir(values["study"]) / "data.json"
         data = read_json(path, f"`make elicit STUDY={values['study']}`")
         chosen = {name: values[name] for name in PARAMETERS}
@@ -541,10 +550,13 @@ class Study:
     def note(self) -> str:
         """What every table says of the student.
 
-        Its name, and where its weights were 4-bit, that they were.
+        Its name, where its weights were 4-bit, that they were, and that it is trained with
+        bfloat16 products, where it is.
         """
         student = self.setting.student
-        return BUNDLED[student]["note"] if student in BUNDLED else student
+        name = BUNDLED[student]["note"] if student in BUNDLED else student
+        low = self.setting.train.precision != "float32"
+        return f"{name}, trained with {self.setting.train.precision} products" if low else name
 
     @property
     def chance(self) -> float:

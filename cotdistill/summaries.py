@@ -13,7 +13,6 @@ from cotdistill.runs.provenance import provenance
 from cotdistill.runs.word_frequency import predict_by_frequency
 from cotdistill.show import percent, points
 from cotdistill.stats import MEASURE_NAMES, accuracy_table, estimate_measure, measured_arms
-from cotdistill.students import Student
 from cotdistill.study import Study
 from cotdistill.verdicts import estimate_text
 
@@ -347,9 +346,13 @@ def answers_side_by_side(study: Study, predictions: pd.DataFrame, count: int = 3
     return pd.DataFrame(shown).drop(columns="id").set_index("question")
 
 
-def run_card(student: Student) -> pd.DataFrame:
-    """Describe the student, and the machine and versions that this was run with."""
-    count = f"{student.model.num_parameters():,}"
-    return pd.Series({"student": student.note, "parameters": count, **provenance()}).to_frame(
-        "value"
-    )
+def run_card(study: Study) -> pd.DataFrame:
+    """Describe the student, its training's precision, and the machine and versions."""
+    model = study.student.model
+    about = {
+        "student": study.student.note,
+        "parameters": f"{model.num_parameters():,}",
+        "weights": str(model.dtype).removeprefix("torch."),
+        "products in training": study.setting.train.precision,
+    }
+    return pd.Series(about | provenance()).to_frame("value")

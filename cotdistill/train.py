@@ -56,6 +56,7 @@ from cotdistill.kernels.cache import TRUNK_CACHE_BYTES, stored_bytes
 from cotdistill.kernels.linear import use_prepacked_linears, use_trainable_onednn_linears
 from cotdistill.kernels.loss import sparse_embedding, weighted_loss
 from cotdistill.kernels.memory import release_memory
+from cotdistill.kernels.mixed import use_precision
 from cotdistill.processes import broadcast_from_first, rank_and_world_size
 from cotdistill.students import Student
 
@@ -125,11 +126,12 @@ class DistilTrainer(Trainer):
         hooks: "Hooks",
         patience: int = 0,
         loss: tuple[str, float] = ("token_mean", 0.0),
+        precision: str = "float32",
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         # (name, weight of the other tokens' mean); supervised tokens of an update, by kind
-        self.loss, self.counts = loss, None
+        self.loss, self.counts, self.precision = loss, None, precision
         self.sampler, self.batch_size, self.patience = sampler, batch_size, patience
         self.validate, self.progress, self.batch_done = validate, hooks.progress, hooks.batch_done
         # We divide by the number of supervised tokens of the whole optimiser step
@@ -179,7 +181,8 @@ class DistilTrainer(Trainer):
         if self.args.world_size > 1 and num_items_in_batch is not None:
             # Gradients are averaged over processes, items were counted over all
             share = share * self.args.world_size
-        loss, losses = weighted_loss(model, inputs, share)
+        with use_precision(self.precision, self.model.device):
+            loss, losses = weighted_loss(model, inputs, share)
         masks = (is_label, ~is_label)
         sums = torch.tensor([[losses[m].sum().item(), m.sum().item()] for m in masks])
         self.sums += sums
@@ -207,8 +210,8 @@ class DistilTrainer(Trainer):
             raise DataError(
                 f"training diverged: the loss is {loss:g} at step {self.state.global_step + 1}, "
                 f"with lr {self.args.learning_rate:g} and weights in "
-                f"{str(self.model.dtype).removeprefix('torch.')}; "
-                "expected a finite loss: lower lr, or dtype float32"
+                f"{str(self.model.dtype).removeprefix('torch.')}, products in {self.precision}; "
+                "expected a finite loss: lower lr, or dtype and precision float32"
             )
 
     def evaluate(self, *args, **kwargs):
@@ -407,15 +410,18 @@ def use_compiled_blocks(model: nn.Module, backend: str):
 
 
 @contextmanager
-def fast_training(model: nn.Module, backend: str = "", frozen_layers: int = 0):
+def fast_training(
+    model: nn.Module, backend: str = "", frozen_layers: int = 0, precision: str = "float32"
+):
     """Let the model take `pack_batch`'s batches and train as fast as it can, while open.
 
-    Sequences attend apart from each other, linear layers run on the faster products (a compiler
-    can't look into these), and what nothing is learnt from is left out.
+    Sequences attend apart from each other, linear layers run on the faster float32 products (a
+    compiler can't look into these), and what nothing is learnt from is left out.
     """
+    own_products = precision == "float32" and not backend
     with (
         use_attention(model, "packed"),
-        nullcontext() if backend else use_trainable_onednn_linears(model),
+        use_trainable_onednn_linears(model) if own_products else nullcontext(),
         use_compiled_blocks(model, backend),
         start_from_trunk(model, frozen_layers),
         last_block_at_places(model),
@@ -462,10 +468,9 @@ def _training_arguments(
     student: Student, config: TrainConfig, seed: int, folder: Path, select_best: bool
 ) -> TrainingArguments:
     """Return the library's arguments for one run."""
-    device, dtype = student.model.device.type, student.model.dtype
     arguments = TrainingArguments(
         output_dir=str(folder),
-        use_cpu=device == "cpu",
+        use_cpu=student.model.device.type == "cpu",
         seed=seed,
         data_seed=seed,
         num_train_epochs=config.epochs,
@@ -477,7 +482,6 @@ def _training_arguments(
         lr_scheduler_type=config.schedule,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=device == "cuda" and dtype == torch.float32 and torch.cuda.is_bf16_supported(),
         activation_checkpointing=config.gradient_checkpointing,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -527,6 +531,11 @@ def _read_log(checkpoint: str | None) -> list[dict]:
         return []
     state = (Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8")
     return json.loads(state)["log_history"]
+
+
+def _read_history(log: list[dict]) -> pd.DataFrame:
+    """Return the rows that `DistilTrainer.evaluate` left in a log, an epoch each."""
+    return pd.DataFrame([row["distil"] for row in log if "distil" in row], columns=HISTORY)
 
 
 def _run_trainer(trainer: DistilTrainer, checkpoint: str | None) -> None:
@@ -591,16 +600,16 @@ def fine_tune(
         validate=_wrap_validation(student, validate),
         hooks=hooks,
         loss=(arm.loss or config.loss, other_weight(arm, config)),
+        precision=config.precision,
     )
     trainer.remove_callback(PrinterCallback)
     try:
-        with fast_training(student.model, config.compile, config.frozen_layers):
+        with fast_training(student.model, config.compile, config.frozen_layers, config.precision):
             _run_trainer(trainer, checkpoint)
     finally:
         student.model.eval()
         release_memory()
-    rows = [row["distil"] for row in trainer.state.log_history if "distil" in row]
-    history = pd.DataFrame(rows, columns=HISTORY)
+    history = _read_history(trainer.state.log_history)
     best_step = trainer.state.best_global_step if select_best else trainer.state.global_step
     best = history.loc[history["step"] == best_step, "epoch"]
     return history, {

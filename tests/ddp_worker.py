@@ -1,8 +1,8 @@
-"""What tests/test_ddp.py starts, once alone and once under torchrun.
+"""What tests/test_ddp.py runs, once as it is and once under torchrun.
 
 Train, then write curves and weights of each case.
 
-python tests/ddp_worker.py OUT          torchrun --nproc_per_node 2 tests/ddp_worker.py OUT
+torchrun --nproc_per_node 2 tests/ddp_worker.py OUT
 """
 
 import json
@@ -85,4 +85,5 @@ def main(out: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-main(Path(sys.argv[1]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -846,6 +846,8 @@ CASES = {
         "test_size is 1",
         "expected at least 2",
     ),
+    "no such precision": (demands(precision="half"), "precision is 'half'", "also auto"),
+    "no such schedule": (demands(schedule="flat"), "schedule is 'flat'", "expected one of linear"),
     "one generated test question": (demands(n_test=1), "n_test is 1", "expected at least 2"),
     "nothing to shuffle": (
         demands(shuffle_units=[], controls=[]),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ddp_worker
 import numpy as np
 import psutil
 import pytest
@@ -77,7 +78,7 @@ def test_two_processes_train_as_one(tmp_path):
     """
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    start([sys.executable, "tests/ddp_worker.py", str(tmp_path / "one")])
+    ddp_worker.main(tmp_path / "one")
     start([*TORCHRUN, "tests/ddp_worker.py", str(tmp_path / "two")])
     one, two, other = (
         json.loads((tmp_path / p).read_text())

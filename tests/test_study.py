@@ -168,7 +168,8 @@ def test_shipped_studies_are_what_their_files_say():
         }
         assert "student" in read_study(name) or name.endswith("-elicit")
     defaults = {key: value for stage in all_parameters().values() for key, value in stage.items()}
-    assert defaults | load_study("smoke") == defaults
+    # Its results are compared with stored ones, so they may not depend on the processor
+    assert defaults | load_study("smoke") == defaults | {"precision": "float32"}
 
 
 def test_a_stage_alone_needs_the_setting_that_the_earlier_ones_ran_with(tmp_path, monkeypatch):

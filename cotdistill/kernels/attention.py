@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import AttentionInterface
 
 from cotdistill.errors import DataError
+from cotdistill.kernels.mixed import product_dtype
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,9 @@ def packed_attention(
     alone, so nothing can leak between them, and linear layers see only real tokens. Raises
     DataError for a sequence longer than the model's sliding window.
     """
+    # Under autocast rotary embeddings are float32, and so what they turned
+    dtype = product_dtype(value)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -3,9 +3,8 @@
     make grid STUDY=openbookqa AT_ONCE=4
 
 It fills the store with the runs of stages train and shuffle, as Ray tasks that share this machine's
-GPU (`on_ray`). There float32 weights are trained under bfloat16 autocast, which is the Trainer's
-part of the work and no part of a run's key: `make reproduce` finds the runs, and trains what needs
-a trained student's scores, the arms of stage attribute.
+GPU (`on_ray`), in the study's own `precision`: a run has one key on every machine. `make reproduce`
+finds the runs, and trains what needs a trained student's scores, the arms of stage attribute.
 """
 
 import os
