@@ -473,7 +473,7 @@ def test_a_run_that_diverges_ends_in_one_line_and_is_not_stored(tmp_path, store,
     with pytest.raises(
         DataError,
         match="training diverged: the loss is nan at step 1, .* "
-        "expected a finite loss: lower lr, or dtype float32",
+        "expected a finite loss: lower lr, or dtype and precision float32",
     ):
         run_grid(study, [Arm("label_only")], "train", say=lambda *a, **k: None)
     assert not list(store.glob("runs/*/metrics.json"))

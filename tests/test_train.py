@@ -651,7 +651,7 @@ def test_a_run_key_names_the_loss_only_where_it_is_not_the_token_mean():
     plain = {
         name: value
         for name, value in vars(TrainConfig()).items()
-        if name not in ("compile", "loss", "loss_lambda")
+        if name not in ("compile", "loss", "loss_lambda", "precision")
     }
     balanced = plain | {"loss": "balanced", "loss_lambda": 1.0}
     main, other = vars(TrainConfig()), vars(TrainConfig(loss="balanced"))
