@@ -153,9 +153,8 @@ lint: $(READY) ## ruff: rules and format, notebooks too
 	@$(VENV)/bin/ruff check -q .
 	@$(VENV)/bin/ruff format -q --check .
 
-# One worker more than there are cores: many tests wait for processes of their own
 test: $(RAY) ## the test suite
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadgroup -m "not bench and not browser"
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup -m "not bench and not browser"
 
 test-slow: $(RAY) ## the rest: benchmark at smoke size, pages in a browser
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup -m "bench or browser"
