@@ -64,6 +64,7 @@ def tiny(name: str):
     student, weights = _students[name]
     student.model.load_state_dict(weights)
     student.model.requires_grad_(True).eval()
+    student.model.zero_grad()  # another test may have left some
     return student
 
 
