@@ -12,7 +12,7 @@ import pandas as pd
 
 from cotdistill.corrupt import label_words
 from cotdistill.elicit.quality import names_text
-from cotdistill.examples import Example
+from cotdistill.examples import Example, is_embedded
 from cotdistill.paths import artifacts
 from cotdistill.runs.one import ELSEWHERE, read_elsewhere_answers
 from cotdistill.runs.results import completed_stages, load_stage
@@ -187,7 +187,7 @@ def describe_elsewhere(answers: pd.DataFrame, study: Study) -> pd.DataFrame:
     A question of another dataset is a cluster of its own, so its fact is its id. Without an
     embedded world there is no such column.
     """
-    worlds = [name for name in study.setting.also_answer if name.partition("/")[0] == "microworld"]
+    worlds = [name for name in study.setting.also_answer if is_embedded(name)]
     facts = {
         (name, key): name_fact(row, key)
         for name in worlds

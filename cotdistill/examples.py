@@ -10,6 +10,11 @@ from cotdistill.errors import DataError
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+def is_embedded(dataset: str) -> bool:
+    """Tell whether a dataset, by its name, is an embedded world: "microworld/everyday"."""
+    return dataset.partition("/")[0] == "microworld"
+
+
 @dataclass(frozen=True)
 class Example:
     """Hold one question.

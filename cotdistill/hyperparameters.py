@@ -108,7 +108,7 @@ def training_key(train: dict, arm: Arm) -> dict:
     They come from a study's settings and the arm's own loss, where it has one. `compile` changes
     speed only. token_mean leaves no trace, nor does the lambda that it does not use: a run that was
     made before there were two losses keeps its key, and one training has one key, whichever loss is
-    the study's main one. Nor does float32, in which runs were made before there was another.
+    the study's main one. Nor does float32: runs made before there was a choice keep their keys.
     """
     named = {
         name: value

@@ -15,6 +15,7 @@ import yaml
 
 from cotdistill.arms import ARMS, CORRUPTIONS, Arm, arm_from_name
 from cotdistill.errors import DataError
+from cotdistill.examples import is_embedded
 from cotdistill.files import read_text
 from cotdistill.hyperparameters import TrainConfig
 from cotdistill.paths import ALL_NOTEBOOKS, NOTEBOOKS, artifacts, check_name, root, study_path
@@ -376,7 +377,7 @@ def check_worlds(worlds: str, dataset: str, seeds: list[int], data_seed: int) ->
         raise DataError(f"worlds is '{worlds}'; expected shared or per_seed")
     if worlds == "shared":
         return
-    if dataset.partition("/")[0] != "microworld":
+    if not is_embedded(dataset):
         raise DataError(
             f"worlds is per_seed, dataset '{dataset}'; expected worlds: shared, or a microworld, "
             "which alone can be drawn anew for each seed"
@@ -398,10 +399,10 @@ def check_demands(values: dict, stages: list[str]) -> None:
     later = [stage for stage in ALL_NOTEBOOKS if stage != "elicit" and stage in stages]
     if "train" in later:
         check_training_dtype(v["dtype"])
-        chosen = v["precision"]
-        TrainConfig.from_values(v, "float32" if chosen == "auto" else chosen)
+        precision = v["precision"]  # "auto" is chosen where the device is known
+        TrainConfig.from_values(v, "float32" if precision == "auto" else precision)
     check_worlds(v["worlds"], v["dataset"], v["seeds"], v["data_seed"])
-    world = v["dataset"].partition("/")[0] == "microworld"
+    world = is_embedded(v["dataset"])
     tested = v["test_size"] or (v["n_test"] if world else 2)
     if later and tested < 2:
         key = "test_size" if v["test_size"] else "n_test"

@@ -21,6 +21,7 @@ from scipy import stats as sps
 from scipy.optimize import brentq
 
 from cotdistill.errors import DataError
+from cotdistill.examples import is_embedded
 from cotdistill.files import read_text
 from cotdistill.inference import Effect, confidence_interval, two_sided_p
 from cotdistill.paths import evidence_folder, root, study_dir
@@ -178,7 +179,7 @@ class Pool:
 
 def study_kind(record: dict) -> str:
     """Say of a verdicts.json whether its questions are "real" or of an "embedded" world."""
-    return "embedded" if record["dataset"].partition("/")[0] == "microworld" else "real"
+    return "embedded" if is_embedded(record["dataset"]) else "real"
 
 
 def study_cell(record: dict) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from cotdistill.examples import (
     check_rationale,
     first_equal,
     get_field,
+    is_embedded,
     question_key,
     without_repeats,
 )
@@ -366,7 +367,7 @@ def load_dataset(
             f"data_seed is {data_seed}, validation_size is {validation_size}; expected numbers "
             "from 0 on"
         )
-    if dataset.partition("/")[0] == "microworld":
+    if is_embedded(dataset):
         part = dataset.partition("/")[2] or "everyday"
         settings = dict(n_validation=validation_size) | (microworld or {})
         if worlds:

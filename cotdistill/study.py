@@ -30,7 +30,7 @@ from cotdistill.encode import (
     usable_questions,
 )
 from cotdistill.errors import DataError
-from cotdistill.examples import Dataset, Example, Rationale
+from cotdistill.examples import Dataset, Example, Rationale, is_embedded
 from cotdistill.files import fingerprint, read_json, write_json
 from cotdistill.files import sha256 as checksum
 from cotdistill.hyperparameters import TrainConfig
@@ -64,13 +64,7 @@ def resolve(path: str) -> str:
     Raises DataError for what can only be a path (it begins with a dot, or ends as a file does) and
     is in neither place.
     """
-    if (
-        not path
-        or path in SOURCES
-        or path in BUNDLED
-        or path in TINY
-        or path.partition("/")[0] == "microworld"
-    ):
+    if not path or path in SOURCES or path in BUNDLED or path in TINY or is_embedded(path):
         return path
     path = os.path.expanduser(path)
     if Path(path).is_absolute():
@@ -120,7 +114,7 @@ def read_data(spec: dict) -> Dataset:
         where == spec["dataset"]
         and where not in SOURCES
         and not Path(where).is_absolute()
-        and where.partition("/")[0] != "microworld"
+        and not is_embedded(where)
     ):
         raise DataError(f"{where}: {not_there('folder')}; {expected_data()}")
     data = load_dataset(
@@ -159,7 +153,7 @@ def load_elsewhere_data(name: str, setting: "Setting") -> Dataset:
     own = setting.data["dataset"]
     if name == own:
         raise DataError(f"also_answer: {name} is the study's own dataset; expected other ones")
-    where, embedded = resolve(name), name.partition("/")[0] == "microworld"
+    where, embedded = resolve(name), is_embedded(name)
     if where == name and name not in SOURCES and not embedded and not Path(where).is_absolute():
         raise DataError(f"also_answer: {name}: {not_there('folder')}; {expected_data()}")
     folder = None if embedded else find_data_dir(setting.data["data_dir"], name)
@@ -550,13 +544,14 @@ class Study:
     def note(self) -> str:
         """What every table says of the student.
 
-        Its name, where its weights were 4-bit, that they were, and that it is trained with
-        bfloat16 products, where it is.
+        Its name; where its weights were 4-bit, that they were; and where it is trained with
+        bfloat16 matrix products, that it is.
         """
-        student = self.setting.student
+        student, precision = self.setting.student, self.setting.train.precision
         name = BUNDLED[student]["note"] if student in BUNDLED else student
-        low = self.setting.train.precision != "float32"
-        return f"{name}, trained with {self.setting.train.precision} products" if low else name
+        if precision == "float32":
+            return name
+        return f"{name}, trained with {precision} matrix products"
 
     @property
     def chance(self) -> float:

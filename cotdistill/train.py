@@ -210,8 +210,9 @@ class DistilTrainer(Trainer):
             raise DataError(
                 f"training diverged: the loss is {loss:g} at step {self.state.global_step + 1}, "
                 f"with lr {self.args.learning_rate:g} and weights in "
-                f"{str(self.model.dtype).removeprefix('torch.')}, products in {self.precision}; "
-                "expected a finite loss: lower lr, or dtype and precision float32"
+                f"{str(self.model.dtype).removeprefix('torch.')}, matrix products in "
+                f"{self.precision}; expected a finite loss: lower lr, or dtype and precision "
+                "float32"
             )
 
     def evaluate(self, *args, **kwargs):

@@ -41,7 +41,7 @@ def loss_and_gradients(student, batch, precision, **more):
 
 
 def hugging_face(student, sequences, context):
-    """HF's own loss and gradients of padded rows, mean over supervised tokens."""
+    """HF's own loss and gradients, a sequence at a time; the mean over all supervised tokens."""
     student.model.zero_grad()
     total, count = 0.0, sum(sum(k > 0 for k in e.kinds) for e in sequences)
     for one in sequences:
@@ -164,7 +164,7 @@ def test_what_was_chosen_is_kept_with_the_study(store, tmp_path, monkeypatch):
     write_json(study_dir("own") / "data.json", make_study().setting.data)
     study = Study.from_yaml(str(path))
     assert study.setting.train.precision == "bfloat16"
-    assert study.note == "tiny-llama, trained with bfloat16 products"
+    assert study.note == "tiny-llama, trained with bfloat16 matrix products"
     study.save()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
     assert read_json(study.folder / "base.json", "")["train"]["precision"] == "bfloat16"

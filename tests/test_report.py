@@ -154,7 +154,8 @@ def test_findings_are_rendered_from_the_committed_verdicts():
         )
     with pytest.raises(DataError, match="findings of no study"):
         report.render_findings("nothing", records)
-    with pytest.raises(DataError, match="of invented, quick, .*strata, and verdicts of quick;"):
+    found = "findings of invented, quick, relations-tasks, strata, and verdicts of quick;"
+    with pytest.raises(DataError, match=found):
         report.render_findings(text, {"quick": records["quick"]})
     # Without its end, all up to the next study's end would be lost
     with pytest.raises(DataError, match="expected <!-- findings <study> -->"):

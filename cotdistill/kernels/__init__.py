@@ -1,4 +1,6 @@
-"""Make the work fast; nothing here changes a result, and nothing of the study is imported.
+"""Make the work fast, and import nothing of the study.
+
+Nothing here changes a result, but for `mixed`: its precision is part of a run's key.
 
 `KERNELS` says of each what it replaces, what it gains and when to delete it. Gains are measured in
 float32 on a CPU with AVX-512, by `make bench` where no other source is named.

@@ -13,7 +13,7 @@ from cotdistill.arms import CORRUPTIONS, Arm
 from cotdistill.checkpoints import restore_parameters, trainable_parameters
 from cotdistill.encode import encode_all, unchanged_share
 from cotdistill.evaluate import accuracy, evaluate, validation_scores
-from cotdistill.files import fingerprint
+from cotdistill.files import fingerprint, read_jsonl
 from cotdistill.hyperparameters import training_key
 from cotdistill.measures import gold_probability
 from cotdistill.processes import broadcast_from_first
@@ -217,8 +217,7 @@ def answer_elsewhere(study: Study, arm: Arm, seed: int) -> tuple[list[dict], dic
 def read_elsewhere_answers(folder: Path) -> list[dict]:
     """Read what `write_elsewhere` wrote into a run's folder; empty where it wrote nothing."""
     path = folder / ELSEWHERE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    return [row for _, row in read_jsonl(path)] if path.is_file() else []
 
 
 def write_elsewhere(folder: Path, answers: list[dict]) -> None:
