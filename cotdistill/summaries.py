@@ -353,6 +353,6 @@ def run_card(study: Study) -> pd.DataFrame:
         "student": study.student.note,
         "parameters": f"{model.num_parameters():,}",
         "weights": str(model.dtype).removeprefix("torch."),
-        "products in training": study.setting.train.precision,
+        "matrix products in training": study.setting.train.precision,
     }
     return pd.Series(about | provenance()).to_frame("value")
