@@ -49,6 +49,7 @@ def token():
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": "240",
+        "RAY_NUM_REDIS_GET_RETRIES": "120",  # how often, every 2 s, a worker asks for its head
     }
     before = {name: os.environ.get(name) for name in mine}
     os.environ.update(mine)
@@ -87,8 +88,14 @@ def nodes(tmp_path_factory):
     import ray
     from ray.cluster_utils import Cluster
 
+    class PatientCluster(Cluster):
+        """Ray gives a node 30 seconds to start, which a slow machine exceeds."""
+
+        def _wait_for_node(self, node, timeout=240):
+            super()._wait_for_node(node, timeout)
+
     disks = [tmp_path_factory.mktemp(f"node{i}") for i in range(2)]
-    both = Cluster(
+    both = PatientCluster(
         initialize_head=True,
         head_node_args=SMALL
         | dict(include_dashboard=False, env_vars={"COTDISTILL_CACHE": str(disks[0])}),
@@ -275,9 +282,9 @@ def ray_start():
             )
 
         started, waited = [launch(head, "disk0")], time.time()
-        while (
-            socket.socket().connect_ex(("127.0.0.1", int(address.split(":")[1])))
-            and time.time() - waited < 120
+        while (  # a port that listens is not enough: a worker gives up on a head not yet registered
+            "Ray runtime started" not in Path(said.name).read_text()
+            and time.time() - waited < 240
             and started[0].poll() is None
         ):
             time.sleep(0.2)
