@@ -16,6 +16,7 @@ from cotdistill.inference import (
     Effect,
     SeedPrior,
     confidence_interval,
+    equivalence_p,
     fit_seed_prior,
     join_variances,
     split_variance,
@@ -23,6 +24,9 @@ from cotdistill.inference import (
 )
 
 CLAIMED = ((1, 0), (2, 0), (1, 2), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1))
+MARGIN = 0.03  # within which claims.yaml calls a difference negligible
+# With these effects, in margins, every claimed contrast lies at the margin or beyond
+AT_MARGIN = (0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def _apply_holm(p: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def calibration_designs(measure: str = "p_gold") -> list[Design]:
-    """List the 36 designs on which the promises are checked (about 5 minutes of one core).
+    """List the 36 designs on which the promises are checked (about 8 minutes of one core).
 
     3, 5 and 10 seeds; 100, 400 and 1,200 questions; seed spreads equal (.02) or sixfold (.01 to
     .06); single questions, or one to five about a fact (design effect 1.3 to 1.7, more with more
@@ -167,17 +171,21 @@ def calibrate(
     Columns: seeds, questions, spread (largest seed_sd over smallest), measure, worlds, fwer (any
     claim found by Holm where all arms are equal), per_claim (false positives of one claim by
     itself), coverage (of 1 - alpha intervals, where arm 1 is better by `effect`), power (the first
-    contrast is found after Holm), alone (before Holm), half_width (median), design_effect (mean),
-    studies. A rate p is known to ± 2 sqrt(p (1 - p) / studies). `cells` bounds what is in memory at
-    once.
+    contrast is found after Holm), alone (before Holm), negligible (claims called negligible where
+    all arms are equal), false_negligible (any claim so called where all lie at the margin or
+    beyond; of designs with as many arms as AT_MARGIN has), half_width (median), design_effect
+    (mean), studies. A rate p is known to ± 2 sqrt(p (1 - p) / studies). `cells` bounds what is in
+    memory at once.
     """
-    rows = []
+    rows, apart = [], rng.spawn(1)[0]  # draws of its own: the others stay as they were
     for design in designs:
         arms = len(design.seed_sd)
         batch = max(1, int(cells // (arms * design.seeds * design.questions)))
         better = replace(design, effects=(0.0, effect, *[0.0] * (arms - 2)))
         truth = np.array([better.effects[a] - better.effects[b] for a, b in design.contrasts])
+        beyond = replace(design, effects=tuple(MARGIN * x for x in AT_MARGIN))
         null_p, p, covered, widths, clustered = [], [], [], [], []
+        small, wrong = [], []
         for start in range(0, studies, batch):
             count = min(batch, studies - start)
             for made, keep in ((design, null_p), (better, p)):
@@ -186,6 +194,11 @@ def calibrate(
                     values, made, shrink=shrink, use_clusters=use_clusters
                 )
                 keep.append(two_sided_p(judged))
+                if made is design:
+                    small.append(_apply_holm(equivalence_p(judged, MARGIN), alpha))
+            values = simulate_study(apart, beyond, count)
+            edge, _ = judge_simulated(values, beyond, shrink=shrink, use_clusters=use_clusters)
+            wrong.append(_apply_holm(equivalence_p(edge, MARGIN), alpha).any(-1))
             low, high = confidence_interval(judged, alpha)
             covered.append((low <= truth) & (truth <= high))
             widths.append((high - low) / 2)
@@ -205,6 +218,8 @@ def calibrate(
                 coverage=float(covered.mean()),
                 power=float(_apply_holm(p, alpha)[:, 0].mean()),
                 alone=float((p[:, 0] < alpha).mean()),
+                negligible=float(np.concatenate(small).mean()),
+                false_negligible=float(np.concatenate(wrong).mean()),
                 half_width=float(np.median(widths)),
                 design_effect=float(clustered.mean()),
                 studies=studies,

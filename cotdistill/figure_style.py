@@ -33,6 +33,7 @@ SHOT_LOOKS = {
 VERDICTS = {
     "supported": ("#0072B2", "o"),
     "contradicted": ("#D55E00", "X"),
+    "negligible": ("#CC79A7", "D"),
     "inconclusive": ("#767676", "s"),
     "not measured": ("#BBBBBB", "|"),
 }

@@ -311,7 +311,7 @@ def _settings(study: str) -> dict:
 def summarise(record: dict) -> str:
     """Say in one sentence how the measured claims stand, and what that rests on."""
     verdicts = [row["verdict"] for row in record["verdicts"] if row["estimate"] is not None]
-    kinds = ("supported", "contradicted", "inconclusive")
+    kinds = ("supported", "contradicted", "negligible", "inconclusive")
     counts = [f"{verdicts.count(kind)} {kind}" for kind in kinds if kind in verdicts]
     first = record["accuracy"][0]
     seeds = max(row["seeds"] for row in record["accuracy"])

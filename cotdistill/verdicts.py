@@ -19,6 +19,7 @@ from cotdistill.inference import (
     Effect,
     adjust_families,
     detectable_effect,
+    equivalence_p,
     estimate_share,
 )
 from cotdistill.measures import MEASURES
@@ -133,17 +134,19 @@ REQUIRED = (
     "margin",
     "rule",
 )
-OPTIONAL = ("requires", "stratum")
+OPTIONAL = ("requires", "stratum", "negligible")
 STRATA = ("label", "rationale", "none")  # where training has the facts of a test question
 MIN_QUESTIONS = 20  # a stratum with fewer test questions is not judged
+NEGLIGIBLE_SINCE = "2026-11-29"  # when the margins of the verdict "negligible" were set
 
 
 def load_claims(path: str | Path) -> list[dict]:
     """Read params/claims.yaml.
 
     A claim: id, family (its p is adjusted with those of its family), words, section, contrast,
-    measure, direction, margin, rule; perhaps `stratum`, the test questions that it is about; and
-    perhaps `requires`, ids of claims of which the first that was measured is this one's gate: where
+    measure, direction, margin, rule; perhaps `stratum`, the test questions that it is about;
+    perhaps `negligible`, the effect below which a difference is too small to matter; and perhaps
+    `requires`, ids of claims of which the first that was measured is this one's gate: where
     the gate is not supported, support says nothing (that shuffling costs nothing means little where
     there was nothing to lose). `contrast` maps a and b (for an interaction also
     c and d: (a - b) - (c - d)) to lists of arm labels, best first. In a label `*` stands for
@@ -202,6 +205,11 @@ def _claim_problem(claim) -> str:
         wanted = "a fraction above 0, such as 0.02 for two points"
         wanted = wanted if bounded else f"0 for rule {claim['rule']}"
         return f"margin is {margin!r}; expected {wanted}"
+    small = claim.get("negligible", 1.0)
+    if bounded and "negligible" in claim:
+        return f"negligible with rule {claim['rule']}; expected it with difference or interaction"
+    if not isinstance(small, (int, float)) or small <= 0:
+        return f"negligible is {small!r}; expected a fraction above 0, such as 0.03"
     return ""
 
 
@@ -301,6 +309,13 @@ def _reason(claim: dict, row: dict, alpha: float, gate: "_Gate") -> str:
         text = f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)"
         opposite = "The opposite of the claim: " if row["verdict"] == "contradicted" else ""
         return opposite + text + (f", but {gate.empty}." if gate.empty else f".{gate.missing}")
+    if row["verdict"] == "negligible":
+        since = f" This margin was set on {NEGLIGIBLE_SINCE}, after the study was registered."
+        return (
+            f"{found}: shown to lie within ±{100 * claim['negligible']:g} points "
+            f"(p = {row['p_negligible']:.2g} after Holm), too small to matter."
+            f"{since if row.get('late') else ''}"
+        )
     late = " once all claims of its family are counted" if row["p"] < alpha else ""
     return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm)."
 
@@ -323,6 +338,7 @@ COLUMNS = [
     "high",
     "p",
     "p_holm",
+    "p_negligible",
     "detectable",
     "retained",
     "verdict",
@@ -364,10 +380,11 @@ def verdicts(
     by forced choice), measure, stratum, rule, margin, estimate, se, df, low, high (95 %, not
     adjusted), p (of the claim's own rule), p_holm (over the measured claims of its family),
     detectable (the smallest true effect that this study would find with 80 % power, at alpha /
-    number of the family's measured claims), retained (the share of the gain that a corrupted
-    rationale retains, as text), verdict, reason, n, seeds, covers, design_effect (of questions that
-    share a fact), flagged (share of the answers compared that follow a rationale cut off),
-    registered ("registered", "exploratory", or "" where the study registered nothing).
+    number of the family's measured claims), p_negligible (after Holm, that the effect lies within
+    the claim's margin `negligible`, where it has one), retained (the share of the gain that a
+    corrupted rationale retains, as text), verdict, reason, n, seeds, covers, design_effect (of
+    questions that share a fact), flagged (share of the answers compared that follow a rationale cut
+    off), registered ("registered", "exploratory", or "" where the study registered nothing).
 
     verdict is one of
 
@@ -376,8 +393,10 @@ def verdicts(
       knows how much seeds vary; or support that would say nothing: the gate that this one
       `requires` is not supported, or an equivalence is of two arms of which more than
       MAX_AS_INTACT of the training texts are the same (as_intact: arm -> that share,
-      `results.unchanged_shares`); or p_holm of alpha or more.
+      `results.unchanged_shares`); or p_holm of alpha or more, and p_negligible too.
     - "supported" or "contradicted": p_holm < alpha, on the side that the claim's `Rule` says.
+    - "negligible": neither of these, and p_negligible < alpha. The family-wise error is alpha for
+      each kind of verdict: a false side, and a false "negligible".
 
     Raises DataError on predictions of several studies and on arms that do not share their
     questions.
@@ -398,7 +417,11 @@ def verdicts(
         row["as_intact"] = (as_intact or {}).get(row["arms"].get("a"), 0.0)
         if registered:
             row["registered"] = _say_registered(row, registered)
+            row["late"] = str(registered.get("date", "")) < NEGLIGIBLE_SINCE
     conclude(claims, rows, alpha)
+    for row in rows:
+        if row["verdict"] == "negligible" and row.get("late"):
+            row["registered"] = "exploratory"
     return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "seeds": "Int64"})
 
 
@@ -406,8 +429,9 @@ def conclude(claims: list[dict], rows: list[dict], alpha: float) -> None:
     """Give every row its verdict and reason: adjust p within each family, then look at the gates.
 
     rows: one per claim, in place; verdict (what a small p would bring, or "not measured"), family,
-    effect, p, seeds, estimate, low, high, arms and as_intact (the share of the first arm's training
-    texts that are the intact ones). Of one study's claims, and of those pooled over studies alike.
+    effect, p, seeds, estimate, low, high, arms, as_intact (the share of the first arm's training
+    texts that are the intact ones) and perhaps late (registered before the margins of "negligible"
+    were set). Of one study's claims, and of those pooled over studies alike.
     """
     _adjust_claims(claims, rows, alpha)
     by_id = {row["claim"]: row for row in rows}
@@ -518,6 +542,29 @@ def _adjust_claims(claims: list[dict], rows: list[dict], alpha: float) -> None:
             row["detectable"] = detectable_effect(row["effect"], alpha / counts[row["family"]])
             if row["seeds"] < MIN_SEEDS or p_holm >= alpha:
                 row["verdict"] = "inconclusive"
+    _find_negligible(claims, rows, alpha)
+
+
+def _find_negligible(claims: list[dict], rows: list[dict], alpha: float) -> None:
+    """Call open claims negligible where their effect is shown to lie within their margin (TOST).
+
+    Their p values are adjusted within each family on their own. Of a claim at most one of the two
+    null hypotheses, "no difference on this side" and "a difference as large as the margin", can be
+    rejected wrongly, so the family-wise error of each kind of verdict is alpha. Arms that trained
+    on the same texts can hardly differ, and stay open.
+    """
+    inside = [
+        float(equivalence_p(row["effect"], claim["negligible"]))
+        if row["verdict"] != "not measured" and "negligible" in claim
+        else np.nan
+        for claim, row in zip(claims, rows, strict=True)
+    ]
+    adjusted = adjust_families(inside, [claim["family"] for claim in claims])
+    for row, p in zip(rows, adjusted, strict=True):
+        row["p_negligible"] = p
+        judged = row["verdict"] == "inconclusive" and row["seeds"] >= MIN_SEEDS
+        if judged and p < alpha and row["as_intact"] <= MAX_AS_INTACT:
+            row["verdict"] = "negligible"
 
 
 CORRUPTED = re.compile(r"(pre_cot|post_cot)_(shuffled|kept|masked)")

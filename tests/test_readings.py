@@ -599,7 +599,8 @@ def test_forest_pooling_and_findings():
     )
     said = readings.figures.findings(table)
     assert "**Findings: supported, 1 of 3 claims.**\n\n- *one holds.* It is so." in said
-    assert "contradicted, 0 of 3 claims.**\n\n**Left open: 1.**\n\n- *two holds.* It is" in said
+    assert "contradicted, 0 of 3 claims.**\n\n**Findings: negligible, 0 of 3 claims.**" in said
+    assert "\n\n**Left open: 1.**\n\n- *two holds.* It is" in said
     assert "Not measured: 1." in said
     assert "Widest interval" in readings.figures.accuracy(FORCED, 0.25)
 

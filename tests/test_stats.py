@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from cotdistill import inference
+from cotdistill import inference, readings
 from cotdistill import stats as st
 from cotdistill.arms import arm_from_name
 from cotdistill.errors import DataError
@@ -288,6 +288,38 @@ def test_arms_that_trained_on_the_same_texts_are_not_shown_to_be_equivalent(rng)
         assert ("58 % of the training texts" in row["reason"]) == (share == 0.58)
 
 
+def test_a_difference_shown_to_be_small_is_negligible(rng):
+    """By TOST of its own, adjusted on its own; never instead of a side, nor for the same texts."""
+    small = dict(negligible=0.05, measure="p_gold", contrast=dict(a=["b"], b=["a"]))
+    claims = [claim(id="small", **small), claim(id="narrow", **small | dict(negligible=0.001))]
+    data = predictions(rng, {"a": 0.5, "b": 0.5}, seeds=6, questions=600)
+    table = judge(data, *claims)
+    assert table["verdict"].tolist() == ["negligible", "inconclusive"]
+    row = table.loc["small"]
+    effect = inference.Effect(row["estimate"], row["se"], row["df"])
+    alone = inference.equivalence_p(effect, 0.05)
+    assert row["p_negligible"] == pytest.approx(min(1.0, 2 * alone))
+    assert "shown to lie within ±5 points" in row["reason"]
+    assert row["reason"].endswith("after Holm), too small to matter.")
+    assert judge(data, *claims, as_intact={"b": 0.5})["verdict"]["small"] == "inconclusive"
+    few = judge(data[data["seed"] < 2], *claims)
+    assert few["verdict"].tolist() == ["inconclusive"] * 2
+    apart = judge(predictions(rng, {"a": 0.3, "b": 0.6}, seeds=6, questions=600), *claims)
+    assert apart["verdict"].tolist() == ["supported"] * 2
+
+
+@pytest.mark.parametrize("day, said", [(28, "exploratory"), (29, "registered")])
+def test_a_margin_set_after_registration_makes_a_verdict_exploratory(rng, day, said):
+    small = claim(negligible=0.05, measure="p_gold", contrast=dict(a=["b"], b=["a"]))
+    data = predictions(rng, {"a": 0.5, "b": 0.5}, seeds=6, questions=600)
+    block = dict(date=f"2026-11-{day}", commit="abc", claims=["x"], arms=["a", "b"])
+    row = judge(data, small, registered=block).loc["x"]
+    assert (row["verdict"], row["registered"]) == ("negligible", said)
+    assert ("This margin was set on 2026-11-29" in row["reason"]) == (said == "exploratory")
+    text = readings.figures.registered(judge(data, small, registered=block).reset_index(), block)
+    assert ("by a margin that was set later" in text) == (said == "exploratory")
+
+
 def test_one_seed_claims_nothing(rng):
     table = verdicts(predictions(rng, ARMS, seeds=1), load_claims(CLAIMS))
     assert set(table["verdict"]) == {"inconclusive", "not measured"}
@@ -557,6 +589,16 @@ def test_the_claims_cover_the_issue_and_name_no_unknown_arm():
             "section: s, contrast: {a: [p], b: [q]}, "
             "measure: p_gold, stratum: here, direction: less, margin: 0, rule: difference}",
             "stratum is 'here'; expected one of label, rationale, none",
+        ),
+        (
+            "- {id: x, family: paper, words: w, section: s, contrast: {a: [p], b: [q]}, measure: "
+            "p_gold, direction: equal, margin: 0.03, rule: equivalence, negligible: 0.03}",
+            "negligible with rule equivalence; expected it with difference or interaction",
+        ),
+        (
+            "- {id: x, family: paper, words: w, section: s, contrast: {a: [p], b: [q]}, measure: "
+            "p_gold, direction: less, margin: 0, rule: difference, negligible: 0}",
+            "negligible is 0; expected a fraction above 0",
         ),
         ("- [", "not YAML"),
         ("a: 1", "expected a list"),

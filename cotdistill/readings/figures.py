@@ -8,6 +8,8 @@ from cotdistill.readings.common import section, select_nonzero
 from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
 
+DECIDED = ("supported", "contradicted", "negligible")
+
 
 def accuracy(forced: pd.DataFrame, chance: float) -> str:
     """Name the best arm by forced choice, and the widest interval."""
@@ -108,10 +110,16 @@ def registered(table: pd.DataFrame, block: dict) -> str:
     """Say what was written down before the first run, and which measured claims were not."""
     if not block:
         return ""
-    open_claims = (table["registered"] == "exploratory") & table["estimate"].notna()
-    late = list(table.loc[open_claims, "claim"])
+    after = table[(table["registered"] == "exploratory") & table["estimate"].notna()]
+    by_margin = (after["verdict"] == "negligible") & after["claim"].isin(block["claims"])
+    late, small = list(after.loc[~by_margin, "claim"]), list(after.loc[by_margin, "claim"])
     arms = f" and the arms {', '.join(block['arms'])}" if block.get("arms") else ""
     added = f" Not registered, and so exploratory: {', '.join(late)}." if late else ""
+    if small:
+        added += (
+            " Registered as claims, but called negligible by a margin that was set later, and so "
+            f"exploratory: {', '.join(small)}."
+        )
     return (
         f"Registered before the first run, on {block['date']} in commit {block['commit']}: the "
         f"claims {', '.join(block['claims'])}{arms}.{added}"
@@ -210,9 +218,9 @@ def strata(effects: pd.DataFrame) -> str:
 
 
 def findings(table: pd.DataFrame) -> str:
-    """List supported, contradicted and open claims with their reasons, and count the rest."""
+    """List decided and open claims with their reasons, and count the rest."""
     parts = []
-    for verdict in ("supported", "contradicted"):
+    for verdict in DECIDED:
         rows = table[table["verdict"] == verdict]
         head = f"**Findings: {verdict}, {len(rows)} of {len(table)} claims.**"
         parts += [head, _list_claims(rows)] if len(rows) else [head]
