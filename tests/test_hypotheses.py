@@ -258,7 +258,10 @@ def test_readings_of_the_mechanism():
     found = texts.findings(left, judged, "x")
     assert "Predictions contradicted: regularisation: own − swapped." in found
     shown = texts.show_outcomes(judged).set_index("number")["found"]
-    assert shown["own − filler"] == "+0.005 [-0.020, +0.030]" and shown[COSINE] == "–"
+    assert shown["own − filler"] == "+0.5 [-2.0, +3.0] points" and shown[COSINE] == "–"
+    cosine = hypotheses.judge_predictions({COSINE: number(0.1, 0.3)})
+    shown = texts.show_outcomes(cosine).set_index("number")["found"]
+    assert shown[COSINE] == "+0.200 [+0.100, +0.300] (cosine)"
     rows = measured_rows()
     said = texts.alignment(hypotheses.cosine_table(rows))
     assert "**post_cot** +0.40 → +0.40, **post_cot_swapped** +0.10 → +0.10" in said

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from cotdistill.hypotheses import HYPOTHESES
+from cotdistill.hypotheses import COSINE, COSINE_SWAPPED, HYPOTHESES, LENS
 from cotdistill.readings.common import few_seeds, how_judged, list_arms, select_nonzero
 from cotdistill.show import points
 
@@ -102,10 +102,19 @@ def written(table: pd.DataFrame) -> str:
 
 
 def show_outcomes(judged: pd.DataFrame) -> pd.DataFrame:
-    """Return the judged predictions as texts. judged: of `hypotheses.judge_predictions`."""
+    """Return the judged predictions as texts. judged: of `hypotheses.judge_predictions`.
+
+    Found are points of p(gold) but for the cosines and the logit lens (nats), and for forced
+    answers, points of the rationales that were written.
+    """
     words = {"+": "above 0", "-": "below 0", "0": "0"}
+    units = {LENS: " nats", COSINE: " (cosine)", COSINE_SWAPPED: " (cosine)"}
     found = [
-        "–" if pd.isna(r.estimate) else f"{r.estimate:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
+        "–"
+        if pd.isna(r.estimate)
+        else f"{r.estimate:+.3f} [{r.low:+.3f}, {r.high:+.3f}]{units[r.number]}"
+        if r.number in units
+        else f"{points(r._asdict())} points"
         for r in judged.itertuples()
     ]
     return pd.DataFrame(
