@@ -171,11 +171,9 @@ def calibrate(
     Columns: seeds, questions, spread (largest seed_sd over smallest), measure, worlds, fwer (any
     claim found by Holm where all arms are equal), per_claim (false positives of one claim by
     itself), coverage (of 1 - alpha intervals, where arm 1 is better by `effect`), power (the first
-    contrast is found after Holm), alone (before Holm), negligible (claims called negligible where
-    all arms are equal), false_negligible (any claim so called where all lie at the margin or
-    beyond; of designs with as many arms as AT_MARGIN has), half_width (median), design_effect
-    (mean), studies. A rate p is known to ± 2 sqrt(p (1 - p) / studies). `cells` bounds what is in
-    memory at once.
+    contrast is found after Holm), alone (before Holm), half_width (median), design_effect (mean),
+    studies, and those of `calibrate_negligible`. A rate p is known to ± 2 sqrt(p (1 - p) /
+    studies). `cells` bounds what is in memory at once.
     """
     rows, apart = [], rng.spawn(1)[0]  # draws of its own: the others stay as they were
     for design in designs:
@@ -183,9 +181,7 @@ def calibrate(
         batch = max(1, int(cells // (arms * design.seeds * design.questions)))
         better = replace(design, effects=(0.0, effect, *[0.0] * (arms - 2)))
         truth = np.array([better.effects[a] - better.effects[b] for a, b in design.contrasts])
-        beyond = replace(design, effects=tuple(MARGIN * x for x in AT_MARGIN))
         null_p, p, covered, widths, clustered = [], [], [], [], []
-        small, wrong = [], []
         for start in range(0, studies, batch):
             count = min(batch, studies - start)
             for made, keep in ((design, null_p), (better, p)):
@@ -194,11 +190,6 @@ def calibrate(
                     values, made, shrink=shrink, use_clusters=use_clusters
                 )
                 keep.append(two_sided_p(judged))
-                if made is design:
-                    small.append(_apply_holm(equivalence_p(judged, MARGIN), alpha))
-            values = simulate_study(apart, beyond, count)
-            edge, _ = judge_simulated(values, beyond, shrink=shrink, use_clusters=use_clusters)
-            wrong.append(_apply_holm(equivalence_p(edge, MARGIN), alpha).any(-1))
             low, high = confidence_interval(judged, alpha)
             covered.append((low <= truth) & (truth <= high))
             widths.append((high - low) / 2)
@@ -218,14 +209,34 @@ def calibrate(
                 coverage=float(covered.mean()),
                 power=float(_apply_holm(p, alpha)[:, 0].mean()),
                 alone=float((p[:, 0] < alpha).mean()),
-                negligible=float(np.concatenate(small).mean()),
-                false_negligible=float(np.concatenate(wrong).mean()),
                 half_width=float(np.median(widths)),
                 design_effect=float(clustered.mean()),
                 studies=studies,
             )
+            | calibrate_negligible(apart, design, studies, alpha, batch)
         )
     return pd.DataFrame(rows)
+
+
+def calibrate_negligible(
+    rng: np.random.Generator, design: Design, studies: int, alpha: float, batch: int
+) -> dict[str, float]:
+    """Measure how often a claim is called negligible: rightly, and falsely.
+
+    negligible: share of claims so called where all arms are equal; false_negligible: share of
+    studies with any such claim where every claim lies at the margin or beyond. batch: studies in
+    memory at once. The design has at most as many arms as AT_MARGIN.
+    """
+    effects = tuple(MARGIN * x for x in AT_MARGIN[: len(design.seed_sd)])
+    called = {"negligible": [], "false_negligible": []}
+    for start in range(0, studies, batch):
+        designs = (design, replace(design, effects=effects))
+        for made, keep in zip(designs, called.values(), strict=True):
+            values = simulate_study(rng, made, min(batch, studies - start))
+            found = _apply_holm(equivalence_p(judge_simulated(values, made)[0], MARGIN), alpha)
+            keep.append(found)
+    right, wrong = (np.concatenate(found) for found in called.values())
+    return {"negligible": float(right.mean()), "false_negligible": float(wrong.any(-1).mean())}
 
 
 def save_calibration(folder: Path, studies: int = 500, most_questions: int = 400) -> pd.DataFrame:

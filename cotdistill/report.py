@@ -1,7 +1,7 @@
-"""The documents that are rendered from committed verdicts.
+"""The documents that are rendered from committed verdicts and executed notebooks.
 
-They are docs/findings.md, docs/keys.md, docs/code-map.md, the README's table of verdicts and the
-README's pictures in docs/figures/.
+They are docs/findings.md, docs/keys.md, docs/code-map.md, the answers in docs/open-questions.md,
+the README's table of verdicts and its answers, and the README's pictures in docs/figures/.
 """
 
 import json
@@ -12,7 +12,7 @@ from cotdistill.code_map import render_code_map
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write
 from cotdistill.new_study import render_keys_table
-from cotdistill.paths import root
+from cotdistill.paths import OPEN_NOTEBOOKS, root
 from cotdistill.pooling import Pool, choose_records, make_pools
 from cotdistill.show import percent
 from cotdistill.stats import MEASURED_BY
@@ -118,6 +118,55 @@ def render_verdict_table(records: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def read_open_findings(executed: Path) -> list[dict[str, str]]:
+    """Read what the executed notebooks of the open questions end with, one row each.
+
+    executed: folder of executed studies. Returns study, path (below `executed`), question (from the
+    notebook's title) and found (its findings, without what to read next).
+    """
+    rows = []
+    for name in OPEN_NOTEBOOKS.values():
+        for path in sorted(executed.glob(f"*/{name}.ipynb")):
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            texts = [
+                "".join(output["data"]["text/markdown"])
+                for cell in cells
+                for output in cell.get("outputs", [])
+                if "text/markdown" in output.get("data", {})
+            ]
+            found = next(text for text in reversed(texts) if text.startswith(FINDINGS))
+            title = "".join(cells[0]["source"]).partition("\n")[0]
+            question = title.rpartition(": ")[2]
+            rows.append(
+                {
+                    "study": path.parent.name,
+                    "path": path.relative_to(executed).as_posix(),
+                    "question": question[0].upper() + question[1:],
+                    "found": found.removeprefix(FINDINGS).partition(" Next: ")[0].strip(),
+                }
+            )
+    return rows
+
+
+FINDINGS = "**Findings.**"
+
+
+def render_answers(rows: list[dict[str, str]], prefix: str, *, short: bool = False) -> str:
+    """Write the answers to open questions as a Markdown list. rows: of `read_open_findings`.
+
+    prefix: the way from the document to the executed studies. short: the first sentence alone,
+    without what stands in parentheses.
+    """
+    lines = []
+    for row in rows:
+        found = row["found"]
+        if short:
+            found = re.sub(r" \([^()]*\)", "", found.partition(". ")[0]).rstrip(".") + "."
+        link = f"[{row['study']}]({prefix}{row['path']})"
+        lines.append(f"- *{row['question']}* {found} ({link})")
+    return "\n".join(lines) + "\n"
+
+
 def readme_pool(records: dict[str, dict]) -> Pool | None:
     """Return the pool that the README shows, the largest of two real studies or more; else None."""
     pools = make_pools(choose_records(list(records.values())))
@@ -134,8 +183,8 @@ def pool_pictures(pool: Pool) -> list[str]:
 def render_readme_verdicts(records: dict[str, dict]) -> str:
     """Write the README's first table: pooled over real studies once there are two of them.
 
-    Before that, a column per study (`render_verdict_table`). Claims about the mechanism are left to
-    docs/findings.md.
+    records: of studies that do not ask an open question alone. Before there are two, a column per
+    study (`render_verdict_table`). Claims about the mechanism are left to docs/findings.md.
     """
     pool = readme_pool(records)
     if pool is None:
@@ -179,7 +228,7 @@ def _verdict_cell(row: dict | None) -> str:
 
 
 def render_documents(executed: Path) -> list[Path]:
-    """Render docs/findings.md, keys.md and code-map.md, and the README's table of verdicts.
+    """Render findings.md, keys.md, code-map.md and open-questions.md in docs/, and the README.
 
     executed: folder of executed studies. Returns the paths that were rendered. Raises DataError,
     and writes nothing, where a document lacks its markers.
@@ -194,14 +243,28 @@ def render_documents(executed: Path) -> list[Path]:
     modules = render_code_map(root() / "cotdistill")
     text = code_map.read_text(encoding="utf-8")
     texts[code_map] = render_block(text, "modules", modules, "docs/code-map.md")
+    answers, questions = read_open_findings(executed), root() / "docs" / "open-questions.md"
+    text, listed = questions.read_text(encoding="utf-8"), render_answers(answers, TO_EXECUTED)
+    texts[questions] = render_block(text, "answers", listed, "docs/open-questions.md")
     text = readme.read_text(encoding="utf-8")
     if "<!-- verdicts -->" in text:
-        table = render_readme_verdicts(records)
-        texts[readme] = render_block(text, "verdicts", table, "README.md")
+        text = render_block(text, "verdicts", readme_verdicts(executed), "README.md")
+        listed = render_answers(answers, TO_EXECUTED.removeprefix("../"), short=True)
+        texts[readme] = render_block(text, "answers", listed, "README.md")
     for path, text in texts.items():
         with atomic_write(path) as part:
             part.write_text(text, encoding="utf-8")
     return list(texts)
+
+
+TO_EXECUTED = "../notebooks/executed/"  # from docs/
+
+
+def readme_verdicts(executed: Path) -> str:
+    """Write the README's table of the executed studies but those that ask an open question."""
+    asked = {row["study"] for row in read_open_findings(executed)}
+    records = committed_records(executed)
+    return render_readme_verdicts({k: v for k, v in records.items() if k not in asked})
 
 
 def committed_records(executed: Path) -> dict[str, dict]:

@@ -203,8 +203,8 @@ def test_an_arm_has_one_interval_in_all_notebooks(smoke):
         *{path.parent for path in EXECUTED if path.stem == "06_figures"},
     ]:
         found = intervals(folder)
-        # These two have no stage attribute
-        books = 3 if folder.name in ("strata", "relations-tasks") else 4
+        books = len(list(folder.glob("0[3-6]_*.ipynb")))  # a study may lack stages
+        assert books >= 2
         assert min(len(found[arm]) for arm in ("label_only", "post_cot")) == books
         assert not {arm: texts for arm, texts in found.items() if len(set(texts)) > 1}
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from cotdistill import cli, summaries
 from cotdistill.arms import Arm
 from cotdistill.errors import DataError
 from cotdistill.paths import artifacts, evidence_folder
+from cotdistill.rationale_quality import RationaleSet
 from cotdistill.runs import published, record
 from cotdistill.runs.grid import run_grid
 from cotdistill.runs.published import (
@@ -24,6 +26,7 @@ from cotdistill.runs.published import (
     write_published,
 )
 from cotdistill.runs.results import load_history, load_predictions
+from cotdistill.runs.set_runs import run_sets
 from cotdistill.runs.store import load_metrics
 from cotdistill.runs.verify import compare_run, judge_rounding, verify
 from cotdistill.study import Study
@@ -135,6 +138,24 @@ def test_nothing_published_is_lost_and_an_unchanged_file_stays(study, file, caps
     run_grid(study, ARMS[:1], "train")  # a plan of one arm
     publish_runs("t")
     assert {r["key"] for r in read_published(file)} == {r["key"] for r in before}
+
+
+def test_runs_of_open_questions_are_published_too(study, file, capsys):
+    """A run on another set of rationales is in the plan of stage quality alone."""
+    questions = study.data.train
+    own = RationaleSet("own", study.data.rationales)
+    texts = {name: replace(one, text=one.text.upper()) for name, one in own.rationales.items()}
+    wrong = RationaleSet("wrong", texts)
+    before = run_sets(study, [own, wrong], questions, ["post_cot"])
+    capsys.readouterr()
+    publish_runs("t")
+    assert "9 runs, 2 of them new" in capsys.readouterr().out
+    used = {use["label"] for row in read_published(file) for use in row["rows"]}
+    assert {"post_cot: own", "post_cot: wrong", "post_cot"} <= used
+    clear_store()
+    again = run_sets(study, [own, wrong], questions, ["post_cot"])
+    assert "6 of 6 runs come from the published file" in capsys.readouterr().out
+    pd.testing.assert_series_equal(again["choice"], before["choice"])
 
 
 def test_a_run_in_work_is_left_out_and_said(study, capsys):

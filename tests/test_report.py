@@ -154,7 +154,7 @@ def test_findings_are_rendered_from_the_committed_verdicts():
         )
     with pytest.raises(DataError, match="findings of no study"):
         report.render_findings("nothing", records)
-    found = "findings of invented, quick, relations-tasks, strata, and verdicts of quick;"
+    found = "findings of everyday-quality, invented, quick, relations-tasks, strata, and verdicts"
     with pytest.raises(DataError, match=found):
         report.render_findings(text, {"quick": records["quick"]})
     # Without its end, all up to the next study's end would be lost
@@ -163,15 +163,19 @@ def test_findings_are_rendered_from_the_committed_verdicts():
 
 
 def test_the_readmes_verdicts_are_the_committed_ones():
-    records = report.committed_records(ROOT / "notebooks" / "executed")
-    table = report.render_readme_verdicts(records)
+    executed = ROOT / "notebooks" / "executed"
+    records, table = report.committed_records(executed), report.readme_verdicts(executed)
+    asked = {path.parent.name for path in executed.glob("*/*.ipynb") if path.name[:2] > "06"}
+    assert "relations-tasks" in asked
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.render_block(text, "verdicts", table, "README.md") == text
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
     shown = [
         study
         for study, record in records.items()
-        if max(row["seeds"] for row in record["accuracy"]) > 1 and "family" in record["verdicts"][0]
+        if max(row["seeds"] for row in record["accuracy"]) > 1
+        and "family" in record["verdicts"][0]
+        and study not in asked
     ]
     assert rows[0] == ["claim", *shown] and "quick" in shown
     assert len({len(row) for row in rows[2:]}) == 1
@@ -187,6 +191,21 @@ def test_the_readmes_verdicts_are_the_committed_ones():
             else:
                 assert cell.startswith(f"**{verdict['verdict']}**: ")
                 assert f"{100 * verdict['estimate']:+.1f} [" in cell
+
+
+def test_answers_are_what_the_executed_notebooks_end_with():
+    executed = ROOT / "notebooks" / "executed"
+    rows = report.read_open_findings(executed)
+    assert {row["study"] for row in rows} >= {"relations-tasks"}
+    for row in rows:
+        page = (executed / row["path"]).read_text(encoding="utf-8")
+        assert row["found"].partition(". ")[0] in page and "Next:" not in row["found"]
+        assert row["question"].endswith("?") and row["question"][0].isupper()
+    where = {"docs/open-questions.md": ("../", False), "README.md": ("", True)}
+    for name, (up, short) in where.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        listed = report.render_answers(rows, f"{up}notebooks/executed/", short=short)
+        assert report.render_block(text, "answers", listed, name) == text
 
 
 def test_a_claim_that_a_study_did_not_measure_is_a_dash():
