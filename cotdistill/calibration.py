@@ -176,8 +176,7 @@ def calibrate(
     studies). `cells` bounds what is in memory at once.
     """
     rows, apart = [], rng.spawn(1)[0]  # draws of its own: the others stay as they were
-    for design in designs:
-        arms = len(design.seed_sd)
+    for design, arms in ((d, len(d.seed_sd)) for d in designs):
         batch = max(1, int(cells // (arms * design.seeds * design.questions)))
         better = replace(design, effects=(0.0, effect, *[0.0] * (arms - 2)))
         truth = np.array([better.effects[a] - better.effects[b] for a, b in design.contrasts])
