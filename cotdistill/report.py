@@ -96,6 +96,12 @@ def render_block(text: str, name: str, content: str, where: str) -> str:
     return rendered
 
 
+def is_comparable(record: dict) -> bool:
+    """Tell whether a verdicts.json has two seeds or more and was judged as this version judges."""
+    several = max(row["seeds"] for row in record["accuracy"]) > 1
+    return several and all("family" in row for row in record["verdicts"])
+
+
 def render_verdict_table(records: dict[str, dict]) -> str:
     """Write estimates and verdicts as a Markdown table: a row per claim, a column per study.
 
@@ -107,8 +113,7 @@ def render_verdict_table(records: dict[str, dict]) -> str:
     shown = {
         study: {row["claim"]: row for row in record["verdicts"] if row["estimate"] is not None}
         for study, record in records.items()
-        if max(row["seeds"] for row in record["accuracy"]) > 1
-        and all("family" in row for row in record["verdicts"])
+        if is_comparable(record)
     }
     words = {row["claim"]: row["words"] for rows in shown.values() for row in rows.values()}
     lines = ["| " + " | ".join(["claim", *shown]) + " |", "|---" * (len(shown) + 1) + "|"]
@@ -248,7 +253,8 @@ def render_documents(executed: Path) -> list[Path]:
     texts[questions] = render_block(text, "answers", listed, "docs/open-questions.md")
     text = readme.read_text(encoding="utf-8")
     if "<!-- verdicts -->" in text:
-        text = render_block(text, "verdicts", readme_verdicts(executed), "README.md")
+        table = render_readme_verdicts(readme_records(executed))
+        text = render_block(text, "verdicts", table, "README.md")
         listed = render_answers(answers, TO_EXECUTED.removeprefix("../"), short=True)
         texts[readme] = render_block(text, "answers", listed, "README.md")
     for path, text in texts.items():
@@ -260,11 +266,21 @@ def render_documents(executed: Path) -> list[Path]:
 TO_EXECUTED = "../notebooks/executed/"  # from docs/
 
 
-def readme_verdicts(executed: Path) -> str:
-    """Write the README's table of the executed studies but those that ask an open question."""
+def readme_records(executed: Path) -> dict[str, dict]:
+    """Load the verdicts of the executed studies but those that ask an open question."""
     asked = {row["study"] for row in read_open_findings(executed)}
-    records = committed_records(executed)
-    return render_readme_verdicts({k: v for k, v in records.items() if k not in asked})
+    return {k: v for k, v in committed_records(executed).items() if k not in asked}
+
+
+def readme_rows(records: dict[str, dict]) -> list[dict]:
+    """List the verdicts of the README's table, study by study; records: of `readme_records`."""
+    return [
+        row | {"study": study}
+        for study, record in records.items()
+        if is_comparable(record)
+        for row in record["verdicts"]
+        if _in_readme(row)
+    ]
 
 
 def committed_records(executed: Path) -> dict[str, dict]:

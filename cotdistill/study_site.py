@@ -22,7 +22,13 @@ from cotdistill.gallery import load_gallery
 from cotdistill.notebook_pages import CAPTIONS, notebook_html, picture
 from cotdistill.paths import ALL_NOTEBOOKS, artifacts, study_dir
 from cotdistill.pooling import KINDS, Pool, choose_records, make_pools, pooled_table
-from cotdistill.report import committed_records, pool_pictures, readme_pool, whole_record
+from cotdistill.report import (
+    pool_pictures,
+    readme_pool,
+    readme_records,
+    readme_rows,
+    whole_record,
+)
 from cotdistill.show import percent
 
 ALL = "all"  # the site over every published study
@@ -452,15 +458,18 @@ def draw_arm_pictures(folder: Path) -> list[Path]:
 def render_pictures(executed: Path, folder: Path) -> list[Path]:
     """Render the README's pictures from committed verdicts, for page and phone.
 
-    They are the arms and, once two studies of real questions are published, the forest plot over
-    them. Returns the paths.
+    They are the arms and the forest plot of the claims in the README's table: over studies of real
+    questions once two are published, before that of the studies that the table shows. Returns the
+    paths.
     """
-    paths = draw_arm_pictures(folder)
-    pool = readme_pool(committed_records(executed))
+    paths, records = draw_arm_pictures(folder), readme_records(executed)
+    pool = readme_pool(records)
     if pool:
         draw_pool(pool, folder)
-        paths += [folder / name for name in pool_pictures(pool)]
-    return paths
+        return paths + [folder / name for name in pool_pictures(pool)]
+    table = pd.DataFrame([row for row in readme_rows(records) if row["estimate"] is not None])
+    draw_picture("forest", table, folder, alt="", stem="claims")
+    return paths + [folder / f"claims{suffix}.svg" for suffix in ("", "-phone")]
 
 
 def _describe_study(study: str, record: dict | None) -> dict:

@@ -164,7 +164,8 @@ def test_findings_are_rendered_from_the_committed_verdicts():
 
 def test_the_readmes_verdicts_are_the_committed_ones():
     executed = ROOT / "notebooks" / "executed"
-    records, table = report.committed_records(executed), report.readme_verdicts(executed)
+    records = report.committed_records(executed)
+    table = report.render_readme_verdicts(report.readme_records(executed))
     asked = {path.parent.name for path in executed.glob("*/*.ipynb") if path.name[:2] > "06"}
     assert "relations-tasks" in asked
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -191,6 +192,19 @@ def test_the_readmes_verdicts_are_the_committed_ones():
             else:
                 assert cell.startswith(f"**{verdict['verdict']}**: ")
                 assert f"{100 * verdict['estimate']:+.1f} [" in cell
+
+
+def test_the_readmes_figure_is_drawn_from_the_committed_verdicts(tmp_path):
+    executed, folder = ROOT / "notebooks" / "executed", ROOT / "docs" / "figures"
+    rows = report.readme_rows(report.readme_records(executed))
+    assert {row["study"] for row in rows} >= {"quick", "strata"}
+    assert all(row["family"] != "mechanism" for row in rows)
+    made = study_site.render_pictures(executed, tmp_path)
+    assert {"claims.svg", "claims-phone.svg"} <= {path.name for path in made}
+    for path in made:
+        kept = (folder / path.name).read_text(encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == kept
+        assert path.name in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_answers_are_what_the_executed_notebooks_end_with():
