@@ -32,6 +32,7 @@ from cotdistill.study import Study, resolve
 
 OWN = "own"  # the study's own rationales, of stage elicit
 MIN_SETS = 4  # a rank correlation of fewer says nothing
+MIN_SPREAD = 0.05  # of the mean: sets that differ by less do not differ in a quality
 QUALITY_HYPOTHESES = {
     "facts taught": "A student learns what rationales say: wrong facts cost it, and more of them "
     "cost it more",
@@ -249,6 +250,14 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
 
 
+def differ(values: np.ndarray) -> bool:
+    """Tell whether sets differ in a quality: from least to most by over MIN_SPREAD of the mean.
+
+    Ranks would make as much of a fifth of a token as of a hundred percent.
+    """
+    return len(values) > 1 and bool(np.ptp(values) > MIN_SPREAD * abs(values.mean()))
+
+
 def rank_correlations(
     predictions: pd.DataFrame,
     quality: pd.DataFrame,
@@ -256,7 +265,9 @@ def rank_correlations(
     rng: np.random.Generator,
     n_boot: int = 1000,
 ) -> pd.DataFrame:
-    """Correlate each measured quality with p(gold) over sets, by ranks, where MIN_SETS know it.
+    """Correlate each measured quality with p(gold) over sets, by ranks.
+
+    Where MIN_SETS know it and differ in it (`differ`).
 
     Columns: arm, quality, sets, rho, low, high (95 %: these sets, other seeds and questions, where
     questions about one fact are drawn together), p (two-sided, exact over all orders of the sets:
@@ -275,7 +286,7 @@ def rank_correlations(
         for measure in QUALITIES:
             x = quality[measure].to_numpy(float)
             known = np.isfinite(x)
-            if known.sum() < MIN_SETS or len(set(x[known])) < 2:
+            if known.sum() < MIN_SETS or not differ(x[known]):
                 continue
             rho = float(spearman(x[known], means[known])[0])
             low, high = np.nanpercentile(spearman(x[known], drawn[:, known]), [2.5, 97.5])
@@ -329,12 +340,13 @@ def exact_p(x: np.ndarray, y: np.ndarray) -> float:
 def quality_points(levels: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
     """Join quality and p(gold) for the figure: measure, x, arm, estimate, low, high, set.
 
-    Shares are in percent. Measures that fewer than two sets have, or all alike, are left out.
+    Shares are in percent. Measures that fewer than two sets have, or in which sets hardly differ
+    (`differ`), are left out.
     """
     frames = []
     for measure, axis in QUALITIES.items():
         x = quality.set_index("set")[measure].dropna()
-        if x.nunique() > 1:
+        if differ(x.to_numpy(float)):
             x = 100 * x if "%" in axis else x
             rows = levels[levels["set"].isin(x.index)]
             frames.append(rows.assign(measure=axis, x=rows["set"].map(x)))

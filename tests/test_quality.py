@@ -242,7 +242,7 @@ def quality():
             "questions": 40,
             "agreement": [1.0, 0.75, 0.5, 0.0],
             "names_label": [1.0, 1.0, 1.0, 1.0],
-            "tokens": [20.0, 21.0, 20.5, 20.2],
+            "tokens": [20.0, 24.0, 22.0, 21.0],
             "perplexity": [5.0, 6.0, 7.0, 8.0],
             "facts": np.nan,
         }
@@ -293,6 +293,10 @@ def test_rank_correlations_need_four_sets(predictions, quality):
     assert (found["low"] <= found["rho"] + 1e-9).all() and (found["sets"] == 4).all()
     assert "pre_cot and agree with gold (%) (+1.00, 4 sets)" in texts.correlations(found, 4)
     assert texts.show_correlations(found)["p over orders of sets"].iloc[0] == "0.083"
+    alike = quality.assign(tokens=20 + quality["tokens"] / quality["tokens"].max() / 2)
+    found = rationale_quality.rank_correlations(predictions, alike, ARMS, rng, 20)
+    assert set(found["quality"]) == {"agreement", "perplexity"}, "half a token is no difference"
+    assert "less than 5 % of its mean is left out" in texts.correlations_head(found)
     few = rationale_quality.rank_correlations(predictions, quality[:3], ARMS, rng, 20)
     assert few.empty and texts.correlations_head(few) == ""
     assert texts.correlations(few, 3) == "3 sets: a rank correlation is given from 4 sets on."

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from cotdistill.rationale_quality import MIN_SETS, OWN, QUALITIES
+from cotdistill.rationale_quality import MIN_SETS, MIN_SPREAD, OWN, QUALITIES
 from cotdistill.readings.common import few_seeds, section, select_nonzero
 from cotdistill.show import percent, points
 
@@ -72,7 +72,8 @@ def correlations_head(shown: pd.DataFrame) -> str:
     text = (
         "Spearman's rank correlation of a measured quality with p(gold), over sets. The interval "
         "is for these sets, under other seeds and questions; p counts in how many orders of the "
-        "sets the correlation would be as far from 0, which with few sets is never small."
+        "sets the correlation would be as far from 0, which with few sets is never small. A "
+        f"quality in which sets differ by less than {100 * MIN_SPREAD:g} % of its mean is left out."
     )
     return section("Which quality goes with p(gold)?", text, shown)
 
