@@ -235,8 +235,10 @@ def pool_claims(claims: list[dict], records: Sequence[dict], alpha: float = 0.05
             rows.append(_pool_claim(claim, found))
             asked.append(claim)
         if len(found) == 1:
-            alone[claim["id"]] = {name: found[0][name] for name in ("verdict", "reason")}
-    conclude(asked, rows, alpha)
+            own = ("verdict", "reason", "registered")
+            alone[claim["id"]] = {name: found[0].get(name, "") for name in own}
+    # A mean near zero may hide studies that differ, so none is called negligible
+    conclude([{k: v for k, v in c.items() if k != "negligible"} for c in asked], rows, alpha)
     for row in rows:
         if row["seeds"] < MIN_SEEDS:
             row["reason"] = f"A study has fewer than {MIN_SEEDS} seeds, so nothing is claimed."

@@ -8,6 +8,8 @@ import json
 import re
 from pathlib import Path
 
+import yaml
+
 from cotdistill.code_map import render_code_map
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write
@@ -53,7 +55,7 @@ def study_findings(record: dict) -> str:
     ]
     lines += ["", "| claim | verdict | why |", "|---|---|---|"]
     lines += [
-        f"| {v['words']} | **{v['verdict']}** | {v['reason']} |"
+        f"| {v['words']} | **{v['verdict']}**{_late(v)} | {v['reason']} |"
         for v in record["verdicts"]
         if v["verdict"] != "not measured"
     ]
@@ -139,7 +141,11 @@ def read_open_findings(executed: Path) -> list[dict[str, str]]:
                 for output in cell.get("outputs", [])
                 if "text/markdown" in output.get("data", {})
             ]
-            found = next(text for text in reversed(texts) if text.startswith(FINDINGS))
+            found = next((text for text in reversed(texts) if text.startswith(FINDINGS)), None)
+            if found is None:
+                raise DataError(
+                    f"{path}: no findings in it; expected a notebook executed to its end"
+                )
             title = "".join(cells[0]["source"]).partition("\n")[0]
             question = title.rpartition(": ")[2]
             rows.append(
@@ -166,7 +172,8 @@ def render_answers(rows: list[dict[str, str]], prefix: str, *, short: bool = Fal
     for row in rows:
         found = row["found"]
         if short:
-            found = re.sub(r" \([^()]*\)", "", found.partition(". ")[0]).rstrip(".") + "."
+            found = re.sub(r" \([^()]*(\([^()]*\)[^()]*)*\)", "", found)
+            found = found.partition(". ")[0].rstrip(".") + "."
         link = f"[{row['study']}]({prefix}{row['path']})"
         lines.append(f"- *{row['question']}* {found} ({link})")
     return "\n".join(lines) + "\n"
@@ -197,12 +204,16 @@ def render_readme_verdicts(records: dict[str, dict]) -> str:
             study: record | {"verdicts": [r for r in record["verdicts"] if _in_readme(r)]}
             for study, record in records.items()
         }
-        return render_verdict_table(short)
+        alt = (
+            "Each claim's estimate with its interval and a dot per seed; the table has the numbers"
+        )
+        return (
+            f"{_readme_picture('claims.svg', 'claims-phone.svg', alt)}\n\n"
+            + render_verdict_table(short)
+        )
     page, phone = pool_pictures(pool)
     lines = [
-        f'<picture><source media="(max-width: 600px)" srcset="docs/figures/{phone}">'
-        f'<img src="docs/figures/{page}" alt="Each claim\'s effect in every study, and pooled">'
-        "</picture>",
+        _readme_picture(page, phone, "Each claim's effect in every study, and pooled"),
         "",
         "| claim | pooled | studies |",
         "|---|---|---|",
@@ -217,6 +228,13 @@ def render_readme_verdicts(records: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _readme_picture(page: str, phone: str, alt: str) -> str:
+    return (
+        f'<picture><source media="(max-width: 600px)" srcset="docs/figures/{phone}">'
+        f'<img src="docs/figures/{page}" alt="{alt}"></picture>'
+    )
+
+
 def _in_readme(row: dict) -> bool:
     """Tell whether the README shows a row: claims of the paper, and of what an answer costs."""
     return row.get("family") != "mechanism"
@@ -228,8 +246,11 @@ def _verdict_cell(row: dict | None) -> str:
         return "–"
     value, low, high = (f"{100 * row[name]:+.1f}" for name in ("estimate", "low", "high"))
     unit = MEASURED_BY[row["measure"]]
-    late = ", exploratory" if row.get("registered") == "exploratory" else ""
-    return f"**{row['verdict']}**: {value} [{low}, {high}]{unit}{late}"
+    return f"**{row['verdict']}**: {value} [{low}, {high}]{unit}{_late(row)}"
+
+
+def _late(row: dict) -> str:
+    return ", exploratory" if row.get("registered") == "exploratory" else ""
 
 
 def render_documents(executed: Path) -> list[Path]:
@@ -267,9 +288,18 @@ TO_EXECUTED = "../notebooks/executed/"  # from docs/
 
 
 def readme_records(executed: Path) -> dict[str, dict]:
-    """Load the verdicts of the executed studies but those that ask an open question."""
-    asked = {row["study"] for row in read_open_findings(executed)}
-    return {k: v for k, v in committed_records(executed).items() if k not in asked}
+    """Load the verdicts of the executed studies but those made for an open question.
+
+    These list its stage in their file in params/.
+    """
+
+    def asks(study: str) -> bool:
+        path = root() / "params" / f"{study}.yaml"
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return bool(set(values.get("stages", [])) & set(OPEN_NOTEBOOKS))
+
+    records = committed_records(executed)
+    return {study: record for study, record in records.items() if not asks(study)}
 
 
 def readme_rows(records: dict[str, dict]) -> list[dict]:

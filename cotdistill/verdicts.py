@@ -310,14 +310,19 @@ def _reason(claim: dict, row: dict, alpha: float, gate: "_Gate") -> str:
         opposite = "The opposite of the claim: " if row["verdict"] == "contradicted" else ""
         return opposite + text + (f", but {gate.empty}." if gate.empty else f".{gate.missing}")
     if row["verdict"] == "negligible":
-        since = f" This margin was set on {NEGLIGIBLE_SINCE}, after the study was registered."
+        since = f" The margin was set on {NEGLIGIBLE_SINCE}, later than the study was registered."
         return (
             f"{found}: shown to lie within ±{100 * claim['negligible']:g} points "
-            f"(p = {row['p_negligible']:.2g} after Holm), too small to matter."
-            f"{since if row.get('late') else ''}"
+            f"(p = {row['p_negligible']:.2g} after Holm).{since if row.get('late') else ''}"
         )
     late = " once all claims of its family are counted" if row["p"] < alpha else ""
-    return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm)."
+    alike = (
+        f" Not judged negligible: {100 * row['as_intact']:.0f} % of the training texts of "
+        f"{row['arms']['a']} are the intact ones."
+        if row.get("alike")
+        else ""
+    )
+    return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm).{alike}"
 
 
 COLUMNS = [
@@ -395,8 +400,8 @@ def verdicts(
       MAX_AS_INTACT of the training texts are the same (as_intact: arm -> that share,
       `results.unchanged_shares`); or p_holm of alpha or more, and p_negligible too.
     - "supported" or "contradicted": p_holm < alpha, on the side that the claim's `Rule` says.
-    - "negligible": neither of these, and p_negligible < alpha. The family-wise error is alpha for
-      each kind of verdict: a false side, and a false "negligible".
+    - "negligible": neither of these, and p_negligible < alpha. Within a family the chance of any
+      false side is at most alpha, and so is that of any false "negligible".
 
     Raises DataError on predictions of several studies and on arms that do not share their
     questions.
@@ -548,10 +553,10 @@ def _adjust_claims(claims: list[dict], rows: list[dict], alpha: float) -> None:
 def _find_negligible(claims: list[dict], rows: list[dict], alpha: float) -> None:
     """Call open claims negligible where their effect is shown to lie within their margin (TOST).
 
-    Their p values are adjusted within each family on their own. Of a claim at most one of the two
-    null hypotheses, "no difference on this side" and "a difference as large as the margin", can be
-    rejected wrongly, so the family-wise error of each kind of verdict is alpha. Arms that trained
-    on the same texts can hardly differ, and stay open.
+    Their p values are adjusted within each family on their own: Holm keeps the chance of any false
+    "negligible" in a family below alpha, as it keeps that of any false side. A corrupted arm that
+    mostly trained on the intact texts can hardly differ from another with a rationale: it stays
+    open.
     """
     inside = [
         float(equivalence_p(row["effect"], claim["negligible"]))
@@ -562,9 +567,13 @@ def _find_negligible(claims: list[dict], rows: list[dict], alpha: float) -> None
     adjusted = adjust_families(inside, [claim["family"] for claim in claims])
     for row, p in zip(rows, adjusted, strict=True):
         row["p_negligible"] = p
-        judged = row["verdict"] == "inconclusive" and row["seeds"] >= MIN_SEEDS
-        if judged and p < alpha and row["as_intact"] <= MAX_AS_INTACT:
-            row["verdict"] = "negligible"
+        if row["verdict"] == "inconclusive" and row["seeds"] >= MIN_SEEDS and p < alpha:
+            row["alike"] = row["as_intact"] > MAX_AS_INTACT and _has_rationale(row["arms"]["b"])
+            row["verdict"] = "inconclusive" if row["alike"] else "negligible"
+
+
+def _has_rationale(label: str) -> bool:
+    return label.startswith(("pre_cot", "post_cot")) and "filler" not in label
 
 
 CORRUPTED = re.compile(r"(pre_cot|post_cot)_(shuffled|kept|masked)")

@@ -261,7 +261,8 @@ def test_what_wrong_facts_cost_is_found_and_judged(predictions):
     left = hypotheses.survivors(judged)
     levels = rationale_quality.set_levels(predictions, SETS, ARMS)
     told = texts.findings(levels, left, judged, "x")
-    assert told.startswith("**Findings.** *facts taught* survives; *form* falls; *crutch* survives")
+    assert told.startswith("**Findings.** All facts wrong cost post_cot +")
+    assert " points of p(gold): *facts taught* survives, *form* falls, *crutch* survives (" in told
     assert "Student: x." in told and "nan" not in told
     none = rationale_quality.quality_numbers(predictions, [RationaleSet("s0", {})])
     unjudged = hypotheses.judge_predictions(none, rationale_quality.QUALITY_PREDICTIONS)
@@ -279,7 +280,7 @@ def test_levels_stand_beside_label_only(predictions):
     assert len(shown) == 8 and shown["− label_only (points)"].iloc[0].startswith("+")
     told = texts.levels(levels)
     assert "**pre_cot** is highest on *s0*" in told and "lowest on *s3*" in told
-    assert "pre_cot on s0" in told.partition("Above label_only")[2]
+    assert "pre_cot on s0" in told.partition("above label_only")[2].partition("below it")[0]
 
 
 def test_rank_correlations_need_four_sets(predictions, quality):
@@ -296,9 +297,10 @@ def test_rank_correlations_need_four_sets(predictions, quality):
     alike = quality.assign(tokens=20 + quality["tokens"] / quality["tokens"].max() / 2)
     found = rationale_quality.rank_correlations(predictions, alike, ARMS, rng, 20)
     assert set(found["quality"]) == {"agreement", "perplexity"}, "half a token is no difference"
-    assert "less than 5 % of its mean is left out" in texts.correlations_head(found)
+    head = texts.correlations_head(found, alike)
+    assert "differ by less than 5 % of the mean: name the label (%), length (tokens)." in head
     few = rationale_quality.rank_correlations(predictions, quality[:3], ARMS, rng, 20)
-    assert few.empty and texts.correlations_head(few) == ""
+    assert few.empty and texts.correlations_head(few, quality[:3]) == ""
     assert texts.correlations(few, 3) == "3 sets: a rank correlation is given from 4 sets on."
 
 

@@ -290,21 +290,29 @@ def test_arms_that_trained_on_the_same_texts_are_not_shown_to_be_equivalent(rng)
 
 def test_a_difference_shown_to_be_small_is_negligible(rng):
     """By TOST of its own, adjusted on its own; never instead of a side, nor for the same texts."""
-    small = dict(negligible=0.05, measure="p_gold", contrast=dict(a=["b"], b=["a"]))
+    name = "post_cot"
+    small = dict(negligible=0.05, measure="p_gold", contrast=dict(a=["b"], b=[name]))
     claims = [claim(id="small", **small), claim(id="narrow", **small | dict(negligible=0.001))]
-    data = predictions(rng, {"a": 0.5, "b": 0.5}, seeds=6, questions=600)
+    data = predictions(rng, {name: 0.5, "b": 0.5}, seeds=6, questions=600)
     table = judge(data, *claims)
     assert table["verdict"].tolist() == ["negligible", "inconclusive"]
     row = table.loc["small"]
     effect = inference.Effect(row["estimate"], row["se"], row["df"])
     alone = inference.equivalence_p(effect, 0.05)
     assert row["p_negligible"] == pytest.approx(min(1.0, 2 * alone))
-    assert "shown to lie within ±5 points" in row["reason"]
-    assert row["reason"].endswith("after Holm), too small to matter.")
-    assert judge(data, *claims, as_intact={"b": 0.5})["verdict"]["small"] == "inconclusive"
+    assert "shown to lie within ±5 points (p = " in row["reason"]
+    assert row["reason"].endswith("after Holm).")
+    same = judge(data, *claims, as_intact={"b": 0.5}).loc["small"]
+    assert same["verdict"] == "inconclusive"
+    assert same["reason"].endswith(
+        "Not judged negligible: 50 % of the training texts of b are the intact ones."
+    )
+    base = data.assign(arm=data["arm"].replace({name: "label_only"}))
+    against = claim(**small | dict(contrast=dict(a=["b"], b=["label_only"])))
+    assert judge(base, against, as_intact={"b": 0.5})["verdict"]["x"] == "negligible"
     few = judge(data[data["seed"] < 2], *claims)
     assert few["verdict"].tolist() == ["inconclusive"] * 2
-    apart = judge(predictions(rng, {"a": 0.3, "b": 0.6}, seeds=6, questions=600), *claims)
+    apart = judge(predictions(rng, {name: 0.3, "b": 0.6}, seeds=6, questions=600), *claims)
     assert apart["verdict"].tolist() == ["supported"] * 2
 
 
@@ -315,7 +323,7 @@ def test_a_margin_set_after_registration_makes_a_verdict_exploratory(rng, day, s
     block = dict(date=f"2026-11-{day}", commit="abc", claims=["x"], arms=["a", "b"])
     row = judge(data, small, registered=block).loc["x"]
     assert (row["verdict"], row["registered"]) == ("negligible", said)
-    assert ("This margin was set on 2026-11-29" in row["reason"]) == (said == "exploratory")
+    assert ("The margin was set on 2026-11-29" in row["reason"]) == (said == "exploratory")
     text = readings.figures.registered(judge(data, small, registered=block).reset_index(), block)
     assert ("by a margin that was set later" in text) == (said == "exploratory")
 

@@ -7,6 +7,7 @@ from cotdistill.pooling import KINDS, Pool
 from cotdistill.readings.common import section, select_nonzero
 from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
+from cotdistill.verdicts import NEGLIGIBLE_SINCE
 
 DECIDED = ("supported", "contradicted", "negligible")
 
@@ -112,6 +113,7 @@ def registered(table: pd.DataFrame, block: dict) -> str:
         return ""
     after = table[(table["registered"] == "exploratory") & table["estimate"].notna()]
     by_margin = (after["verdict"] == "negligible") & after["claim"].isin(block["claims"])
+    by_margin &= str(block["date"]) < NEGLIGIBLE_SINCE
     late, small = list(after.loc[~by_margin, "claim"]), list(after.loc[by_margin, "claim"])
     arms = f" and the arms {', '.join(block['arms'])}" if block.get("arms") else ""
     added = f" Not registered, and so exploratory: {', '.join(late)}." if late else ""

@@ -50,14 +50,7 @@ def findings(compared: pd.DataFrame, rows: pd.DataFrame, note: str) -> str:
     By retraining, where a method beats random tokens with every number that was tried; else by
     faithfulness, and the text says that retraining shows no difference.
     """
-    own = compared.drop("random", errors="ignore")
     texts = []
-    for measure, words in (
-        ("below_random", "The most faithful method is"),
-        ("average_precision", "Most key tokens are found by"),
-    ):
-        if own[measure].notna().any():
-            texts.append(f"{words} **{own[measure].idxmax()}**")
     known = rows[rows["gain"].notna()]
     always = known.groupby("method")["gain_low"].min() if len(known) else pd.Series(dtype=float)
     always = list(always.index[always > 0])
@@ -72,4 +65,11 @@ def findings(compared: pd.DataFrame, rows: pd.DataFrame, note: str) -> str:
         )
     else:
         texts.append("Nothing was retrained, so usefulness to a student is not known")
+    own = compared.drop("random", errors="ignore")
+    for measure, words in (
+        ("below_random", "The most faithful method is"),
+        ("average_precision", "Most key tokens are found by"),
+    ):
+        if own[measure].notna().any():
+            texts.append(f"{words} **{own[measure].idxmax()}**")
     return f"**Findings.** {'. '.join(texts)} ({note}). {NEXT}"

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from cotdistill.rationale_quality import MIN_SETS, MIN_SPREAD, OWN, QUALITIES
+from cotdistill.rationale_quality import MIN_SETS, MIN_SPREAD, OWN, POST_ALL, PRE_ALL, QUALITIES
 from cotdistill.readings.common import few_seeds, section, select_nonzero
 from cotdistill.show import percent, points
 
@@ -61,19 +61,37 @@ def levels(table: pd.DataFrame) -> str:
             f"**{arm}** is highest on *{best['set']}* ({100 * best['estimate']:.1f} %) and lowest "
             f"on *{worst['set']}* ({100 * worst['estimate']:.1f} %)"
         )
-    gaps = table.rename(columns={"gain_low": "low", "gain_high": "high", "low": "", "high": "_"})
-    above = gaps[gaps["low"] > 0]
-    named = ", ".join(f"{row.arm} on {row.set}" for row in above.itertuples()) or "none"
-    return f"p(gold): {'; '.join(texts)}. Above label_only, by its interval: {named}."
+    above, below = (
+        ", ".join(f"{row.arm} on {row.set}" for row in table[chosen].itertuples()) or "none"
+        for chosen in (table["gain_low"] > 0, table["gain_high"] < 0)
+    )
+    return (
+        f"p(gold): {'; '.join(texts)}. By intervals not adjusted for their number, above "
+        f"label_only: {above}; below it: {below}."
+    )
 
 
-def correlations_head(shown: pd.DataFrame) -> str:
-    """Head the rank correlations; empty where too few sets are known."""
+def correlations_head(shown: pd.DataFrame, quality: pd.DataFrame) -> str:
+    """Head the rank correlations; empty where too few sets are known.
+
+    quality: of `rationale_quality.measure_sets`; what its sets hardly differ in is named.
+    """
+    alike = [
+        name
+        for measure, name in QUALITIES.items()
+        if quality[measure].notna().sum() >= MIN_SETS and measure not in set(shown["quality"])
+    ]
+    left_out = (
+        f" Left out, as the sets differ by less than {100 * MIN_SPREAD:g} % of the mean: "
+        f"{', '.join(alike)}."
+        if alike
+        else ""
+    )
     text = (
         "Spearman's rank correlation of a measured quality with p(gold), over sets. The interval "
         "is for these sets, under other seeds and questions; p counts in how many orders of the "
-        "sets the correlation would be as far from 0, which with few sets is never small. A "
-        f"quality in which sets differ by less than {100 * MIN_SPREAD:g} % of its mean is left out."
+        "sets the correlation would be as far from 0, which with few sets is never small."
+        f"{left_out}"
     )
     return section("Which quality goes with p(gold)?", text, shown)
 
@@ -115,8 +133,14 @@ def findings(table: pd.DataFrame, left: pd.DataFrame, judged: pd.DataFrame, note
     if measured.empty:
         said = "No set with wrong facts was made, so no prediction is judged."
     else:
-        parts = [f"*{r.hypothesis}* {_verb(r.outcome)}" for r in left.itertuples()]
-        said = f"{'; '.join(parts)} ({(judged['outcome'] == 'met').sum()} predictions met, "
+        costs = [
+            f"{row['number'].partition(':')[0]} {points(row)}"
+            for row in measured.drop_duplicates("number").to_dict("records")
+            if row["number"] in (POST_ALL, PRE_ALL)
+        ]
+        said = f"All facts wrong cost {' and '.join(costs)} points of p(gold): " if costs else ""
+        said += ", ".join(f"*{r.hypothesis}* {_verb(r.outcome)}" for r in left.itertuples())
+        said += f" ({(judged['outcome'] == 'met').sum()} predictions met, "
         said += f"{(judged['outcome'] == 'contradicted').sum()} contradicted of {len(judged)})."
     texts = [said, levels(table), few_seeds(int(table["seeds"].max()))]
     return f"**Findings.** {' '.join(filter(None, texts))} Student: {note}. {NEXT}"
