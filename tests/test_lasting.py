@@ -218,4 +218,6 @@ def test_half_lives_are_put_into_words():
     assert "fewer than 3 seeds" in texts.half_lives(lives, 2)
     found = texts.findings(table, lives, "x")
     assert "post_cot on stays" in found and "none (x)" not in found
+    said = texts.findings(table, lives[lives["state"] == "no gap"], "x")
+    assert said.startswith("**Findings.** No arm had a gap to label_only to begin with")
     assert texts.gaps(table[:0]).startswith("Nothing to compare")

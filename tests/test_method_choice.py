@@ -99,7 +99,11 @@ def test_a_method_is_recommended_only_by_every_number(compared, retrained):
     assert "Use **" not in few
     worse = retrained.assign(gain_low=np.where(retrained["amount"] == 15, -0.1, 0.1))
     worse = worse[worse["method"] != "tfidf"]
-    assert "does not tell a method from random" in texts.findings(compared, worse, "x")
+    told = texts.findings(compared, worse, "x")
+    assert (
+        "tells no method from random tokens with every number tried, **occlusion** in 1 of 2"
+        in (told)
+    )
     assert "Nothing was retrained" in texts.findings(compared, retrained[:0], "x")
 
 

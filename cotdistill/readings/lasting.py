@@ -86,10 +86,13 @@ def findings(table: pd.DataFrame, lives: pd.DataFrame, note: str) -> str:
     listed = "; ".join(
         f"{row.arm} on {row.continuation}: {describe_life(row)}" for row in lives.itertuples()
     )
+    lasted = f"Half-life of the gap to label_only: {listed}"
+    if (lives["state"] == "no gap").all():
+        lasted = "No arm had a gap to label_only to begin with, so none could last or fade"
     last = table[table["step"] == table.groupby("continuation")["step"].transform("max")]
     left = select_nonzero(last)
     names = ", ".join(f"{r.arm} on {r.continuation}" for r in left.itertuples()) or "none"
     return (
-        f"**Findings.** Half-life of the gap to label_only: {listed}. Gaps that still exclude zero "
-        f"after the last step: {names} ({note}). Next: [9 · Mechanism](09_mechanism.ipynb)."
+        f"**Findings.** {lasted}. Gaps that exclude zero after the last step: {names} ({note}). "
+        "Next: [9 · Mechanism](09_mechanism.ipynb)."
     )

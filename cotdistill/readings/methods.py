@@ -59,9 +59,12 @@ def findings(compared: pd.DataFrame, rows: pd.DataFrame, note: str) -> str:
         best = known[known["method"].isin(always)].groupby("method")["gain"].mean().idxmax()
         texts.append(f"Use **{best}**: retrained, it beats random tokens with every number tried")
     elif len(known):
+        wins = known.assign(won=known["gain_low"] > 0).groupby("method")["won"].agg(["sum", "size"])
+        most = wins["sum"].idxmax()
+        often = f"**{most}** in {wins['sum'][most]} of {wins['size'][most]}, most often"
         texts.append(
-            "Retraining does not tell a method from random tokens with every number tried, so the "
-            "cheapest of the faithful ones will do"
+            "Retraining tells no method from random tokens with every number tried"
+            + (f", {often}" if wins["sum"][most] and enough else "")
         )
     else:
         texts.append("Nothing was retrained, so usefulness to a student is not known")
