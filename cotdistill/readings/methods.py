@@ -61,10 +61,10 @@ def findings(compared: pd.DataFrame, rows: pd.DataFrame, note: str) -> str:
     elif len(known):
         wins = known.assign(won=known["gain_low"] > 0).groupby("method")["won"].agg(["sum", "size"])
         most = wins["sum"].idxmax()
-        often = f"**{most}** in {wins['sum'][most]} of {wins['size'][most]}, most often"
+        often = f"; those of **{most}** do in {wins['sum'][most]} of {wins['size'][most]}"
         texts.append(
-            "Retraining tells no method from random tokens with every number tried"
-            + (f", {often}" if wins["sum"][most] and enough else "")
+            "Retrained, no method's tokens beat random ones with every number tried"
+            + (often if wins["sum"][most] and enough else "")
         )
     else:
         texts.append("Nothing was retrained, so usefulness to a student is not known")
