@@ -137,7 +137,7 @@ def _apply_holm(p: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def calibration_designs(measure: str = "p_gold") -> list[Design]:
-    """List the 36 designs on which the promises are checked (about 8 minutes of one core).
+    """List the 36 designs on which the promises are checked.
 
     3, 5 and 10 seeds; 100, 400 and 1,200 questions; seed spreads equal (.02) or sixfold (.01 to
     .06); single questions, or one to five about a fact (design effect 1.3 to 1.7, more with more
@@ -176,9 +176,9 @@ def calibrate(
     studies). `cells` bounds what is in memory at once.
     """
     rows, apart = [], rng.spawn(1)[0]  # draws of its own: the others stay as they were
-    for design, arms in ((d, len(d.seed_sd)) for d in designs):
-        batch = max(1, int(cells // (arms * design.seeds * design.questions)))
-        better = replace(design, effects=(0.0, effect, *[0.0] * (arms - 2)))
+    for design in designs:
+        batch = max(1, int(cells // (len(design.seed_sd) * design.seeds * design.questions)))
+        better = replace(design, effects=(0.0, effect, *[0.0] * (len(design.seed_sd) - 2)))
         truth = np.array([better.effects[a] - better.effects[b] for a, b in design.contrasts])
         null_p, p, covered, widths, clustered = [], [], [], [], []
         for start in range(0, studies, batch):

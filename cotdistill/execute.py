@@ -30,12 +30,12 @@ from cotdistill.paths import (
     ALL_NOTEBOOKS,
     FOLDER,
     OPEN_NOTEBOOKS,
-    PLAN_NAMES,
     PLANNING_STAGES,
     RUN_KEY,
     artifacts,
     enter_study,
     evidence_folder,
+    plan_path,
     root,
 )
 from cotdistill.publish import FIGURES, notebook_folder
@@ -186,7 +186,7 @@ def stage_status(study: str, name: str, stage: str) -> dict:
         row["notebook"] = "executed" if executed != evidence_folder(name) else "published"
     if (folder / f"{stage}.failed").is_file():
         row["notebook"] = "failed: " + (folder / f"{stage}.failed").read_text().strip()
-    plan = folder / f"{PLAN_NAMES.get(stage, stage)}.json"
+    plan = plan_path(name, stage)
     if stage not in PLANNING_STAGES or not plan.is_file():
         return row
     try:

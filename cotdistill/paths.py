@@ -86,6 +86,11 @@ def candidate_paths(path: str) -> list[Path]:
     return [place / name for name in data_places(path) for place in places()]
 
 
+def plan_path(study: str, stage: str) -> Path:
+    """Return the file that holds a stage's plan of runs."""
+    return study_dir(study) / f"{PLAN_NAMES.get(stage, stage)}.json"
+
+
 def study_path(study: str) -> Path:
     """Return the YAML file of a study given by name or by path."""
     return Path(study) if study.endswith((".yaml", ".yml")) else root() / "params" / f"{study}.yaml"

@@ -194,8 +194,12 @@ def count_seeds(record: dict) -> int:
 
 def can_be_pooled(record: dict) -> bool:
     """Tell whether a verdicts.json says its loss and student, as those of older versions do not."""
-    families = all("family" in row for row in record["verdicts"])
-    return "loss" in record and "student_name" in record and families
+    return "loss" in record and "student_name" in record and has_families(record)
+
+
+def has_families(record: dict) -> bool:
+    """Tell whether a verdicts.json was judged as this version judges: claims have families."""
+    return all("family" in row for row in record["verdicts"])
 
 
 def choose_records(records: Sequence[dict]) -> list[dict]:

@@ -8,16 +8,18 @@ import json
 import re
 from pathlib import Path
 
-import yaml
-
 from cotdistill.code_map import render_code_map
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write
 from cotdistill.new_study import render_keys_table
-from cotdistill.paths import OPEN_NOTEBOOKS, root
-from cotdistill.pooling import Pool, choose_records, make_pools
+from cotdistill.parameters import read_study, study_stages
+from cotdistill.paths import OPEN_NOTEBOOKS, root, study_path
+from cotdistill.pooling import Pool, choose_records, count_seeds, has_families, make_pools
 from cotdistill.show import percent
 from cotdistill.stats import MEASURED_BY
+
+FINDINGS = "**Findings.**"  # how the last text of a notebook of the open questions begins
+TO_EXECUTED = "../notebooks/executed/"  # from docs/
 
 
 def whole_record(record: dict, where: Path | str, study: str) -> dict:
@@ -100,8 +102,7 @@ def render_block(text: str, name: str, content: str, where: str) -> str:
 
 def is_comparable(record: dict) -> bool:
     """Tell whether a verdicts.json has two seeds or more and was judged as this version judges."""
-    several = max(row["seeds"] for row in record["accuracy"]) > 1
-    return several and all("family" in row for row in record["verdicts"])
+    return count_seeds(record) > 1 and has_families(record)
 
 
 def render_verdict_table(records: dict[str, dict]) -> str:
@@ -159,9 +160,6 @@ def read_open_findings(executed: Path) -> list[dict[str, str]]:
     return rows
 
 
-FINDINGS = "**Findings.**"
-
-
 def render_answers(rows: list[dict[str, str]], prefix: str, *, short: bool = False) -> str:
     """Write the answers to open questions as a Markdown list. rows: of `read_open_findings`.
 
@@ -195,8 +193,8 @@ def pool_pictures(pool: Pool) -> list[str]:
 def render_readme_verdicts(records: dict[str, dict]) -> str:
     """Write the README's first table: pooled over real studies once there are two of them.
 
-    records: of studies that do not ask an open question alone. Before there are two, a column per
-    study (`render_verdict_table`). Claims about the mechanism are left to docs/findings.md.
+    records: of `readme_records`. Before there are two, a figure and a column per study
+    (`render_verdict_table`). Claims about the mechanism are left to docs/findings.md.
     """
     pool = readme_pool(records)
     if pool is None:
@@ -284,9 +282,6 @@ def render_documents(executed: Path) -> list[Path]:
     return list(texts)
 
 
-TO_EXECUTED = "../notebooks/executed/"  # from docs/
-
-
 def readme_records(executed: Path) -> dict[str, dict]:
     """Load the verdicts of the executed studies but those made for an open question.
 
@@ -294,9 +289,8 @@ def readme_records(executed: Path) -> dict[str, dict]:
     """
 
     def asks(study: str) -> bool:
-        path = root() / "params" / f"{study}.yaml"
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return bool(set(values.get("stages", [])) & set(OPEN_NOTEBOOKS))
+        stages = study_stages(read_study(study)) if study_path(study).is_file() else []
+        return not OPEN_NOTEBOOKS.keys().isdisjoint(stages)
 
     records = committed_records(executed)
     return {study: record for study, record in records.items() if not asks(study)}

@@ -21,7 +21,14 @@ from cotdistill.forest_plot import FAMILIES, supporting_side
 from cotdistill.gallery import load_gallery
 from cotdistill.notebook_pages import CAPTIONS, notebook_html, picture
 from cotdistill.paths import ALL_NOTEBOOKS, artifacts, study_dir
-from cotdistill.pooling import KINDS, Pool, choose_records, make_pools, pooled_table
+from cotdistill.pooling import (
+    KINDS,
+    Pool,
+    choose_records,
+    count_seeds,
+    make_pools,
+    pooled_table,
+)
 from cotdistill.report import (
     pool_pictures,
     readme_pool,
@@ -30,6 +37,7 @@ from cotdistill.report import (
     whole_record,
 )
 from cotdistill.show import percent
+from cotdistill.verdicts import DECIDED
 
 ALL = "all"  # the site over every published study
 OLD_UNIT = "correct_per_100_tokens"  # not in points
@@ -317,10 +325,9 @@ def _settings(study: str) -> dict:
 def summarise(record: dict) -> str:
     """Say in one sentence how the measured claims stand, and what that rests on."""
     verdicts = [row["verdict"] for row in record["verdicts"] if row["estimate"] is not None]
-    kinds = ("supported", "contradicted", "negligible", "inconclusive")
+    kinds = (*DECIDED, "inconclusive")
     counts = [f"{verdicts.count(kind)} {kind}" for kind in kinds if kind in verdicts]
-    first = record["accuracy"][0]
-    seeds = max(row["seeds"] for row in record["accuracy"])
+    first, seeds = record["accuracy"][0], count_seeds(record)
     return (
         f"{count(len(verdicts), 'claim')} measured: {', '.join(counts) or 'none'}; "
         f"{first['n']:,} test questions, {count(seeds, 'seed')}."

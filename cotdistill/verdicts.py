@@ -137,6 +137,7 @@ REQUIRED = (
 OPTIONAL = ("requires", "stratum", "negligible")
 STRATA = ("label", "rationale", "none")  # where training has the facts of a test question
 MIN_QUESTIONS = 20  # a stratum with fewer test questions is not judged
+DECIDED = ("supported", "contradicted", "negligible")
 NEGLIGIBLE_SINCE = "2026-11-29"  # when the margins of the verdict "negligible" were set
 
 

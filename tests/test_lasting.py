@@ -219,5 +219,7 @@ def test_half_lives_are_put_into_words():
     found = texts.findings(table, lives, "x")
     assert "post_cot on stays" in found and "none (x)" not in found
     said = texts.findings(table, lives[lives["state"] == "no gap"], "x")
-    assert said.startswith("**Findings.** No arm had a gap to label_only to begin with")
+    assert said.startswith(
+        "**Findings.** No arm's gap to label_only was told apart from 0 at the start"
+    )
     assert texts.gaps(table[:0]).startswith("Nothing to compare")

@@ -203,8 +203,9 @@ def test_an_arm_has_one_interval_in_all_notebooks(smoke):
         *{path.parent for path in EXECUTED if path.stem == "06_figures"},
     ]:
         found = intervals(folder)
-        books = len(list(folder.glob("0[3-6]_*.ipynb")))  # a study may lack stages
-        assert books >= 2
+        # A study may lack stages: these lack one, or two
+        lacking = {"strata": 1, "relations-tasks": 1, "everyday-quality": 2, "everyday-methods": 2}
+        books = 4 - lacking.get(folder.name, 0)
         assert min(len(found[arm]) for arm in ("label_only", "post_cot")) == books
         assert not {arm: texts for arm, texts in found.items() if len(set(texts)) > 1}
 

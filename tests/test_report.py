@@ -154,9 +154,8 @@ def test_findings_are_rendered_from_the_committed_verdicts():
         )
     with pytest.raises(DataError, match="findings of no study"):
         report.render_findings("nothing", records)
-    found = (
-        "findings of everyday-methods, everyday-quality, invented, quick, relations-tasks, strata"
-    )
+    named = "everyday-methods, everyday-quality, invented, quick, relations-tasks, strata"
+    found = f"findings of {named}, and verdicts of quick;"
     with pytest.raises(DataError, match=found):
         report.render_findings(text, {"quick": records["quick"]})
     # Without its end, all up to the next study's end would be lost

@@ -7,9 +7,7 @@ from cotdistill.pooling import KINDS, Pool
 from cotdistill.readings.common import section, select_nonzero
 from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
-from cotdistill.verdicts import NEGLIGIBLE_SINCE
-
-DECIDED = ("supported", "contradicted", "negligible")
+from cotdistill.verdicts import DECIDED, NEGLIGIBLE_SINCE
 
 
 def accuracy(forced: pd.DataFrame, chance: float) -> str:

@@ -88,7 +88,10 @@ def findings(table: pd.DataFrame, lives: pd.DataFrame, note: str) -> str:
     )
     lasted = f"Half-life of the gap to label_only: {listed}"
     if (lives["state"] == "no gap").all():
-        lasted = "No arm had a gap to label_only to begin with, so none could last or fade"
+        lasted = (
+            "No arm's gap to label_only was told apart from 0 at the start, so nothing can be said "
+            "of how long one lasts"
+        )
     last = table[table["step"] == table.groupby("continuation")["step"].transform("max")]
     left = select_nonzero(last)
     names = ", ".join(f"{r.arm} on {r.continuation}" for r in left.itertuples()) or "none"

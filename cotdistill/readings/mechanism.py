@@ -101,28 +101,31 @@ def written(table: pd.DataFrame) -> str:
     return f"Rationales that students wrote behind an answer: {list_arms(texts, separator='; ')}."
 
 
+UNITS = {LENS: "nats", COSINE: "(cosine)", COSINE_SWAPPED: "(cosine)"}  # of others: points
+
+
+def _write_found(row: dict) -> str:
+    if pd.isna(row["estimate"]):
+        return "–"
+    if row["number"] not in UNITS:
+        return f"{points(row)} points"
+    value, low, high = (f"{row[name]:+.3f}" for name in ("estimate", "low", "high"))
+    return f"{value} [{low}, {high}] {UNITS[row['number']]}"
+
+
 def show_outcomes(judged: pd.DataFrame) -> pd.DataFrame:
     """Return the judged predictions as texts. judged: of `hypotheses.judge_predictions`.
 
-    Found are points of p(gold) but for the cosines and the logit lens (nats), and for forced
-    answers, points of the rationales that were written.
+    What was found is in points of p(gold), but for cosines, the logit lens (nats) and forced
+    answers (points of the share of rationales).
     """
     words = {"+": "above 0", "-": "below 0", "0": "0"}
-    units = {LENS: " nats", COSINE: " (cosine)", COSINE_SWAPPED: " (cosine)"}
-    found = [
-        "–"
-        if pd.isna(r.estimate)
-        else f"{r.estimate:+.3f} [{r.low:+.3f}, {r.high:+.3f}]{units[r.number]}"
-        if r.number in units
-        else f"{points(r._asdict())} points"
-        for r in judged.itertuples()
-    ]
     return pd.DataFrame(
         {
             "hypothesis": judged["hypothesis"],
             "number": judged["number"],
             "predicted": judged["sign"].map(words),
-            "found": found,
+            "found": [_write_found(row) for row in judged.to_dict("records")],
             "outcome": judged["outcome"],
         }
     )

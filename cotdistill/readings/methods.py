@@ -63,7 +63,7 @@ def findings(compared: pd.DataFrame, rows: pd.DataFrame, note: str) -> str:
         most = wins["sum"].idxmax()
         often = f"; those of **{most}** do in {wins['sum'][most]} of {wins['size'][most]}"
         texts.append(
-            "Retrained, no method's tokens beat random ones with every number tried"
+            "In retraining, no method's tokens beat random ones with every number tried"
             + (often if wins["sum"][most] and enough else "")
         )
     else:

@@ -138,7 +138,8 @@ def findings(table: pd.DataFrame, left: pd.DataFrame, judged: pd.DataFrame, note
             for row in measured.drop_duplicates("number").to_dict("records")
             if row["number"] in (POST_ALL, PRE_ALL)
         ]
-        said = f"All facts wrong cost {' and '.join(costs)} points of p(gold): " if costs else ""
+        listed = " and ".join(costs)
+        said = f"Making all facts wrong costs {listed} points of p(gold): " if costs else ""
         said += ", ".join(f"*{r.hypothesis}* {_verb(r.outcome)}" for r in left.itertuples())
         said += f" ({(judged['outcome'] == 'met').sum()} predictions met, "
         said += f"{(judged['outcome'] == 'contradicted').sum()} contradicted of {len(judged)})."

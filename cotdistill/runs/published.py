@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 
 from cotdistill.errors import DataError
-from cotdistill.files import atomic_write, file_lock, fingerprint, read_json, write_json
-from cotdistill.paths import PLAN_NAMES, artifacts, evidence_folder, root, study_dir
+from cotdistill.files import atomic_write, file_lock, fingerprint, write_json
+from cotdistill.paths import artifacts, evidence_folder, plan_path, root, study_dir
 from cotdistill.runs.one import ELSEWHERE, read_elsewhere_answers, run_key, write_elsewhere
 from cotdistill.runs.results import completed_stages, read_plan
 from cotdistill.runs.store import load_metrics, put_in_place, seal_run
@@ -264,14 +264,10 @@ OPEN_STAGES = ("tasks", "mechanism", "quality")
 
 def planned_uses(study: str) -> dict[str, list[dict]]:
     """Return key -> the rows {stage, label, seed} of the study's plans that use the run."""
-    plans = {stage: read_plan(study, stage) for stage in completed_stages(study)}
-    for stage in OPEN_STAGES:
-        path = study_dir(study) / f"{PLAN_NAMES.get(stage, stage)}.json"
-        if path.is_file():
-            plans[stage] = read_json(path, f"`make {stage} STUDY={study}`")
+    asked = [stage for stage in OPEN_STAGES if plan_path(study, stage).is_file()]
     uses = {}
-    for stage, plan in plans.items():
-        for row in plan:
+    for stage in [*completed_stages(study), *asked]:
+        for row in read_plan(study, stage):
             use = {"stage": stage, "label": row["label"], "seed": row["seed"]}
             uses.setdefault(row["key"], []).append(use)
     return uses

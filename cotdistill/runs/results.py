@@ -8,7 +8,7 @@ from cotdistill import corrupt
 from cotdistill.arms import PROMPTED, Arm
 from cotdistill.errors import DataError
 from cotdistill.files import fingerprint, read_json
-from cotdistill.paths import RUN_KEY, RUN_STAGES, artifacts, study_dir
+from cotdistill.paths import RUN_KEY, RUN_STAGES, artifacts, plan_path, study_dir
 from cotdistill.runs.store import load_metrics
 from cotdistill.stats import describe_questions
 from cotdistill.study import Study, study_name
@@ -53,17 +53,16 @@ def check_trained_with(study: Study, rows: list[dict], stage: str) -> None:
 
 
 def read_plan(study: str, stage: str) -> list[dict]:
-    """Read the plan of a stage: its rows label, seed, key, arm.
+    """Read the plan of a stage: its rows label, seed, key, arm (no arm in that of stage quality).
 
     Raises DataError where it is missing or damaged: run the stage first.
     """
-    path = study_dir(study) / f"{stage}.json"
-    plan = read_json(path, f"`make {stage} STUDY={study}`")
+    plan = read_json(plan_path(study, stage), f"`make {stage} STUDY={study}`")
     try:
         keys = fingerprint([[row["label"], row["seed"], row["key"]] for row in plan])
         fits = plan and all(
             RUN_KEY.fullmatch(row["key"])
-            and Arm(**row["arm"]).label == row["label"]
+            and (stage == "quality" or Arm(**row["arm"]).label == row["label"])
             and row.get("plan", keys) == keys
             for row in plan
         )
@@ -249,6 +248,4 @@ def load_history(study: Study | str, stages: list[str]) -> pd.DataFrame:
 
 def completed_stages(study: Study | str) -> list[str]:
     """List the stages of a study that have made runs, in order."""
-    return [
-        stage for stage in RUN_STAGES if (study_dir(study_name(study)) / f"{stage}.json").is_file()
-    ]
+    return [stage for stage in RUN_STAGES if plan_path(study_name(study), stage).is_file()]

@@ -8,7 +8,7 @@ import pandas as pd
 from cotdistill.arms import Arm, arm_from_name
 from cotdistill.examples import Example
 from cotdistill.files import write_json
-from cotdistill.paths import PLAN_NAMES
+from cotdistill.paths import plan_path
 from cotdistill.rationale_quality import RationaleSet, set_arm
 from cotdistill.runs.grid import plan_rows
 from cotdistill.runs.published import fetch_runs
@@ -59,7 +59,7 @@ def run_sets(
     """
     rows = plan_sets(study, sets, questions, arms)
     plan = [{name: row[name] for name in ("label", "seed", "key")} for row in rows]
-    write_json(study.folder / f"{PLAN_NAMES['quality']}.json", plan)
+    write_json(plan_path(study.name, "quality"), plan)
     study.check_positions([arm_from_name(name) for name in arms])
     fetch_runs([row["key"] for row in rows], say)
     for number, row in enumerate(rows, 1):
