@@ -7,6 +7,9 @@ an arm at a step is its mean value minus that of label_only, which went on for a
 A gap that fades is described by its half-life: the least-squares fit of g(t) = g0 exp(-k t) has
 half-life ln 2 / k. It is unbounded where the gap does not fall (k is 0 or below), and can't be
 estimated where there is no gap to begin with: where the first gap's 95 % interval holds 0.
+
+Gaps are taken over all questions, and again over those whose facts training states in rationales
+only, where these are known: there the labels that a student goes on with teach nothing of them.
 """
 
 from collections.abc import Iterator
@@ -17,14 +20,17 @@ import pandas as pd
 
 from cotdistill.errors import DataError
 from cotdistill.inference import (
+    VarianceParts,
     confidence_interval,
     contrast_table,
     join_variances,
     split_variance,
 )
 from cotdistill.measures import gold_probability
+from cotdistill.verdicts import MIN_QUESTIONS
 
 BASE = "label_only"
+EVERY, TAUGHT = "all questions", "facts in rationales only"  # the parts of the test questions
 # Rates times the last step that the fit looks at. 40: the gap is gone before the first epoch ends
 RATES = np.concatenate([np.linspace(-2, 6, 801), np.geomspace(6, 40, 201)[1:]])
 STATES = ("fades", "does not fall", "no gap")
@@ -45,8 +51,9 @@ def read_answers(predictions: pd.DataFrame) -> pd.DataFrame:
 def stack_gaps(answers: pd.DataFrame, arm: str, measure: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps [T] and the gaps [T, seeds, questions] of an arm to label_only.
 
-    answers: of one continuation, with arm, seed, id, step and the measure. Raises DataError where
-    the two arms were not asked after the same steps, or not the same questions.
+    answers: of one continuation, with arm, seed, id, step, worlds and the measure. With a world per
+    seed, the gaps of other worlds' questions are NaN. Raises DataError where the two arms were not
+    asked after the same steps, or not the same questions.
     """
     own, base = (answers[answers["arm"] == name] for name in (arm, BASE))
     steps, others = sorted(set(own["step"])), sorted(set(base["step"]))
@@ -55,48 +62,71 @@ def stack_gaps(answers: pd.DataFrame, arm: str, measure: str) -> tuple[np.ndarra
             f"arms {arm} and {BASE}: asked after steps {steps} and {others}; expected the same"
         )
     both = pd.concat([own, base])
-    tables = [
-        contrast_table(both[both["step"] == step], {arm: 1.0, BASE: -1.0}, column=measure)
-        for step in steps
-    ]
+    weights, about = {arm: 1.0, BASE: -1.0}, {"worlds": both["worlds"].iloc[0], "column": measure}
+    tables = [contrast_table(both[both["step"] == step], weights, **about) for step in steps]
     return np.array(steps, float), np.array([table.to_numpy() for table in tables])
+
+
+def split_parts(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Split answers into the parts that gaps are taken over: EVERY, and TAUGHT where it is known.
+
+    A part of fewer than `MIN_QUESTIONS` questions is left out.
+    """
+    parts = {EVERY: answers}
+    if "stratum" in answers:
+        taught = answers[answers["stratum"] == "rationale"]
+        if taught["id"].nunique() >= MIN_QUESTIONS:
+            parts[TAUGHT] = taught
+    return parts
 
 
 def list_gaps(
     answers: pd.DataFrame, measure: str
-) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """List continuation, arm, and what `stack_gaps` gives, for each arm but label_only."""
-    for (continuation, arm), _ in answers.groupby(["continuation", "arm"], sort=False):
-        if arm != BASE:
-            part = answers[answers["continuation"] == continuation]
-            yield continuation, arm, *stack_gaps(part, arm, measure)
+) -> Iterator[tuple[dict[str, str], np.ndarray, np.ndarray]]:
+    """List what gaps are of (continuation, arm, part), and what `stack_gaps` gives for it.
+
+    There is one for each arm but label_only and each of `split_parts`.
+    """
+    for part, asked in split_parts(answers).items():
+        for (continuation, arm), _ in asked.groupby(["continuation", "arm"], sort=False):
+            if arm != BASE:
+                rows = asked[asked["continuation"] == continuation]
+                about = {"continuation": continuation, "arm": arm, "part": part}
+                yield about, *stack_gaps(rows, arm, measure)
+
+
+def split_gaps(gaps: np.ndarray) -> VarianceParts:
+    """Split the variance of gaps [..., seeds, questions], NaN where a question is not the seed's.
+
+    Then each seed has a world of its own, and is the unit.
+    """
+    return split_variance(gaps, nested=bool(np.isnan(gaps).any()))
 
 
 def estimate_gaps(answers: pd.DataFrame, measure: str = "p_gold") -> pd.DataFrame:
     """Estimate each arm's gap to label_only after each epoch of each continuation.
 
-    Columns: continuation, arm, step, estimate, low, high (95 %, over seeds and questions; over
-    questions alone with one seed), seeds, questions. Gaps are fractions: 0.02 is two points.
+    Columns: continuation, arm, part, step, estimate, low, high (95 %, over seeds and questions;
+    over worlds with one per seed; over questions alone with one seed), seeds, questions. Gaps are
+    fractions: 0.02 is two points.
     """
     rows = []
-    for continuation, arm, steps, gaps in list_gaps(answers, measure):
-        effect = join_variances(split_variance(gaps))
+    for about, steps, gaps in list_gaps(answers, measure):
+        parts = split_gaps(gaps)
+        effect = join_variances(parts)
         low, high = confidence_interval(effect)
         for number, step in enumerate(steps):
-            rows.append(
-                {
-                    "continuation": continuation,
-                    "arm": arm,
-                    "step": int(step),
-                    "estimate": float(effect.estimate[number]),
-                    "low": float(low[number]),
-                    "high": float(high[number]),
-                    "seeds": gaps.shape[1],
-                    "questions": gaps.shape[2],
-                }
-            )
-    columns = ["continuation", "arm", "step", "estimate", "low", "high", "seeds", "questions"]
-    return pd.DataFrame(rows, columns=columns)
+            found = {
+                "step": int(step),
+                "estimate": float(effect.estimate[number]),
+                "low": float(low[number]),
+                "high": float(high[number]),
+                "seeds": gaps.shape[1],
+                "questions": parts.questions,
+            }
+            rows.append(about | found)
+    ends = ["step", "estimate", "low", "high", "seeds", "questions"]
+    return pd.DataFrame(rows, columns=["continuation", "arm", "part", *ends])
 
 
 def gap_lines(gaps: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +135,8 @@ def gap_lines(gaps: pd.DataFrame) -> pd.DataFrame:
         name: 100 * gaps[column]
         for name, column in (("value", "estimate"), ("low", "low"), ("high", "high"))
     }
-    lines = gaps["arm"] + " → " + gaps["continuation"]
+    part = gaps["part"].map({EVERY: "", TAUGHT: f", {TAUGHT}"})
+    lines = gaps["arm"] + " → " + gaps["continuation"] + part
     return pd.DataFrame({"line": lines, "x": gaps["step"], **values})
 
 
@@ -168,19 +199,16 @@ def half_life(
     """Estimate the half-life of gaps [T, seeds, questions], in steps.
 
     The interval is that of the rate k over draws of seeds and of questions (percentiles); a draw
-    whose gap does not fall has an unbounded half-life. With one seed questions alone are drawn.
+    whose gap does not fall has an unbounded half-life. With one seed questions alone are drawn. NaN
+    where each seed has a world, and questions, of its own: then each seed draws among its own.
     """
-    count, seeds, questions = gaps.shape
-    first = join_variances(split_variance(gaps[0]))
+    first = join_variances(split_gaps(gaps[0]))
     low, high = (float(end) for end in confidence_interval(first))
     start = (float(first.estimate), low, high)
     if low <= 0 <= high:
         return HalfLife("no gap", np.nan, np.nan, np.nan, *start, first.covers)
-    rate = float(fit_decay(steps, gaps.mean((1, 2))))
-    drawn = np.empty((n_boot, count))
-    for draw in range(n_boot):
-        rows, columns = rng.integers(seeds, size=seeds), rng.integers(questions, size=questions)
-        drawn[draw] = gaps[:, rows].mean(1)[:, columns].mean(1)
+    rate = float(fit_decay(steps, np.nanmean(gaps, 2).mean(1)))
+    drawn = np.stack([draw_means(gaps, rng) for _ in range(n_boot)])
     slow, fast = np.percentile(fit_decay(steps, drawn), [2.5, 97.5])
     least = 1e-6 / steps[-1]  # a gap that stays as it is has a rate of 0 but for rounding
     times = [np.log(2) / k if k > least else np.inf for k in (rate, fast, slow)]
@@ -188,17 +216,33 @@ def half_life(
     return HalfLife(state, *map(float, times), *start, first.covers)
 
 
+def draw_means(gaps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw seeds and questions with replacement from gaps [T, seeds, questions]; return means [T].
+
+    Where a question is not the seed's own (NaN), each drawn seed draws among its own questions, and
+    the mean is that of the seeds' means.
+    """
+    _, seeds, questions = gaps.shape
+    chosen = rng.integers(seeds, size=seeds)
+    if not np.isnan(gaps).any():
+        return gaps[:, chosen].mean(1)[:, rng.integers(questions, size=questions)].mean(1)
+    means = []
+    for seed in chosen:
+        own = gaps[:, seed, ~np.isnan(gaps[0, seed])]
+        means.append(own[:, rng.integers(own.shape[1], size=own.shape[1])].mean(1))
+    return np.mean(means, axis=0)
+
+
 def half_life_table(
     answers: pd.DataFrame, measure: str, rng: np.random.Generator, n_boot: int = 1000
 ) -> pd.DataFrame:
     """Estimate the half-life of each arm's gap in each continuation.
 
-    Columns: continuation, arm, the fields of `HalfLife`, reach (the last step) and seeds.
+    Columns: continuation, arm, part, the fields of `HalfLife`, reach (the last step) and seeds.
     """
     rows = []
-    for continuation, arm, steps, gaps in list_gaps(answers, measure):
+    for about, steps, gaps in list_gaps(answers, measure):
         found = half_life(steps, gaps, rng, n_boot)
-        about = {"continuation": continuation, "arm": arm}
         rows.append(about | vars(found) | {"reach": int(steps[-1]), "seeds": gaps.shape[1]})
-    columns = ["continuation", "arm", *HalfLife.__dataclass_fields__, "reach", "seeds"]
+    columns = ["continuation", "arm", "part", *HalfLife.__dataclass_fields__, "reach", "seeds"]
     return pd.DataFrame(rows, columns=columns)

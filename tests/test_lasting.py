@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.optimize import curve_fit
 from studies import make_study
 
@@ -34,6 +35,7 @@ def table_of(gaps, continuation="same"):
     rows = []
     for (t, s, q), gap in np.ndenumerate(gaps):
         about = dict(continuation=continuation, seed=s, id=f"q{q}", step=int(STEPS[t]))
+        about |= dict(worlds="shared")
         rows.append(about | {"arm": "label_only", "p_gold": 0.3, "correct_choice": 0.0})
         rows.append(about | {"arm": "post_cot", "p_gold": 0.3 + gap, "correct_choice": 1.0})
     return pd.DataFrame(rows)
@@ -94,6 +96,49 @@ def test_tables_hold_the_gaps_by_step():
     assert levels.loc[levels["arm"] == "label_only", "p_gold"].tolist() == pytest.approx([0.3] * 10)
     with pytest.raises(DataError, match="asked after steps"):
         lasting.estimate_gaps(answers[(answers["arm"] == "post_cot") | (answers["step"] < 20)])
+
+
+def in_worlds(answers):
+    """The same answers where each seed has a world of its own: no two seeds share a question."""
+    own = "w" + answers["seed"].astype(str) + "/" + answers["id"]
+    return answers.assign(id=own, worlds="per_seed")
+
+
+def test_with_a_world_per_seed_the_world_is_the_unit():
+    gaps = simulate(0.03, 0.15, 7, seeds=5, questions=40)
+    table = lasting.estimate_gaps(in_worlds(table_of(gaps)))
+    assert table["estimate"].tolist() == pytest.approx(gaps.mean((1, 2)))
+    assert set(table["questions"]) == {200} and set(table["seeds"]) == {5}
+    for row, at in zip(table.itertuples(), gaps.mean(2), strict=True):
+        narrow, _ = stats.t.interval(0.95, 4, at.mean(), at.std(ddof=1) / np.sqrt(5))
+        assert row.low <= narrow + 1e-9 and row.high - row.estimate < 0.2
+    found = lasting.half_life_table(
+        in_worlds(table_of(gaps)), "p_gold", np.random.default_rng(0), 300
+    ).iloc[0]
+    assert found["state"] == "fades" and found["low"] < np.log(2) / 0.03 < found["high"]
+    shared = lasting.half_life_table(table_of(gaps), "p_gold", np.random.default_rng(0), 300)
+    assert found["estimate"] == pytest.approx(shared["estimate"].iloc[0])
+
+
+def test_facts_that_only_rationales_state_have_gaps_of_their_own():
+    gaps = simulate(0.0, 0.1, 3, questions=60)
+    gaps[:, :, ::3] += 0.2
+    answers = table_of(gaps)
+    number = answers["id"].str[1:].astype(int)
+    stratum = np.where(number % 3 == 0, "rationale", "label")
+    table = lasting.estimate_gaps(answers.assign(stratum=stratum))
+    taught = table[table["part"] == lasting.TAUGHT]
+    assert taught["estimate"].tolist() == pytest.approx(gaps[:, :, ::3].mean((1, 2)))
+    assert set(taught["questions"]) == {20} and len(table) == 2 * len(STEPS)
+    lines = lasting.gap_lines(table)["line"].unique().tolist()
+    assert lines == ["post_cot → same", "post_cot → same, facts in rationales only"]
+    lives = lasting.half_life_table(
+        answers.assign(stratum=stratum), "p_gold", np.random.default_rng(0), 50
+    )
+    said = texts.findings(table, lives, "x")
+    assert "**post_cot on same (facts in rationales only)**: +" in said
+    few = answers.assign(stratum=np.where(number < 19, "rationale", "label"))
+    assert set(lasting.estimate_gaps(few)["part"]) == {lasting.EVERY}
 
 
 @pytest.fixture

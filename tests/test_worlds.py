@@ -13,11 +13,13 @@ from cotdistill.encode import RATIONALE, training_length
 from cotdistill.errors import DataError
 from cotdistill.examples import Dataset, Example
 from cotdistill.files import read_json
+from cotdistill.lasting import EVERY, TAUGHT, estimate_gaps, read_answers
 from cotdistill.microworld.generate import generate
 from cotdistill.microworld.strata import STRATA as STRATA_NAMES
 from cotdistill.microworld.worlds import world_seed
 from cotdistill.parameters import all_values, check_demands, check_made_with, parameters_path
 from cotdistill.paths import study_dir
+from cotdistill.runs.continued import continue_students
 from cotdistill.runs.grid import plan_rows, run_grid
 from cotdistill.runs.one import encode_training, make_config, run_key
 from cotdistill.runs.results import check_trained_with, load_predictions
@@ -270,3 +272,16 @@ def test_another_seed_asks_for_stage_elicit_only_where_it_draws_a_world(store):
     used.write_text(json.dumps(parameters(seeds=[0], worlds="per_seed")))
     with pytest.raises(DataError, match=r"seeds is \[0, 1\], but stage elicit was last run with"):
         check_made_with({"study": "t", "seeds": [0, 1], "worlds": "per_seed"}, ["train"], "t")
+
+
+def test_a_student_that_goes_on_is_asked_of_its_own_world(worlds):
+    worlds.folder.mkdir(parents=True)
+    arms, quiet = ["label_only", "post_cot"], lambda *_, **__: None
+    found = continue_students(worlds, arms, ["same"], 1, say=quiet)
+    for seed, rows in found.groupby("seed"):
+        assert set(rows["id"]) == {e.id for e in worlds.test_questions(seed)}
+        assert set(rows["id"].str[:3]) == {f"w{seed}/"}
+    assert set(found["worlds"]) == {"per_seed"}
+    assert set(found["stratum"]) == {"label", "rationale", "none"}
+    gaps = estimate_gaps(read_answers(found))
+    assert gaps.groupby("part")["questions"].first().to_dict() == {EVERY: 60, TAUGHT: 20}

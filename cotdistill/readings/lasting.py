@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from cotdistill.lasting import EVERY
 from cotdistill.readings.common import few_seeds, select_nonzero
 from cotdistill.show import points
 
@@ -16,6 +17,12 @@ def setting(arms: list[str], datasets: list[str], epochs: int, steps: int) -> st
     )
 
 
+def name_gap(row) -> str:
+    """Name a gap: its arm, on what its student went on and, but for all questions, its part."""
+    part = "" if row.part == EVERY else f" ({row.part})"
+    return f"{row.arm} on {row.continuation}{part}"
+
+
 def gaps(table: pd.DataFrame) -> str:
     """Say how each gap to label_only began and ended.
 
@@ -24,11 +31,11 @@ def gaps(table: pd.DataFrame) -> str:
     if table.empty:
         return "Nothing to compare: label_only alone went on."
     texts = []
-    for (continuation, arm), rows in table.groupby(["continuation", "arm"], sort=False):
+    for _, rows in table.groupby(["part", "continuation", "arm"], sort=False):
         ordered = rows.sort_values("step")
         first, last = ordered.iloc[0], ordered.iloc[-1]
         texts.append(
-            f"**{arm}**, on {continuation}: {points(first)} points at the start, "
+            f"**{name_gap(first)}**: {points(first)} points at the start, "
             f"{points(last)} after {last['step']} steps"
         )
     return f"Gap to label_only, p(gold): {'; '.join(texts)}."
@@ -50,11 +57,12 @@ def describe_life(row) -> str:
 
 
 def show_half_lives(lives: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of half-lives as texts: continuation, arm, first gap, half-life."""
+    """Return the table of half-lives as texts: what the gap is of, how it began, how long."""
     rows = [
         {
             "continuation": row.continuation,
             "arm": row.arm,
+            "asked": row.part,
             "gap at the start (points)": points(
                 {"estimate": row.start, "low": row.start_low, "high": row.start_high}
             ),
@@ -83,10 +91,8 @@ def findings(table: pd.DataFrame, lives: pd.DataFrame, note: str) -> str:
     """List each half-life, and which gaps are still there at the end."""
     if table.empty:
         return "**Findings.** Nothing was compared. Next: [9 · Mechanism](09_mechanism.ipynb)."
-    listed = "; ".join(
-        f"{row.arm} on {row.continuation}: {describe_life(row)}" for row in lives.itertuples()
-    )
-    lasted = f"Half-life of the gap to label_only: {listed}"
+    listed = "; ".join(f"{name_gap(row)}: {describe_life(row)}" for row in lives.itertuples())
+    lasted = f"{gaps(table).rstrip('.')}. Half-life: {listed}"
     if (lives["state"] == "no gap").all():
         lasted = (
             "No arm's gap to label_only was told apart from 0 at the start, so nothing can be said "
@@ -94,7 +100,7 @@ def findings(table: pd.DataFrame, lives: pd.DataFrame, note: str) -> str:
         )
     last = table[table["step"] == table.groupby("continuation")["step"].transform("max")]
     left = select_nonzero(last)
-    names = ", ".join(f"{r.arm} on {r.continuation}" for r in left.itertuples()) or "none"
+    names = ", ".join(name_gap(row) for row in left.itertuples()) or "none"
     return (
         f"**Findings.** {lasted}. Gaps that exclude zero after the last step: {names} ({note}). "
         "Next: [9 · Mechanism](09_mechanism.ipynb)."

@@ -33,6 +33,7 @@ from cotdistill.paths import artifacts
 from cotdistill.runs.one import STORE_VERSION, answer_limits, make_config, run_key, train_arm
 from cotdistill.runs.store import load_metrics, load_or_make
 from cotdistill.sources import load_dataset
+from cotdistill.stats import describe_questions
 from cotdistill.students import Student
 from cotdistill.study import Study, check_arms, resolve
 from cotdistill.train import fine_tune
@@ -114,7 +115,7 @@ def continuation_config(
         "store": STORE_VERSION,
         "first": run_key(first),
         "seed": first["seed"],
-        "test": fingerprint(study.test_questions()),
+        "test": fingerprint(study.test_questions(first["seed"])),
         "continuation": {
             "train": fingerprint(questions),
             "training": training_key(vars(training), LABELS),
@@ -141,12 +142,12 @@ def first_phase_folder(key: str) -> Path:
     return artifacts() / "runs" / f"{key}.first"
 
 
-def ask_at_once(study: Study) -> list[dict]:
-    """Ask the student, as it is now, all test questions by the prompt of label_only."""
+def ask_at_once(study: Study, seed: int) -> list[dict]:
+    """Ask the student, as it is now, all test questions of a seed by the prompt of label_only."""
     setting = study.setting
     return evaluate(
         study.student,
-        study.test_questions(),
+        study.test_questions(seed),
         "label_only",
         setting.label_format,
         **answer_limits(study),
@@ -179,10 +180,10 @@ def continue_student(
     config = continuation.train_config(study.setting.train)
     latest, started = [], pd.Timestamp.now()
     if not (folder / "checkpoints").is_dir():
-        write_answers(folder / "epoch-0.jsonl", ask_at_once(study), epoch=0, step=0)
+        write_answers(folder / "epoch-0.jsonl", ask_at_once(study, seed), epoch=0, step=0)
 
     def ask() -> dict:
-        latest[:] = ask_at_once(study)
+        latest[:] = ask_at_once(study, seed)
         return validation_scores(latest)
 
     def progress(row: dict) -> None:
@@ -302,7 +303,8 @@ def continue_students(
 
     arms: names, label_only among them; datasets: "same" or names; epochs, lr: of the second phase.
     Columns of the table: continuation, arm, seed, epoch, step, id, gold, scores, choice. The plan
-    goes to lasting.json. Raises DataError, see `plan_continuations` and `continued_questions`.
+    goes to lasting.json, and what is known of the questions is added (worlds, stratum). Raises
+    DataError, see `plan_continuations` and `continued_questions`.
     """
     if not datasets:
         raise DataError("continue_on is empty; expected 'same' or datasets")
@@ -316,7 +318,10 @@ def continue_students(
     for key, group in groups.items():
         make_group(study, group, say)
         shutil.rmtree(first_phase_folder(key), ignore_errors=True)
-    return pd.concat([load_continuation(row) for row in rows], ignore_index=True)
+    answers = pd.concat([load_continuation(row) for row in rows], ignore_index=True)
+    data = study.data
+    known = describe_questions(answers, data.test, data.meta, study.setting.worlds)
+    return known[[*answers, *(name for name in ("worlds", "stratum") if name in known)]]
 
 
 def make_group(study: Study, rows: list[dict], say: Callable) -> None:
