@@ -5,6 +5,7 @@ docs/judging.md (two minutes of one core).
 """
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,6 +251,40 @@ def save_calibration(folder: Path, studies: int = 500, most_questions: int = 400
     table.round(4).to_csv(folder / "calibration.csv", index=False)
     draw_calibration(table, folder / "calibration.png")
     return table
+
+
+def render_calibration(table: pd.DataFrame) -> str:
+    """Write the calibration by p(gold) as Markdown: a row per design, and what it shows in words.
+
+    table: of `save_calibration`.
+    """
+    rows = table[table["measure"] == "p_gold"]
+    lines = [
+        "| seeds | questions | seed spreads | family-wise error | coverage | power "
+        "| called negligible | falsely |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.itertuples():
+        lines.append(
+            f"| {row.seeds} | {row.questions} | {_spreads(row)} | {row.fwer:.3f} "
+            f"| {row.coverage:.3f} | {row.power:.2f} | {row.negligible:.3f} "
+            f"| {row.false_negligible:.3f} |"
+        )
+    most, *others = rows.sort_values("negligible", ascending=False).itertuples()
+    said = (
+        f"Family-wise error lies between {rows['fwer'].min():.3f} and {rows['fwer'].max():.3f}, "
+        f"coverage between {rows['coverage'].min():.3f} and {rows['coverage'].max():.3f}. The "
+        f"verdict *negligible* is rare in these designs: {100 * most.negligible:.0f} % of claims "
+        f"with {most.seeds} seeds and {most.questions} questions (seed spreads: {_spreads(most)}), "
+        f"at most {100 * others[0].negligible:.1f} % elsewhere. So only that row tests its promise."
+    )
+    return "\n".join([*lines, "", textwrap.fill(said, 100)]) + "\n"
+
+
+def _spreads(row) -> str:
+    """Name a design's seed spreads, and whether its questions share facts."""
+    spread = {1: "equal", 6: "sixfold"}.get(row.spread, f"{row.spread:g}fold")
+    return spread + (", shared facts" if row.clusters else "")
 
 
 def draw_calibration(table: pd.DataFrame, path: Path) -> None:

@@ -1,13 +1,17 @@
 """The documents that are rendered from committed verdicts and executed notebooks.
 
 They are docs/findings.md, docs/keys.md, docs/code-map.md, the answers in docs/open-questions.md,
-the README's table of verdicts and its answers, and the README's pictures in docs/figures/.
+the calibration in docs/judging.md, the README's table of verdicts and its answers, and the README's
+pictures in docs/figures/.
 """
 
 import json
 import re
 from pathlib import Path
 
+import pandas as pd
+
+from cotdistill.calibration import render_calibration
 from cotdistill.code_map import render_code_map
 from cotdistill.errors import DataError
 from cotdistill.files import atomic_write
@@ -19,6 +23,7 @@ from cotdistill.show import percent
 from cotdistill.stats import MEASURED_BY
 
 FINDINGS = "**Findings.**"  # how the last text of a notebook of the open questions begins
+CALIBRATION = "calibration/calibration.csv"  # in docs/
 TO_EXECUTED = "../notebooks/executed/"  # from docs/
 
 
@@ -252,7 +257,7 @@ def _late(row: dict) -> str:
 
 
 def render_documents(executed: Path) -> list[Path]:
-    """Render findings.md, keys.md, code-map.md and open-questions.md in docs/, and the README.
+    """Render what documents take from code and data, in docs/ and in the README.
 
     executed: folder of executed studies. Returns the paths that were rendered. Raises DataError,
     and writes nothing, where a document lacks its markers.
@@ -267,6 +272,9 @@ def render_documents(executed: Path) -> list[Path]:
     modules = render_code_map(root() / "cotdistill")
     text = code_map.read_text(encoding="utf-8")
     texts[code_map] = render_block(text, "modules", modules, "docs/code-map.md")
+    judging, numbers = (root() / "docs" / name for name in ("judging.md", CALIBRATION))
+    text, table = judging.read_text(encoding="utf-8"), render_calibration(pd.read_csv(numbers))
+    texts[judging] = render_block(text, "calibration", table, "docs/judging.md")
     answers, questions = read_open_findings(executed), root() / "docs" / "open-questions.md"
     text, listed = questions.read_text(encoding="utf-8"), render_answers(answers, TO_EXECUTED)
     texts[questions] = render_block(text, "answers", listed, "docs/open-questions.md")

@@ -16,6 +16,7 @@ import pytest
 from browser import Browser, needs_chromium
 
 from cotdistill import arm_picture, cli, gallery, report, study_site
+from cotdistill.calibration import render_calibration
 from cotdistill.errors import DataError
 from cotdistill.examples import Dataset
 from cotdistill.new_study import render_keys_table
@@ -161,6 +162,20 @@ def test_findings_are_rendered_from_the_committed_verdicts():
     # Without its end, all up to the next study's end would be lost
     with pytest.raises(DataError, match="expected <!-- findings <study> -->"):
         report.render_findings(text.replace("<!-- /findings -->", "", 1), records)
+
+
+def test_the_calibration_in_words_is_that_of_its_table():
+    docs = ROOT / "docs"
+    table = pd.read_csv(docs / report.CALIBRATION)
+    text, block = (docs / "judging.md").read_text(encoding="utf-8"), render_calibration(table)
+    assert report.render_block(text, "calibration", block, "docs/judging.md") == text
+    assert len(block.splitlines()) > 2 + len(table)
+    worst = table.assign(fwer=0.04).sort_values("negligible", ascending=False)
+    worst.iloc[0, worst.columns.get_loc("fwer")] = 0.125
+    said = " ".join(render_calibration(worst).split())
+    assert "Family-wise error lies between 0.040 and 0.125" in said
+    first, second = (100 * value for value in worst["negligible"].iloc[:2])
+    assert f"{first:.0f} % of claims with" in said and f"at most {second:.1f} % elsewhere" in said
 
 
 def test_the_readmes_verdicts_are_the_committed_ones():
