@@ -317,13 +317,18 @@ def _reason(claim: dict, row: dict, alpha: float, gate: "_Gate") -> str:
             f"(p = {row['p_negligible']:.2g} after Holm).{since if row.get('late') else ''}"
         )
     late = " once all claims of its family are counted" if row["p"] < alpha else ""
-    alike = (
-        f" Not judged negligible: {100 * row['as_intact']:.0f} % of the training texts of "
-        f"{row['arms']['a']} are the intact ones."
-        if row.get("alike")
-        else ""
-    )
-    return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm).{alike}"
+    remark = ""
+    if row.get("alike"):
+        remark = (
+            f" Not judged negligible: {100 * row['as_intact']:.0f} % of the training texts of "
+            f"{row['arms']['a']} are the intact ones."
+        )
+    elif row.get("guessed"):
+        remark = (
+            " Not judged negligible: none of these arms is told apart from chance "
+            f"({100 * row['chance']:.0f} %)."
+        )
+    return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm).{remark}"
 
 
 COLUMNS = [
@@ -525,14 +530,30 @@ def _estimate_claims(claims: list[dict], rows: list[dict], predictions: pd.DataF
     for (measure, stratum), members in groups.items():
         part = _select_stratum(predictions, stratum)
         weights = {row["claim"]: row["weights"] for _, row in members}
-        found = estimate_measure(part, weights, measure).set_index("contrast")
+        alone = {f"level of {arm}": {arm: 1.0} for _, row in members for arm in row["weights"]}
+        found = estimate_measure(part, weights | alone, measure).set_index("contrast")
+        chance = _chance(part)
         for claim, row in members:
             one = found.loc[row["claim"]]
+            row["chance"] = chance
+            row["highest"] = max(found.loc[f"level of {arm}", "low"] for arm in row["weights"])
             row |= {name: one[name] for name in MEASURED} | {"n": int(one["questions"])}
             row["effect"] = Effect(one["estimate"], one["se"], one["df"], one["covers"])
             judge = RULES[claim["rule"]].judge
             row["p"], row["verdict"] = judge(row["effect"], claim["margin"], claim["direction"])
             row["retained"] = _share_text(row, part)
+
+
+def _chance(predictions: pd.DataFrame) -> float:
+    """Return the mean of 1 / options over the questions; 0 where no arm has scores of options.
+
+    A free answer, of one score, counts as 0: there is nothing to choose from.
+    """
+    if "scores" not in predictions:
+        return 0.0
+    scored = predictions[predictions["scores"].map(lambda x: isinstance(x, (list, np.ndarray)))]
+    options = scored.drop_duplicates("id")["scores"].map(len)
+    return float((1 / options).where(options > 1, 0.0).mean()) if len(options) else 0.0
 
 
 def _adjust_claims(claims: list[dict], rows: list[dict], alpha: float) -> None:
@@ -555,9 +576,9 @@ def _find_negligible(claims: list[dict], rows: list[dict], alpha: float) -> None
     """Call open claims negligible where their effect is shown to lie within their margin (TOST).
 
     Their p values are adjusted within each family on their own: Holm keeps the chance of any false
-    "negligible" in a family below alpha, as it keeps that of any false side. A corrupted arm that
-    mostly trained on the intact texts can hardly differ from another with a rationale: it stays
-    open.
+    "negligible" in a family below alpha, as it keeps that of any false side. Two kinds stay open:
+    a corrupted arm that mostly trained on the intact texts can hardly differ from another with a
+    rationale; and arms of which none is told apart from chance are alike in having learnt nothing.
     """
     inside = [
         float(equivalence_p(row["effect"], claim["negligible"]))
@@ -570,7 +591,8 @@ def _find_negligible(claims: list[dict], rows: list[dict], alpha: float) -> None
         row["p_negligible"] = p
         if row["verdict"] == "inconclusive" and row["seeds"] >= MIN_SEEDS and p < alpha:
             row["alike"] = row["as_intact"] > MAX_AS_INTACT and _has_rationale(row["arms"]["b"])
-            row["verdict"] = "inconclusive" if row["alike"] else "negligible"
+            row["guessed"] = row.get("highest", 1.0) <= row.get("chance", 0.0)
+            row["verdict"] = "inconclusive" if row["alike"] or row["guessed"] else "negligible"
 
 
 def _has_rationale(label: str) -> bool:

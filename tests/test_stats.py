@@ -293,7 +293,7 @@ def test_a_difference_shown_to_be_small_is_negligible(rng):
     name = "post_cot"
     small = dict(negligible=0.05, measure="p_gold", contrast=dict(a=["b"], b=[name]))
     claims = [claim(id="small", **small), claim(id="narrow", **small | dict(negligible=0.001))]
-    data = predictions(rng, {name: 0.5, "b": 0.5}, seeds=6, questions=600)
+    data = predictions(rng, {name: 0.7, "b": 0.7}, seeds=6, questions=600)
     table = judge(data, *claims)
     assert table["verdict"].tolist() == ["negligible", "inconclusive"]
     row = table.loc["small"]
@@ -316,10 +316,23 @@ def test_a_difference_shown_to_be_small_is_negligible(rng):
     assert apart["verdict"].tolist() == ["supported"] * 2
 
 
+def test_arms_at_chance_are_not_negligibly_different(rng):
+    """Alike in having learnt nothing: with two options p(gold) is .5 there, with four .25."""
+    small = claim(negligible=0.05, measure="p_gold", contrast=dict(a=["b"], b=["a"]))
+    data = predictions(rng, {"a": 0.5, "b": 0.5}, seeds=6, questions=600)
+    row = judge(data, small).loc["x"]
+    assert row["verdict"] == "inconclusive" and row["p_negligible"] < 0.05
+    assert row["reason"].endswith(
+        "Not judged negligible: none of these arms is told apart from chance (50 %)."
+    )
+    four = data.assign(scores=[[*row, -50.0, -50.0] for row in data["scores"]])
+    assert judge(four, small)["verdict"]["x"] == "negligible"
+
+
 @pytest.mark.parametrize("day, said", [(28, "exploratory"), (29, "registered")])
 def test_a_margin_set_after_registration_makes_a_verdict_exploratory(rng, day, said):
     small = claim(negligible=0.05, measure="p_gold", contrast=dict(a=["b"], b=["a"]))
-    data = predictions(rng, {"a": 0.5, "b": 0.5}, seeds=6, questions=600)
+    data = predictions(rng, {"a": 0.7, "b": 0.7}, seeds=6, questions=600)
     block = dict(date=f"2026-11-{day}", commit="abc", claims=["x"], arms=["a", "b"])
     row = judge(data, small, registered=block).loc["x"]
     assert (row["verdict"], row["registered"]) == ("negligible", said)
