@@ -1,5 +1,6 @@
 """Continued fine-tuning: gaps, half-lives, and continuations as runs of the store."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -136,7 +137,14 @@ def test_facts_that_only_rationales_state_have_gaps_of_their_own():
         answers.assign(stratum=stratum), "p_gold", np.random.default_rng(0), 50
     )
     said = texts.findings(table, lives, "x")
-    assert "**post_cot on same (facts in rationales only)**: +" in said
+    ends = r"\+\d+\.\d \[[^]]+\]"
+    assert re.match(
+        rf"\*\*Findings.\*\* \*\*post_cot\*\* minus label_only: {ends} points of p\(gold\) at "
+        rf"the start, {ends} after 40 further steps on the labels of the same questions; of facts "
+        rf"in rationales only, {ends} and {ends}\. Half-life: post_cot on same: ",
+        said,
+    )
+    assert "post_cot on same, facts in rationales only" in said
     few = answers.assign(stratum=np.where(number < 19, "rationale", "label"))
     assert set(lasting.estimate_gaps(few)["part"]) == {lasting.EVERY}
 

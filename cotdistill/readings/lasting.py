@@ -19,8 +19,28 @@ def setting(arms: list[str], datasets: list[str], epochs: int, steps: int) -> st
 
 def name_gap(row) -> str:
     """Name a gap: its arm, on what its student went on and, but for all questions, its part."""
-    part = "" if row.part == EVERY else f" ({row.part})"
+    part = "" if row.part == EVERY else f", {row.part}"
     return f"{row.arm} on {row.continuation}{part}"
+
+
+def leads(table: pd.DataFrame) -> str:
+    """Say in a sentence per arm and continuation how its gap began and ended, part by part."""
+    texts = []
+    for (continuation, arm), rows in table.groupby(["continuation", "arm"], sort=False):
+        where = "the labels of the same questions" if continuation == "same" else continuation
+        ends = {
+            part: [points(gaps.iloc[at]) for at in (0, -1)]
+            for part, gaps in rows.sort_values("step").groupby("part", sort=False)
+        }
+        first, last = ends.pop(EVERY)
+        text = (
+            f"**{arm}** minus label_only: {first} points of p(gold) at the start, {last} after "
+            f"{rows['step'].max()} further steps on {where}"
+        )
+        for part, (first, last) in ends.items():
+            text += f"; of {part}, {first} and {last}"
+        texts.append(f"{text}.")
+    return " ".join(texts)
 
 
 def gaps(table: pd.DataFrame) -> str:
@@ -92,7 +112,7 @@ def findings(table: pd.DataFrame, lives: pd.DataFrame, note: str) -> str:
     if table.empty:
         return "**Findings.** Nothing was compared. Next: [9 · Mechanism](09_mechanism.ipynb)."
     listed = "; ".join(f"{name_gap(row)}: {describe_life(row)}" for row in lives.itertuples())
-    lasted = f"{gaps(table).rstrip('.')}. Half-life: {listed}"
+    lasted = f"{leads(table)} Half-life: {listed}"
     if (lives["state"] == "no gap").all():
         lasted = (
             "No arm's gap to label_only was told apart from 0 at the start, so nothing can be said "
