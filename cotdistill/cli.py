@@ -170,7 +170,7 @@ def show_verdicts(study: str, table) -> None:
     print(write_table(rows, ["verdict", "claim", "estimate"]) + "\n")
     for row in table.itertuples():
         found = ""
-        if row.verdict == "inconclusive":
+        if row.verdict == "inconclusive" and row.rule != "equivalence":
             found = f" Smallest effect to find: {100 * row.detectable:.1f} points."
         print(wrap(f"{row.claim}: {row.reason}{found}"))
 

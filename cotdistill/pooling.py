@@ -30,7 +30,7 @@ from cotdistill.runs.published import FILE
 from cotdistill.sources import SOURCES
 from cotdistill.stats import MIN_SEEDS
 from cotdistill.students import BUNDLED
-from cotdistill.verdicts import conclude, estimate_text, load_claims, load_verdicts
+from cotdistill.verdicts import conclude, estimate_text, load_claims, load_verdicts, write_p
 
 KINDS = {"real": "real questions", "embedded": "embedded worlds"}
 SAME = ("measure", "rule", "margin", "stratum")  # of a claim, equal in all studies that are pooled
@@ -387,7 +387,7 @@ def pooled_table(pool: Pool) -> pd.DataFrame:
             "pooled estimate, 95 % interval": [estimate_text(row) for _, row in found.iterrows()],
             "where a further study would lie": ahead,
             "tau (points)": [f"{100 * tau:.1f}" if tau == tau else "–" for tau in found["tau"]],
-            "p after Holm": [f"{p:.2g}" for p in found["p_holm"]],
+            "p after Holm": [write_p(p) for p in found["p_holm"]],
             "verdict": found["verdict"],
         }
     )

@@ -7,9 +7,12 @@ pictures in docs/figures/.
 
 import json
 import re
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from cotdistill.calibration import render_calibration
 from cotdistill.code_map import render_code_map
@@ -19,8 +22,8 @@ from cotdistill.new_study import render_keys_table
 from cotdistill.parameters import read_study, study_stages
 from cotdistill.paths import OPEN_NOTEBOOKS, root, study_path
 from cotdistill.pooling import Pool, choose_records, count_seeds, has_families, make_pools
-from cotdistill.show import percent
-from cotdistill.stats import MEASURED_BY
+from cotdistill.show import percent, points
+from cotdistill.stats import MEASURED_BY, MIN_SEEDS
 
 FINDINGS = "**Findings.**"  # how the last text of a notebook of the open questions begins
 CALIBRATION = "calibration/calibration.csv"  # in docs/
@@ -60,6 +63,8 @@ def study_findings(record: dict) -> str:
         f"{100 * r['cut_off'] / r['answers']:.0f} % | {r['tokens_per_question']:.1f} |"
         for r, w in zip(rows, record["accuracy_written"], strict=True)
     ]
+    notes = [loss_note(rows), cut_off_note(rows), no_option_note(record["accuracy_written"])]
+    lines += [line for note in notes if note for line in ("", _fill(note))]
     lines += ["", "| claim | verdict | why |", "|---|---|---|"]
     lines += [
         f"| {v['words']} | **{v['verdict']}**{_late(v)} | {v['reason']} |"
@@ -70,6 +75,62 @@ def study_findings(record: dict) -> str:
     if missing:
         lines += ["", f"Not measured in this study: {', '.join(missing)}."]
     return "\n".join(lines)
+
+
+def loss_note(rows: list[dict]) -> str:
+    """Say how arms under a further loss compare with label_only; empty where none was trained.
+
+    rows: the accuracies of a verdicts.json, by forced choice. The interval is Student's over the
+    seeds' differences. label_only has no other tokens, so both losses are the same for it.
+    """
+    by_arm = {row["arm"]: row for row in rows}
+    base = by_arm.get("label_only", {}).get("by_seed", [])
+    texts = []
+    for arm, row in by_arm.items():
+        loss = re.search(r"\[loss=(\w+)\]", arm)
+        if not loss or arm.startswith("label_only") or len(row.get("by_seed", [])) != len(base):
+            continue
+        apart = np.subtract(row["by_seed"], base)
+        if len(apart) < MIN_SEEDS:
+            continue
+        reach = stats.t.ppf(0.975, len(apart) - 1) * stats.sem(apart)
+        ends = {"estimate": apart.mean(), "low": apart.mean() - reach, "high": apart.mean() + reach}
+        mean = ", the usual mean over all tokens," if loss[1] == "token_mean" else ""
+        texts.append(
+            f"Under the loss `{loss[1]}`{mean} {arm.partition('[')[0]} is at "
+            f"{100 * row['accuracy']:.1f} % by forced choice, {points(ends)} points from "
+            f"label_only (95 % interval over {len(apart)} seeds; not registered)."
+        )
+    return " ".join(texts)
+
+
+def cut_off_note(rows: list[dict]) -> str:
+    """Say how many answers end within their rationale, and where that counts; empty for few."""
+    shares = {row["arm"]: row["flagged"] / row["answers"] for row in rows if "flagged" in row}
+    listed = ", ".join(f"{arm} {100 * x:.0f} %" for arm, x in shares.items() if x >= 0.01)
+    return (
+        f"Answers that a limit ended within the rationale: {listed}. They count as wrong in "
+        "accuracies, and as they were scored in p(gold): a verdict by accuracy on these arms also "
+        "says that they do not come to an end."
+        if listed
+        else ""
+    )
+
+
+def no_option_note(rows: list[dict]) -> str:
+    """Say how many written answers name no option; empty where none of the main arms was run."""
+    shares = {
+        row["arm"]: row["parse_failures"] / row["answers"]
+        for row in rows
+        if row["arm"] in ("label_only", "pre_cot", "post_cot") and "parse_failures" in row
+    }
+    listed = ", ".join(f"{arm} {100 * share:.0f} %" for arm, share in shares.items())
+    return f"Written answers that name no option count as wrong: {listed}." if listed else ""
+
+
+def _fill(text: str) -> str:
+    """Wrap a text at 100 characters, with no line that begins with a percent sign."""
+    return textwrap.fill(text.replace(" %", "\xa0%"), 100).replace("\xa0", " ")
 
 
 def render_findings(text: str, records: dict[str, dict]) -> str:
@@ -213,6 +274,7 @@ def render_readme_verdicts(records: dict[str, dict]) -> str:
         return (
             f"{_readme_picture('claims.svg', 'claims-phone.svg', alt)}\n\n"
             + render_verdict_table(short)
+            + _readme_notes(records)
         )
     page, phone = pool_pictures(pool)
     lines = [
@@ -229,6 +291,17 @@ def render_readme_verdicts(records: dict[str, dict]) -> str:
     missing = "; ".join(f"{dataset}, {student}" for dataset, student in pool.missing)
     lines += ["", f"Not there yet: {missing}."] if missing else []
     return "\n".join(lines) + "\n"
+
+
+def _readme_notes(records: dict[str, dict]) -> str:
+    """Write what the README's table leaves out: the arms under the usual loss."""
+    records = {study: record for study, record in records.items() if is_comparable(record)}
+    losses = [
+        f"In `{study}`, {note[0].lower()}{note[1:]}"
+        for study, record in records.items()
+        if (note := loss_note(record["accuracy"]))
+    ]
+    return "".join(f"\n{note}\n" for note in losses)
 
 
 def _readme_picture(page: str, phone: str, alt: str) -> str:

@@ -164,8 +164,11 @@ def claim_cards(record: dict) -> list[dict]:
 
 
 def _write_detectable(row: dict) -> str:
-    """Write the smallest effect that the study would find, where the record says it (fraction)."""
-    value = row.get("detectable")
+    """Write the smallest effect that the study would find, where the record says it (fraction).
+
+    An equivalence has none: it shows that there is no effect.
+    """
+    value = row.get("detectable") if row.get("rule") != "equivalence" else None
     return f"{100 * value:.1f} points" if isinstance(value, (int, float)) else ""
 
 

@@ -14,7 +14,7 @@ from cotdistill.runs.word_frequency import predict_by_frequency
 from cotdistill.show import percent, points
 from cotdistill.stats import MEASURE_NAMES, accuracy_table, estimate_measure, measured_arms
 from cotdistill.study import Study
-from cotdistill.verdicts import estimate_text
+from cotdistill.verdicts import estimate_text, write_p
 
 # The further columns of `results_table` that are intervals: name -> their column
 INTERVALS = {
@@ -155,7 +155,8 @@ def cost_table(results: pd.DataFrame) -> pd.DataFrame:
 def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
     """List the verdicts of measured claims, a family after the other, with their numbers as text.
 
-    smallest effect to find: with 80 % power, at the level that Holm's first step leaves one claim.
+    smallest effect to find: with 80 % power, at the level that Holm's first step leaves one claim;
+    none for an equivalence, which shows that there is no effect.
     Whether a claim was registered is shown where the study registered any.
     """
     order = {name: i for i, name in enumerate(FAMILIES)}
@@ -171,8 +172,11 @@ def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
             "contrast": measured["contrast"],
             "estimate, 95 % interval": [estimate_text(row) for _, row in measured.iterrows()],
             "margin (points)": margins,
-            "smallest effect to find": [f"{100 * x:.1f}" for x in measured["detectable"]],
-            "p after Holm": [f"{p:.2g}" for p in measured["p_holm"]],
+            "smallest effect to find": [
+                "–" if row.rule == "equivalence" else f"{100 * row.detectable:.1f}"
+                for row in measured.itertuples()
+            ],
+            "p after Holm": [write_p(p) for p in measured["p_holm"]],
             "verdict": measured["verdict"],
         }
     )

@@ -290,6 +290,16 @@ def estimate_text(row: pd.Series) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def write_p(p: float) -> str:
+    """Write a p value to two digits, or as "<0.001": smaller ones rest on the model alone."""
+    return "<0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def _equals_p(p: float) -> str:
+    text = write_p(p)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
 def _reason(claim: dict, row: dict, alpha: float, gate: "_Gate") -> str:
     """Write one sentence for the verdict, with the numbers that it rests on."""
     value, low, high = (_number(row[k], claim["measure"]) for k in ("estimate", "low", "high"))
@@ -307,14 +317,15 @@ def _reason(claim: dict, row: dict, alpha: float, gate: "_Gate") -> str:
         )
     yes, no = RULES[claim["rule"]].words(row["estimate"], claim["margin"])
     if row["verdict"] == "contradicted" or gate.empty or row["p_holm"] < alpha:
-        text = f"{found}: {yes} (p = {row['p_holm']:.2g} after Holm)"
+        text = f"{found}: {yes} ({_equals_p(row['p_holm'])} after Holm)"
         opposite = "The opposite of the claim: " if row["verdict"] == "contradicted" else ""
         return opposite + text + (f", but {gate.empty}." if gate.empty else f".{gate.missing}")
     if row["verdict"] == "negligible":
         since = f" The margin was set on {NEGLIGIBLE_SINCE}, later than the study was registered."
         return (
-            f"{found}: shown to lie within ±{100 * claim['negligible']:g} points "
-            f"(p = {row['p_negligible']:.2g} after Holm).{since if row.get('late') else ''}"
+            f"{found}: shown to lie within ±{100 * claim['negligible']:g} points (TOST, "
+            f"{_equals_p(row['p_negligible'])} after Holm), and not told apart from 0 "
+            f"({_equals_p(row['p_holm'])}).{since if row.get('late') else ''}"
         )
     late = " once all claims of its family are counted" if row["p"] < alpha else ""
     remark = ""
@@ -328,7 +339,7 @@ def _reason(claim: dict, row: dict, alpha: float, gate: "_Gate") -> str:
             " Not judged negligible: none of these arms is told apart from chance "
             f"({100 * row['chance']:.0f} %)."
         )
-    return f"{found}: {no}{late} (p = {row['p_holm']:.2g} after Holm).{remark}"
+    return f"{found}: {no}{late} ({_equals_p(row['p_holm'])} after Holm).{remark}"
 
 
 COLUMNS = [
@@ -402,9 +413,10 @@ def verdicts(
     - "not measured": an arm, a measure or a stratum is missing, or the arms share no seed.
     - "inconclusive": fewer than MIN_SEEDS seeds, whatever p is, because the interval then hardly
       knows how much seeds vary; or support that would say nothing: the gate that this one
-      `requires` is not supported, or an equivalence is of two arms of which more than
-      MAX_AS_INTACT of the training texts are the same (as_intact: arm -> that share,
-      `results.unchanged_shares`); or p_holm of alpha or more, and p_negligible too.
+      `requires` is not supported, or no arm is above chance where a claim requires a gate, or
+      an equivalence is of two arms of which more than MAX_AS_INTACT of the training texts are the
+      same (as_intact: arm -> that share, `results.unchanged_shares`); or p_holm of alpha or more,
+      and p_negligible too.
     - "supported" or "contradicted": p_holm < alpha, on the side that the claim's `Rule` says.
     - "negligible": neither of these, and p_negligible < alpha. Within a family the chance of any
       false side is at most alpha, and so is that of any false "negligible".
@@ -591,8 +603,13 @@ def _find_negligible(claims: list[dict], rows: list[dict], alpha: float) -> None
         row["p_negligible"] = p
         if row["verdict"] == "inconclusive" and row["seeds"] >= MIN_SEEDS and p < alpha:
             row["alike"] = row["as_intact"] > MAX_AS_INTACT and _has_rationale(row["arms"]["b"])
-            row["guessed"] = row.get("highest", 1.0) <= row.get("chance", 0.0)
+            row["guessed"] = _is_guessing(row)
             row["verdict"] = "inconclusive" if row["alike"] or row["guessed"] else "negligible"
+
+
+def _is_guessing(row: dict) -> bool:
+    """Tell whether no arm of a claim is above chance by its own 95 % interval; pools never are."""
+    return row.get("highest", 1.0) <= row.get("chance", 0.0)
 
 
 def _has_rationale(label: str) -> bool:
@@ -649,10 +666,15 @@ def _find_gate(claim: dict, row: dict, by_id: dict[str, dict]) -> _Gate:
             f"{100 * row['as_intact']:.0f} % of the training texts of {row['arms']['a']} are the "
             "intact ones, so the two could hardly differ"
         )
+    if _list_gates(claim) and _is_guessing(row):
+        return _Gate(
+            "none of these arms is told apart from chance "
+            f"({100 * row['chance']:.0f} %): what is not there can't be lost"
+        )
     names = [name for name in _list_gates(claim) if name in by_id]
     run = [name for name in names if by_id[name]["verdict"] != "not measured"]
     if run and by_id[run[0]]["verdict"] != "supported":
-        return _Gate(f"{run[0]} is not supported, so there was no gain to keep")
+        return _Gate(f"{run[0]} is not supported: no gain is shown that could be lost")
     if _list_gates(claim) and not run:
         wanted = " or ".join(_list_gates(claim))
         return _Gate(missing=f" No gate: {wanted} was not measured, so a gain is not shown.")

@@ -244,6 +244,9 @@ def test_findings_of_the_answers():
     worse = CLEAR[:3] + (-0.1, -0.18, -0.02, 0.01)
     assert "The opposite of the claim: a rationale after the label does harm" in say(worse)
     assert "The measures disagree on post_cot against label_only" in say(worse, sure)
+    unsure = CLEAR[:2] + ("p(gold)", 0.01, -0.02, 0.04, 0.5)
+    assert "helps here by forced choice, not shown by the other: post_cot" in say(CLEAR, unsure)
+    assert "helps here: post_cot" in say(CLEAR, sure)
     few = FORCED.assign(seeds=2)
     said = readings.evaluate.findings(paired(worse), few, 0.25, "tiny")
     assert "Nothing is claimed: post_cot" in said and "The opposite" not in said
@@ -562,8 +565,12 @@ def test_verdicts():
 
 def test_what_the_study_could_find():
     said = readings.figures.detectable(claims(SUPPORTED, UNDECIDED, HELD_BACK))
-    assert said.startswith("2 claims are open.") and "6.0 to 12.0 points" in said
+    assert said.startswith("2 claims that arms differ are open.") and "6.0 to 12.0 points" in said
     assert readings.figures.detectable(claims(SUPPORTED, MISSING)) == ""
+    alike = claims(UNDECIDED, HELD_BACK)
+    alike.loc[1, "rule"] = "equivalence"
+    assert readings.figures.detectable(alike).startswith("1 claims")
+    assert readings.figures.detectable(alike[1:]) == ""
 
 
 def test_the_positive_control_passes_or_fails_in_its_first_sentence():

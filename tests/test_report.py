@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from browser import Browser, needs_chromium
+from scipy.stats import ttest_rel
 
 from cotdistill import arm_picture, cli, gallery, report, study_site
 from cotdistill.calibration import render_calibration
@@ -164,6 +165,34 @@ def test_findings_are_rendered_from_the_committed_verdicts():
         report.render_findings(text.replace("<!-- /findings -->", "", 1), records)
 
 
+def test_an_arm_under_the_usual_loss_is_compared_with_the_label_alone():
+    base, other = [0.63, 0.58, 0.61, 0.59], [0.5, 0.53, 0.52, 0.54]
+    rows = [
+        dict(arm="label_only", by_seed=base, accuracy=0.6),
+        dict(arm="post_cot[loss=token_mean]", by_seed=other, accuracy=0.5225),
+        dict(arm="label_only[loss=token_mean]", by_seed=base, accuracy=0.6),
+    ]
+    found = ttest_rel(other, base).confidence_interval()
+    low, high = (f"{100 * end:+.1f}" for end in found)
+    assert report.loss_note(rows) == (
+        "Under the loss `token_mean`, the usual mean over all tokens, post_cot is at 52.2 % by "
+        f"forced choice, -8.0 [{low}, {high}] points from label_only (95 % interval over 4 seeds; "
+        "not registered)."
+    )
+    few = [row | {"by_seed": row["by_seed"][:2]} for row in rows]
+    assert report.loss_note(few) == report.loss_note(rows[:1]) == report.loss_note([]) == ""
+
+
+def test_answers_that_were_cut_off_or_name_no_option_are_noted():
+    row = dict(arm="pre_cot", flagged=69, answers=100, parse_failures=30)
+    assert "within the rationale: pre_cot 69 %. They count as wrong" in report.cut_off_note([row])
+    assert report.cut_off_note([row | {"flagged": 0}, dict(arm="older", answers=100)]) == ""
+    assert report.no_option_note([row, row | {"arm": "post_cot_filler"}]).endswith(
+        ": pre_cot 30 %."
+    )
+    assert report.no_option_note([dict(arm="post_cot_filler", parse_failures=1, answers=2)]) == ""
+
+
 def test_the_calibration_in_words_is_that_of_its_table():
     docs = ROOT / "docs"
     table = pd.read_csv(docs / report.CALIBRATION)
@@ -182,7 +211,8 @@ def test_the_readmes_verdicts_are_the_committed_ones():
     executed = ROOT / "notebooks" / "executed"
     records = report.committed_records(executed)
     block = report.render_readme_verdicts(report.readme_records(executed))
-    table = block[block.index("| claim |") :]
+    table, _, notes = block[block.index("| claim |") :].partition("\n\n")
+    assert "Under the loss `token_mean`".lower() in notes.lower()
     asked = {"relations-tasks", "everyday-quality", "everyday-methods"}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.render_block(text, "verdicts", block, "README.md") == text

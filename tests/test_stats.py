@@ -253,11 +253,12 @@ SPARES = claim(
 @pytest.mark.parametrize("gain, verdict", [(0.0, "inconclusive"), (0.3, "supported")])
 def test_a_claim_without_its_gain_is_open(rng, gain, verdict):
     """Rationales that do nothing, and shuffled ones that do nothing: nothing was there to keep."""
-    arms = {"label_only": 0.4, "post_cot_filler": 0.4, "post_cot": 0.4 + gain}
-    data = predictions(rng, arms | {"post_cot_shuffled[token]": 0.4 + gain}, questions=400)
+    arms = {"label_only": 0.6, "post_cot_filler": 0.6, "post_cot": 0.6 + gain}
+    data = predictions(rng, arms | {"post_cot_shuffled[token]": 0.6 + gain}, questions=400)
     table = judge(data, GATE, SPARES)
     assert table["p_holm"]["same"] < 0.05 and table["verdict"]["same"] == verdict
-    assert ("no gain to keep" in table["reason"]["same"]) == (verdict == "inconclusive")
+    lost = "no gain is shown that could be lost" in table["reason"]["same"]
+    assert lost == (verdict == "inconclusive")
     assert "within ±5 points" in table["reason"]["same"]
 
 
@@ -300,8 +301,8 @@ def test_a_difference_shown_to_be_small_is_negligible(rng):
     effect = inference.Effect(row["estimate"], row["se"], row["df"])
     alone = inference.equivalence_p(effect, 0.05)
     assert row["p_negligible"] == pytest.approx(min(1.0, 2 * alone))
-    assert "shown to lie within ±5 points (p = " in row["reason"]
-    assert row["reason"].endswith("after Holm).")
+    assert "shown to lie within ±5 points (TOST, p < 0.001 after Holm)" in row["reason"]
+    assert row["reason"].endswith(f"not told apart from 0 (p = {row['p_holm']:.2g}).")
     same = judge(data, *claims, as_intact={"b": 0.5}).loc["small"]
     assert same["verdict"] == "inconclusive"
     assert same["reason"].endswith(
@@ -314,6 +315,16 @@ def test_a_difference_shown_to_be_small_is_negligible(rng):
     assert few["verdict"].tolist() == ["inconclusive"] * 2
     apart = judge(predictions(rng, {name: 0.3, "b": 0.6}, seeds=6, questions=600), *claims)
     assert apart["verdict"].tolist() == ["supported"] * 2
+
+
+def test_arms_at_chance_have_nothing_to_lose(rng):
+    """The gate was not run, as in a study without fillers: a shuffled arm at chance spares none."""
+    data = predictions(rng, {"post_cot": 0.5, "post_cot_shuffled[token]": 0.5}, questions=400)
+    row = judge(data, SPARES).loc["same"]
+    assert row["p_holm"] < 0.05 and row["verdict"] == "inconclusive"
+    assert "but none of these arms is told apart from chance (50 %)" in row["reason"]
+    four = data.assign(scores=[[*row, -50.0, -50.0] for row in data["scores"]])
+    assert judge(four, SPARES)["verdict"]["same"] == "supported"
 
 
 def test_arms_at_chance_are_not_negligibly_different(rng):

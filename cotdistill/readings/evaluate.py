@@ -3,7 +3,14 @@
 import pandas as pd
 
 from cotdistill.arms import PROMPTED
-from cotdistill.readings.common import by_measures, few_seeds, list_arms, section, weigh
+from cotdistill.readings.common import (
+    by_measures,
+    few_seeds,
+    list_arms,
+    section,
+    select_nonzero,
+    weigh,
+)
 from cotdistill.show import percent, points
 
 
@@ -88,9 +95,9 @@ def facts_head(shown: pd.DataFrame) -> str:
     text = (
         "Only embedded worlds know where training states the facts of a test question: behind a "
         "label (it is asked there), in rationales only, or at least one of them nowhere. If "
-        "rationales teach facts, they do so in the column *rationale*. Beware: there, the right "
-        "option is also named more often in training rationales. The last row takes the option "
-        "that is mentioned most and knows nothing else."
+        "rationales teach facts, they do so in the column *rationale*. The right option may also "
+        "be named more often in training rationales: the last row takes the option that is "
+        "mentioned most and knows nothing else."
     )
     return section("Where a rationale can teach what a label cannot", text, shown)
 
@@ -167,6 +174,8 @@ def findings(paired: pd.DataFrame, forced: pd.DataFrame, chance: float, note: st
         above, below, neither = HELPS.get(pair, (f"{pair[0]} is above {pair[1]}",) * 3)
         apart = f"The measures disagree on {pair[0]} against {pair[1]}"
         words = {1: above, -1: below, 0: neither, None: apart}[weigh(rows)]
+        if len(select_nonzero(rows)) < len(rows) and weigh(rows):
+            words += f" by {' and '.join(select_nonzero(rows)['by'])}, not shown by the other"
         words = "Nothing is claimed" if warning else words
         texts.append(f"{words}: {pair[0]} − {pair[1]} is {by_measures(rows)}.")
     listed = "; ".join(f"{row['arm']} {percent(row)}" for _, row in forced.iterrows())

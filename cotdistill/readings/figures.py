@@ -62,14 +62,16 @@ def in_spite_of_p(table: pd.DataFrame, alpha: float) -> str:
 def detectable(table: pd.DataFrame) -> str:
     """Say how large an effect this study could find, for its open claims; empty where none is.
 
-    table: of `verdicts.verdicts`, the measured claims.
+    table: of `verdicts.verdicts`, the measured claims. Equivalences are left out: they show that
+    there is no effect.
     """
     rows = table[(table["verdict"] == "inconclusive") & table["detectable"].notna()]
+    rows = rows[rows["rule"] != "equivalence"]
     if rows.empty:
         return ""
     sizes = 100 * rows["detectable"]
     return (
-        f"{len(rows)} claims are open. For them the study finds a true effect of "
+        f"{len(rows)} claims that arms differ are open. For them the study finds a true effect of "
         f"{sizes.min():.1f} to {sizes.max():.1f} points in four of five repetitions; smaller ones "
         "may well exist. Halving these sizes takes about four times as many seeds and questions."
     )

@@ -117,9 +117,18 @@ def correlations(found: pd.DataFrame, count: int) -> str:
         f"{r.arm} and {QUALITIES[r.quality]} ({r.rho:+.2f}, {r.sets} sets)"
         for r in clear.itertuples()
     )
+    by_arm = found.groupby("arm")["rho"]
+    alike = (by_arm.size() > 1).all() and by_arm.agg(lambda rho: rho.abs().nunique() == 1).all()
+    matters = (
+        "All qualities order the sets alike or the other way round, so this is one comparison per "
+        "arm, and it cannot say which quality matters."
+        if alike
+        else "Sets differ in several qualities at once: a correlation does not say which one "
+        "matters."
+    )
     return (
         f"{len(clear)} of {len(found)} intervals exclude zero{': ' + listed if listed else ''}. "
-        "Sets differ in several qualities at once: a correlation does not say which one matters."
+        f"{matters}"
     )
 
 
@@ -139,7 +148,7 @@ def findings(table: pd.DataFrame, left: pd.DataFrame, judged: pd.DataFrame, note
             if row["number"] in (POST_ALL, PRE_ALL)
         ]
         listed = " and ".join(costs)
-        said = f"Making all facts wrong costs {listed} points of p(gold): " if costs else ""
+        said = f"Right facts minus all facts wrong: {listed} points of p(gold). " if costs else ""
         said += ", ".join(f"*{r.hypothesis}* {_verb(r.outcome)}" for r in left.itertuples())
         said += f" ({(judged['outcome'] == 'met').sum()} predictions met, "
         said += f"{(judged['outcome'] == 'contradicted').sum()} contradicted of {len(judged)})."
