@@ -78,16 +78,16 @@ def measure_epoch(
     watched = study.train_questions(seed)[: measurement.lens_questions]
     known = lens_rows(student, watched, study.data.rationales, setting.label_format)
     rows += [{"kind": "lens", **row} for row in known]
-    answers = ask_at_once(study)
+    answers = ask_at_once(study, seed)
     kept = ("id", "gold", "scores", "choice")
     return rows + [{"kind": "answer"} | {name: row[name] for name in kept} for row in answers]
 
 
-def measure_written(study: Study, measurement: Measurement) -> list[dict]:
+def measure_written(study: Study, seed: int, measurement: Measurement) -> list[dict]:
     """Let the trained student explain its own answers and others. Rows of `forced_rows`."""
     setting, student = study.setting, study.student
-    questions = study.test_questions()[: measurement.forced_questions]
-    choices = [row["choice"] for row in ask_at_once(study)[: len(questions)]]
+    questions = study.test_questions(seed)[: measurement.forced_questions]
+    choices = [row["choice"] for row in ask_at_once(study, seed)[: len(questions)]]
     found = forced_rows(student, questions, choices, setting.max_new_tokens, setting.label_format)
     return [{"kind": "forced", **row} for row in found]
 
@@ -136,14 +136,14 @@ def watch_training(
     epochs = len(history)
     if arm.placement == "post_cot":
         about = {"epoch": summary["best_epoch"], "step": int(history["step"].iloc[-1])}
-        write_rows(folder / "written.jsonl", measure_written(study, measurement), **about)
+        write_rows(folder / "written.jsonl", measure_written(study, seed, measurement), **about)
     files = [folder / f"epoch-{number}.jsonl" for number in range(epochs + 1)]
     files += [path for path in [folder / "written.jsonl"] if path.is_file()]
     texts = [path.read_text(encoding="utf-8") for path in files]
     (folder / "predictions.jsonl").write_text("".join(texts), encoding="utf-8")
     seconds = (pd.Timestamp.now() - started).total_seconds()
     return {
-        "n": len(study.test_questions()),
+        "n": len(study.test_questions(seed)),
         "tokens_per_pass": summary["train_tokens"] / max(epochs, 1),
         "train_seconds": round(seconds, 2),
         "evaluate_seconds": 0.0,
