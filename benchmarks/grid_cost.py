@@ -388,8 +388,8 @@ def _describe_measurements(costs: dict) -> str:
         for rate in rates
     ]
     return (
-        f"*Measured*: the {len(costs['runs'])} runs of `quick` on {m['processor']}, {m['threads']} "
-        f"threads, {here.train / 1e9:.0f} GFLOP/s in training and {here.infer / 1e9:.0f} in "
+        f"*Measured*: {len(costs['runs'])} runs of an earlier `quick` on {m['processor']}, "
+        f"{m['threads']} threads, {here.train / 1e9:.0f} GFLOP/s in training and {here.infer / 1e9:.0f} in "
         "inference (effective rates: answers count to their limits, as predicted ones do; medians; "
         f"single runs are up to {100 * max(off):.0f} % away, half of them within "
         f"{100 * median(off):.0f} %, for the machine's speed varies). Lengths: "

@@ -192,11 +192,12 @@ def render_verdict_table(records: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_open_findings(executed: Path) -> list[dict[str, str]]:
+def read_open_findings(executed: Path) -> list[dict]:
     """Read what the executed notebooks of the open questions end with, one row each.
 
-    executed: folder of executed studies. Returns study, path (below `executed`), question (from the
-    notebook's title) and found (its findings, without what to read next).
+    executed: folder of executed studies. Returns study, seeds (how many it has), path (below
+    `executed`), question (from the notebook's title) and found (its findings, without what to read
+    next).
     """
     rows = []
     for name in OPEN_NOTEBOOKS.values():
@@ -218,6 +219,7 @@ def read_open_findings(executed: Path) -> list[dict[str, str]]:
             rows.append(
                 {
                     "study": path.parent.name,
+                    "seeds": len(read_study(path.parent.name).get("seeds", [0])),
                     "path": path.relative_to(executed).as_posix(),
                     "question": question[0].upper() + question[1:],
                     "found": found.removeprefix(FINDINGS).partition(" Next: ")[0].strip(),
@@ -226,7 +228,20 @@ def read_open_findings(executed: Path) -> list[dict[str, str]]:
     return rows
 
 
-def render_answers(rows: list[dict[str, str]], prefix: str, *, short: bool = False) -> str:
+def choose_widest(rows: list[dict]) -> list[dict]:
+    """Keep one answer per open question, the one that rests on most seeds (the first of equals).
+
+    rows: of `read_open_findings`.
+    """
+    widest = {}
+    for row in rows:
+        best = widest.setdefault(row["question"], row)
+        if row["seeds"] > best["seeds"]:
+            widest[row["question"]] = row
+    return list(widest.values())
+
+
+def render_answers(rows: list[dict], prefix: str, *, short: bool = False) -> str:
     """Write the answers to open questions as a Markdown list. rows: of `read_open_findings`.
 
     prefix: the way from the document to the executed studies. short: the first sentence alone,
@@ -355,7 +370,8 @@ def render_documents(executed: Path) -> list[Path]:
     if "<!-- verdicts -->" in text:
         table = render_readme_verdicts(readme_records(executed))
         text = render_block(text, "verdicts", table, "README.md")
-        listed = render_answers(answers, TO_EXECUTED.removeprefix("../"), short=True)
+        prefix = TO_EXECUTED.removeprefix("../")
+        listed = render_answers(choose_widest(answers), prefix, short=True)
         texts[readme] = render_block(text, "answers", listed, "README.md")
     for path, text in texts.items():
         with atomic_write(path) as part:

@@ -264,8 +264,15 @@ def test_answers_are_what_the_executed_notebooks_end_with():
     where = {"docs/open-questions.md": ("../", False), "README.md": ("", True)}
     for name, (up, short) in where.items():
         text = (ROOT / name).read_text(encoding="utf-8")
-        listed = report.render_answers(rows, f"{up}notebooks/executed/", short=short)
+        shown = report.choose_widest(rows) if short else rows
+        listed = report.render_answers(shown, f"{up}notebooks/executed/", short=short)
         assert report.render_block(text, "answers", listed, name) == text
+
+
+def test_the_readme_answers_a_question_by_the_study_with_most_seeds():
+    rows = [dict(question=q, study=s, seeds=n) for q, s, n in ("ax3", "by3", "az5", "bw3")]
+    chosen = report.choose_widest([row | {"seeds": int(row["seeds"])} for row in rows])
+    assert [(row["question"], row["study"]) for row in chosen] == [("a", "z"), ("b", "y")]
 
 
 def test_a_claim_that_a_study_did_not_measure_is_a_dash():
