@@ -389,9 +389,10 @@ def _describe_measurements(costs: dict) -> str:
     ]
     return (
         f"*Measured*: {len(costs['runs'])} runs of an earlier `quick` on {m['processor']}, "
-        f"{m['threads']} threads, {here.train / 1e9:.0f} GFLOP/s in training and {here.infer / 1e9:.0f} in "
-        "inference (effective rates: answers count to their limits, as predicted ones do; medians; "
-        f"single runs are up to {100 * max(off):.0f} % away, half of them within "
+        f"{m['threads']} threads, {here.train / 1e9:.0f} GFLOP/s in training and "
+        f"{here.infer / 1e9:.0f} in inference (effective rates: answers count to "
+        f"their limits, as predicted ones do; medians; single runs are up to "
+        f"{100 * max(off):.0f} % away, half of them within "
         f"{100 * median(off):.0f} %, for the machine's speed varies). Lengths: "
         f"`openbookqa-probe`, {real['prompt']:.0f} tokens of prompt, {real['label']:.0f} of label "
         f"and {real['rationale']:.0f} of rationale, taken for all three datasets. Both stand in "
