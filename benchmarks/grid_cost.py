@@ -388,8 +388,8 @@ def _describe_measurements(costs: dict) -> str:
         for rate in rates
     ]
     return (
-        f"*Measured*: {len(costs['runs'])} runs of an earlier `quick` on {m['processor']}, "
-        f"{m['threads']} threads, {here.train / 1e9:.0f} GFLOP/s in training and "
+        f"*Measured*: {len(costs['runs'])} runs of `quick` ({costs['test']} questions) on "
+        f"{m['processor']}, {m['threads']} threads, {here.train / 1e9:.0f} GFLOP/s in training and "
         f"{here.infer / 1e9:.0f} in inference (effective rates: answers count to "
         f"their limits, as predicted ones do; medians; single runs are up to "
         f"{100 * max(off):.0f} % away, half of them within "

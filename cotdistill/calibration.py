@@ -271,12 +271,13 @@ def render_calibration(table: pd.DataFrame) -> str:
             f"| {row.false_negligible:.3f} |"
         )
     most, *others = rows.sort_values("negligible", ascending=False).itertuples()
+    next_most = max((row.negligible for row in others), default=0.0)
     said = (
         f"Family-wise error lies between {rows['fwer'].min():.3f} and {rows['fwer'].max():.3f}, "
         f"coverage between {rows['coverage'].min():.3f} and {rows['coverage'].max():.3f}. The "
         f"verdict *negligible* is rare in these designs: {100 * most.negligible:.0f} % of claims "
         f"with {most.seeds} seeds and {most.questions} questions (seed spreads: {_spreads(most)}), "
-        f"at most {100 * others[0].negligible:.1f} % elsewhere. So only that row tests its promise."
+        f"at most {100 * next_most:.1f} % elsewhere. So only that row tests its promise."
     )
     return "\n".join([*lines, "", textwrap.fill(said, 100)]) + "\n"
 

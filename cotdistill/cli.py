@@ -149,7 +149,7 @@ def verdicts_command(chosen: argparse.Namespace) -> None:
 def show_verdicts(study: str, table) -> None:
     """Print a table of verdicts at 80 columns, then the reason for each."""
     from cotdistill.terminal import wrap, write_table
-    from cotdistill.verdicts import estimate_text
+    from cotdistill.verdicts import DIFFERENCES, estimate_text
 
     measured = table[table["estimate"].notna()]
     n, seeds = (measured[column].max() if len(measured) else 0 for column in ("n", "seeds"))
@@ -170,7 +170,7 @@ def show_verdicts(study: str, table) -> None:
     print(write_table(rows, ["verdict", "claim", "estimate"]) + "\n")
     for row in table.itertuples():
         found = ""
-        if row.verdict == "inconclusive" and row.rule != "equivalence":
+        if row.verdict == "inconclusive" and row.rule in DIFFERENCES:
             found = f" Smallest effect to find: {100 * row.detectable:.1f} points."
         print(wrap(f"{row.claim}: {row.reason}{found}"))
 

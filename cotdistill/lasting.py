@@ -199,8 +199,8 @@ def half_life(
     """Estimate the half-life of gaps [T, seeds, questions], in steps.
 
     The interval is that of the rate k over draws of seeds and of questions (percentiles); a draw
-    whose gap does not fall has an unbounded half-life. With one seed questions alone are drawn. NaN
-    where each seed has a world, and questions, of its own: then each seed draws among its own.
+    whose gap does not fall has an unbounded half-life. With one seed questions alone are drawn.
+    Gaps are NaN where a question is of another seed's world: each seed then draws among its own.
     """
     first = join_variances(split_gaps(gaps[0]))
     low, high = (float(end) for end in confidence_interval(first))

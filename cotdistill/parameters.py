@@ -494,6 +494,11 @@ def check_lasting(v: dict) -> None:
 
 def check_mechanism(v: dict) -> None:
     """Check what notebook 9 requires of all values of a study. Raises DataError."""
+    if v["worlds"] == "per_seed":
+        raise DataError(
+            "worlds is per_seed; expected shared: stage mechanism compares students on the same "
+            "questions"
+        )
     bad = next((share for share in v["label_shares"] if not 0 < share < 1), None)
     if bad is not None:
         raise DataError(

@@ -273,6 +273,7 @@ def _pool_claim(claim: dict, found: list[dict]) -> dict:
             contrast=first,
             arms={"a": first.partition(" − ")[0]},
             as_intact=max(row.get("as_intact") or 0.0 for row in found),
+            at_chance=all(row.get("at_chance", False) for row in found),
             seeds=min(row["seeds"] for row in found),
             p=p,
             verdict=verdict,

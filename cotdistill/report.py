@@ -80,8 +80,9 @@ def study_findings(record: dict) -> str:
 def loss_note(rows: list[dict]) -> str:
     """Say how arms under a further loss compare with label_only; empty where none was trained.
 
-    rows: the accuracies of a verdicts.json, by forced choice. The interval is Student's over the
-    seeds' differences. label_only has no other tokens, so both losses are the same for it.
+    rows: the accuracies of a verdicts.json, by forced choice, whose arms share their seeds. The
+    interval is Student's over the seeds' differences, with the questions as they are. label_only
+    has no other tokens, so both losses are the same for it.
     """
     by_arm = {row["arm"]: row for row in rows}
     base = by_arm.get("label_only", {}).get("by_seed", [])
@@ -99,7 +100,7 @@ def loss_note(rows: list[dict]) -> str:
         texts.append(
             f"Under the loss `{loss[1]}`{mean} {arm.partition('[')[0]} is at "
             f"{100 * row['accuracy']:.1f} % by forced choice, {points(ends)} points from "
-            f"label_only (95 % interval over {len(apart)} seeds; not registered)."
+            f"label_only (95 % interval over {len(apart)} seeds, these questions; not registered)."
         )
     return " ".join(texts)
 

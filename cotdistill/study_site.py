@@ -37,7 +37,7 @@ from cotdistill.report import (
     whole_record,
 )
 from cotdistill.show import percent
-from cotdistill.verdicts import DECIDED
+from cotdistill.verdicts import DECIDED, DIFFERENCES
 
 ALL = "all"  # the site over every published study
 OLD_UNIT = "correct_per_100_tokens"  # not in points
@@ -166,9 +166,9 @@ def claim_cards(record: dict) -> list[dict]:
 def _write_detectable(row: dict) -> str:
     """Write the smallest effect that the study would find, where the record says it (fraction).
 
-    An equivalence has none: it shows that there is no effect.
+    Only claims that arms differ have one.
     """
-    value = row.get("detectable") if row.get("rule") != "equivalence" else None
+    value = row.get("detectable") if row.get("rule") in DIFFERENCES else None
     return f"{100 * value:.1f} points" if isinstance(value, (int, float)) else ""
 
 

@@ -14,7 +14,7 @@ from cotdistill.runs.word_frequency import predict_by_frequency
 from cotdistill.show import percent, points
 from cotdistill.stats import MEASURE_NAMES, accuracy_table, estimate_measure, measured_arms
 from cotdistill.study import Study
-from cotdistill.verdicts import estimate_text, write_p
+from cotdistill.verdicts import DIFFERENCES, estimate_text, write_p
 
 # The further columns of `results_table` that are intervals: name -> their column
 INTERVALS = {
@@ -156,7 +156,7 @@ def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
     """List the verdicts of measured claims, a family after the other, with their numbers as text.
 
     smallest effect to find: with 80 % power, at the level that Holm's first step leaves one claim;
-    none for an equivalence, which shows that there is no effect.
+    only claims that arms differ have one.
     Whether a claim was registered is shown where the study registered any.
     """
     order = {name: i for i, name in enumerate(FAMILIES)}
@@ -173,7 +173,7 @@ def verdict_table(measured: pd.DataFrame) -> pd.DataFrame:
             "estimate, 95 % interval": [estimate_text(row) for _, row in measured.iterrows()],
             "margin (points)": margins,
             "smallest effect to find": [
-                "–" if row.rule == "equivalence" else f"{100 * row.detectable:.1f}"
+                f"{100 * row.detectable:.1f}" if row.rule in DIFFERENCES else "–"
                 for row in measured.itertuples()
             ],
             "p after Holm": [write_p(p) for p in measured["p_holm"]],

@@ -137,6 +137,7 @@ REQUIRED = (
 OPTIONAL = ("requires", "stratum", "negligible")
 STRATA = ("label", "rationale", "none")  # where training has the facts of a test question
 MIN_QUESTIONS = 20  # a stratum with fewer test questions is not judged
+DIFFERENCES = ("difference", "interaction")  # the rules by which arms are said to differ
 DECIDED = ("supported", "contradicted", "negligible")
 NEGLIGIBLE_SINCE = "2026-11-29"  # when the margins of the verdict "negligible" were set
 
@@ -300,6 +301,12 @@ def _equals_p(p: float) -> str:
     return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
+def _at_chance(row: dict) -> str:
+    """Say that no arm of a claim is above chance, with its level where one study knows it."""
+    level = f" ({100 * row['chance']:.0f} %)" if "chance" in row else ""
+    return f"none of these arms is shown to be above chance{level}"
+
+
 def _reason(claim: dict, row: dict, alpha: float, gate: "_Gate") -> str:
     """Write one sentence for the verdict, with the numbers that it rests on."""
     value, low, high = (_number(row[k], claim["measure"]) for k in ("estimate", "low", "high"))
@@ -320,25 +327,22 @@ def _reason(claim: dict, row: dict, alpha: float, gate: "_Gate") -> str:
         text = f"{found}: {yes} ({_equals_p(row['p_holm'])} after Holm)"
         opposite = "The opposite of the claim: " if row["verdict"] == "contradicted" else ""
         return opposite + text + (f", but {gate.empty}." if gate.empty else f".{gate.missing}")
+    late = " once all claims of its family are counted" if row["p"] < alpha else ""
     if row["verdict"] == "negligible":
         since = f" The margin was set on {NEGLIGIBLE_SINCE}, later than the study was registered."
         return (
             f"{found}: shown to lie within ±{100 * claim['negligible']:g} points (TOST, "
-            f"{_equals_p(row['p_negligible'])} after Holm), and not told apart from 0 "
-            f"({_equals_p(row['p_holm'])}).{since if row.get('late') else ''}"
+            f"{_equals_p(row['p_negligible'])} after Holm), and not told apart from 0{late} "
+            f"({_equals_p(row['p_holm'])} after Holm).{since if row.get('late') else ''}"
         )
-    late = " once all claims of its family are counted" if row["p"] < alpha else ""
     remark = ""
     if row.get("alike"):
         remark = (
             f" Not judged negligible: {100 * row['as_intact']:.0f} % of the training texts of "
             f"{row['arms']['a']} are the intact ones."
         )
-    elif row.get("guessed"):
-        remark = (
-            " Not judged negligible: none of these arms is told apart from chance "
-            f"({100 * row['chance']:.0f} %)."
-        )
+    elif row["at_chance"] and row.get("p_negligible", 1.0) < alpha:
+        remark = f" Not judged negligible: {_at_chance(row)}."
     return f"{found}: {no}{late} ({_equals_p(row['p_holm'])} after Holm).{remark}"
 
 
@@ -372,6 +376,7 @@ COLUMNS = [
     "design_effect",
     "flagged",
     "as_intact",
+    "at_chance",
     "registered",
 ]
 MEASURED = (
@@ -406,14 +411,16 @@ def verdicts(
     the claim's margin `negligible`, where it has one), retained (the share of the gain that a
     corrupted rationale retains, as text), verdict, reason, n, seeds, covers, design_effect (of
     questions that share a fact), flagged (share of the answers compared that follow a rationale cut
-    off), registered ("registered", "exploratory", or "" where the study registered nothing).
+    off), at_chance (no arm compared is shown to be above chance), registered ("registered",
+    "exploratory", or "" where the study registered nothing).
 
     verdict is one of
 
     - "not measured": an arm, a measure or a stratum is missing, or the arms share no seed.
     - "inconclusive": fewer than MIN_SEEDS seeds, whatever p is, because the interval then hardly
       knows how much seeds vary; or support that would say nothing: the gate that this one
-      `requires` is not supported, or no arm is above chance where a claim requires a gate, or
+      `requires` is not supported, or no arm is shown to be above chance (at_chance, by its own
+      95 % interval) where a claim requires a gate or an effect seems negligible, or
       an equivalence is of two arms of which more than MAX_AS_INTACT of the training texts are the
       same (as_intact: arm -> that share, `results.unchanged_shares`); or p_holm of alpha or more,
       and p_negligible too.
@@ -453,8 +460,9 @@ def conclude(claims: list[dict], rows: list[dict], alpha: float) -> None:
 
     rows: one per claim, in place; verdict (what a small p would bring, or "not measured"), family,
     effect, p, seeds, estimate, low, high, arms, as_intact (the share of the first arm's training
-    texts that are the intact ones) and perhaps late (registered before the margins of "negligible"
-    were set). Of one study's claims, and of those pooled over studies alike.
+    texts that are the intact ones), at_chance, and perhaps chance (its level) and late (registered
+    before the margins of "negligible" were set). Of one study's claims, and of those pooled over
+    studies alike.
     """
     _adjust_claims(claims, rows, alpha)
     by_id = {row["claim"]: row for row in rows}
@@ -476,6 +484,7 @@ def _find_arms(claim: dict, predictions: pd.DataFrame) -> dict:
     row = dict(claim=claim["id"], words=" ".join(claim["words"].split()), verdict="")
     row |= {k: claim[k] for k in ("family", "section", "measure", "rule", "margin")}
     row |= dict(stratum=claim.get("stratum", ""), arms={}, weights={}, contrast="", retained="")
+    row["at_chance"] = False
     rows = predictions
     if row["stratum"]:
         known = rows["stratum"] if "stratum" in rows else pd.Series("", rows.index)
@@ -548,7 +557,8 @@ def _estimate_claims(claims: list[dict], rows: list[dict], predictions: pd.DataF
         for claim, row in members:
             one = found.loc[row["claim"]]
             row["chance"] = chance
-            row["highest"] = max(found.loc[f"level of {arm}", "low"] for arm in row["weights"])
+            lows = [found.loc[f"level of {arm}", "low"] for arm in row["weights"]]
+            row["at_chance"] = bool(max(lows) <= chance)
             row |= {name: one[name] for name in MEASURED} | {"n": int(one["questions"])}
             row["effect"] = Effect(one["estimate"], one["se"], one["df"], one["covers"])
             judge = RULES[claim["rule"]].judge
@@ -559,7 +569,8 @@ def _estimate_claims(claims: list[dict], rows: list[dict], predictions: pd.DataF
 def _chance(predictions: pd.DataFrame) -> float:
     """Return the mean of 1 / options over the questions; 0 where no arm has scores of options.
 
-    A free answer, of one score, counts as 0: there is nothing to choose from.
+    By the scores, for a published study has no texts. A free answer, of one score, counts as 0:
+    there is nothing to choose from.
     """
     if "scores" not in predictions:
         return 0.0
@@ -590,7 +601,7 @@ def _find_negligible(claims: list[dict], rows: list[dict], alpha: float) -> None
     Their p values are adjusted within each family on their own: Holm keeps the chance of any false
     "negligible" in a family below alpha, as it keeps that of any false side. Two kinds stay open:
     a corrupted arm that mostly trained on the intact texts can hardly differ from another with a
-    rationale; and arms of which none is told apart from chance are alike in having learnt nothing.
+    rationale; and arms of which none is shown to be above chance are alike in what they lack.
     """
     inside = [
         float(equivalence_p(row["effect"], claim["negligible"]))
@@ -603,13 +614,8 @@ def _find_negligible(claims: list[dict], rows: list[dict], alpha: float) -> None
         row["p_negligible"] = p
         if row["verdict"] == "inconclusive" and row["seeds"] >= MIN_SEEDS and p < alpha:
             row["alike"] = row["as_intact"] > MAX_AS_INTACT and _has_rationale(row["arms"]["b"])
-            row["guessed"] = _is_guessing(row)
-            row["verdict"] = "inconclusive" if row["alike"] or row["guessed"] else "negligible"
-
-
-def _is_guessing(row: dict) -> bool:
-    """Tell whether no arm of a claim is above chance by its own 95 % interval; pools never are."""
-    return row.get("highest", 1.0) <= row.get("chance", 0.0)
+            open_still = row["alike"] or row["at_chance"]
+            row["verdict"] = "inconclusive" if open_still else "negligible"
 
 
 def _has_rationale(label: str) -> bool:
@@ -666,11 +672,8 @@ def _find_gate(claim: dict, row: dict, by_id: dict[str, dict]) -> _Gate:
             f"{100 * row['as_intact']:.0f} % of the training texts of {row['arms']['a']} are the "
             "intact ones, so the two could hardly differ"
         )
-    if _list_gates(claim) and _is_guessing(row):
-        return _Gate(
-            "none of these arms is told apart from chance "
-            f"({100 * row['chance']:.0f} %): what is not there can't be lost"
-        )
+    if _list_gates(claim) and row["at_chance"]:
+        return _Gate(f"{_at_chance(row)}: what is not there can't be lost")
     names = [name for name in _list_gates(claim) if name in by_id]
     run = [name for name in names if by_id[name]["verdict"] != "not measured"]
     if run and by_id[run[0]]["verdict"] != "supported":

@@ -177,6 +177,7 @@ def test_a_bad_list_of_stages_is_one_line(tmp_path, stages, text):
         ({"dataset": "microworld/relations"}, "stage quality has one set of rationales"),
         ({"continue_on": []}, "continue_on is empty; expected 'same' or datasets"),
         ({"label_shares": [0.5, 1.0]}, "label_shares holds 1; expected shares between 0 and 1"),
+        ({"worlds": "per_seed"}, "worlds is per_seed; expected shared: stage mechanism compares"),
         ({"label_shares": [0]}, "label_shares holds 0; expected shares between 0 and 1"),
         ({"mechanism_controls": ["swap"]}, "mechanism_controls holds 'swap'; expected some of"),
         ({"watched_controls": ["dots"]}, "watched_controls holds 'dots'; expected some of"),

@@ -113,7 +113,7 @@ def record(study, rows, dataset="openbookqa", student="smollm2-135m", seeds=5, l
     """A verdicts.json."""
     rows = [row | {"study": study} for row in rows]
     about = dict(study=study, dataset=dataset, student=student, student_name=student, loss=loss)
-    return about | dict(verdicts=rows, accuracy=[dict(seeds=seeds)])
+    return about | dict(verdicts=rows, accuracy=[dict(arm="label_only", seeds=seeds)])
 
 
 FIRST = record(
@@ -126,6 +126,21 @@ THIRD = record(
     "commonsense_qa",
 )
 WORLD = record("world", [judge("post_beats_label_only", 0.2, 0.01)], "microworld/everyday")
+
+
+def test_arms_at_chance_in_every_study_have_nothing_to_lose_together():
+    """Without a gate two studies that show equal arms would support it; not where both guess."""
+    claim = dict(judge("shuffle_spares_post", 0.001, 0.002), rule="equivalence", margin=0.03)
+    claim |= dict(verdict="inconclusive", measure="p_gold", at_chance=True)
+    for guesses, verdict in (((True, True), "inconclusive"), ((True, False), "supported")):
+        studies = [
+            record(name, [claim | {"at_chance": guess}], dataset)
+            for name, dataset, guess in zip("ab", ("openbookqa", "quarel"), guesses, strict=True)
+        ]
+        table = pooling.make_pools(studies)[0].table.set_index("claim")
+        row = table.loc["shuffle_spares_post"]
+        assert row["verdict"] == verdict
+        assert ("shown to be above chance: what is not there" in row["reason"]) == all(guesses)
 
 
 def test_worlds_and_losses_are_never_pooled_with_real_questions():

@@ -262,7 +262,7 @@ def test_what_wrong_facts_cost_is_found_and_judged(predictions):
     levels = rationale_quality.set_levels(predictions, SETS, ARMS)
     told = texts.findings(levels, left, judged, "x")
     assert told.startswith("**Findings.** Right facts minus all facts wrong: post_cot +")
-    assert " points of p(gold). *facts taught* survives, *form* falls, *crutch* survives (" in told
+    assert " points of p(gold): *facts taught* survives, *form* falls, *crutch* survives (" in told
     assert "Student: x." in told and "nan" not in told
     none = rationale_quality.quality_numbers(predictions, [RationaleSet("s0", {})])
     unjudged = hypotheses.judge_predictions(none, rationale_quality.QUALITY_PREDICTIONS)
@@ -295,7 +295,7 @@ def test_rank_correlations_need_four_sets(predictions, quality):
     assert "pre_cot and agree with gold (%) (+1.00, 4 sets)" in texts.correlations(found, 4)
     assert texts.show_correlations(found)["p over orders of sets"].iloc[0] == "0.083"
     alone = found[found["arm"] == "pre_cot"]
-    for rho, one in (([1.0, -1.0], True), ([1.0, 0.8], False)):
+    for rho, one in (([1.0, -1.0], True), ([1.0, 0.8], False), ([0.8, -0.8], False)):
         pair = pd.concat([alone[:1]] * 2).assign(rho=rho)
         assert ("this is one comparison per arm" in texts.correlations(pair, 4)) == one
     alike = quality.assign(tokens=20 + quality["tokens"] / quality["tokens"].max() / 2)

@@ -245,7 +245,11 @@ def test_findings_of_the_answers():
     assert "The opposite of the claim: a rationale after the label does harm" in say(worse)
     assert "The measures disagree on post_cot against label_only" in say(worse, sure)
     unsure = CLEAR[:2] + ("p(gold)", 0.01, -0.02, 0.04, 0.5)
-    assert "helps here by forced choice, not shown by the other: post_cot" in say(CLEAR, unsure)
+    assert "helps here (shown by forced choice, not by p(gold)): post_cot" in say(CLEAR, unsure)
+    third = CLEAR[:2] + ("written answer", 0.01, -0.02, 0.04, 0.5)
+    assert "(shown by forced choice, not by p(gold) or written answer): post_cot" in say(
+        CLEAR, unsure, third
+    )
     assert "helps here: post_cot" in say(CLEAR, sure)
     few = FORCED.assign(seeds=2)
     said = readings.evaluate.findings(paired(worse), few, 0.25, "tiny")
@@ -565,11 +569,15 @@ def test_verdicts():
 
 def test_what_the_study_could_find():
     said = readings.figures.detectable(claims(SUPPORTED, UNDECIDED, HELD_BACK))
-    assert said.startswith("2 claims that arms differ are open.") and "6.0 to 12.0 points" in said
+    assert (
+        said.startswith("2 claims that arms differ are open. The study")
+        and "6.0 to 12.0 points" in said
+    )
     assert readings.figures.detectable(claims(SUPPORTED, MISSING)) == ""
     alike = claims(UNDECIDED, HELD_BACK)
     alike.loc[1, "rule"] = "equivalence"
-    assert readings.figures.detectable(alike).startswith("1 claims")
+    one = readings.figures.detectable(alike)
+    assert one.startswith("1 claim that arms differ is open.") and "effect of 12.0 points" in one
     assert readings.figures.detectable(alike[1:]) == ""
 
 

@@ -176,8 +176,8 @@ def test_an_arm_under_the_usual_loss_is_compared_with_the_label_alone():
     low, high = (f"{100 * end:+.1f}" for end in found)
     assert report.loss_note(rows) == (
         "Under the loss `token_mean`, the usual mean over all tokens, post_cot is at 52.2 % by "
-        f"forced choice, -8.0 [{low}, {high}] points from label_only (95 % interval over 4 seeds; "
-        "not registered)."
+        f"forced choice, -8.0 [{low}, {high}] points from label_only (95 % interval over 4 seeds, "
+        "these questions; not registered)."
     )
     few = [row | {"by_seed": row["by_seed"][:2]} for row in rows]
     assert report.loss_note(few) == report.loss_note(rows[:1]) == report.loss_note([]) == ""

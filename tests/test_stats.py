@@ -302,7 +302,12 @@ def test_a_difference_shown_to_be_small_is_negligible(rng):
     alone = inference.equivalence_p(effect, 0.05)
     assert row["p_negligible"] == pytest.approx(min(1.0, 2 * alone))
     assert "shown to lie within ±5 points (TOST, p < 0.001 after Holm)" in row["reason"]
-    assert row["reason"].endswith(f"not told apart from 0 (p = {row['p_holm']:.2g}).")
+    assert row["reason"].endswith(f"not told apart from 0 (p = {row['p_holm']:.2g} after Holm).")
+    two = judge(data.assign(scores=[[x + 0.004 * (arm == "b"), y] for arm, (x, y) in zip(
+        data["arm"], data["scores"], strict=True)]), *claims)  # fmt: skip
+    for row in two[two["verdict"] == "negligible"].itertuples():
+        late = " once all claims of its family are counted" if row.p < 0.05 else ""
+        assert f"not told apart from 0{late} (p = " in row.reason
     same = judge(data, *claims, as_intact={"b": 0.5}).loc["small"]
     assert same["verdict"] == "inconclusive"
     assert same["reason"].endswith(
@@ -322,7 +327,7 @@ def test_arms_at_chance_have_nothing_to_lose(rng):
     data = predictions(rng, {"post_cot": 0.5, "post_cot_shuffled[token]": 0.5}, questions=400)
     row = judge(data, SPARES).loc["same"]
     assert row["p_holm"] < 0.05 and row["verdict"] == "inconclusive"
-    assert "but none of these arms is told apart from chance (50 %)" in row["reason"]
+    assert "but none of these arms is shown to be above chance (50 %)" in row["reason"]
     four = data.assign(scores=[[*row, -50.0, -50.0] for row in data["scores"]])
     assert judge(four, SPARES)["verdict"]["same"] == "supported"
 
@@ -334,7 +339,7 @@ def test_arms_at_chance_are_not_negligibly_different(rng):
     row = judge(data, small).loc["x"]
     assert row["verdict"] == "inconclusive" and row["p_negligible"] < 0.05
     assert row["reason"].endswith(
-        "Not judged negligible: none of these arms is told apart from chance (50 %)."
+        "Not judged negligible: none of these arms is shown to be above chance (50 %)."
     )
     four = data.assign(scores=[[*row, -50.0, -50.0] for row in data["scores"]])
     assert judge(four, small)["verdict"]["x"] == "negligible"

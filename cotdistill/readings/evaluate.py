@@ -174,8 +174,10 @@ def findings(paired: pd.DataFrame, forced: pd.DataFrame, chance: float, note: st
         above, below, neither = HELPS.get(pair, (f"{pair[0]} is above {pair[1]}",) * 3)
         apart = f"The measures disagree on {pair[0]} against {pair[1]}"
         words = {1: above, -1: below, 0: neither, None: apart}[weigh(rows)]
-        if len(select_nonzero(rows)) < len(rows) and weigh(rows):
-            words += f" by {' and '.join(select_nonzero(rows)['by'])}, not shown by the other"
+        shown = select_nonzero(rows)["by"]
+        if len(shown) < len(rows) and weigh(rows):
+            silent = rows.loc[~rows["by"].isin(shown), "by"]
+            words += f" (shown by {' and '.join(shown)}, not by {' or '.join(silent)})"
         words = "Nothing is claimed" if warning else words
         texts.append(f"{words}: {pair[0]} − {pair[1]} is {by_measures(rows)}.")
     listed = "; ".join(f"{row['arm']} {percent(row)}" for _, row in forced.iterrows())

@@ -7,7 +7,7 @@ from cotdistill.pooling import KINDS, Pool
 from cotdistill.readings.common import section, select_nonzero
 from cotdistill.show import percent, points
 from cotdistill.stats import MIN_SEEDS
-from cotdistill.verdicts import DECIDED, NEGLIGIBLE_SINCE
+from cotdistill.verdicts import DECIDED, DIFFERENCES, NEGLIGIBLE_SINCE
 
 
 def accuracy(forced: pd.DataFrame, chance: float) -> str:
@@ -62,18 +62,21 @@ def in_spite_of_p(table: pd.DataFrame, alpha: float) -> str:
 def detectable(table: pd.DataFrame) -> str:
     """Say how large an effect this study could find, for its open claims; empty where none is.
 
-    table: of `verdicts.verdicts`, the measured claims. Equivalences are left out: they show that
-    there is no effect.
+    table: of `verdicts.verdicts`, the measured claims. Only claims that arms differ have such a
+    size.
     """
     rows = table[(table["verdict"] == "inconclusive") & table["detectable"].notna()]
-    rows = rows[rows["rule"] != "equivalence"]
+    rows = rows[rows["rule"].isin(DIFFERENCES)]
     if rows.empty:
         return ""
     sizes = 100 * rows["detectable"]
+    several = len(rows) > 1
+    reach = f"{sizes.min():.1f} to {sizes.max():.1f}" if several else f"{sizes.min():.1f}"
     return (
-        f"{len(rows)} claims that arms differ are open. For them the study finds a true effect of "
-        f"{sizes.min():.1f} to {sizes.max():.1f} points in four of five repetitions; smaller ones "
-        "may well exist. Halving these sizes takes about four times as many seeds and questions."
+        f"{len(rows)} claim{'s' if several else ''} that arms differ {'are' if several else 'is'} "
+        f"open. The study finds a true effect of {reach} points in four of five repetitions; "
+        "smaller ones may well exist. Halving that takes about four times as many seeds and "
+        "questions."
     )
 
 

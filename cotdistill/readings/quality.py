@@ -117,8 +117,7 @@ def correlations(found: pd.DataFrame, count: int) -> str:
         f"{r.arm} and {QUALITIES[r.quality]} ({r.rho:+.2f}, {r.sets} sets)"
         for r in clear.itertuples()
     )
-    by_arm = found.groupby("arm")["rho"]
-    alike = (by_arm.size() > 1).all() and by_arm.agg(lambda rho: rho.abs().nunique() == 1).all()
+    alike = (found.groupby("arm").size() > 1).all() and np.isclose(found["rho"].abs(), 1).all()
     matters = (
         "All qualities order the sets alike or the other way round, so this is one comparison per "
         "arm, and it cannot say which quality matters."
@@ -148,7 +147,7 @@ def findings(table: pd.DataFrame, left: pd.DataFrame, judged: pd.DataFrame, note
             if row["number"] in (POST_ALL, PRE_ALL)
         ]
         listed = " and ".join(costs)
-        said = f"Right facts minus all facts wrong: {listed} points of p(gold). " if costs else ""
+        said = f"Right facts minus all facts wrong: {listed} points of p(gold): " if costs else ""
         said += ", ".join(f"*{r.hypothesis}* {_verb(r.outcome)}" for r in left.itertuples())
         said += f" ({(judged['outcome'] == 'met').sum()} predictions met, "
         said += f"{(judged['outcome'] == 'contradicted').sum()} contradicted of {len(judged)})."
