@@ -333,12 +333,19 @@ def _in_readme(row: dict) -> bool:
 
 
 def _verdict_cell(row: dict | None) -> str:
-    """Write a verdict, and its estimate with the 95 % interval in points; a dash for none."""
+    """Write a verdict, and its estimate with the 95 % interval in points; a dash for none.
+
+    Where a gate held back what the numbers show, the cell says why.
+    """
     if row is None:
         return "–"
     value, low, high = (f"{100 * row[name]:+.1f}" for name in ("estimate", "low", "high"))
     unit = MEASURED_BY[row["measure"]]
-    return f"**{row['verdict']}**: {value} [{low}, {high}]{unit}{_late(row)}"
+    text = f"**{row['verdict']}**: {value} [{low}, {high}]{unit}{_late(row)}"
+    shown = row.get("p_holm", 1) < 0.05 and row["seeds"] >= MIN_SEEDS
+    if row["verdict"] == "inconclusive" and shown:
+        text += f", but {row['reason'].rpartition(': ')[2].rstrip('.')}"
+    return text
 
 
 def _late(row: dict) -> str:

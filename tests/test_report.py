@@ -269,6 +269,17 @@ def test_answers_are_what_the_executed_notebooks_end_with():
         assert report.render_block(text, "answers", listed, name) == text
 
 
+def test_a_cell_says_why_a_gate_held_back_what_the_numbers_show():
+    row = dict(
+        verdict="inconclusive", estimate=-0.01, low=-0.02, high=0.0, measure="p_gold", seeds=5,
+        p_holm=0.01, reason="-1.0 points: within ±3, but x is not supported: no gain is shown.",
+    )  # fmt: skip
+    cell = "**inconclusive**: -1.0 [-2.0, +0.0] (p(gold))"
+    assert report._verdict_cell(row) == cell + ", but no gain is shown"
+    assert report._verdict_cell(row | {"p_holm": 0.2}) == cell
+    assert report._verdict_cell(row | {"seeds": 2}) == cell
+
+
 def test_the_readme_answers_a_question_by_the_study_with_most_seeds():
     rows = [dict(question=q, study=s, seeds=n) for q, s, n in ("ax3", "by3", "az5", "bw3")]
     chosen = report.choose_widest([row | {"seeds": int(row["seeds"])} for row in rows])
