@@ -553,7 +553,7 @@ def _estimate_claims(claims: list[dict], rows: list[dict], predictions: pd.DataF
         weights = {row["claim"]: row["weights"] for _, row in members}
         alone = {f"level of {arm}": {arm: 1.0} for _, row in members for arm in row["weights"]}
         found = estimate_measure(part, weights | alone, measure).set_index("contrast")
-        chance = _chance(part)
+        chance = _chance_level(part)
         for claim, row in members:
             one = found.loc[row["claim"]]
             row["chance"] = chance
@@ -566,7 +566,7 @@ def _estimate_claims(claims: list[dict], rows: list[dict], predictions: pd.DataF
             row["retained"] = _share_text(row, part)
 
 
-def _chance(predictions: pd.DataFrame) -> float:
+def _chance_level(predictions: pd.DataFrame) -> float:
     """Return the mean of 1 / options over the questions; 0 where no arm has scores of options.
 
     By the scores, for a published study has no texts. A free answer, of one score, counts as 0:

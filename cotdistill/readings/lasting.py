@@ -29,8 +29,8 @@ def leads(table: pd.DataFrame) -> str:
     for (continuation, arm), rows in table.groupby(["continuation", "arm"], sort=False):
         where = "the labels of the same questions" if continuation == "same" else continuation
         ends = {
-            part: [points(gaps.iloc[at]) for at in (0, -1)]
-            for part, gaps in rows.sort_values("step").groupby("part", sort=False)
+            part: [points(line.iloc[at]) for at in (0, -1)]
+            for part, line in rows.sort_values("step").groupby("part", sort=False)
         }
         first, last = ends.pop(EVERY)
         text = (
