@@ -266,8 +266,9 @@ def test_half_lives_are_put_into_words():
     assert shown["none"].startswith("not estimable: there is no gap to begin with")
     assert shown["slow"] == "347 steps [347, 347] (longer than was observed)"
     table = lasting.estimate_gaps(answers)
-    assert "1 fade" not in texts.half_lives(lives, 5)
-    assert texts.half_lives(lives, 5).startswith("Of 4 gaps, 2 fade, 1 do not fall, and 1 can't")
+    said = texts.half_lives(lives, 5)
+    assert said.startswith("Of 4 gaps, by their estimates, 2 fade and 1 do not fall. 1 can't be")
+    assert "can't" not in texts.half_lives(lives[lives["state"] != "no gap"], 5)
     assert "fewer than 3 seeds" in texts.half_lives(lives, 2)
     found = texts.findings(table, lives, "x")
     assert "post_cot on stays" in found and "none (x)" not in found

@@ -100,10 +100,14 @@ def half_lives(lives: pd.DataFrame, seeds: int) -> str:
         return ""
     counts = lives["state"].value_counts()
     text = (
-        f"Of {len(lives)} gaps, {counts.get('fades', 0)} fade, "
-        f"{counts.get('does not fall', 0)} do not fall, and {counts.get('no gap', 0)} can't be "
-        "told from 0 at the start, so nothing can be said of how long they last."
+        f"Of {len(lives)} gaps, by their estimates, {counts.get('fades', 0)} fade and "
+        f"{counts.get('does not fall', 0)} do not fall."
     )
+    if none := counts.get("no gap", 0):
+        text += (
+            f" {none} can't be told from 0 at the start: nothing can be said of how long such a "
+            "gap lasts."
+        )
     return f"{text} {few_seeds(seeds)}".strip()
 
 
@@ -120,7 +124,7 @@ def findings(table: pd.DataFrame, lives: pd.DataFrame, note: str) -> str:
         )
     last = table[table["step"] == table.groupby("continuation")["step"].transform("max")]
     left = select_nonzero(last)
-    names = ", ".join(name_gap(row) for row in left.itertuples()) or "none"
+    names = "; ".join(name_gap(row) for row in left.itertuples()) or "none"
     return (
         f"**Findings.** {lasted}. Gaps that exclude zero after the last step: {names} ({note}). "
         "Next: [9 · Mechanism](09_mechanism.ipynb)."
