@@ -208,7 +208,8 @@ def half_life(
     if low <= 0 <= high:
         return HalfLife("no gap", np.nan, np.nan, np.nan, *start, first.covers)
     rate = float(fit_decay(steps, np.nanmean(gaps, 2).mean(1)))
-    drawn = np.stack([draw_means(gaps, rng) for _ in range(n_boot)])
+    own = own_gaps(gaps)
+    drawn = np.stack([draw_means(gaps, own, rng) for _ in range(n_boot)])
     slow, fast = np.percentile(fit_decay(steps, drawn), [2.5, 97.5])
     least = 1e-6 / steps[-1]  # a gap that stays as it is has a rate of 0 but for rounding
     times = [np.log(2) / k if k > least else np.inf for k in (rate, fast, slow)]
@@ -216,21 +217,26 @@ def half_life(
     return HalfLife(state, *map(float, times), *start, first.covers)
 
 
-def draw_means(gaps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def own_gaps(gaps: np.ndarray) -> list[np.ndarray]:
+    """List each seed's gaps [T, questions] to its own questions; empty where seeds share them."""
+    if not np.isnan(gaps).any():
+        return []
+    return [seed[:, ~np.isnan(seed[0])] for seed in gaps.swapaxes(0, 1)]
+
+
+def draw_means(gaps: np.ndarray, own: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """Draw seeds and questions with replacement from gaps [T, seeds, questions]; return means [T].
 
-    Where a question is not the seed's own (NaN), each drawn seed draws among its own questions, and
-    the mean is that of the seeds' means.
+    own: of `own_gaps`. Where seeds have questions of their own, each drawn seed draws among them,
+    and the mean is that of the seeds' means.
     """
     _, seeds, questions = gaps.shape
     chosen = rng.integers(seeds, size=seeds)
-    if not np.isnan(gaps).any():
+    if not own:
         return gaps[:, chosen].mean(1)[:, rng.integers(questions, size=questions)].mean(1)
-    means = []
-    for seed in chosen:
-        own = gaps[:, seed, ~np.isnan(gaps[0, seed])]
-        means.append(own[:, rng.integers(own.shape[1], size=own.shape[1])].mean(1))
-    return np.mean(means, axis=0)
+    tables = [own[seed] for seed in chosen]
+    drawn = [table[:, rng.integers(table.shape[1], size=table.shape[1])] for table in tables]
+    return np.mean([table.mean(1) for table in drawn], axis=0)
 
 
 def half_life_table(

@@ -137,6 +137,7 @@ REQUIRED = (
 OPTIONAL = ("requires", "stratum", "negligible")
 STRATA = ("label", "rationale", "none")  # where training has the facts of a test question
 MIN_QUESTIONS = 20  # a stratum with fewer test questions is not judged
+LEAST_P = 0.001  # smaller p values are shown as being below it
 DIFFERENCES = ("difference", "interaction")  # the rules by which arms are said to differ
 DECIDED = ("supported", "contradicted", "negligible")
 NEGLIGIBLE_SINCE = "2026-11-29"  # when the margins of the verdict "negligible" were set
@@ -293,12 +294,11 @@ def estimate_text(row: pd.Series) -> str:
 
 def write_p(p: float) -> str:
     """Write a p value to two digits, or as "<0.001": smaller ones rest on the model alone."""
-    return "<0.001" if p < 0.001 else f"{p:.2g}"
+    return f"{p:.2g}" if p >= LEAST_P else f"<{LEAST_P:g}"
 
 
 def _equals_p(p: float) -> str:
-    text = write_p(p)
-    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+    return f"p = {p:.2g}" if p >= LEAST_P else f"p < {LEAST_P:g}"
 
 
 def _at_chance(row: dict) -> str:
@@ -572,9 +572,7 @@ def _chance_level(predictions: pd.DataFrame) -> float:
     By the scores, for a published study has no texts. A free answer, of one score, counts as 0:
     there is nothing to choose from.
     """
-    if "scores" not in predictions:
-        return 0.0
-    scored = predictions[predictions["scores"].map(lambda x: isinstance(x, (list, np.ndarray)))]
+    scored = select_measured(predictions, "p_gold").dropna(subset=["scores"])
     options = scored.drop_duplicates("id")["scores"].map(len)
     return float((1 / options).where(options > 1, 0.0).mean()) if len(options) else 0.0
 

@@ -262,7 +262,7 @@ def test_what_wrong_facts_cost_is_found_and_judged(predictions):
     levels = rationale_quality.set_levels(predictions, SETS, ARMS)
     told = texts.findings(levels, left, judged, "x")
     assert told.startswith("**Findings.** Right facts minus all facts wrong: post_cot +")
-    assert " points of p(gold): *facts taught* survives, *form* falls, *crutch* survives (" in told
+    assert " points of p(gold); *facts taught* survives, *form* falls, *crutch* survives (" in told
     assert "Student: x." in told and "nan" not in told
     none = rationale_quality.quality_numbers(predictions, [RationaleSet("s0", {})])
     unjudged = hypotheses.judge_predictions(none, rationale_quality.QUALITY_PREDICTIONS)

@@ -303,11 +303,15 @@ def test_a_difference_shown_to_be_small_is_negligible(rng):
     assert row["p_negligible"] == pytest.approx(min(1.0, 2 * alone))
     assert "shown to lie within ±5 points (TOST, p < 0.001 after Holm)" in row["reason"]
     assert row["reason"].endswith(f"not told apart from 0 (p = {row['p_holm']:.2g} after Holm).")
-    two = judge(data.assign(scores=[[x + 0.004 * (arm == "b"), y] for arm, (x, y) in zip(
-        data["arm"], data["scores"], strict=True)]), *claims)  # fmt: skip
-    for row in two[two["verdict"] == "negligible"].itertuples():
-        late = " once all claims of its family are counted" if row.p < 0.05 else ""
-        assert f"not told apart from 0{late} (p = " in row.reason
+    # Apart by itself, but not beside another claim: p between alpha / 2 and alpha
+    for shift in np.linspace(0, 0.05, 101):
+        moved = [[x + shift * (arm == "b"), y] for arm, (x, y) in zip(
+            data["arm"], data["scores"], strict=True)]  # fmt: skip
+        row = judge(data.assign(scores=moved), *claims).loc["small"]
+        if 0.025 < row["p"] < 0.05:
+            break
+    assert row["p"] < 0.05 < row["p_holm"] and row["verdict"] == "negligible"
+    assert "not told apart from 0 once all claims of its family are counted (p =" in row["reason"]
     same = judge(data, *claims, as_intact={"b": 0.5}).loc["small"]
     assert same["verdict"] == "inconclusive"
     assert same["reason"].endswith(

@@ -23,8 +23,13 @@ def name_gap(row) -> str:
     return f"{row.arm} on {row.continuation}{part}"
 
 
-def leads(table: pd.DataFrame) -> str:
-    """Say in a sentence per arm and continuation how its gap began and ended, part by part."""
+def gaps(table: pd.DataFrame) -> str:
+    """Say in a sentence per arm and continuation how its gap began and ended, part by part.
+
+    table: of `lasting.estimate_gaps`.
+    """
+    if table.empty:
+        return "Nothing to compare: label_only alone went on."
     texts = []
     for (continuation, arm), rows in table.groupby(["continuation", "arm"], sort=False):
         where = "the labels of the same questions" if continuation == "same" else continuation
@@ -41,24 +46,6 @@ def leads(table: pd.DataFrame) -> str:
             text += f"; of {part}, {first} and {last}"
         texts.append(f"{text}.")
     return " ".join(texts)
-
-
-def gaps(table: pd.DataFrame) -> str:
-    """Say how each gap to label_only began and ended.
-
-    table: of `lasting.estimate_gaps`.
-    """
-    if table.empty:
-        return "Nothing to compare: label_only alone went on."
-    texts = []
-    for _, rows in table.groupby(["part", "continuation", "arm"], sort=False):
-        ordered = rows.sort_values("step")
-        first, last = ordered.iloc[0], ordered.iloc[-1]
-        texts.append(
-            f"**{name_gap(first)}**: {points(first)} points at the start, "
-            f"{points(last)} after {last['step']} steps"
-        )
-    return f"Gap to label_only, p(gold): {'; '.join(texts)}."
 
 
 def describe_life(row) -> str:
@@ -116,7 +103,7 @@ def findings(table: pd.DataFrame, lives: pd.DataFrame, note: str) -> str:
     if table.empty:
         return "**Findings.** Nothing was compared. Next: [9 · Mechanism](09_mechanism.ipynb)."
     listed = "; ".join(f"{name_gap(row)}: {describe_life(row)}" for row in lives.itertuples())
-    lasted = f"{leads(table)} Half-life: {listed}"
+    lasted = f"{gaps(table)} Half-life: {listed}"
     if (lives["state"] == "no gap").all():
         lasted = (
             "No arm's gap to label_only was told apart from 0 at the start, so nothing can be said "

@@ -147,7 +147,7 @@ def findings(table: pd.DataFrame, left: pd.DataFrame, judged: pd.DataFrame, note
             if row["number"] in (POST_ALL, PRE_ALL)
         ]
         listed = " and ".join(costs)
-        said = f"Right facts minus all facts wrong: {listed} points of p(gold): " if costs else ""
+        said = f"Right facts minus all facts wrong: {listed} points of p(gold); " if costs else ""
         said += ", ".join(f"*{r.hypothesis}* {_verb(r.outcome)}" for r in left.itertuples())
         said += f" ({(judged['outcome'] == 'met').sum()} predictions met, "
         said += f"{(judged['outcome'] == 'contradicted').sum()} contradicted of {len(judged)})."
